@@ -1,0 +1,211 @@
+"""What the core needs of the world: protocols that `host` implements for Linux and tests implement in memory.
+
+Ids of users, groups and processes are those of the daemon's own namespaces ("global ids", NS-1); they are
+translated for a reader only where metadata are exported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+NO_ID = 0xFFFFFFFF
+"""A uid or gid that is "none" (META-6)."""
+
+
+class Ids(NamedTuple):
+    """The eight ids of a thread's credentials."""
+
+    uid: int
+    euid: int
+    suid: int
+    fsuid: int
+    gid: int
+    egid: int
+    sgid: int
+    fsgid: int
+
+
+class Pids(NamedTuple):
+    """Thread group, thread, and thread group of the parent, as one pid namespace numbers them; 0: not visible there."""
+
+    pid: int
+    tid: int
+    ppid: int
+
+
+NO_PIDS = Pids(0, 0, 0)
+
+
+@dataclass(slots=True)
+class ProcessMetadata:
+    """What is known of one thread at one moment (META-3).  A kind is present iff its bit is in `valid`.
+
+    `collected` has the kinds that were tried, so that none is gathered twice for one message.
+    """
+
+    collected: int = 0
+    valid: int = 0
+    creds: Ids | None = None
+    pids: dict[int, Pids] = field(default_factory=dict)  # by pid namespace in which the thread is visible
+    auxgroups: tuple[int, ...] = ()
+    tid_comm: bytes = b""
+    pid_comm: bytes = b""
+    exe: bytes = b""  # absolute, as seen from `root`
+    root: object = None  # identity of the thread's root directory; equal for two threads that share it
+    cmdline: bytes = b""
+    cgroup: bytes = b""
+    caps: bytes = b""  # struct kdbus_caps with four sets, ready to send (META-13)
+    user_ns: int = 0  # of the capabilities
+    seclabel: bytes = b""
+    sessionid: int = NO_ID
+    loginuid: int = NO_ID
+
+
+class Reader(Protocol):
+    """The namespaces of the thread that metadata are exported for (META-20)."""
+
+    @property
+    def user_ns(self) -> int:
+        """Identity of its user namespace."""
+
+    @property
+    def pid_ns(self) -> int:
+        """Identity of its pid namespace."""
+
+    @property
+    def root(self) -> object:
+        """Identity of its root directory, comparable with ProcessMetadata.root."""
+
+    def uid_from_global(self, uid: int) -> int:
+        """`uid` as the reader sees it; the overflow id where unmapped; NO_ID stays NO_ID."""
+
+    def gid_from_global(self, gid: int) -> int:
+        """The same for a gid."""
+
+
+class Memory(Protocol):
+    """The backing of one pool: `size` zero bytes that the client can read and only the daemon writes.
+
+    It is write-only memory for the core: nothing that was stored is ever read back.
+    """
+
+    def resize(self, size: int) -> None:
+        """Give it its size, once, at HELLO.  Raises KdbusError (EFAULT, ENOMEM, EINVAL)."""
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory to map."""
+
+    def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
+        """Move payload between pools inside the daemon's own mappings (activator take-over, ACT-4)."""
+
+    def close(self) -> None:
+        """Forget the backing; the client's mappings keep the memory itself alive (POOL-6)."""
+
+
+class File(Protocol):
+    """An open file description that a client passed, held by the daemon until `close`."""
+
+    @property
+    def is_bus_file(self) -> bool:
+        """Whether it is an endpoint file of any kdbusfs mount (SEND-16)."""
+
+    @property
+    def is_unix_socket(self) -> bool:
+        """Whether it is an AF_UNIX socket, and not merely an O_PATH descriptor of one (SEND-16)."""
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it was opened with O_PATH."""
+
+    def seals(self) -> int | None:
+        """Its F_SEAL_* bits; None where the file cannot be sealed (SEND-13)."""
+
+    def size(self) -> int:
+        """Its size in bytes; asked only of sealed files."""
+
+    def close(self) -> None:
+        """Let go of it.  Never blocks, whatever file system it lives on."""
+
+
+class Caller(Reader, Protocol):
+    """The thread that issued a command: valid until that command is answered."""
+
+    @property
+    def user(self) -> int:
+        """Its real uid: what limits are accounted to (BUS-7, HELLO-13, QUO-3)."""
+
+    def ids(self) -> Ids:
+        """Its credentials now (POL-13).  Raises KdbusError(ESRCH) when it is gone."""
+
+    def groups(self) -> tuple[int, ...]:
+        """Its supplementary groups now."""
+
+    def has_ipc_owner(self) -> bool:
+        """Whether it has CAP_IPC_OWNER in effect in the domain's user namespace (PRIV-1)."""
+
+    def uid_to_global(self, uid: int) -> int | None:
+        """A uid of the caller's user namespace as a global one; None where unmapped (POL-2, NS-4)."""
+
+    def gid_to_global(self, gid: int) -> int | None:
+        """The same for a gid."""
+
+    def domain_uid(self, uid: int) -> int | None:
+        """A global uid as the domain's user namespace has it; None where unmapped (BUS-5)."""
+
+    def pids_of(self, pid: int) -> dict[int, int] | None:
+        """The numbers of process `pid` of the caller's pid namespace, by pid namespace; None if none (HELLO-11)."""
+
+    def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
+        """Add those of `kinds` (ATTACH_* bits) to `metadata` that it has not `collected` yet.
+
+        Raises KdbusError when a kind exists but cannot be gathered (SEND-39, HELLO-12).
+        """
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store `data` in the caller's memory.  Raises KdbusError(EFAULT), or ESRCH when the caller is gone."""
+
+    def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
+        """Read the caller's (address, size) vectors one after the other into `memory` from `offset` on.
+
+        Address 0 stands for that many zero bytes.  One copy; raises KdbusError(EFAULT) when any of it is unreadable.
+        """
+
+    def take_file(self, fd: int) -> File:
+        """The caller's descriptor `fd`, pinned.  Raises KdbusError(EBADF), or EMFILE at the daemon's limits."""
+
+    def defer(self) -> Caller:
+        """This caller in a form that outlives the present request: for a command that is answered later."""
+
+
+class Clock(Protocol):
+    """Time, in nanoseconds."""
+
+    def monotonic(self) -> int:
+        """CLOCK_MONOTONIC: what deadlines are given in (REP-4)."""
+
+    def realtime(self) -> int:
+        """CLOCK_REALTIME."""
+
+
+class Cancellation(Protocol):
+    """A watched CANCEL_FD of a blocked SEND."""
+
+    def close(self) -> None:
+        """Stop watching and let go of the descriptor."""
+
+
+class Host(Protocol):
+    """What a domain is made with."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def random_uuid(self) -> bytes:
+        """16 bytes of a random UUID, version 4 (BUS-9)."""
+
+    def watch(self, file: File, token: Any) -> Cancellation:
+        """Have `Domain.cancelled(token)` called when `file` gets readable.
+
+        Raises KdbusError(EINVAL) for a file that cannot be polled.
+        """
