@@ -83,6 +83,9 @@ class Reader(Protocol):
     def gid_from_global(self, gid: int) -> int:
         """The same for a gid."""
 
+    def maps_uid(self, uid: int) -> bool:
+        """Whether the global `uid` has a number of its own in the reader's user namespace."""
+
 
 class Memory(Protocol):
     """The backing of one pool: `size` zero bytes that the client can read and only the daemon writes.
@@ -91,7 +94,10 @@ class Memory(Protocol):
     """
 
     def resize(self, size: int) -> None:
-        """Give it its size, once, at HELLO.  Raises KdbusError (EFAULT, ENOMEM, EINVAL)."""
+        """Give it its size, at HELLO; again after a HELLO that failed.  Raises KdbusError (ENOMEM, EINVAL)."""
+
+    def seal(self) -> None:
+        """The size is final: from now on nobody can change it."""
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory to map."""

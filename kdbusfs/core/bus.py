@@ -1,0 +1,176 @@
+"""A bus: its endpoints, connections, names, policy, and how a message reaches many."""
+
+from __future__ import annotations
+
+from errno import EBADMSG, EEXIST, EINVAL
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.commands import COMMANDS
+from ..abi.errors import KdbusError
+from ..abi.items import Item
+from ..abi.layouts import BLOOM_PARAMETER, U64
+from ..abi.limits import BUS_BLOOM_MAX_SIZE, BUS_BLOOM_MIN_SIZE
+from .endpoint import Endpoint
+from .match import CLASSES, USER_MESSAGES
+from .metadata import sanitize_attach_flags
+from .names import NameRegistry
+from .nodes import access_mode, check_uid_prefix
+from .notify import Notifier
+from .policy import PolicyDb
+from .ports import ProcessMetadata
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .connection import Connection
+    from .domain import Domain
+    from .message import Message
+    from .metadata import ConnMetadata
+    from .quota import User
+
+_COMMAND: Final = COMMANDS[c.CMD_BUS_MAKE]
+_SINGLE_ITEMS: Final = (
+    c.ITEM_MAKE_NAME,
+    c.ITEM_BLOOM_PARAMETER,
+    c.ITEM_ATTACH_FLAGS_SEND,
+    c.ITEM_ATTACH_FLAGS_RECV,
+)
+
+
+class Bus:
+    """One bus of a domain; a directory of the mount.
+
+    flags: of BUS_MAKE, verbatim (BUS-10); attach_flags_required: what every connection must agree to send;
+    attach_flags_owner: which creator metadata may be asked for; listeners: for each class of matches the connections
+    that have one; monitors, connections: by id.
+    """
+
+    def __init__(self, domain: Domain, name: str, flags: int, uid: int, gid: int) -> None:
+        self.domain = domain
+        self.name = name
+        self.flags = flags
+        self.uid = uid
+        self.gid = gid
+        self.mode = access_mode(flags, 0o500, 0o050, 0o005)
+        self.id = 0
+        self.ino = 0
+        self.id128 = b""
+        self.active = True
+        self.bloom_size = 0
+        self.bloom_n_hash = 0
+        self.attach_flags_required = 0
+        self.attach_flags_owner = 0
+        self.creator: User | None = None
+        self.creator_metadata = ProcessMetadata()
+        self.endpoints: dict[str, Endpoint] = {}
+        self.connections: dict[int, Connection] = {}
+        self.monitors: dict[int, Connection] = {}
+        self.listeners: dict[int, dict[int, Connection]] = {rule_class: {} for rule_class in CLASSES}
+        self.user_listeners = self.listeners[USER_MESSAGES]
+        self.names = NameRegistry(self)
+        self.policy = PolicyDb()
+        self.notifier = Notifier(self)
+        self._connection_ids = count(1)
+
+    def next_connection_id(self) -> int:
+        """1, 2, 3...; never given twice (HELLO-10)."""
+        return next(self._connection_ids)
+
+    def add_connection(self, connection: Connection) -> None:
+        self.connections[connection.id] = connection
+        connection.endpoint.connections[connection.id] = connection
+        if connection.is_monitor:
+            self.monitors[connection.id] = connection
+
+    def remove_connection(self, connection: Connection) -> None:
+        """From now on nobody can address it."""
+        del self.connections[connection.id]
+        del connection.endpoint.connections[connection.id]
+        self.monitors.pop(connection.id, None)
+
+    def broadcast_notification(self, message: Message, metadata: ConnMetadata) -> None:
+        """To all monitors, then to every connection with a match that may see it (NOTE-1 to NOTE-5, NOTE-11)."""
+        self.eavesdrop_notification(message, metadata)
+        for receiver in list(self.listeners[message.notify_type].values()):
+            if (
+                receiver.active
+                and receiver.matches.accepts(message, None)
+                and receiver.may_see_notification(message)
+                and not receiver.try_deliver(message, None, metadata, None)
+            ):
+                receiver.lost += 1
+
+    def eavesdrop_notification(self, message: Message, metadata: ConnMetadata) -> None:
+        """MON-1."""
+        for monitor in list(self.monitors.values()):
+            if not monitor.try_deliver(message, None, metadata, None):
+                monitor.lost += 1
+
+    def add_endpoint(self, endpoint: Endpoint) -> None:
+        """Raises KdbusError(EEXIST) for a name that is taken."""
+        if endpoint.name in self.endpoints:
+            raise KdbusError(EEXIST, "endpoint exists")
+        endpoint.ino = self.domain.take_ino()
+        self.endpoints[endpoint.name] = endpoint
+
+    def shut_down(self) -> None:
+        """Remove all endpoints with their connections, then the directory (FS-24, FS-26, SHUT-1).  Idempotent."""
+        if not self.active:
+            return
+        self.active = False
+        for endpoint in list(self.endpoints.values()):
+            endpoint.shut_down()
+        self.domain.remove_bus(self)
+
+
+def make_bus(domain: Domain, call: Call) -> Bus:
+    """KDBUS_CMD_BUS_MAKE (BUS-2 to BUS-12).
+
+    Raises KdbusError: EBADMSG, EEXIST, EINVAL, EMFILE; ENAMETOOLONG for the name.
+    """
+    items = call.begin(_COMMAND)
+    found = _single_items(items)
+    name = found.get(c.ITEM_MAKE_NAME)
+    bloom = found.get(c.ITEM_BLOOM_PARAMETER)
+    if name is None or bloom is None:
+        raise KdbusError(EBADMSG, "name or bloom parameters missing")
+    bloom_size, n_hash = BLOOM_PARAMETER.unpack(bloom)
+    if not BUS_BLOOM_MIN_SIZE <= bloom_size <= BUS_BLOOM_MAX_SIZE or bloom_size % 8 or n_hash < 1:
+        raise KdbusError(EINVAL, "bad bloom parameters")
+    required = sanitize_attach_flags(_u64(found.get(c.ITEM_ATTACH_FLAGS_RECV)))
+    shown = sanitize_attach_flags(_u64(found.get(c.ITEM_ATTACH_FLAGS_SEND)))
+    caller = call.caller
+    ids = caller.ids()
+    check_uid_prefix(name, caller.domain_uid(ids.euid))
+
+    flags: int = U64.unpack_from(call.command, _COMMAND.flags_offset)[0]
+    bus = Bus(domain, name[:-1].decode("ascii"), flags, ids.euid, ids.egid)
+    bus.bloom_size = bloom_size
+    bus.bloom_n_hash = n_hash
+    bus.attach_flags_required = required
+    bus.attach_flags_owner = shown
+    bus.id = domain.next_bus_id()
+    bus.id128 = domain.host.random_uuid()
+    if bus.name in domain.buses:
+        raise KdbusError(EEXIST, "bus exists")
+    caller.collect(bus.creator_metadata, c.ATTACH_PROCESS)
+    domain.add_bus(bus, caller.user)
+    bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid, custom=False))
+    return bus
+
+
+def _single_items(items: list[Item]) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    for kind, payload in items:
+        if kind not in _SINGLE_ITEMS:
+            raise KdbusError(EINVAL, "item that no BUS_MAKE may have")
+        if kind in found:
+            raise KdbusError(EEXIST, "item given twice")
+        found[kind] = payload
+    return found
+
+
+def _u64(payload: bytes | None) -> int:
+    value: int = U64.unpack(payload)[0] if payload is not None else 0
+    return value

@@ -1,0 +1,140 @@
+"""One command of a client on its way through the core, with the rules that all commands share (GEN-5 to GEN-12)."""
+
+from __future__ import annotations
+
+from errno import EFAULT, EINVAL, EMSGSIZE
+from typing import TYPE_CHECKING, Final
+
+from ..abi.commands import Command
+from ..abi.constants import FLAG_KERNEL
+from ..abi.errors import KdbusError
+from ..abi.items import Item, parse_items
+from ..abi.layouts import U64
+
+if TYPE_CHECKING:
+    from .message import Resources
+    from .ports import Caller, File, Memory
+
+PENDING: Final = 1
+"""What `ioctl` returns for a call that is answered later; no kdbus command returns a positive number (GEN-21)."""
+
+ERESTARTSYS: Final = 512
+"""Result of an interrupted sync SEND: the kernel restarts the ioctl or makes it EINTR (SYNC-2, SYNC-3)."""
+
+
+class Installation:
+    """Descriptors that the calling process must hold before its command returns (RECV-13, REP-15).
+
+    entries: the file, the pool memory, and where in it the number of the new descriptor goes (an int32).
+    """
+
+    __slots__ = ("_resources", "entries")
+
+    FLAGS_OFFSET: Final = 64  # of kdbus_msg_info.return_flags, in RECV as in SEND
+
+    def __init__(self, entries: list[tuple[File, Memory, int]], resources: Resources) -> None:
+        self.entries = entries
+        self._resources: Resources | None = resources
+
+    def done(self) -> None:
+        """Let go of the files: the client has its own descriptors, or never will.  Idempotent."""
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.release()
+
+
+class Call:
+    """A command as the client gave it, and what becomes of it.
+
+    The reader reuses one object for all requests; whoever keeps a call beyond its ioctl takes `defer()`.
+
+    number, address: ioctl number and argument; command: the struct as copied, whose first bytes travel back for
+    `_IOWR`; error: errno of that copy or 0; message, message_error: the same for the message of a SEND;
+    result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own.
+    """
+
+    __slots__ = (
+        "address",
+        "caller",
+        "command",
+        "error",
+        "installation",
+        "message",
+        "message_error",
+        "number",
+        "result",
+        "tag",
+    )
+
+    number: int
+    address: int
+    command: memoryview
+    error: int
+    message: memoryview | None
+    message_error: int
+    caller: Caller
+    tag: object
+    result: int
+    installation: Installation | None
+
+    def begin(self, command: Command) -> list[Item]:
+        """The checks that precede every command: size, flag negotiation, items (GEN-10).  Returns the items.
+
+        Raises KdbusError: EFAULT, EINVAL (too small, unknown flags, bad items), EMSGSIZE (too big), and what
+        `parse_items` raises.
+        """
+        self.check_size(command)
+        self.negotiate(command)
+        buffer = self.command
+        if len(buffer) == command.size:
+            return []
+        return parse_items(buffer, command.size, len(buffer))
+
+    def check_size(self, command: Command) -> None:
+        """GEN-5 to GEN-7."""
+        if self.error:
+            raise KdbusError(self.error, "command not readable")
+        size: int = U64.unpack_from(self.command, 0)[0]
+        if size < command.size:
+            raise KdbusError(EINVAL, "command struct too small")
+        if size > command.max_size:
+            raise KdbusError(EMSGSIZE, "command struct too big")
+        if size != len(self.command):
+            raise KdbusError(EFAULT, "command struct cut off")
+
+    def negotiate(self, command: Command) -> None:
+        """Tell which flags are valid, then refuse the others (GEN-9, GEN-11)."""
+        self.put(command, command.kernel_flags_offset, command.flags | FLAG_KERNEL)
+        if U64.unpack_from(self.command, command.flags_offset)[0] & ~command.flags:
+            raise KdbusError(EINVAL, "unknown flags")
+
+    def put(self, command: Command, offset: int, value: int) -> None:
+        """Store a u64 member of the client's struct.  Raises KdbusError(EFAULT) for `_IOW` commands.
+
+        The struct of an `_IOWR` command travels back with the answer.  What the client holds already is not written.
+        """
+        if command.copies_out:
+            U64.pack_into(self.command, offset, value)
+        elif U64.unpack_from(self.command, offset)[0] != value:
+            data = U64.pack(value)
+            self.caller.write(self.address + offset, data)
+            self.command[offset : offset + 8] = data
+
+    def clear_return_flags(self, command: Command) -> None:
+        """Store return_flags = 0 (GEN-12)."""
+        self.put(command, command.return_flags_offset, 0)
+
+    def defer(self) -> Call:
+        """A copy of this call that outlives the present request."""
+        copy = Call()
+        copy.number = self.number
+        copy.address = self.address
+        copy.command = memoryview(bytearray(self.command))
+        copy.error = 0
+        copy.message = None
+        copy.message_error = 0
+        copy.caller = self.caller.defer()
+        copy.tag = self.tag
+        copy.result = 0
+        copy.installation = None
+        return copy

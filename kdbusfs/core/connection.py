@@ -1,0 +1,374 @@
+"""Connections: delivery into their queue and pool, their rights, their end."""
+
+from __future__ import annotations
+
+from errno import EALREADY, EBUSY, ECOMM, ECONNRESET, ENOBUFS, EPIPE, EXFULL
+from select import POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.errors import KdbusError
+from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
+from .call import Installation
+from .match import MatchDb
+from .metadata import export
+from .queue import Queue, QueueEntry
+from .sync import finish, forget
+
+if TYPE_CHECKING:
+    from .endpoint import Endpoint
+    from .handle import EndpointHandle
+    from .message import Message
+    from .metadata import ConnMetadata
+    from .names import NameEntry
+    from .policy import PinnedCredentials, Subject
+    from .pool import Pool, Slice
+    from .ports import Caller, File, ProcessMetadata, Reader
+    from .quota import User
+    from .reply import Reply
+
+_READY_TO_SEND: Final = POLLOUT | POLLWRNORM
+_READY_TO_RECEIVE: Final = POLLIN | POLLRDNORM | _READY_TO_SEND
+DEAD: Final = POLLERR | POLLHUP
+
+
+class Connection:
+    """One connection to a bus, from HELLO to BYEBYE or the last close.
+
+    names: well-known names it owns, in order of acquisition; waiting_for: names it is queued for;
+    replies: trackers of its own requests; owed: trackers of requests that it has to answer;
+    request_count: slots taken by its requests (REP-3); lost: broadcasts it could not take since it last was told;
+    metadata: of its maker at HELLO, or what it faked; credentials: of its maker, for passive checks (POL-14).
+    """
+
+    __slots__ = (
+        "accepts_files",
+        "activator_of",
+        "active",
+        "attach_flags_recv",
+        "attach_flags_send",
+        "bus",
+        "credentials",
+        "description",
+        "endpoint",
+        "faked",
+        "flags",
+        "handle",
+        "id",
+        "is_activator",
+        "is_monitor",
+        "is_ordinary",
+        "is_policy_holder",
+        "lost",
+        "matches",
+        "metadata",
+        "names",
+        "owed",
+        "pool",
+        "privileged",
+        "queue",
+        "replies",
+        "request_count",
+        "user",
+        "waiting_for",
+    )
+
+    def __init__(
+        self,
+        handle: EndpointHandle,
+        conn_id: int,
+        flags: int,
+        attach_flags: tuple[int, int],
+        description: bytes | None,
+        metadata: ProcessMetadata,
+        credentials: PinnedCredentials,
+        user: User,
+        pool: Pool,
+        *,
+        faked: bool,
+    ) -> None:
+        endpoint: Endpoint = handle.endpoint
+        self.handle = handle
+        self.endpoint = endpoint
+        self.bus = endpoint.bus
+        self.id = conn_id
+        self.flags = flags
+        self.accepts_files = bool(flags & c.HELLO_ACCEPT_FD)
+        self.is_activator = bool(flags & c.HELLO_ACTIVATOR)
+        self.is_monitor = bool(flags & c.HELLO_MONITOR)
+        self.is_policy_holder = bool(flags & c.HELLO_POLICY_HOLDER)
+        self.is_ordinary = not flags & c.HELLO_SPECIAL
+        self.attach_flags_send, self.attach_flags_recv = attach_flags
+        self.description = description
+        self.metadata = metadata
+        self.credentials = credentials
+        self.user = user
+        self.pool = pool
+        self.faked = faked
+        self.privileged = handle.privileged
+        self.active = False
+        self.queue = Queue()
+        self.matches = MatchDb(self)
+        self.names: dict[bytes, NameEntry] = {}
+        self.waiting_for: dict[bytes, NameEntry] = {}
+        self.activator_of: NameEntry | None = None
+        self.replies: list[Reply] = []
+        self.owed: dict[Reply, None] = {}
+        self.request_count = 0
+        self.lost = 0
+
+    # Readiness
+
+    def poll(self) -> int:
+        """POLL-2, POLL-3."""
+        if not self.active:
+            return DEAD
+        return _READY_TO_RECEIVE if len(self.queue) else _READY_TO_SEND
+
+    def wake(self) -> None:
+        """Have the pollers look again."""
+        self.bus.domain.changed.append(self.handle)
+
+    # Delivery
+
+    def deliver(
+        self,
+        message: Message,
+        process: ProcessMetadata | None,
+        metadata: ConnMetadata | None,
+        source: Connection | None,
+        caller: Caller | None = None,
+        reply: Reply | None = None,
+    ) -> None:
+        """Queue `message`, of connection `source` or of the bus itself (None).
+
+        caller: the sending thread, which the payload is copied from; reply: the tracker of a request, linked with it.
+        Raises KdbusError in the order of SEND-45: ENOBUFS (queue full), ECONNRESET, ECOMM, EXFULL, ENOBUFS (pool),
+        EFAULT, ENOBUFS (quota).
+        """
+        queue = self.queue
+        if len(queue) >= CONN_MAX_MSGS:
+            raise KdbusError(ENOBUFS, "queue full")
+        entry = self.make_entry(message, process, metadata, caller)
+        if source is not None and len(queue) >= CONN_MAX_MSGS_UNACCOUNTED:
+            try:
+                queue.quota.take(source.user)
+            except KdbusError:
+                self.discard(entry)
+                raise
+            entry.user = source.user
+        if reply is not None:
+            entry.reply = reply.retain()
+            reply.link()
+        queue.add(entry)
+        self.wake()
+
+    def try_deliver(
+        self,
+        message: Message,
+        process: ProcessMetadata | None,
+        metadata: ConnMetadata | None,
+        source: Connection | None,
+        caller: Caller | None = None,
+    ) -> bool:
+        """Deliver where nobody hears of a failure; whether it succeeded."""
+        try:
+            self.deliver(message, process, metadata, source, caller)
+        except KdbusError:
+            return False
+        return True
+
+    def make_entry(
+        self,
+        message: Message,
+        process: ProcessMetadata | None,
+        metadata: ConnMetadata | None,
+        caller: Caller | None,
+    ) -> QueueEntry:
+        """An entry for this connection with the payload in its pool, in no queue yet (POOL-9).
+
+        Raises KdbusError: ECONNRESET, ECOMM, EXFULL, ENOBUFS, EFAULT.
+        """
+        if not self.active:
+            raise KdbusError(ECONNRESET, "receiver is gone")
+        if message.has_files and not self.accepts_files:
+            raise KdbusError(ECOMM, "receiver takes no descriptors")
+        payload: Slice | None = None
+        size = message.payload_size
+        if size:
+            pool = self.pool
+            available = pool.remaining
+            if available // 2 < size < available:
+                raise KdbusError(EXFULL, "more than half of the receiver's free pool")
+            payload = pool.allocate(size)
+            assert caller is not None
+            try:
+                caller.copy_payload(pool.memory, payload.offset, message.vectors)
+            except KdbusError:
+                pool.release(payload)
+                raise
+        if message.resources is not None:
+            message.resources.retain()
+        return QueueEntry(message, payload, process, metadata)
+
+    def install(
+        self, entry: QueueEntry, reader: Reader, *, with_files: bool
+    ) -> tuple[int, int, Installation | None]:
+        """Make and publish the message slice of `entry` as `reader` may see it (LAY-1 to LAY-6, META-2).
+
+        Gives back its offset and size in the pool, and the descriptors to install.  The entry keeps its payload.
+        Raises KdbusError(ENOBUFS) when the pool has no room; nothing has happened then.
+        """
+        message = entry.message
+        resources = message.resources
+        payload = entry.payload
+        items = b""
+        places: list[tuple[File, int]] = []
+        if resources is not None:
+            items, places = resources.make_items(payload.offset if payload is not None else 0)
+        mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
+        body = message.extra + items + export(entry.proc_meta, entry.conn_meta, mask, reader)
+        size = 64 + len(body)
+        pool = self.pool
+        part = pool.allocate(size)
+        pool.memory.store(part.offset, message.header(size) + body)
+        pool.publish(part, payload)
+        if not places or not with_files or resources is None:
+            return part.offset, size, None
+        base = part.offset + 64 + len(message.extra)
+        entries = [(file, pool.memory, base + place) for file, place in places]
+        return part.offset, size, Installation(entries, resources.retain())
+
+    def discard(self, entry: QueueEntry) -> None:
+        """Give back all that a queue entry holds; it is in no queue any more."""
+        if entry.payload is not None:
+            self.pool.release(entry.payload)
+            entry.payload = None
+        if entry.message.resources is not None:
+            entry.message.resources.release()
+        if entry.reply is not None:
+            entry.reply.drop()
+            entry.reply = None
+
+    def take_over_messages(self, source: Connection, name_id: int) -> None:
+        """Move what is queued at `source` here, with the reply obligations (ACT-4 to ACT-6, NAME-17).
+
+        name_id: only messages to that name; 0: all.  What cannot move counts as lost and does not stop the rest.
+        """
+        for reply in list(source.owed):
+            if reply.requester in (self, source) or (name_id and reply.name_id != name_id):
+                continue
+            reply.move(self)
+        for entry in source.queue.entries():
+            if name_id and entry.message.name_id != name_id:
+                continue
+            source.queue.remove(entry)
+            if not self._take_over(entry, source):
+                self.lost += 1
+                source.discard(entry)
+        self.wake()
+        source.wake()
+
+    def _take_over(self, entry: QueueEntry, source: Connection) -> bool:
+        if entry.message.has_files and not self.accepts_files:
+            return False
+        old = entry.payload
+        if old is not None:
+            try:
+                new = self.pool.allocate(old.size)
+            except KdbusError:
+                return False
+            self.pool.memory.copy_from(new.offset, old.size, source.pool.memory, old.offset)
+            entry.payload = new
+            source.pool.release(old)
+        self.queue.add(entry)
+        return True
+
+    # Rights.  `subject` is the calling thread for what it does itself, the HELLO credentials otherwise.
+
+    def may_own(self, name: bytes, subject: Subject) -> bool:
+        """POL-9."""
+        custom = self.endpoint.policy
+        if custom is not None and custom.level(subject, name) < c.POLICY_OWN:
+            return False
+        return self.privileged or self.bus.policy.level(subject, name) >= c.POLICY_OWN
+
+    def may_talk(self, peer: Connection, subject: Subject | None = None) -> bool:
+        """POL-10."""
+        if subject is None:
+            subject = self.credentials
+        custom = self.endpoint.policy
+        if custom is not None and not any(custom.level(subject, name) >= c.POLICY_TALK for name in peer.names):
+            return False
+        if self.privileged or subject.ids().euid == peer.credentials.ids().uid:
+            return True
+        policy = self.bus.policy
+        return any(policy.level(subject, name) >= c.POLICY_TALK for name in peer.names)
+
+    def may_see_name(self, name: bytes, subject: Subject | None = None) -> bool:
+        """POL-17: only custom endpoints hide names."""
+        custom = self.endpoint.policy
+        return custom is None or custom.level(subject or self.credentials, name) >= c.POLICY_SEE
+
+    def may_see(self, peer: Connection, subject: Subject) -> bool:
+        """POL-17: a peer is visible through any of its names."""
+        custom = self.endpoint.policy
+        return custom is None or any(custom.level(subject, name) >= c.POLICY_SEE for name in peer.names)
+
+    def may_see_notification(self, message: Message) -> bool:
+        """NOTE-5."""
+        if self.endpoint.policy is None:
+            return True
+        return bool(message.notify_name) and self.may_see_name(message.notify_name)
+
+    # The end
+
+    def byebye(self) -> None:
+        """BYE-1 to BYE-3.  Raises KdbusError: EALREADY, EBUSY."""
+        if not self.active:
+            raise KdbusError(EALREADY, "disconnected already")
+        if len(self.queue):
+            raise KdbusError(EBUSY, "messages in the queue")
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Leave the bus, with every effect on others before this returns (CLOSE-2).  Idempotent."""
+        if not self.active:
+            return
+        bus = self.bus
+        self.active = False
+        self.wake()
+        for reply in [reply for reply in self.replies if reply.call is not None]:
+            finish(reply, ECONNRESET)
+        bus.policy.remove(self)
+        bus.remove_connection(self)
+        bus.names.remove_connection(self)
+        bus.notifier.flush()
+        self._discard_queue()
+        for reply in list(self.replies):
+            forget(reply)
+        for reply in list(self.owed):
+            if not reply.sync:
+                bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
+                reply.unlink()
+            elif reply.call is not None:
+                finish(reply, EPIPE)
+            else:
+                forget(reply)
+        self.matches.clear()
+        if not self.is_monitor:
+            bus.notifier.id_change(c.ITEM_ID_REMOVE, self.id, self.flags)
+        bus.notifier.flush()
+
+    def _discard_queue(self) -> None:
+        """Unread requests need no notification of their own: their trackers give it (REP-11, REP-12)."""
+        for entry in self.queue.entries():
+            self.queue.remove(entry)
+            self.discard(entry)
+
+    def close(self) -> None:
+        """The last file of the connection is closed: the pool goes too (FREE-5)."""
+        self.disconnect()
+        self.pool.close()
+        self.user.connections -= 1
+        self.bus.domain.users.forget_if_idle(self.user)

@@ -1,0 +1,197 @@
+"""A domain: everything that one mount holds, and the entry points for whoever serves it."""
+
+from __future__ import annotations
+
+import heapq
+from errno import ESHUTDOWN, ETIMEDOUT
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.errors import KdbusError
+from .call import ERESTARTSYS
+from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
+from .metadata import DEFAULT_MASK
+from .quota import User
+from .reply import Deadlines
+from .send import CancelToken
+from .sync import finish, forget, interrupt
+
+if TYPE_CHECKING:
+    from .bus import Bus
+    from .call import Call
+    from .endpoint import Endpoint
+    from .ports import Caller, Host, Memory
+    from .reply import Reply
+
+ROOT_INO: Final = 1
+CONTROL_INO: Final = 2
+DEFAULT_MEMORY_LIMIT: Final = 4 << 30
+
+
+class Users:
+    """The accounts of a domain by real uid (NS-5); one exists while it has anything on it."""
+
+    __slots__ = ("_users", "memory_limit")
+
+    def __init__(self, memory_limit: int) -> None:
+        self.memory_limit = memory_limit
+        self._users: dict[int, User] = {}
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def get(self, uid: int) -> User:
+        user = self._users.get(uid)
+        if user is None:
+            user = self._users[uid] = User(uid, self.memory_limit)
+        return user
+
+    def forget_if_idle(self, user: User) -> None:
+        if user.idle and self._users.get(user.uid) is user:
+            del self._users[user.uid]
+
+
+class Domain:
+    """One domain.  Everything is called by one thread at a time.
+
+    host: the world; memory_limit: bytes that the connections of one user may make the daemon hold;
+    attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
+    changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
+    caller to take after every entry; waiting: the blocked SENDs.
+    """
+
+    def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+        self.host = host
+        self.users = Users(memory_limit)
+        self.active = True
+        self.attach_flags_mask = DEFAULT_MASK
+        self.buses: dict[str, Bus] = {}
+        self.changed: list[Handle] = []
+        self.completed: list[Call] = []
+        self.waiting: dict[Call, Reply] = {}
+        self.deadlines = Deadlines()
+        self._seqnums = count(1)
+        self._bus_ids = count(1)
+        self._free_inos: list[int] = []
+        self._next_ino = CONTROL_INO + 1
+
+    # The tree
+
+    def open_control(self, caller: Caller) -> ControlHandle:
+        """Raises KdbusError(ESHUTDOWN) (FS-21)."""
+        if not self.active:
+            raise KdbusError(ESHUTDOWN, "domain is gone")
+        return ControlHandle(self)
+
+    def open_endpoint(self, endpoint: Endpoint, caller: Caller, memory: Memory) -> EndpointHandle:
+        """Raises KdbusError(ESHUTDOWN) for an endpoint that is gone (FS-21), ESRCH for a caller that is."""
+        if not endpoint.active:
+            raise KdbusError(ESHUTDOWN, "endpoint is gone")
+        return EndpointHandle(endpoint, memory, privileged=is_privileged(endpoint, caller))
+
+    def add_bus(self, bus: Bus, uid: int) -> None:
+        """Raises KdbusError(EMFILE) at the user's limit (BUS-7)."""
+        user = self.users.get(uid)
+        user.add_bus()
+        bus.creator = user
+        bus.ino = self.take_ino()
+        self.buses[bus.name] = bus
+
+    def remove_bus(self, bus: Bus) -> None:
+        del self.buses[bus.name]
+        self.give_ino(bus.ino)
+        assert bus.creator is not None
+        bus.creator.buses -= 1
+        self.users.forget_if_idle(bus.creator)
+
+    def take_ino(self) -> int:
+        """The smallest number that no node has (FS-11)."""
+        if self._free_inos:
+            return heapq.heappop(self._free_inos)
+        self._next_ino += 1
+        return self._next_ino - 1
+
+    def give_ino(self, ino: int) -> None:
+        heapq.heappush(self._free_inos, ino)
+
+    # Numbers
+
+    def next_seqnum(self) -> int:
+        """One for every SEND and every notification of the domain (META-22)."""
+        return next(self._seqnums)
+
+    def next_bus_id(self) -> int:
+        """BUS-9."""
+        return next(self._bus_ids)
+
+    # What happens without a command
+
+    def interrupt(self, call: Call) -> None:
+        """A signal came for the thread that is blocked in `call`; calls that ended meanwhile are left alone."""
+        reply = self.waiting.get(call)
+        if reply is not None:
+            interrupt(reply, -ERESTARTSYS)
+
+    def cancelled(self, token: CancelToken) -> None:
+        """The CANCEL_FD that `host.watch` was given with `token` is readable."""
+        token.cancelled()
+
+    def next_deadline(self) -> int:
+        """When `expire` has to be called next, in ns of CLOCK_MONOTONIC; 0: never."""
+        return self.deadlines.next()
+
+    def expire(self, now: int) -> None:
+        """End the trackers whose deadline has come (REP-4, SYNC-3)."""
+        buses = set()
+        for reply in self.deadlines.expired(now):
+            if reply.call is not None:
+                finish(reply, ETIMEDOUT)
+            elif reply.sync:
+                forget(reply)
+            else:
+                bus = reply.requester.bus
+                bus.notifier.reply(c.ITEM_REPLY_TIMEOUT, reply.requester.id, reply.cookie)
+                reply.unlink()
+                buses.add(bus)
+        for bus in buses:
+            bus.notifier.flush()
+
+    def shutdown(self) -> None:
+        """The mount goes: every bus goes as if its owner had closed it (FS-29)."""
+        self.active = False
+        for bus in list(self.buses.values()):
+            bus.shut_down()
+
+    def stats(self) -> dict[str, object]:
+        """What there is, for tests and tools: numbers of everything that must come back to its start."""
+        return {
+            "users": len(self.users),
+            "waiting": len(self.waiting),
+            "buses": [
+                {
+                    "name": bus.name,
+                    "endpoints": sorted(bus.endpoints),
+                    "names": len(bus.names),
+                    "policy_entries": len(bus.policy),
+                    "connections": [
+                        {
+                            "id": connection.id,
+                            "endpoint": connection.endpoint.name,
+                            "flags": connection.flags,
+                            "uid": connection.user.uid,
+                            "queue": len(connection.queue),
+                            "lost": connection.lost,
+                            "names": [name.decode("ascii") for name in connection.names],
+                            "matches": len(connection.matches),
+                            "pending_requests": connection.request_count,
+                            "pool_size": connection.pool.size,
+                            "pool_busy": connection.pool.busy,
+                            "pool_slices": connection.pool.slices,
+                        }
+                        for connection in bus.connections.values()
+                    ],
+                }
+                for bus in self.buses.values()
+            ],
+        }

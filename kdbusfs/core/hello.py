@@ -1,0 +1,197 @@
+"""HELLO: from an open endpoint file to a connection on the bus (HELLO-1 to HELLO-22)."""
+
+from __future__ import annotations
+
+from errno import ECONNREFUSED, EFAULT, EINVAL, EOPNOTSUPP, EPERM, ESHUTDOWN
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.commands import COMMANDS
+from ..abi.errors import KdbusError
+from ..abi.items import Item, make_item
+from ..abi.layouts import BLOOM_PARAMETER, CMD_HELLO, CREDS, PIDS, U64
+from .connection import Connection
+from .metadata import fake_process, sanitize_attach_flags
+from .names import is_valid_name
+from .policy import PinnedCredentials
+from .pool import Pool
+from .ports import ProcessMetadata
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .handle import EndpointHandle
+
+_COMMAND: Final = COMMANDS[c.CMD_HELLO]
+PAGE_SIZE: Final = 4096
+
+_IGNORED_ITEMS: Final = frozenset(
+    (
+        c.ITEM_POLICY_ACCESS,  # taken up by the policy of activators and policy holders
+        c.ITEM_BLOOM_MASK,
+        c.ITEM_ID,
+        c.ITEM_NAME_ADD,
+        c.ITEM_NAME_REMOVE,
+        c.ITEM_NAME_CHANGE,
+        c.ITEM_ID_ADD,
+        c.ITEM_ID_REMOVE,
+    )
+)
+_IDENTITY_SIZES: Final = {c.ITEM_CREDS: CREDS.size, c.ITEM_PIDS: PIDS.size}
+
+
+class _Request:
+    """The items of a HELLO, checked in their order (HELLO-3 to HELLO-7)."""
+
+    def __init__(self, handle: EndpointHandle, flags: int, items: list[Item]) -> None:
+        special = flags & c.HELLO_SPECIAL
+        if special & (special - 1):
+            raise KdbusError(EINVAL, "more than one special role")
+        if special & c.HELLO_MONITOR and handle.endpoint.policy is not None:
+            raise KdbusError(EOPNOTSUPP, "monitor on a custom endpoint")
+        if special and not handle.privileged:
+            raise KdbusError(EPERM, "special role without privilege")
+        self._privileged = handle.privileged
+        self.takes_name = bool(special & (c.HELLO_ACTIVATOR | c.HELLO_POLICY_HOLDER))
+        self.name: bytes | None = None
+        self.description: bytes | None = None
+        self.identity: dict[int, bytes] = {}
+        for kind, payload in items:
+            self._item(kind, payload)
+        if self.takes_name and self.name is None:
+            raise KdbusError(EINVAL, "activator or policy holder without a name")
+
+    def _item(self, kind: int, payload: bytes) -> None:
+        if kind == c.ITEM_NAME:
+            # A wildcard is a name of policies: it cannot be owned, not even by an activator (POL-8).
+            if not self.takes_name or self.name is not None or not is_valid_name(payload[:-1], wildcard=True):
+                raise KdbusError(EINVAL, "name not allowed, given twice, or invalid")
+            self.name = payload[:-1]
+        elif kind in (c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_SECLABEL):
+            if not self._privileged:
+                raise KdbusError(EPERM, "faked identity without privilege")
+            if len(payload) != _IDENTITY_SIZES.get(kind, len(payload)):
+                raise KdbusError(EINVAL, "identity item of wrong length")
+            self.identity[kind] = payload
+        elif kind == c.ITEM_CONN_DESCRIPTION:
+            if self.description is not None:
+                raise KdbusError(EINVAL, "second description")
+            self.description = payload[:-1]
+        elif kind not in _IGNORED_ITEMS:
+            raise KdbusError(EINVAL, "item that no HELLO may have")
+
+
+def hello(handle: EndpointHandle, call: Call) -> int:
+    """KDBUS_CMD_HELLO: `handle.connection` is set afterwards.
+
+    Raises KdbusError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
+    """
+    kernel_flags = bytes(call.command[16:24])
+    items = call.begin(_COMMAND)
+    size, flags, _, _, attach_send, attach_recv, _, _, pool_size, *_ = CMD_HELLO.unpack_from(call.command)
+    if not pool_size or pool_size % PAGE_SIZE:
+        raise KdbusError(EFAULT, "pool size is no multiple of the page size")
+    request = _Request(handle, flags, items)
+    if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
+        raise KdbusError(EINVAL, "activator of a wildcard")
+    attach_send = sanitize_attach_flags(attach_send)
+    attach_recv_wanted = sanitize_attach_flags(attach_recv)
+    bus = handle.endpoint.bus
+    if bus.attach_flags_required & ~attach_send:
+        raise KdbusError(ECONNREFUSED, "bus requires more metadata")
+
+    conn_id = bus.next_connection_id()
+    metadata, faked = _identity(call, request)
+    caller = call.caller
+    credentials = PinnedCredentials(caller.ids(), caller.groups())
+    user = handle.endpoint.user or bus.domain.users.get(caller.user)
+    user.add_connection()
+    try:
+        if not handle.endpoint.active:
+            raise KdbusError(ESHUTDOWN, "endpoint is gone")
+        handle.memory.resize(pool_size)
+        connection = Connection(
+            handle,
+            conn_id,
+            flags,
+            (attach_send, attach_recv_wanted),
+            request.description,
+            metadata,
+            credentials,
+            user,
+            Pool(pool_size, handle.memory, user),
+            faked=faked,
+        )
+        offset, items_size = _publish_bloom_parameter(connection)
+    except KdbusError:
+        user.connections -= 1
+        bus.domain.users.forget_if_idle(user)
+        raise
+    try:
+        _connect(connection, request, items, call)
+    except KdbusError:
+        connection.disconnect()
+        connection.pool.close()
+        user.connections -= 1
+        bus.domain.users.forget_if_idle(user)
+        raise
+    handle.memory.seal()
+    handle.connection = connection
+    CMD_HELLO.pack_into(
+        call.command,
+        0,
+        size,
+        flags,
+        0,
+        0,
+        bus.attach_flags_required | c.FLAG_KERNEL,
+        attach_recv,
+        bus.flags,
+        conn_id,
+        pool_size,
+        offset,
+        items_size,
+        bus.id128,
+    )
+    # The struct that is copied back was taken before the negotiation (GEN-13).
+    call.command[16:24] = kernel_flags
+    return 0
+
+
+def _identity(call: Call, request: _Request) -> tuple[ProcessMetadata, bool]:
+    """The connection's process metadata, and whether they are faked (HELLO-11, HELLO-12)."""
+    if request.identity:
+        creds = request.identity.get(c.ITEM_CREDS)
+        pids = request.identity.get(c.ITEM_PIDS)
+        seclabel = request.identity.get(c.ITEM_SECLABEL)
+        label = seclabel[:-1] if seclabel is not None else None
+        return fake_process(call.caller, creds, pids, label), True
+    metadata = ProcessMetadata()
+    call.caller.collect(metadata, c.ATTACH_PROCESS)
+    return metadata, False
+
+
+def _publish_bloom_parameter(connection: Connection) -> tuple[int, int]:
+    """The slice with the bus' bloom parameters, which the client has to FREE (HELLO-17, HELLO-19)."""
+    bus = connection.bus
+    item = make_item(c.ITEM_BLOOM_PARAMETER, BLOOM_PARAMETER.pack(bus.bloom_size, bus.bloom_n_hash))
+    data = U64.pack(8 + len(item)) + item
+    part = connection.pool.allocate(len(data))
+    connection.pool.memory.store(part.offset, data)
+    connection.pool.publish(part)
+    return part.offset, len(data)
+
+
+def _connect(connection: Connection, request: _Request, items: list[Item], call: Call) -> None:
+    """Let the bus see the connection (HELLO-14 to HELLO-16, NOTE-7).  Raises KdbusError(EEXIST, EINVAL)."""
+    bus = connection.bus
+    bus.add_connection(connection)
+    connection.active = True
+    if not connection.is_monitor:
+        bus.notifier.id_change(c.ITEM_ID_ADD, connection.id, connection.flags)
+    if connection.is_activator:
+        assert request.name is not None
+        bus.names.acquire(connection, request.name, c.NAME_ACTIVATOR)
+    bus.notifier.flush()
+    if request.takes_name:
+        wildcards = connection.is_policy_holder
+        bus.policy.replace(connection, items, call.caller, only_one=True, wildcards=wildcards)

@@ -1,0 +1,166 @@
+"""Questions about connections and the bus: CONN_INFO, BUS_CREATOR_INFO, NAME_LIST, and CONN_UPDATE."""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENXIO, EOPNOTSUPP, ESRCH
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.commands import COMMANDS
+from ..abi.errors import KdbusError
+from ..abi.items import Item, make_item
+from ..abi.layouts import CMD_INFO, INFO, NAME_INFO, U64, align8
+from .metadata import ConnMetadata, export, sanitize_attach_flags
+from .names import NameEntry, is_valid_name
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .connection import Connection
+
+_CONN_INFO: Final = COMMANDS[c.CMD_CONN_INFO]
+_CREATOR_INFO: Final = COMMANDS[c.CMD_BUS_CREATOR_INFO]
+_NAME_LIST: Final = COMMANDS[c.CMD_NAME_LIST]
+_UPDATE: Final = COMMANDS[c.CMD_CONN_UPDATE]
+_INFO_RESULT_OFFSET: Final = 40
+_LIST_RESULT_OFFSET: Final = 32
+_RESULT: Final = Struct("<QQ")  # offset and size of a result in the pool
+
+
+def _publish(connection: Connection, data: bytes) -> tuple[int, int]:
+    """Put a result into the asker's pool.  Raises KdbusError(ENOBUFS) (POOL-13)."""
+    part = connection.pool.allocate(len(data))
+    connection.pool.memory.store(part.offset, data)
+    connection.pool.publish(part)
+    return part.offset, len(data)
+
+
+def conn_info(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_CONN_INFO (INFO-1 to INFO-8).  Raises KdbusError: EINVAL, ESRCH, ENXIO, ENOBUFS."""
+    items = call.begin(_CONN_INFO)
+    _, flags, _, _, wanted, _, _ = CMD_INFO.unpack_from(call.command)
+    peer = _peer_by_id(connection, call, wanted) if wanted else _peer_by_name(connection, call, items)
+    mask = flags & peer.attach_flags_send
+    metadata = ConnMetadata()
+    metadata.collect(mask, peer, connection.bus.domain.host.clock, None)
+    body = export(peer.metadata, metadata, mask & connection.bus.domain.attach_flags_mask, call.caller)
+    data = INFO.pack(INFO.size + len(body), peer.id, peer.flags) + body
+    _RESULT.pack_into(call.command, _INFO_RESULT_OFFSET, *_publish(connection, data))
+    call.clear_return_flags(_CONN_INFO)
+    return 0
+
+
+def _peer_by_id(connection: Connection, call: Call, wanted: int) -> Connection:
+    peer = connection.bus.connections.get(wanted)
+    if peer is None or not connection.may_see(peer, call.caller):
+        raise KdbusError(ENXIO, "no such id, or not visible")
+    return peer
+
+
+def _peer_by_name(connection: Connection, call: Call, items: list[Item]) -> Connection:
+    name = only_name(items)
+    entry = connection.bus.names.find(name)
+    if entry is None or not connection.may_see_name(name, call.caller):
+        raise KdbusError(ESRCH, "name has no owner, or is not visible")
+    return entry.owner
+
+
+def only_name(items: list[Item]) -> bytes:
+    """The one NAME item of a command, without NUL.  Raises KdbusError(EINVAL): none, several, or invalid."""
+    names = [payload for kind, payload in items if kind == c.ITEM_NAME]
+    if len(names) != 1 or not is_valid_name(names[0][:-1]):
+        raise KdbusError(EINVAL, "not one valid name")
+    return names[0][:-1]
+
+
+def creator_info(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_BUS_CREATOR_INFO (CRE-1 to CRE-3).  Raises KdbusError(ENOBUFS)."""
+    call.begin(_CREATOR_INFO)
+    flags = U64.unpack_from(call.command, _CREATOR_INFO.flags_offset)[0]
+    bus = connection.bus
+    mask = flags & bus.attach_flags_owner & bus.domain.attach_flags_mask
+    body = make_item(c.ITEM_MAKE_NAME, bus.name.encode() + b"\0")
+    body += export(bus.creator_metadata, None, mask, call.caller)
+    data = INFO.pack(INFO.size + len(body), bus.id, bus.flags) + body
+    _RESULT.pack_into(call.command, _INFO_RESULT_OFFSET, *_publish(connection, data))
+    call.clear_return_flags(_CREATOR_INFO)
+    return 0
+
+
+def name_list(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_NAME_LIST (LIST-1 to LIST-10).  Raises KdbusError: EINVAL (any item), ENOBUFS."""
+    if call.begin(_NAME_LIST):
+        raise KdbusError(EINVAL, "NAME_LIST takes no items")
+    flags = U64.unpack_from(call.command, _NAME_LIST.flags_offset)[0]
+    records: list[bytes] = []
+    for peer in connection.bus.connections.values():
+        records += _records(connection, call, peer, flags)
+    body = b"".join(records)
+    data = U64.pack(8 + len(body)) + body
+    _RESULT.pack_into(call.command, _LIST_RESULT_OFFSET, *_publish(connection, data))
+    call.clear_return_flags(_NAME_LIST)
+    return 0
+
+
+def _records(connection: Connection, call: Call, peer: Connection, flags: int) -> list[bytes]:
+    """The records that one connection gives rise to (LIST-5 to LIST-9)."""
+    activators = flags & c.NAME_LIST_ACTIVATORS
+    if peer.is_activator and not activators:
+        return []
+    shown: list[tuple[Connection, NameEntry]] = []
+    if flags & (c.NAME_LIST_NAMES | c.NAME_LIST_ACTIVATORS):
+        for entry in peer.names.values():
+            if activators and entry.activator is not None and entry.activator is not peer:
+                shown.append((entry.activator, entry))
+            if flags & c.NAME_LIST_NAMES or peer.is_activator:
+                shown.append((peer, entry))
+    if flags & c.NAME_LIST_QUEUED:
+        shown += [(peer, entry) for entry in peer.waiting_for.values()]
+    if not shown:
+        return [NAME_INFO.pack(NAME_INFO.size, peer.flags, peer.id)] if flags & c.NAME_LIST_UNIQUE else []
+    return [
+        _name_record(owner, entry)
+        for owner, entry in shown
+        if connection.may_see_name(entry.name, call.caller)
+    ]
+
+
+def _name_record(owner: Connection, entry: NameEntry) -> bytes:
+    """LIST-2: the record's size counts the padding, the item's does not."""
+    item = make_item(c.ITEM_OWNED_NAME, U64.pack(entry.flags) + entry.name + b"\0")
+    return NAME_INFO.pack(align8(NAME_INFO.size + len(item)), owner.flags, owner.id) + item
+
+
+def conn_update(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_CONN_UPDATE (UPD-1 to UPD-6).  Raises KdbusError: EOPNOTSUPP, EINVAL, and those of policies."""
+    items = call.begin(_UPDATE)
+    send_flags: int | None = None
+    recv_flags: int | None = None
+    policy = False
+    takes_flags = connection.is_ordinary or connection.is_monitor
+    for kind, payload in items:
+        if kind in (c.ITEM_ATTACH_FLAGS_SEND, c.ITEM_ATTACH_FLAGS_RECV):
+            if not takes_flags:
+                raise KdbusError(EOPNOTSUPP, "attach flags of a policy holder")
+            flags = sanitize_attach_flags(U64.unpack(payload)[0])
+            if kind == c.ITEM_ATTACH_FLAGS_SEND:
+                send_flags = flags
+            else:
+                recv_flags = flags
+        elif kind in (c.ITEM_NAME, c.ITEM_POLICY_ACCESS):
+            if not connection.is_policy_holder:
+                raise KdbusError(EOPNOTSUPP, "policy of a connection that holds none")
+            policy = True
+        else:
+            raise KdbusError(EINVAL, "item that no CONN_UPDATE may have")
+    bus = connection.bus
+    if send_flags is not None and bus.attach_flags_required & ~send_flags:
+        raise KdbusError(EINVAL, "bus requires more metadata")
+    if policy:
+        bus.policy.replace(connection, items, call.caller, only_one=True, wildcards=True)
+    if send_flags is not None:
+        connection.attach_flags_send = send_flags
+    if recv_flags is not None:
+        connection.attach_flags_recv = recv_flags
+    call.clear_return_flags(_UPDATE)
+    return 0

@@ -1,0 +1,185 @@
+"""Well-known names of a bus: who owns them, who waits for them, which activator stands behind them.
+
+Sources: NAME-1 to NAME-21, ACT-1 to ACT-8.
+"""
+
+from __future__ import annotations
+
+from errno import EALREADY, EEXIST, EINVAL, ESRCH
+from re import ASCII
+from re import compile as compile_pattern
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.errors import KdbusError
+from ..abi.limits import NAME_MAX_LEN
+
+if TYPE_CHECKING:
+    from .bus import Bus
+    from .connection import Connection
+
+_ELEMENT: Final = rb"[A-Za-z_-][A-Za-z0-9_-]*"
+_NAME: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")+", ASCII)
+_WILDCARD: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")*\.\*", ASCII)
+
+
+def is_valid_name(name: bytes, *, wildcard: bool = False) -> bool:
+    """Whether `name` (without NUL) is a well-known name (NAME-1), or with `wildcard` also one like a.b.* (NAME-2)."""
+    if len(name) > NAME_MAX_LEN:
+        return False
+    return bool(_NAME.fullmatch(name) or (wildcard and _WILDCARD.fullmatch(name)))
+
+
+class Waiter:
+    """A connection that waits for a name, with the flags that it will own it with."""
+
+    __slots__ = ("connection", "flags")
+
+    def __init__(self, connection: Connection, flags: int) -> None:
+        self.connection = connection
+        self.flags = flags
+
+
+class NameEntry:
+    """A name that is owned: `id` numbers names of a bus in the order in which they came up."""
+
+    __slots__ = ("activator", "flags", "id", "name", "owner", "waiters")
+
+    def __init__(self, number: int, name: bytes, owner: Connection, flags: int) -> None:
+        self.id = number
+        self.name = name
+        self.owner = owner
+        self.flags = flags
+        self.activator: Connection | None = None
+        self.waiters: list[Waiter] = []
+
+
+class NameRegistry:
+    """The names of one bus, shared by all its endpoints (NAME-20)."""
+
+    __slots__ = ("_bus", "_entries", "_last_id")
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._entries: dict[bytes, NameEntry] = {}
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, name: bytes) -> NameEntry | None:
+        """The entry of an owned name."""
+        return self._entries.get(name)
+
+    def acquire(self, connection: Connection, name: bytes, flags: int) -> int:
+        """Own `name`, or wait for it; gives back `flags`, with NAME_IN_QUEUE for a waiter (NAME-4 to NAME-9).
+
+        Permission has been checked.  Raises KdbusError: EALREADY (owner already), EEXIST (taken), and what the
+        take-over of an activator's messages raises.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            self._add(connection, name, flags)
+            return flags
+        if entry.owner is connection:
+            raise KdbusError(EALREADY, "owns the name already")
+        if connection.is_activator:
+            self._register_activator(entry, connection)
+            return flags
+        if entry.flags & c.NAME_ACTIVATOR:
+            assert entry.activator is not None
+            connection.take_over_messages(entry.activator, name_id=0)
+            self._change_owner(entry, connection, flags)
+            return flags
+        if flags & c.NAME_REPLACE_EXISTING and entry.flags & c.NAME_ALLOW_REPLACEMENT:
+            if entry.flags & c.NAME_QUEUE:
+                self._wait(entry, entry.owner, entry.flags)
+            self._change_owner(entry, connection, flags)
+            return flags
+        if flags & c.NAME_QUEUE:
+            self._wait(entry, connection, flags)
+            return flags | c.NAME_IN_QUEUE
+        raise KdbusError(EEXIST, "name is taken")
+
+    def release(self, connection: Connection, name: bytes) -> None:
+        """Give `name` up, or wait for it no more.  Raises KdbusError(ESRCH) for anybody else (NAME-14)."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise KdbusError(ESRCH, "nobody owns the name")
+        if entry.owner is connection:
+            self._pass_on(entry)
+        elif not self._stop_waiting(entry, connection):
+            raise KdbusError(ESRCH, "neither owner nor waiting")
+
+    def remove_connection(self, connection: Connection) -> None:
+        """All that a disconnect means for names (NAME-18, ACT-8)."""
+        entry = connection.activator_of
+        if entry is not None:
+            connection.activator_of = None
+            entry.activator = None
+        for entry in list(connection.waiting_for.values()):
+            self._stop_waiting(entry, connection)
+        for entry in list(connection.names.values()):
+            self._pass_on(entry)
+
+    def _add(self, connection: Connection, name: bytes, flags: int) -> None:
+        self._last_id += 1
+        entry = NameEntry(self._last_id, name, connection, flags)
+        if connection.is_activator:
+            self._register_activator(entry, connection)
+        self._entries[name] = entry
+        connection.names[name] = entry
+        self._bus.notifier.name_change(c.ITEM_NAME_ADD, 0, 0, connection.id, flags, name)
+
+    def _register_activator(self, entry: NameEntry, connection: Connection) -> None:
+        """ACT-1, ACT-2: one activator for each name, one name for each activator."""
+        if connection.activator_of is not None:
+            raise KdbusError(EINVAL, "activator of another name")
+        if entry.activator is not None:
+            raise KdbusError(EEXIST, "name has an activator")
+        entry.activator = connection
+        connection.activator_of = entry
+
+    def _change_owner(self, entry: NameEntry, connection: Connection, flags: int) -> None:
+        old = entry.owner
+        self._bus.notifier.name_change(
+            c.ITEM_NAME_CHANGE, old.id, entry.flags, connection.id, flags, entry.name
+        )
+        del old.names[entry.name]
+        entry.owner = connection
+        entry.flags = flags
+        connection.names[entry.name] = entry
+
+    def _pass_on(self, entry: NameEntry) -> None:
+        """The owner lets go: to the first waiter, else back to the activator, else the name is free (NAME-15)."""
+        if entry.waiters:
+            waiter = entry.waiters.pop(0)
+            del waiter.connection.waiting_for[entry.name]
+            self._change_owner(entry, waiter.connection, waiter.flags)
+            return
+        activator = entry.activator
+        if activator is not None and activator is not entry.owner:
+            activator.take_over_messages(entry.owner, name_id=entry.id)
+            self._change_owner(entry, activator, c.NAME_ACTIVATOR)
+            return
+        owner = entry.owner
+        self._bus.notifier.name_change(c.ITEM_NAME_REMOVE, owner.id, entry.flags, 0, 0, entry.name)
+        del owner.names[entry.name]
+        del self._entries[entry.name]
+
+    def _wait(self, entry: NameEntry, connection: Connection, flags: int) -> None:
+        """Join the waiters; who waits already gets new flags and keeps its place (NAME-11)."""
+        for waiter in entry.waiters:
+            if waiter.connection is connection:
+                waiter.flags = flags
+                return
+        entry.waiters.append(Waiter(connection, flags))
+        connection.waiting_for[entry.name] = entry
+
+    def _stop_waiting(self, entry: NameEntry, connection: Connection) -> bool:
+        for index, waiter in enumerate(entry.waiters):
+            if waiter.connection is connection:
+                del entry.waiters[index]
+                del connection.waiting_for[entry.name]
+                return True
+        return False

@@ -1,0 +1,173 @@
+"""A connection's pool: which parts of it are in use, and who still needs them.
+
+A slice stays allocated while the core (`held`), the client (`published`) or another slice needs it: the slice of a
+message keeps the one with its payload (`child`), so that one FREE gives both back (FREE-2), and a payload that was
+peeked at stays readable as long as any message slice that refers to it (RECV-12, ACT-11).  The bytes live in a
+`ports.Memory`, which the core only ever writes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from errno import ENOBUFS, ENXIO
+from typing import TYPE_CHECKING, Final
+
+from ..abi.errors import KdbusError
+
+if TYPE_CHECKING:
+    from .ports import Memory
+    from .quota import User
+
+SLICE_COST: Final = 256
+"""What the bookkeeping of one slice is charged with, in bytes."""
+
+
+class Slice:
+    """`size` bytes of a pool from `offset` on; both are multiples of 8, and neighbours form a list by address."""
+
+    __slots__ = ("after", "before", "child", "free", "held", "offset", "parents", "published", "size")
+
+    def __init__(self, offset: int, size: int, before: Slice | None, after: Slice | None) -> None:
+        self.offset = offset
+        self.size = size
+        self.before = before
+        self.after = after
+        self.free = True
+        self.held = False
+        self.published = False
+        self.parents = 0
+        self.child: Slice | None = None
+
+
+class Pool:
+    """The allocator of one pool (POOL-8): best fit, lowest part of it, neighbours merged on release.
+
+    `user` is charged for the part of the memory that was ever in use and for the bookkeeping.
+    """
+
+    __slots__ = ("_charged", "_free", "_free_at", "_high", "_slices", "busy", "memory", "size", "user")
+
+    def __init__(self, size: int, memory: Memory, user: User) -> None:
+        self.size = size
+        self.memory = memory
+        self.user = user
+        self.busy = 0
+        self._high = 0
+        self._charged = 0
+        first = Slice(0, size, None, None)
+        self._free: list[tuple[int, int]] = [(size, 0)]  # by size, then offset
+        self._free_at: dict[int, Slice] = {0: first}
+        self._slices: dict[int, Slice] = {}  # allocated ones, by offset
+
+    @property
+    def remaining(self) -> int:
+        """Bytes that are not allocated, in one piece or many (POOL-9)."""
+        return self.size - self.busy
+
+    @property
+    def slices(self) -> int:
+        """How many slices are allocated."""
+        return len(self._slices)
+
+    def allocate(self, size: int) -> Slice:
+        """A slice of ALIGN8(size) bytes, held by the core.  `size` is greater than 0.
+
+        Raises KdbusError(ENOBUFS) when no free part is big enough, or the user's memory limit is reached.
+        """
+        size = (size + 7) & ~7
+        free = self._free
+        index = bisect_left(free, (size, 0))
+        if index == len(free):
+            raise KdbusError(ENOBUFS, "no room in the pool")
+        found, offset = free[index]
+        self._charge(offset + size)
+        del free[index]
+        part = self._free_at.pop(offset)
+        if found > size:
+            rest = Slice(offset + size, found - size, part, part.after)
+            if part.after is not None:
+                part.after.before = rest
+            part.after = rest
+            part.size = size
+            self._add_free(rest)
+        part.free = False
+        part.held = True
+        self._slices[offset] = part
+        self.busy += size
+        return part
+
+    def publish(self, part: Slice, payload: Slice | None = None) -> None:
+        """Hand a held slice to the client: it stays until FREE, and `payload` at least as long."""
+        part.published = True
+        part.held = False
+        if payload is not None:
+            part.child = payload
+            payload.parents += 1
+
+    def release(self, part: Slice) -> None:
+        """The core needs a held slice no more."""
+        part.held = False
+        self._drop(part)
+
+    def free(self, offset: int) -> None:
+        """The client's FREE of a published slice (FREE-1).  Raises KdbusError(ENXIO) for every other offset."""
+        part = self._slices.get(offset)
+        if part is None or not part.published:
+            raise KdbusError(ENXIO, "no published slice there")
+        part.published = False
+        self._drop(part)
+
+    def close(self) -> None:
+        """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file."""
+        self.user.uncharge(self._charged)
+        self._charged = 0
+        self._slices.clear()
+        self._free.clear()
+        self._free_at.clear()
+        self.busy = self.size
+
+    def _charge(self, end: int) -> None:
+        amount = SLICE_COST
+        if end > self._high:
+            amount += end - self._high
+        self.user.charge(amount)
+        self._charged += amount
+        if end > self._high:
+            self._high = end
+
+    def _add_free(self, part: Slice) -> None:
+        insort(self._free, (part.size, part.offset))
+        self._free_at[part.offset] = part
+
+    def _remove_free(self, part: Slice) -> None:
+        del self._free[bisect_left(self._free, (part.size, part.offset))]
+        del self._free_at[part.offset]
+
+    def _drop(self, part: Slice) -> None:
+        """Give `part` back if nobody needs it, with the payload that hangs on it."""
+        if part.held or part.published or part.parents or self._slices.pop(part.offset, None) is None:
+            return
+        self.busy -= part.size
+        self.user.uncharge(SLICE_COST)
+        self._charged -= SLICE_COST
+        child, part.child = part.child, None
+        part.free = True
+        after = part.after
+        if after is not None and after.free:
+            self._remove_free(after)
+            part.size += after.size
+            part.after = after.after
+            if part.after is not None:
+                part.after.before = part
+        before = part.before
+        if before is not None and before.free:
+            self._remove_free(before)
+            before.size += part.size
+            before.after = part.after
+            if part.after is not None:
+                part.after.before = before
+            part = before
+        self._add_free(part)
+        if child is not None:
+            child.parents -= 1
+            self._drop(child)

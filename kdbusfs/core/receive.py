@@ -1,0 +1,89 @@
+"""RECV and FREE (RECV-1 to RECV-19, FREE-1 to FREE-5)."""
+
+from __future__ import annotations
+
+from errno import EAGAIN, EINVAL, ENOMSG, EOVERFLOW, EPIPE
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.commands import COMMANDS
+from ..abi.errors import KdbusError
+from ..abi.layouts import CMD_RECV, CMD_RECV_DROPPED_OFFSET, U64
+from .sync import finish, forget
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .connection import Connection
+    from .queue import QueueEntry
+
+_RECV: Final = COMMANDS[c.CMD_RECV]
+_FREE: Final = COMMANDS[c.CMD_FREE]
+_RECV_RESULT: Final = Struct("<QQQQ")  # dropped_msgs, then kdbus_msg_info
+_FREE_OFFSET: Final = 8
+
+
+def recv(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_RECV: 0, -EAGAIN or -EOVERFLOW.
+
+    Raises KdbusError: ENOMSG (nothing as urgent), ENOBUFS (no room for the message slice; it stays queued).
+    """
+    call.begin(_RECV)
+    _, flags, _, _, priority, *_ = CMD_RECV.unpack_from(call.command)
+    queue = connection.queue
+    if flags & c.RECV_USE_PRIORITY:
+        entry = queue.most_urgent()
+        if entry is not None and entry.message.priority > priority:
+            raise KdbusError(ENOMSG, "no message of that priority")
+    else:
+        entry = queue.oldest()
+    if entry is None:
+        return -EAGAIN
+    if flags & c.RECV_DROP:
+        _drop(connection, entry)
+        return _store(call, 0, 0, 0)
+    if connection.lost:
+        lost, connection.lost = connection.lost, 0
+        _store(call, lost, 0, 0)
+        return -EOVERFLOW
+    peek = bool(flags & c.RECV_PEEK)
+    offset, size, call.installation = connection.install(entry, call.caller, with_files=not peek)
+    if not peek:
+        queue.remove(entry)
+        connection.discard(entry)
+        if not len(queue):
+            connection.wake()
+    return _store(call, 0, offset, size)
+
+
+def _store(call: Call, lost: int, offset: int, size: int) -> int:
+    """RECV-18."""
+    _RECV_RESULT.pack_into(call.command, CMD_RECV_DROPPED_OFFSET, lost, offset, size, 0)
+    call.clear_return_flags(_RECV)
+    return 0
+
+
+def _drop(connection: Connection, entry: QueueEntry) -> None:
+    """RECV-5; a request that will have no answer now ends for its sender (REP-10)."""
+    reply = entry.reply
+    connection.queue.remove(entry)
+    connection.wake()
+    if reply is not None and reply.linked:
+        if reply.call is not None:
+            finish(reply, EPIPE)
+        elif reply.sync:
+            forget(reply)
+        else:
+            connection.bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
+            reply.unlink()
+    connection.discard(entry)
+    connection.bus.notifier.flush()
+
+
+def free(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_FREE.  Raises KdbusError: EINVAL (any item), ENXIO (no published slice at that offset)."""
+    if call.begin(_FREE):
+        raise KdbusError(EINVAL, "FREE takes no items")
+    connection.pool.free(U64.unpack_from(call.command, _FREE_OFFSET)[0])
+    call.clear_return_flags(_FREE)
+    return 0

@@ -1,0 +1,159 @@
+"""Trackers of expected replies (REP-1 to REP-19, SYNC-1 to SYNC-5).
+
+A tracker is *linked* while a reply is accepted.  The requester's slot (one of 128) is taken as long as the tracker is
+linked or its request is still queued (REP-3).  A synchronous tracker has a `call`, the blocked SEND, except between an
+interruption and the restart of the ioctl; a reply that comes just then is kept in `answer`, or the errno of its failed
+delivery in `failure` (SYNC-4).
+"""
+
+from __future__ import annotations
+
+import heapq
+from errno import EMLINK
+from typing import TYPE_CHECKING
+
+from ..abi.errors import KdbusError
+from ..abi.limits import CONN_MAX_REQUESTS_PENDING
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .connection import Connection
+    from .message import Message
+    from .ports import Cancellation
+    from .queue import QueueEntry
+
+
+class Reply:
+    """The tracker of one request.
+
+    replying: who owes the reply; requester: whom; deadline_ns: CLOCK_MONOTONIC; name_id: of the name it was sent to.
+    """
+
+    __slots__ = (
+        "_holders",
+        "answer",
+        "call",
+        "cancellation",
+        "cookie",
+        "deadline_ns",
+        "failure",
+        "interrupted",
+        "linked",
+        "name_id",
+        "replying",
+        "requester",
+        "sync",
+    )
+
+    def __init__(
+        self, replying: Connection, requester: Connection, message: Message, *, sync: bool
+    ) -> None:
+        """Takes one of the requester's slots.  Raises KdbusError(EMLINK) when there is none (REP-2)."""
+        if requester.request_count >= CONN_MAX_REQUESTS_PENDING:
+            raise KdbusError(EMLINK, "too many pending requests")
+        requester.request_count += 1
+        self.replying = replying
+        self.requester = requester
+        self.cookie = message.cookie
+        self.deadline_ns = message.cookie_reply
+        self.name_id = message.name_id
+        self.sync = sync
+        self.linked = False
+        self.interrupted = False
+        self.call: Call | None = None
+        self.cancellation: Cancellation | None = None
+        self.answer: QueueEntry | None = None
+        self.failure = 0
+        self._holders = 1
+
+    @property
+    def answered(self) -> bool:
+        """Whether a reply came during an interruption."""
+        return self.answer is not None or self.failure != 0
+
+    def retain(self) -> Reply:
+        self._holders += 1
+        return self
+
+    def drop(self) -> None:
+        """One holder less: the SEND that made it, the queued request, or the list of linked trackers."""
+        self._holders -= 1
+        if not self._holders:
+            self.requester.request_count -= 1
+
+    def link(self) -> None:
+        """From now on a reply is accepted."""
+        self.linked = True
+        self.retain()
+        self.requester.replies.append(self)
+        self.replying.owed[self] = None
+
+    def unlink(self) -> None:
+        """No reply is accepted any more.  Idempotent."""
+        if not self.linked:
+            return
+        self.linked = False
+        self.requester.replies.remove(self)
+        del self.replying.owed[self]
+        self.drop()
+
+    def move(self, replying: Connection) -> None:
+        """Let another connection owe the reply (ACT-6)."""
+        if self.linked:
+            del self.replying.owed[self]
+            replying.owed[self] = None
+        self.replying = replying
+
+    def stop_watching(self) -> None:
+        """Let go of the CANCEL_FD."""
+        cancellation, self.cancellation = self.cancellation, None
+        if cancellation is not None:
+            cancellation.close()
+
+
+def find_reply(replying: Connection, requester: Connection, cookie: int) -> Reply | None:
+    """The newest linked tracker that entitles `replying` to answer `requester` (REP-8)."""
+    for reply in reversed(requester.replies):
+        if reply.replying is replying and reply.cookie == cookie:
+            return reply
+    return None
+
+
+class Deadlines:
+    """When the next tracker runs out.  Trackers that ended otherwise are skipped when their time comes."""
+
+    __slots__ = ("_heap", "_number")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Reply]] = []
+        self._number = 0
+
+    def add(self, reply: Reply, deadline_ns: int) -> None:
+        """Have `reply` come up at `deadline_ns`."""
+        self._number += 1
+        heapq.heappush(self._heap, (deadline_ns, self._number, reply))
+        if self._number % 1024 == 0:
+            self._compact()
+
+    def next(self) -> int:
+        """The earliest deadline of a linked tracker, 0 when there is none."""
+        heap = self._heap
+        while heap and not heap[0][2].linked:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else 0
+
+    def expired(self, now: int) -> list[Reply]:
+        """Take out the linked trackers whose deadline is not after `now`, newest request first (NOTE-10)."""
+        heap = self._heap
+        due: list[tuple[int, Reply]] = []
+        while heap and heap[0][0] <= now:
+            _, number, reply = heapq.heappop(heap)
+            if reply.linked:
+                due.append((number, reply))
+        due.sort(key=lambda pair: pair[0], reverse=True)
+        return [reply for _, reply in due]
+
+    def _compact(self) -> None:
+        """Answered requests with far deadlines must not pile up."""
+        self._heap = [item for item in self._heap if item[2].linked]
+        heapq.heapify(self._heap)

@@ -1,0 +1,281 @@
+"""SEND: from a validated message to its receivers (SEND-28 to SEND-49, BC-1 to BC-4)."""
+
+from __future__ import annotations
+
+from errno import (
+    EADDRNOTAVAIL,
+    EBADF,
+    ECANCELED,
+    EEXIST,
+    EINVAL,
+    ENXIO,
+    EPERM,
+    EREMCHG,
+    ESRCH,
+    ETIMEDOUT,
+)
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..abi.commands import COMMANDS
+from ..abi.errors import KdbusError
+from ..abi.items import Item
+from ..abi.layouts import I32, U64
+from .call import PENDING
+from .message import Message, parse_message
+from .metadata import ConnMetadata
+from .ports import ProcessMetadata
+from .reply import Reply, find_reply
+from .sync import answer, finish, take_answer, wait
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .connection import Connection
+    from .ports import Cancellation
+
+_COMMAND: Final = COMMANDS[c.CMD_SEND]
+_SIGN_BIT: Final = 1 << 63
+
+
+class CancelToken:
+    """What a watched CANCEL_FD stands for: the blocked SEND, once it blocks."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+
+    def cancelled(self) -> None:
+        """The descriptor got readable (SYNC-1)."""
+        if self.reply is not None and self.reply.call is not None:
+            finish(self.reply, ECANCELED)
+
+
+class Outgoing:
+    """A message on its way, with the metadata that all its receivers share (META-4)."""
+
+    __slots__ = ("call", "message", "metadata", "process", "source")
+
+    def __init__(self, source: Connection, call: Call, message: Message) -> None:
+        self.source = source
+        self.call = call
+        self.message = message
+        self.process: ProcessMetadata | None = None
+        self.metadata: ConnMetadata | None = None
+
+    def collect(self, receiver: Connection) -> None:
+        """Gather what this receiver wants, the sender agrees to and the domain lets through (META-2).
+
+        Raises KdbusError when a kind cannot be gathered.
+        """
+        source = self.source
+        domain = source.bus.domain
+        kinds = source.attach_flags_send & receiver.attach_flags_recv & domain.attach_flags_mask
+        if not kinds:
+            return
+        if kinds & c.ATTACH_PROCESS and not source.faked:  # META-18
+            if self.process is None:
+                self.process = ProcessMetadata()
+            self.call.caller.collect(self.process, kinds & c.ATTACH_PROCESS)
+        if kinds & ~c.ATTACH_PROCESS:
+            if self.metadata is None:
+                self.metadata = ConnMetadata()
+            self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum)
+
+    def offer(self, receiver: Connection) -> None:
+        """Deliver a copy; where that fails the receiver lost it (BC-2, MON-3)."""
+        try:
+            self.collect(receiver)
+        except KdbusError:
+            pass  # a copy that lacks metadata is better than none (SEND-39)
+        if not receiver.try_deliver(
+            self.message, self.process, self.metadata, self.source, self.call.caller
+        ):
+            receiver.lost += 1
+
+
+def send(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_SEND: 0, or PENDING for a synchronous call that waits for its reply.
+
+    Raises KdbusError with the errno of the row of SEND-1's order that fails first.
+    """
+    items = call.begin(_COMMAND)
+    sync = bool(U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY)
+    message = parse_message(call, connection.id, connection.bus.bloom_size, sync=sync)
+    assert message.resources is not None
+    token = CancelToken()
+    cancellation: Cancellation | None = None
+    result: int | None = None
+    try:
+        cancellation = _watch_cancel_fd(connection, call, items, token) if items else None
+        message.seqnum = connection.bus.domain.next_seqnum()
+        outgoing = Outgoing(connection, call, message)
+        if message.dst_id == c.DST_ID_BROADCAST:
+            _broadcast(outgoing)
+            result = 0
+        else:
+            result = _unicast(outgoing, token, cancellation, sync=sync)
+    finally:
+        message.resources.release()
+        if cancellation is not None and result is not PENDING:
+            cancellation.close()
+    if result == 0:
+        call.clear_return_flags(_COMMAND)
+    return result
+
+
+def _watch_cancel_fd(
+    connection: Connection, call: Call, items: list[Item], token: CancelToken
+) -> Cancellation | None:
+    """SEND-29, SEND-30.  Raises KdbusError: EINVAL, EEXIST, EBADF."""
+    sync = U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY
+    wanted: int | None = None
+    for kind, payload in items:
+        if kind != c.ITEM_CANCEL_FD:
+            raise KdbusError(EINVAL, "item that no SEND may have")
+        if not sync:
+            continue
+        if wanted is not None:
+            raise KdbusError(EEXIST, "second CANCEL_FD")
+        wanted = I32.unpack(payload)[0]
+    if wanted is None:
+        return None
+    if wanted < 0:
+        raise KdbusError(EBADF, "negative CANCEL_FD")
+    file = call.caller.take_file(wanted)
+    try:
+        if file.is_path:
+            raise KdbusError(EBADF, "O_PATH descriptor as CANCEL_FD")
+        return connection.bus.domain.host.watch(file, token)
+    except KdbusError:
+        file.close()
+        raise
+
+
+def _broadcast(outgoing: Outgoing) -> None:
+    """Monitors first, then every ordinary connection that wants it and may hear the sender (BC-1, BC-3)."""
+    source = outgoing.source
+    bus = source.bus
+    for monitor in list(bus.monitors.values()):
+        outgoing.offer(monitor)
+    for receiver in list(bus.user_listeners.values()):
+        if (
+            receiver is not source
+            and receiver.matches.accepts(outgoing.message, source)
+            and receiver.may_talk(source)
+        ):
+            outgoing.offer(receiver)
+
+
+def _unicast(
+    outgoing: Outgoing, token: CancelToken, cancellation: Cancellation | None, *, sync: bool
+) -> int:
+    source, message, call = outgoing.source, outgoing.message, outgoing.call
+    receiver = _find_receiver(outgoing)
+    if sync:
+        reply = find_reply(receiver, source, message.cookie)
+        if reply is not None and reply.interrupted:
+            return _resume(reply, call, token, cancellation)
+    outgoing.collect(receiver)
+    request: Reply | None = None
+    awaited: Reply | None = None
+    if message.flags & c.MSG_EXPECT_REPLY:
+        if not source.may_talk(receiver, call.caller):
+            raise KdbusError(EPERM, "may not talk to the receiver")
+        request = Reply(receiver, source, message, sync=sync)
+    elif message.flags & c.MSG_SIGNAL:
+        if not receiver.matches.accepts(message, source) or not receiver.may_talk(source):
+            raise KdbusError(EPERM, "receiver does not want the signal, or may not talk to the sender")
+    elif message.cookie_reply:
+        awaited = _consume_tracker(source, receiver, message.cookie_reply)
+    elif not source.may_talk(receiver, call.caller):
+        raise KdbusError(EPERM, "may not talk to the receiver")
+
+    for monitor in list(source.bus.monitors.values()):
+        outgoing.offer(monitor)
+    if awaited is not None:
+        answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
+        return 0
+    try:
+        receiver.deliver(message, outgoing.process, outgoing.metadata, source, call.caller, request)
+    except KdbusError:
+        if request is not None:
+            request.drop()
+        raise
+    if request is None:
+        return 0
+    return _expect(request, call, token, cancellation)
+
+
+def _find_receiver(outgoing: Outgoing) -> Connection:
+    """SEND-33 to SEND-36.  Raises KdbusError: ENXIO, ESRCH, EREMCHG, EADDRNOTAVAIL."""
+    message = outgoing.message
+    bus = outgoing.source.bus
+    name = message.resources.dst_name if message.resources is not None else None
+    if name is None:
+        receiver = bus.connections.get(message.dst_id)
+        if receiver is None or not receiver.is_ordinary:
+            raise KdbusError(ENXIO, "no ordinary connection has that id")
+        return receiver
+    entry = bus.names.find(name)
+    if entry is None:
+        raise KdbusError(ESRCH, "nobody owns the name")
+    if message.dst_id not in (c.DST_ID_NAME, entry.owner.id):
+        raise KdbusError(EREMCHG, "name is owned by another id")
+    if message.flags & c.MSG_NO_AUTO_START and entry.owner.is_activator:
+        raise KdbusError(EADDRNOTAVAIL, "name is owned by an activator")
+    message.name_id = entry.id
+    return entry.owner
+
+
+def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> Reply | None:
+    """The right to reply (SEND-42, REP-7): the tracker of a blocked SEND, or None where the reply is queued.
+
+    Raises KdbusError(EPERM) when `source` owes no such reply.
+    """
+    reply = find_reply(source, receiver, cookie)
+    if reply is None or reply.answered:
+        raise KdbusError(EPERM, "no such reply is expected")
+    if reply.sync:
+        return reply
+    reply.unlink()
+    return None
+
+
+def _expect(request: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
+    """The request is queued: arm its deadline, and block if it is synchronous (REP-4, REP-5, REP-18)."""
+    domain = request.requester.bus.domain
+    deadline = request.deadline_ns
+    if not request.sync:
+        domain.deadlines.add(request, deadline)
+        request.drop()
+        return 0
+    if deadline & _SIGN_BIT or deadline <= domain.host.clock.monotonic():
+        request.unlink()
+        request.drop()
+        raise KdbusError(ETIMEDOUT, "deadline is in the past")
+    domain.deadlines.add(request, deadline)
+    token.reply = request
+    wait(request, call, cancellation)
+    return PENDING
+
+
+def _resume(reply: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
+    """The ioctl was restarted: wait on, or return what came meanwhile (SYNC-2, SYNC-4)."""
+    if reply.answered:
+        failure = reply.failure
+        reply.interrupted = False
+        reply.unlink()
+        result = take_answer(reply, call) if reply.answer is not None else -failure
+        reply.drop()
+        if result:
+            raise KdbusError(-result, "delivery of the reply failed")
+        return 0
+    if reply.deadline_ns <= reply.requester.bus.domain.host.clock.monotonic():
+        reply.interrupted = False
+        reply.unlink()
+        reply.drop()
+        raise KdbusError(ETIMEDOUT, "deadline passed during the restart")
+    token.reply = reply
+    wait(reply, call, cancellation)
+    return PENDING

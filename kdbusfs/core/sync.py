@@ -1,0 +1,114 @@
+"""Blocked SENDs: how a synchronous call ends, is interrupted and goes on after a restart (REP-14 to 18, SYNC-*)."""
+
+from __future__ import annotations
+
+from errno import ECOMM, ECONNRESET, EREMOTEIO
+from typing import TYPE_CHECKING
+
+from ..abi.errors import KdbusError
+from ..abi.layouts import CMD_SEND_REPLY_OFFSET, MSG_INFO, U64
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .message import Message
+    from .metadata import ConnMetadata
+    from .ports import Caller, Cancellation, ProcessMetadata
+    from .reply import Reply
+
+_SEND_RETURN_FLAGS_OFFSET = 32
+
+
+def wait(reply: Reply, call: Call, cancellation: Cancellation | None) -> None:
+    """Let the SEND `call` block for `reply`: it is answered through `finish` or `interrupt`."""
+    call = call.defer()
+    reply.call = call
+    reply.interrupted = False
+    reply.cancellation = cancellation
+    reply.requester.bus.domain.waiting[call] = reply
+
+
+def finish(reply: Reply, errno: int) -> None:
+    """End the wait: the SEND returns -errno, or what became of the attached reply, which wins (REP-17)."""
+    call = reply.call
+    assert call is not None
+    domain = reply.requester.bus.domain
+    del domain.waiting[call]
+    reply.call = None
+    reply.stop_watching()
+    reply.unlink()
+    call.result = -errno
+    if reply.answer is not None:
+        call.result = take_answer(reply, call)
+    domain.completed.append(call)
+    reply.drop()
+
+
+def take_answer(reply: Reply, call: Call) -> int:
+    """Put the attached reply into the requester's pool and `call`'s struct (REP-15); the SEND's result.
+
+    The tracker is done with afterwards.
+    """
+    entry, reply.answer = reply.answer, None
+    assert entry is not None
+    requester = reply.requester
+    try:
+        if not requester.active:
+            raise KdbusError(ECONNRESET, "requester is gone")
+        offset, size, call.installation = requester.install(entry, call.caller, with_files=True)
+    except KdbusError as error:
+        return -error.errno
+    finally:
+        requester.discard(entry)
+    MSG_INFO.pack_into(call.command, CMD_SEND_REPLY_OFFSET, offset, size, 0)
+    U64.pack_into(call.command, _SEND_RETURN_FLAGS_OFFSET, 0)
+    return 0
+
+
+def answer(
+    reply: Reply,
+    message: Message,
+    process: ProcessMetadata | None,
+    metadata: ConnMetadata | None,
+    caller: Caller,
+) -> None:
+    """Attach the reply `message` to a blocked or interrupted SEND; it never enters the queue (REP-15).
+
+    Raises KdbusError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).
+    """
+    errno = 0
+    failed: KdbusError | None = None
+    try:
+        reply.answer = reply.requester.make_entry(message, process, metadata, caller)
+    except KdbusError as error:
+        failed = error
+        errno = EREMOTEIO if error.errno == ECOMM else error.errno
+    if reply.call is not None:
+        finish(reply, errno)
+    else:
+        reply.failure = errno
+    if failed is not None:
+        raise failed
+
+
+def interrupt(reply: Reply, result: int) -> None:
+    """A signal ended the wait: the ioctl returns `result`, the tracker stays for the restart (SYNC-2, SYNC-3)."""
+    call = reply.call
+    assert call is not None
+    domain = reply.requester.bus.domain
+    del domain.waiting[call]
+    reply.call = None
+    reply.stop_watching()
+    reply.interrupted = True
+    call.result = result
+    domain.completed.append(call)
+
+
+def forget(reply: Reply) -> None:
+    """Drop a tracker that nobody waits on, with a reply that was kept for a restart (REP-13, SYNC-3)."""
+    entry, reply.answer = reply.answer, None
+    if entry is not None:
+        reply.requester.discard(entry)
+    was_interrupted, reply.interrupted = reply.interrupted, False
+    reply.unlink()
+    if was_interrupted:
+        reply.drop()

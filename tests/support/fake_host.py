@@ -1,0 +1,250 @@
+"""The world of a domain in memory: what `kdbusfs.core` needs of a host, without Linux."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from errno import EBADF, EFAULT, EINVAL, ESRCH
+
+from kdbusfs.abi import constants as c
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.core.ports import NO_ID, Ids, Pids, ProcessMetadata
+
+ALL_SEALS = 0xF
+OVERFLOW_ID = 65534
+
+
+class FakeMemory:
+    """Pool memory that a test can look into."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.sealed = False
+        self.closed = False
+
+    def resize(self, size: int) -> None:
+        assert not self.sealed
+        self.data = bytearray(size)
+
+    def seal(self) -> None:
+        self.sealed = True
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        assert offset + len(data) <= len(self.data)
+        self.data[offset : offset + len(data)] = data
+
+    def copy_from(self, offset: int, size: int, source: FakeMemory, source_offset: int) -> None:
+        self.store(offset, source.data[source_offset : source_offset + size])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class FakeFile:
+    """A passed file; `open_count` shows whether the core let go of it exactly once."""
+
+    seal_bits: int | None = None
+    length: int = 0
+    is_bus_file: bool = False
+    is_unix_socket: bool = False
+    is_path: bool = False
+    pollable: bool = True
+    open_count: int = 0
+
+    def seals(self) -> int | None:
+        return self.seal_bits
+
+    def size(self) -> int:
+        return self.length
+
+    def close(self) -> None:
+        assert self.open_count > 0, "closed once too often"
+        self.open_count -= 1
+
+
+def sealed_memfd(size: int) -> FakeFile:
+    return FakeFile(seal_bits=ALL_SEALS, length=size)
+
+
+@dataclass
+class FakeProcess:
+    """A client process: its memory by address, its descriptors, its credentials, its namespaces."""
+
+    uid: int = 1000
+    euid: int | None = None
+    gid: int = 1000
+    aux: tuple[int, ...] = ()
+    ipc_owner: bool = False
+    pid: int = 100
+    user_ns: int = 1
+    pid_ns: int = 1
+    root: object = "root"
+    memory: dict[int, bytearray] = field(default_factory=dict)
+    files: dict[int, FakeFile] = field(default_factory=dict)
+    uid_map: dict[int, int] | None = None  # inside -> global; None: identity
+    alive: bool = True
+    failing: int = 0  # attach flags that cannot be collected
+    next_address: int = 0x10000
+
+    def place(self, data: bytes) -> int:
+        """Put `data` into the process' memory; its 8-aligned address."""
+        address = self.next_address
+        self.memory[address] = bytearray(data)
+        self.next_address += (len(data) + 63) & ~7
+        return address
+
+    def read(self, address: int, size: int) -> bytes:
+        for start, data in self.memory.items():
+            if start <= address and address + size <= start + len(data):
+                return bytes(data[address - start : address - start + size])
+        raise KdbusError(EFAULT, "not mapped")
+
+    def current_ids(self) -> Ids:
+        euid = self.uid if self.euid is None else self.euid
+        return Ids(self.uid, euid, euid, euid, self.gid, self.gid, self.gid, self.gid)
+
+
+class FakeCaller:
+    """The thread of a FakeProcess that issued a command."""
+
+    def __init__(self, process: FakeProcess) -> None:
+        self.process = process
+
+    @property
+    def user(self) -> int:
+        return self.process.uid
+
+    @property
+    def user_ns(self) -> int:
+        return self.process.user_ns
+
+    @property
+    def pid_ns(self) -> int:
+        return self.process.pid_ns
+
+    @property
+    def root(self) -> object:
+        return self.process.root
+
+    def _inside(self, value: int) -> int | None:
+        mapping = self.process.uid_map
+        if mapping is None:
+            return value
+        return next((inside for inside, outside in mapping.items() if outside == value), None)
+
+    def uid_from_global(self, uid: int) -> int:
+        if uid == NO_ID:
+            return NO_ID
+        inside = self._inside(uid)
+        return OVERFLOW_ID if inside is None else inside
+
+    def gid_from_global(self, gid: int) -> int:
+        return self.uid_from_global(gid)
+
+    def maps_uid(self, uid: int) -> bool:
+        return self._inside(uid) is not None
+
+    def ids(self) -> Ids:
+        if not self.process.alive:
+            raise KdbusError(ESRCH, "gone")
+        return self.process.current_ids()
+
+    def groups(self) -> tuple[int, ...]:
+        return self.process.aux
+
+    def has_ipc_owner(self) -> bool:
+        return self.process.ipc_owner
+
+    def uid_to_global(self, uid: int) -> int | None:
+        if uid == NO_ID:
+            return None
+        return uid if self.process.uid_map is None else self.process.uid_map.get(uid)
+
+    def gid_to_global(self, gid: int) -> int | None:
+        return self.uid_to_global(gid)
+
+    def domain_uid(self, uid: int) -> int | None:
+        return uid
+
+    def pids_of(self, pid: int) -> dict[int, int] | None:
+        return {self.process.pid_ns: pid} if pid < 1_000_000 else None
+
+    def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
+        process = self.process
+        if kinds & process.failing & ~metadata.collected:
+            raise KdbusError(EFAULT, "cannot be collected")
+        kinds &= ~metadata.collected
+        metadata.collected |= kinds
+        metadata.valid |= kinds & ~(c.ATTACH_SECLABEL | c.ATTACH_AUDIT)
+        metadata.creds = process.current_ids()
+        metadata.pids = {process.pid_ns: Pids(process.pid, process.pid, 1)}
+        metadata.auxgroups = process.aux
+        metadata.tid_comm = metadata.pid_comm = b"fake"
+        metadata.exe = b"/bin/fake"
+        metadata.root = process.root
+        metadata.cmdline = b"fake"
+        metadata.cgroup = b"/"
+        metadata.caps = bytes(36)
+        metadata.user_ns = process.user_ns
+
+    def write(self, address: int, data: bytes) -> None:
+        for start, region in self.process.memory.items():
+            if start <= address and address + len(data) <= start + len(region):
+                region[address - start : address - start + len(data)] = data
+                return
+        raise KdbusError(EFAULT, "not mapped")
+
+    def copy_payload(self, memory: FakeMemory, offset: int, vectors: list[tuple[int, int]]) -> None:
+        for address, size in vectors:
+            memory.store(offset, self.process.read(address, size) if address else bytes(size))
+            offset += size
+
+    def take_file(self, fd: int) -> FakeFile:
+        file = self.process.files.get(fd)
+        if file is None:
+            raise KdbusError(EBADF, "closed")
+        file.open_count += 1
+        return file
+
+    def defer(self) -> FakeCaller:
+        return FakeCaller(self.process)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1_000_000_000
+
+    def monotonic(self) -> int:
+        return self.now
+
+    def realtime(self) -> int:
+        return self.now + 10**18
+
+
+class FakeCancellation:
+    def __init__(self, file: FakeFile) -> None:
+        self.file = file
+        self.open = True
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            self.file.close()
+
+
+class FakeHost:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.watched: list[tuple[FakeFile, object, FakeCancellation]] = []
+        self._uuids = 0
+
+    def random_uuid(self) -> bytes:
+        self._uuids += 1
+        return self._uuids.to_bytes(16, "big")
+
+    def watch(self, file: FakeFile, token: object) -> FakeCancellation:
+        if not file.pollable:
+            raise KdbusError(EINVAL, "cannot be polled")
+        cancellation = FakeCancellation(file)
+        self.watched.append((file, token, cancellation))
+        return cancellation
