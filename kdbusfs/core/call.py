@@ -50,13 +50,15 @@ class Call:
 
     number, address: ioctl number and argument; command: the struct as copied, whose first bytes travel back for
     `_IOWR`; error: errno of that copy or 0; message, message_error: the same for the message of a SEND;
-    result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own.
+    result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own;
+    deferred: the copy that the last `defer()` made.
     """
 
     __slots__ = (
         "address",
         "caller",
         "command",
+        "deferred",
         "error",
         "installation",
         "message",
@@ -76,6 +78,7 @@ class Call:
     tag: object
     result: int
     installation: Installation | None
+    deferred: Call | None
 
     def begin(self, command: Command) -> list[Item]:
         """The checks that precede every command: size, flag negotiation, items (GEN-10).  Returns the items.
@@ -137,4 +140,6 @@ class Call:
         copy.tag = self.tag
         copy.result = 0
         copy.installation = None
+        copy.deferred = None
+        self.deferred = copy
         return copy
