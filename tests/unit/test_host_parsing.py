@@ -7,6 +7,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kdbusfs.core.ports import NO_ID, Ids
 from kdbusfs.host.credentials import (
     Status,
@@ -131,9 +132,7 @@ def test_extents_that_the_daemon_cannot_see_map_nothing() -> None:
     assert to_inside((), 0) is None
 
 
-@given(
-    st.integers(0, 1 << 31), st.integers(0, 1 << 31), st.integers(1, 1 << 30), st.integers(0, NO_ID)
-)
+@given(st.integers(0, 1 << 31), st.integers(0, 1 << 31), st.integers(1, 1 << 30), st.integers(0, NO_ID))
 def test_mapping_there_and_back(inside: int, outside: int, length: int, value: int) -> None:
     extents = (Extent(inside, outside, length),)
     there = to_outside(extents, value)
