@@ -11,6 +11,7 @@ import resource
 import stat
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EBADF, EMFILE, ENFILE
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ _PRIVATE: Final = b"/.kdbusfs/"
 
 Closer = Callable[[int, int], None]
 """closer(user, fd): closes `fd` in a thread that may be blocked for long, then calls
-`Descriptors.closed(user)`.
+`Descriptors.closed(user)`, whatever close(2) says.
 """
 
 _facts: Final[Any] = ffi.new("struct kfs_file *")
@@ -114,7 +115,9 @@ class Descriptors:
                 self._held.pop(user, None)
 
     def _close_now(self, user: int, fd: int) -> None:
-        os.close(fd)
+        # close(2) passes on what the file system answers to FLUSH; the descriptor is gone in any case.
+        with suppress(OSError):
+            os.close(fd)
         self.closed(user)
 
 

@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -221,19 +222,20 @@ int kfs_proc_root(int tid, uint64_t *identity)
     return 0;
 }
 
+/* From the link's text, "user:[N]": half the price of stat(2), which would make an inode first. */
 int kfs_namespace_inode(int tid, const char *name, uint64_t *inode)
 {
-    struct stat st;
-    char path[64];
-    int r;
+    char text[64], *end, *number;
+    int n = kfs_proc_link(tid, name, text, sizeof(text) - 1);
 
-    r = proc_path(path, sizeof(path), tid, name);
-    if (r < 0)
-        return r;
-    if (stat(path, &st) < 0)
-        return -errno;
-    *inode = st.st_ino;
-    return 0;
+    if (n < 0)
+        return n;
+    text[n] = 0;
+    number = strchr(text, '[');
+    if (!number)
+        return -EINVAL;
+    *inode = strtoull(number + 1, &end, 10);
+    return *end == ']' ? 0 : -EINVAL;
 }
 
 int kfs_namespace_open(int tid, const char *name)

@@ -129,7 +129,7 @@ def test_a_vanished_thread_is_esrch(host: LinuxHost) -> None:
 
 
 def test_thread_0_which_no_one_can_see_is_esrch(host: LinuxHost) -> None:
-    """FUSE gives 0 for a thread outside the daemon's pid namespace; it must never stand for the daemon itself."""
+    """FUSE gives 0 for a thread outside the daemon's pid namespace; it must not stand for the daemon."""
     caller = host.caller(0)
     for call in (caller.ids, caller.groups, caller.has_ipc_owner, caller.status):
         assert errno_of(call) == ESRCH
@@ -259,10 +259,10 @@ def test_addresses_that_are_not_the_clients_are_efault(host: LinuxHost, child: C
 
 def test_a_write_that_only_fits_in_part_is_efault(host: LinuxHost, child: Child) -> None:
     address = child.ask("memory(4096)")
-    child.ask("libc.mprotect(ctypes.c_void_p(%d), 4096, 1)" % address)
+    child.ask(f"libc.mprotect(ctypes.c_void_p({address}), 4096, 1)")
     assert errno_of(host.caller(child.pid).write, address + 4090, bytes(4)) == EFAULT
     address = child.ask("memory(8192)")
-    assert child.ask("libc.mprotect(ctypes.c_void_p(%d), 4096, 0)" % (address + 4096)) == 0
+    assert child.ask(f"libc.mprotect(ctypes.c_void_p({address + 4096}), 4096, 0)") == 0
     assert errno_of(host.caller(child.pid).write, address + 4090, bytes(12)) == EFAULT
 
 
@@ -305,7 +305,7 @@ def test_two_mebibytes_in_one_piece(host: LinuxHost, child: Child) -> None:
 def test_partly_readable_payload_is_efault(host: LinuxHost, child: Child) -> None:
     """SEND-12."""
     address = child.ask("memory(8192)")
-    assert child.ask("libc.munmap(ctypes.c_void_p(%d), 4096)" % (address + 4096)) == 0
+    assert child.ask(f"libc.munmap(ctypes.c_void_p({address + 4096}), 4096)") == 0
     memory = host.memory()
     memory.resize(1 << 16)
     caller = host.caller(child.pid)
