@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import resource
 import stat
-from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from errno import EBADF, EMFILE, ENFILE
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
@@ -30,10 +28,30 @@ INLINE_CLOSE_MAX: Final = 64 << 20  # bytes; freeing a larger memfd takes too lo
 _INT_MAX: Final = (1 << 31) - 1
 _PRIVATE: Final = b"/.kdbusfs/"
 
-Closer = Callable[[int, int], None]
-"""closer(user, fd): closes `fd` in a thread that may be blocked for long, then calls
-`Descriptors.closed(user)`, whatever close(2) says.
-"""
+
+class Closer(Protocol):
+    """Closes descriptors in threads that may be blocked for long (host.installer)."""
+
+    def close_later(self, user: int, fd: int) -> None:
+        """Close `fd`, which came from `user`."""
+
+    def closing(self, user: int) -> int:
+        """How many descriptors of `user` are still to be closed."""
+
+
+class InlineCloser:
+    """Closes at once: for processes that no hostile client sends files to."""
+
+    __slots__ = ()
+
+    def close_later(self, user: int, fd: int) -> None:
+        # close(2) passes on what the file system answers to FLUSH; the descriptor is gone in any case.
+        with suppress(OSError):
+            os.close(fd)
+
+    def closing(self, user: int) -> int:
+        return 0
+
 
 _facts: Final[Any] = ffi.new("struct kfs_file *")
 _type: Final[Any] = ffi.new("char[]", 64)
@@ -62,21 +80,21 @@ class Descriptors:
     `per_user`.
     """
 
-    __slots__ = ("_closed", "_held", "_per_user", "_total", "_total_held", "closer", "own_device")
+    __slots__ = ("_closer", "_closing", "_held", "_per_user", "_total", "_total_held", "own_device")
 
     def __init__(self, closer: Closer | None = None, per_user: int = MAX_PER_USER) -> None:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._total = (soft if soft != resource.RLIM_INFINITY else 1 << 20) * 3 // 4
         self._per_user = min(per_user, self._total // 2)
         self._held: dict[int, int] = {}
+        self._closing: dict[int, int] = {}  # of those held, how many the closer had at last sight
         self._total_held = 0
-        self._closed: deque[int] = deque()
-        self.closer: Closer = closer if closer is not None else self._close_now
+        self._closer: Closer = closer if closer is not None else InlineCloser()
         self.own_device: tuple[int, int] | None = None
 
     def held(self, user: int) -> int:
         """How many descriptors of `user` are held, those included whose close is under way."""
-        self._settle()
+        self._settle(user)
         return self._held.get(user, 0)
 
     def take(self, tid: int, pidfd: int, fd: int, user: int) -> LinuxFile:
@@ -86,9 +104,10 @@ class Descriptors:
         """
         if not 0 <= fd <= _INT_MAX:
             raise KdbusError(EBADF, "no descriptor number")
-        if self._closed:
-            self._settle()
-        held = self._held.get(user, 0)
+        held = self.held(user)
+        if self._total_held >= self._total:
+            for other in tuple(self._closing):
+                self._settle(other)
         if held >= self._per_user or self._total_held >= self._total:
             raise KdbusError(EMFILE, "too many descriptors in flight")
         own: int = lib.kfs_file_take(pidfd, fd)
@@ -100,25 +119,36 @@ class Descriptors:
         self._total_held += 1
         return LinuxFile(self, own, user, tid)
 
-    def closed(self, user: int) -> None:
-        """A descriptor of `user` has been closed.  May be called by any thread."""
-        self._closed.append(user)
-
-    def _settle(self) -> None:
-        while self._closed:
-            user = self._closed.popleft()
-            left = self._held.get(user, 0) - 1
-            self._total_held -= 1
-            if left > 0:
-                self._held[user] = left
-            else:
-                self._held.pop(user, None)
-
-    def _close_now(self, user: int, fd: int) -> None:
-        # close(2) passes on what the file system answers to FLUSH; the descriptor is gone in any case.
-        with suppress(OSError):
+    def close(self, user: int, fd: int, inline: bool) -> None:
+        """Close a taken descriptor: right here if `inline`, or else by the closer."""
+        if inline:
             os.close(fd)
-        self.closed(user)
+            self._forget(user, 1)
+        else:
+            self._closing[user] = self._closing.get(user, 0) + 1
+            self._closer.close_later(user, fd)
+
+    def _settle(self, user: int) -> None:
+        """Take note of what the closer is through with."""
+        before = self._closing.get(user, 0)
+        if not before:
+            return
+        left = self._closer.closing(user)
+        if left >= before:
+            return
+        if left:
+            self._closing[user] = left
+        else:
+            del self._closing[user]
+        self._forget(user, before - left)
+
+    def _forget(self, user: int, count: int) -> None:
+        self._total_held -= count
+        left = self._held[user] - count
+        if left:
+            self._held[user] = left
+        else:
+            del self._held[user]
 
 
 class LinuxFile:
@@ -193,11 +223,8 @@ class LinuxFile:
         if fd < 0:
             return
         self.fd = -1
-        if self._seals is not None and os.fstat(fd).st_size <= INLINE_CLOSE_MAX:
-            os.close(fd)
-            self._descriptors.closed(self.user)
-        else:
-            self._descriptors.closer(self.user, fd)
+        inline = self._seals is not None and os.fstat(fd).st_size <= INLINE_CLOSE_MAX
+        self._descriptors.close(self.user, fd, inline)
 
 
 def _is_bus_mount(fd: int, tid: int) -> bool:

@@ -29,7 +29,7 @@ class LinuxHost:
     """ports.Host, and what the FUSE side needs of Linux beside it.
 
     fuse_fd: the /dev/fuse for backing ids, -1 for pools without; event_fd: an eventfd that is written to when
-    `cancelled` has tokens; closer: closes passed descriptors in other threads, see `files.Closer`;
+    `cancelled` has tokens; closer: closes passed descriptors in other threads, the installer;
     max_descriptors: how many passed descriptors are held for one user.
     """
 
@@ -79,10 +79,6 @@ class LinuxHost:
     def set_own_device(self, device: int) -> None:
         """The st_dev of the own mount, by which its files are known (SEND-16)."""
         self.descriptors.own_device = (os.major(device), os.minor(device))
-
-    def file_closed(self, user: int) -> None:
-        """The closer has closed a descriptor of `user`.  May be called by any thread."""
-        self.descriptors.closed(user)
 
     def close(self) -> None:
         """End what runs beside the reader."""

@@ -389,33 +389,82 @@ def test_sealed_memfd(host: LinuxHost, child: Child) -> None:
     file.close()
 
 
+class SlowCloser:
+    """Closes when it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, int]] = []
+
+    def close_later(self, user: int, fd: int) -> None:
+        self.waiting.append((user, fd))
+
+    def closing(self, user: int) -> int:
+        return sum(1 for waiting, _ in self.waiting if waiting == user)
+
+    def go_on(self, user: int) -> None:
+        for entry in [entry for entry in self.waiting if entry[0] == user]:
+            os.close(entry[1])
+            self.waiting.remove(entry)
+
+
 def test_descriptors_in_flight_are_bounded_for_each_user(child: Child) -> None:
-    closing: list[tuple[int, int]] = []
-    host = LinuxHost(closer=lambda user, fd: closing.append((user, fd)), max_descriptors=3)
+    closer = SlowCloser()
+    host = LinuxHost(closer=closer, max_descriptors=3)
     caller = host.caller(child.pid)
     files = [caller.take_file(0) for _ in range(3)]
     assert errno_of(caller.take_file, 0) == EMFILE
     with Child("os.setresuid(5, 5, 5)\n") as other:
         other.ask("1")
         host.caller(other.pid).take_file(0).close()
-        assert closing == [(5, closing[0][1])]
+    assert closer.closing(5) == 1
     # A descriptor counts until its close is done, however long that takes.
     files[0].close()
+    files[1].close()
+    assert host.descriptors.held(0) == 3
     assert errno_of(caller.take_file, 0) == EMFILE
-    os.close(closing[1][1])
-    host.file_closed(0)
-    assert host.descriptors.held(0) == 2
-    caller.take_file(0)
-    for file in files[1:]:
+    closer.go_on(0)
+    assert host.descriptors.held(0) == 1
+    assert host.descriptors.held(5) == 1
+    files += [caller.take_file(0), caller.take_file(0)]
+    assert errno_of(caller.take_file, 0) == EMFILE
+    for file in files:
         file.close()
-    for _, fd in closing[2:]:
-        os.close(fd)
+    closer.go_on(0)
+    closer.go_on(5)
+    assert host.descriptors.held(0) == host.descriptors.held(5) == 0
+    host.close()
+
+
+def test_all_users_together_leave_a_quarter_of_the_table(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (8, 8))
+    closer = SlowCloser()
+    host = LinuxHost(closer=closer)
+    files = []
+    for uid in (0, 5):
+        with Child(f"os.setresuid({uid}, {uid}, {uid})\n") as one:
+            one.ask("1")
+            caller = host.caller(one.pid)
+            files += [caller.take_file(0) for _ in range(3)]
+            assert errno_of(caller.take_file, 0) == EMFILE
+    with Child("os.setresuid(6, 6, 6)\n") as third:
+        third.ask("1")
+        caller = host.caller(third.pid)
+        assert errno_of(caller.take_file, 0) == EMFILE
+        for file in files:
+            file.close()
+        assert errno_of(caller.take_file, 0) == EMFILE
+        closer.go_on(5)
+        caller.take_file(0).close()
+    closer.go_on(0)
+    closer.go_on(6)
     host.close()
 
 
 def test_only_small_memory_is_closed_by_the_reader(child: Child) -> None:
-    closing: list[int] = []
-    host = LinuxHost(closer=lambda user, fd: closing.append(fd))
+    closer = SlowCloser()
+    host = LinuxHost(closer=closer)
     caller = host.caller(child.pid)
     small = child.ask("os.memfd_create('x', 3)")
     large = child.ask("os.memfd_create('x', 3)")
@@ -424,10 +473,10 @@ def test_only_small_memory_is_closed_by_the_reader(child: Child) -> None:
         file = caller.take_file(fd)
         file.seals()
         file.close()
-        assert len(closing) == expected
+        assert len(closer.waiting) == expected
     assert host.descriptors.held(0) == 2
-    for fd in closing:
-        os.close(fd)
+    closer.go_on(0)
+    assert host.descriptors.held(0) == 0
     host.close()
 
 
