@@ -1,0 +1,318 @@
+"""The thread behind a command: its credentials, namespaces, memory and descriptors.
+
+The kernel keeps a thread inside its ioctl until FUSE has answered it, killed or not, once the request was
+read. So a thread id stays valid for as long as its request is open, deferred requests included.  The pidfd is
+a second line: memory and descriptors are only reached while it says that the thread lives.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOTTY, EPERM, ESRCH
+from typing import TYPE_CHECKING, Any, Final
+
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.core.ports import NO_ID, Ids, Memory, Pids, ProcessMetadata
+from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+
+from . import metadata as meta
+from .credentials import CAP_IPC_OWNER, Status
+from .memory import PoolMemory
+from .namespaces import Maps, Namespaces, to_inside, to_outside
+from .proc import fail
+
+if TYPE_CHECKING:
+    from .files import Descriptors, LinuxFile
+
+_PID_LIMIT: Final = 1 << 22  # the kernel's greatest pid_max
+_VECTORS: Final = 128
+_ids: Final[Any] = ffi.new("uint32_t[11]")
+_identity: Final[Any] = ffi.new("uint64_t[3]")
+_vectors: Final[Any] = ffi.new("uint64_t[]", 2 * _VECTORS)
+_unpack: Final[Any] = ffi.unpack
+_make_ids: Final = Ids._make
+
+Root = tuple[int, int, int]
+"""Device, inode and mount of a root directory."""
+
+
+def root_of(tid: int) -> Root | None:
+    """Identity of the thread's root directory; None where the daemon may not see it.  Raises
+    KdbusError(ESRCH).
+    """
+    r: int = lib.kfs_proc_root(tid, _identity)
+    if r == 0:
+        return (_identity[0], _identity[1], _identity[2])
+    error = fail(r, "root")
+    if error.errno == ESRCH:
+        raise error
+    return None
+
+
+class LinuxCaller:
+    """ports.Caller for thread `tid`; made once and `reset` for each request, or `defer`red.
+
+    Everything is read when it is first asked for, and once for a request.
+    """
+
+    __slots__ = (
+        "_descriptors",
+        "_ids",
+        "_maps",
+        "_numbers",
+        "_owned",
+        "_pid_ns",
+        "_pidfd",
+        "_root",
+        "_status",
+        "_user_ns",
+        "namespaces",
+        "own_root",
+        "tid",
+    )
+
+    def __init__(self, namespaces: Namespaces, descriptors: Descriptors, own_root: Root | None) -> None:
+        self.namespaces = namespaces
+        self.own_root = own_root
+        self._descriptors = descriptors
+        self._owned = False
+        self._pidfd = -1
+        self.reset(0, -1)
+
+    def reset(self, tid: int, pidfd: int = -1) -> None:
+        """Stand for thread `tid` from now on.
+
+        `pidfd` (of the thread, not of its process) stays the property of whoever gave it; without one it is
+        opened when it is needed and closed at the next reset.
+        """
+        if self._owned:
+            self._owned = False
+            os.close(self._pidfd)
+        self.tid = tid
+        self._pidfd = pidfd
+        self._ids: Ids | None = None
+        self._numbers: Pids | None = None
+        self._status: Status | None = None
+        self._user_ns = 0
+        self._pid_ns = 0
+        self._root: Root | bool | None = False
+        self._maps: Maps | None = None
+
+    def close(self) -> None:
+        """Let go of a pidfd of its own."""
+        self.reset(0, -1)
+
+    def __del__(self) -> None:
+        if self._owned:
+            os.close(self._pidfd)
+
+    def defer(self) -> LinuxCaller:
+        """The same thread, for as long as its ioctl is open.  It takes no descriptor until it is used."""
+        return LinuxCaller._of(self)
+
+    @classmethod
+    def _of(cls, other: LinuxCaller) -> LinuxCaller:
+        caller = cls(other.namespaces, other._descriptors, other.own_root)
+        caller.tid = other.tid
+        return caller
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the thread.  Raises KdbusError(ESRCH, EMFILE)."""
+        if self._pidfd < 0:
+            fd: int = lib.kfs_pidfd_open(self.tid)
+            if fd < 0:
+                # EINVAL: thread 0, which is how FUSE names one that the daemon's pid namespace cannot see.
+                raise KdbusError(ESRCH if fd == -EINVAL else -fd, "pidfd")
+            self._pidfd = fd
+            self._owned = True
+        return self._pidfd
+
+    # Credentials
+
+    def _load(self) -> Ids:
+        r: int = lib.kfs_thread_ids(self.pidfd, _ids)
+        if r == 0:
+            values = _unpack(_ids, 11)
+            self._ids = ids = _make_ids(values[:8])
+            self._numbers = Pids(values[8], values[9], values[10])
+            return ids
+        if r != -ENOTTY:
+            raise fail(r, "credentials")
+        # Kernels before 6.13 do not tell by pidfd.
+        status = self.status()
+        self._ids = ids = status.ids()
+        self._numbers = Pids(*status.numbers(b"Tgid"), *status.numbers(b"Pid"), *status.numbers(b"PPid"))
+        return ids
+
+    def ids(self) -> Ids:
+        """Its credentials now (POL-13).  Raises KdbusError(ESRCH)."""
+        ids = self._ids
+        return ids if ids is not None else self._load()
+
+    def pids(self) -> Pids:
+        """Its numbers in the daemon's pid namespace.  Raises KdbusError(ESRCH)."""
+        if self._numbers is None:
+            self._load()
+        assert self._numbers is not None
+        return self._numbers
+
+    def status(self) -> Status:
+        """/proc/TID/status, read once for a request.  Raises KdbusError(ESRCH)."""
+        status = self._status
+        if status is None:
+            self._status = status = meta.status_of(self.tid)
+        return status
+
+    @property
+    def user(self) -> int:
+        """Its real uid: what limits are accounted to (BUS-7, HELLO-13, QUO-3)."""
+        return self.ids().uid
+
+    def groups(self) -> tuple[int, ...]:
+        """Its supplementary groups now, in kernel order."""
+        return self.status().groups()
+
+    def has_ipc_owner(self) -> bool:
+        """Whether it has CAP_IPC_OWNER in effect in the domain's user namespace (PRIV-1, NS-2).
+
+        The domain's user namespace is the daemon's.  A capability counts in the namespace of its thread and
+        below, so one from a child namespace does not count here.  Threads of namespaces above the daemon's do
+        not get through FUSE, and the kernel would not show the daemon that relation either: they are refused.
+        """
+        r: int = lib.kfs_thread_capability(self.tid, CAP_IPC_OWNER)
+        if r < 0:
+            raise fail(r, "capabilities")
+        return r == 1 and self.user_ns == self.namespaces.user
+
+    # Namespaces
+
+    @property
+    def user_ns(self) -> int:
+        """Identity of its user namespace.  Raises KdbusError(ESRCH)."""
+        if not self._user_ns:
+            self._user_ns = self.namespaces.user_of(self.tid)
+        return self._user_ns
+
+    @property
+    def pid_ns(self) -> int:
+        """Identity of its pid namespace.  Raises KdbusError(ESRCH)."""
+        if not self._pid_ns:
+            self._pid_ns = self.namespaces.pid_of(self.tid)
+        return self._pid_ns
+
+    @property
+    def root(self) -> Root | None:
+        """Identity of its root directory; None, which no metadata carry, where it cannot be seen."""
+        if self._root is False:
+            self._root = root_of(self.tid)
+        return self._root  # type: ignore[return-value]
+
+    def _foreign_maps(self) -> Maps | None:
+        """The id maps of its user namespace; None for the daemon's own, where ids are global ones."""
+        user_ns = self.user_ns
+        if user_ns == self.namespaces.user:
+            return None
+        if self._maps is None:
+            self._maps = self.namespaces.maps_of(self.tid, user_ns)
+        return self._maps
+
+    def uid_from_global(self, uid: int) -> int:
+        """`uid` as the caller sees it; the overflow id where unmapped; NO_ID stays NO_ID (META-6)."""
+        maps = self._foreign_maps()
+        if maps is None or uid == NO_ID:
+            return uid
+        inside = to_inside(maps.uid, uid)
+        return self.namespaces.overflow_uid if inside is None else inside
+
+    def gid_from_global(self, gid: int) -> int:
+        """The same for a gid."""
+        maps = self._foreign_maps()
+        if maps is None or gid == NO_ID:
+            return gid
+        inside = to_inside(maps.gid, gid)
+        return self.namespaces.overflow_gid if inside is None else inside
+
+    def uid_to_global(self, uid: int) -> int | None:
+        """A uid of the caller's user namespace as a global one; None where unmapped (POL-2, NS-4)."""
+        if not 0 <= uid < NO_ID:
+            return None
+        maps = self._foreign_maps()
+        return uid if maps is None else to_outside(maps.uid, uid)
+
+    def gid_to_global(self, gid: int) -> int | None:
+        """The same for a gid."""
+        if not 0 <= gid < NO_ID:
+            return None
+        maps = self._foreign_maps()
+        return gid if maps is None else to_outside(maps.gid, gid)
+
+    def domain_uid(self, uid: int) -> int | None:
+        """A global uid as the domain's user namespace has it; None where unmapped (BUS-5)."""
+        # Global ids are those of the daemon's namespace, and that is the domain's.
+        return uid if 0 <= uid < NO_ID else None
+
+    def pids_of(self, pid: int) -> dict[int, int] | None:
+        """The numbers of `pid` of the caller's pid namespace, by pid namespace; None if there is none
+        (HELLO-11).
+        """
+        if not 0 < pid <= _PID_LIMIT:
+            return None
+        try:
+            found = self.namespaces.global_pid(self.tid, pid)
+            if found is None:
+                return None
+            return meta.numbers_of(found, self.namespaces.pid_chain(found)) or None
+        except KdbusError as error:
+            if error.errno in (ESRCH, EPERM):
+                return None
+            raise
+
+    def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
+        """Add those of `kinds` (ATTACH_* bits) to `metadata` that it has not `collected` yet; see
+        metadata.collect.
+        """
+        meta.collect(self, metadata, kinds)
+
+    # Memory and descriptors
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store `data` in the caller's memory.  Raises KdbusError: EFAULT, ESRCH, EPERM (not ours to write
+        to).
+        """
+        r: int = lib.kfs_client_write(self.pidfd, self.tid, address, data, len(data))
+        if r < 0:
+            raise fail(r, "client memory")
+
+    def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
+        """Read (address, size) vectors one after the other into `memory` from `offset` on; address 0: zero
+        bytes.
+
+        Each byte is copied once.  Raises KdbusError: EFAULT when any of it is unreadable, ESRCH, EPERM,
+        ENOMEM.
+        """
+        assert isinstance(memory, PoolMemory)
+        for start in range(0, len(vectors), _VECTORS):
+            batch = vectors[start : start + _VECTORS]
+            i = total = 0
+            for address, size in batch:
+                _vectors[i] = address
+                _vectors[i + 1] = size
+                total += size
+                i += 2
+            base = memory.mapped(offset + total)
+            r: int = lib.kfs_client_payload(
+                self.pidfd, self.tid, memory.fd, base, offset, _vectors, len(batch)
+            )
+            if r < 0:
+                raise fail(r, "payload")
+            offset += total
+
+    def take_file(self, fd: int) -> LinuxFile:
+        """The caller's descriptor `fd`, pinned.  Raises KdbusError: EBADF, EMFILE at the limits, ESRCH,
+        EPERM.
+        """
+        return self._descriptors.take(self.tid, self.pidfd, fd, self.user)
+
+
+__all__ = ["LinuxCaller", "Root", "root_of"]

@@ -1,0 +1,258 @@
+"""Descriptors that clients pass: taken, looked at, held within bounds, and closed where closing cannot hurt.
+
+A passed file may live on a FUSE file system whose server is hostile and never answers.  The reader therefore
+asks the kernel only what it knows by itself, and leaves close(2), which sends FLUSH, to a `closer`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from contextlib import suppress
+from errno import EBADF, EMFILE, ENFILE
+from typing import Any, Final, Protocol
+
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+
+from .credentials import mount_type
+from .proc import fail, read
+
+AF_UNIX: Final = 1
+CONTROL_INO: Final = 2
+BUS_TYPE: Final = b"fuse.kdbusfs"
+MAX_PER_USER: Final = 16384
+MAX_MOUNTINFO: Final = 1 << 18  # bytes that are looked through for a mount
+INLINE_CLOSE_MAX: Final = 64 << 20  # bytes; freeing a larger memfd takes too long for the reader
+_INT_MAX: Final = (1 << 31) - 1
+_PRIVATE: Final = b"/.kdbusfs/"
+
+
+class Closer(Protocol):
+    """Closes descriptors in threads that may be blocked for long (host.installer)."""
+
+    def close_later(self, user: int, fd: int) -> None:
+        """Close `fd`, which came from `user`."""
+
+    def closing(self, user: int) -> int:
+        """How many descriptors of `user` are still to be closed."""
+
+
+class InlineCloser:
+    """Closes at once: for processes that no hostile client sends files to."""
+
+    __slots__ = ()
+
+    def close_later(self, user: int, fd: int) -> None:
+        # close(2) passes on what the file system answers to FLUSH; the descriptor is gone in any case.
+        with suppress(OSError):
+            os.close(fd)
+
+    def closing(self, user: int) -> int:
+        return 0
+
+
+_facts: Final[Any] = ffi.new("struct kfs_file *")
+_type: Final[Any] = ffi.new("char[]", 64)
+
+
+class Facts:
+    """What the kernel knows of a descriptor by itself (`struct kfs_file`)."""
+
+    __slots__ = ("device", "domain", "flags", "inode", "mode")
+
+    def __init__(self, fd: int) -> None:
+        r: int = lib.kfs_file_look(fd, _facts)
+        if r < 0:
+            raise fail(r, "passed file")
+        self.flags: int = _facts.flags
+        self.domain: int = _facts.domain
+        self.mode: int = _facts.mode
+        self.device: tuple[int, int] = (_facts.major, _facts.minor)
+        self.inode: int = _facts.inode
+
+
+class Descriptors:
+    """The descriptors of clients that the daemon holds, counted for each user until they are really closed.
+
+    In all they may take three quarters of RLIMIT_NOFILE, one user half of that and never more than
+    `per_user`.
+    """
+
+    __slots__ = ("_closer", "_closing", "_held", "_per_user", "_total", "_total_held", "own_device")
+
+    def __init__(self, closer: Closer | None = None, per_user: int = MAX_PER_USER) -> None:
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._total = (soft if soft != resource.RLIM_INFINITY else 1 << 20) * 3 // 4
+        self._per_user = min(per_user, self._total // 2)
+        self._held: dict[int, int] = {}
+        self._closing: dict[int, int] = {}  # of those held, how many the closer had at last sight
+        self._total_held = 0
+        self._closer: Closer = closer if closer is not None else InlineCloser()
+        self.own_device: tuple[int, int] | None = None
+
+    def held(self, user: int) -> int:
+        """How many descriptors of `user` are held, those included whose close is under way."""
+        self._settle(user)
+        return self._held.get(user, 0)
+
+    def take(self, tid: int, pidfd: int, fd: int, user: int) -> LinuxFile:
+        """Descriptor `fd` of thread `tid`, accounted to `user`.
+
+        Raises KdbusError: EBADF; EMFILE at the limits; ESRCH, EPERM when the client cannot be reached.
+        """
+        if not 0 <= fd <= _INT_MAX:
+            raise KdbusError(EBADF, "no descriptor number")
+        held = self.held(user)
+        if self._total_held >= self._total:
+            for other in tuple(self._closing):
+                self._settle(other)
+        if held >= self._per_user or self._total_held >= self._total:
+            raise KdbusError(EMFILE, "too many descriptors in flight")
+        own: int = lib.kfs_file_take(pidfd, fd)
+        if own < 0:
+            if own == -ENFILE:
+                own = -EMFILE
+            raise fail(own, "descriptor")
+        self._held[user] = held + 1
+        self._total_held += 1
+        return LinuxFile(self, own, user, tid)
+
+    def close(self, user: int, fd: int, inline: bool) -> None:
+        """Close a taken descriptor: right here if `inline`, or else by the closer."""
+        if inline:
+            os.close(fd)
+            self._forget(user, 1)
+        else:
+            self._closing[user] = self._closing.get(user, 0) + 1
+            self._closer.close_later(user, fd)
+
+    def _settle(self, user: int) -> None:
+        """Take note of what the closer is through with."""
+        before = self._closing.get(user, 0)
+        if not before:
+            return
+        left = self._closer.closing(user)
+        if left >= before:
+            return
+        if left:
+            self._closing[user] = left
+        else:
+            del self._closing[user]
+        self._forget(user, before - left)
+
+    def _forget(self, user: int, count: int) -> None:
+        self._total_held -= count
+        left = self._held[user] - count
+        if left:
+            self._held[user] = left
+        else:
+            del self._held[user]
+
+
+class LinuxFile:
+    """ports.File."""
+
+    __slots__ = ("_descriptors", "_facts", "_seals", "_seals_known", "fd", "tid", "user")
+
+    def __init__(self, descriptors: Descriptors, fd: int, user: int, tid: int) -> None:
+        self._descriptors = descriptors
+        self._facts: Facts | None = None
+        self._seals: int | None = None
+        self._seals_known = False
+        self.fd = fd
+        self.user = user
+        self.tid = tid
+
+    @property
+    def facts(self) -> Facts:
+        """What the kernel knows of it; looked up once."""
+        facts = self._facts
+        if facts is None:
+            self._facts = facts = Facts(self.fd)
+        return facts
+
+    @property
+    def is_bus_file(self) -> bool:
+        """Whether it is an endpoint file of any kdbusfs mount (SEND-16).  Asked while its sender waits.
+
+        The own mount is known by its device, wherever it was mounted to.  Other mounts are found if they are
+        in the sender's or the daemon's mount namespace; a file of another daemon's mount that is in neither
+        passes.
+        """
+        facts = self.facts
+        if facts.flags & os.O_PATH or facts.device[0] != 0:
+            return False
+        # The kind is unknown (0) where a FUSE file system does not let the daemon look.
+        if stat.S_IFMT(facts.mode) not in (0, stat.S_IFREG) or facts.inode == CONTROL_INO:
+            return False
+        if facts.device != self._descriptors.own_device and (
+            self.seals() is not None or not _is_bus_mount(self.fd, self.tid)
+        ):
+            return False
+        return _PRIVATE not in os.fsencode(os.readlink(f"/proc/self/fd/{self.fd}"))
+
+    @property
+    def is_unix_socket(self) -> bool:
+        """Whether it is an AF_UNIX socket, and not merely an O_PATH descriptor of one (SEND-16)."""
+        return self.facts.domain == AF_UNIX
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it was opened with O_PATH."""
+        return bool(self.facts.flags & os.O_PATH)
+
+    def seals(self) -> int | None:
+        """Its F_SEAL_* bits; None where the file cannot be sealed (SEND-13)."""
+        if not self._seals_known:
+            r: int = lib.kfs_file_seals(self.fd)
+            self._seals = r if r >= 0 else None
+            self._seals_known = True
+        return self._seals
+
+    def size(self) -> int:
+        """Its size in bytes.  Raises KdbusError(EBADF) unless it can be sealed: others might block."""
+        if self.seals() is None:
+            raise KdbusError(EBADF, "size of a file that cannot be sealed")
+        return os.fstat(self.fd).st_size
+
+    def close(self) -> None:
+        """Let go of it; once.  Only memory is closed right here."""
+        fd = self.fd
+        if fd < 0:
+            return
+        self.fd = -1
+        inline = self._seals is not None and os.fstat(fd).st_size <= INLINE_CLOSE_MAX
+        self._descriptors.close(self.user, fd, inline)
+
+
+def _is_bus_mount(fd: int, tid: int) -> bool:
+    own = os.getpid()
+    for process in (tid, own):
+        r: int = lib.kfs_file_mount(fd, process, _type, 64)
+        if r < 0:
+            continue
+        found: bytes = ffi.string(_type)
+        if r == 1 or found != b"fuse":
+            return found == BUS_TYPE
+    # Kernels before 6.13 do not tell the subtype.
+    mount = _mount_of(fd)
+    if mount is None:
+        return False
+    for process in (own, tid):
+        try:
+            kind = mount_type(read(process, b"mountinfo", MAX_MOUNTINFO), mount)
+        except KdbusError:
+            continue
+        if kind is not None:
+            return kind == BUS_TYPE
+    return False
+
+
+def _mount_of(fd: int) -> bytes | None:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"mnt_id:"):
+                return line[7:].strip()
+    return None

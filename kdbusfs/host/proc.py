@@ -1,0 +1,57 @@
+"""Reads below /proc, for the reader's thread only: they share one buffer."""
+
+from __future__ import annotations
+
+from errno import ENOENT, ESRCH
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+
+_SIZE: Final = 16384
+_buffer: Final[Any] = ffi.new("char[]", _SIZE)
+_unpack: Final[Any] = ffi.unpack
+
+
+def fail(result: int, what: str) -> KdbusError:
+    """The error for the negative errno `result` of a call on a thread; no entry in /proc means no thread."""
+    return KdbusError(ESRCH if result == -ENOENT else -result, what)
+
+
+def read(tid: int, name: bytes, limit: int, partial: bool = False) -> bytes:
+    """The text of /proc/TID/`name`, at most `limit` bytes of it.
+
+    `partial`: the first `limit` bytes are enough; otherwise a file that may be longer is read again in full.
+    Raises KdbusError: ESRCH when the thread is gone (or has no such file), or the errno of the read.
+    """
+    size = min(limit, _SIZE)
+    buffer = _buffer
+    n: int = lib.kfs_proc_read(tid, name, buffer, size)
+    while n == size and size < limit:
+        # Built anew rather than continued: a second read may show another state.
+        size = limit if partial else min(limit, size * 8)
+        buffer = ffi.new("char[]", size)
+        n = lib.kfs_proc_read(tid, name, buffer, size)
+    if n < 0:
+        raise fail(n, name.decode())
+    text: bytes = _unpack(buffer, n)
+    return text
+
+
+def link(tid: int, name: bytes) -> bytes:
+    """What link /proc/TID/`name` shows.  Raises KdbusError; ENOENT where it leads nowhere or the thread is
+    gone.
+    """
+    n: int = lib.kfs_proc_link(tid, name, _buffer, _SIZE)
+    if n < 0:
+        raise KdbusError(-n, name.decode())
+    text: bytes = _unpack(_buffer, n)
+    return text
+
+
+@cache
+def setting(name: str) -> int:
+    """A number below /proc/sys that does not change while the kernel runs."""
+    return int(Path("/proc/sys", name).read_bytes())

@@ -1,0 +1,138 @@
+"""Watches the CANCEL_FDs of blocked SENDs in a thread of its own.
+
+Asking a file whether it can be read is a call into its file system, and a FUSE server may leave it
+unanswered. Only kinds whose answer comes from the kernel itself are watched: pipes, sockets, character
+devices, and the descriptors that have no file system at all, except epoll's, which pass the question on.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import threading
+from collections import deque
+from errno import EBADF, EINVAL
+from typing import Any, Final
+
+from kdbusfs.abi.errors import KdbusError
+
+from .files import LinuxFile
+
+_SAFE_TYPES: Final = frozenset((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR))
+_SAFE_ANONYMOUS: Final = frozenset(
+    f"anon_inode:[{name}]" for name in ("eventfd", "timerfd", "signalfd", "pidfd")
+) | {"anon_inode:inotify"}
+
+
+class LinuxWatch:
+    """ports.Cancellation: one watched descriptor and the token that is reported for it."""
+
+    __slots__ = ("_watcher", "file", "token")
+
+    def __init__(self, watcher: Watcher, file: LinuxFile, token: Any) -> None:
+        self._watcher = watcher
+        self.file = file
+        self.token = token
+
+    def close(self) -> None:
+        """Stop watching and let go of the descriptor."""
+        if self.file.fd >= 0:
+            self._watcher.remove(self)
+            self.file.close()
+
+
+class Watcher:
+    """The watched descriptors.  `event_fd` is written to when `drain` has something to give.
+
+    All methods belong to the reader; the thread only waits.  It is started by the first watch.
+    """
+
+    __slots__ = ("_epoll", "_event_fd", "_ready", "_stop", "_thread", "_watches")
+
+    def __init__(self, event_fd: int) -> None:
+        self._event_fd = event_fd
+        self._epoll: select.epoll | None = None
+        self._stop = -1
+        self._thread: threading.Thread | None = None
+        self._watches: dict[int, LinuxWatch] = {}
+        self._ready: deque[int] = deque()
+
+    def add(self, file: LinuxFile, token: Any) -> LinuxWatch:
+        """Watch `file`, which the watch owns from then on.
+
+        Raises KdbusError, and leaves the file to its owner: EINVAL for a file that cannot be polled or must
+        not be, EBADF for an O_PATH descriptor.
+        """
+        if file.is_path:
+            raise KdbusError(EBADF, "O_PATH descriptor")
+        if not _is_safe(file):
+            raise KdbusError(EINVAL, "file that cannot be watched")
+        epoll = self._start()
+        try:
+            epoll.register(file.fd, select.EPOLLIN | select.EPOLLONESHOT)
+        except OSError:
+            raise KdbusError(EINVAL, "file that cannot be polled") from None
+        watch = LinuxWatch(self, file, token)
+        self._watches[file.fd] = watch
+        return watch
+
+    def remove(self, watch: LinuxWatch) -> None:
+        """Forget `watch`, while its descriptor is still open."""
+        if self._watches.pop(watch.file.fd, None) is not None and self._epoll is not None:
+            self._epoll.unregister(watch.file.fd)
+
+    def drain(self) -> list[Any]:
+        """The tokens whose descriptors got readable since the last call."""
+        tokens: list[Any] = []
+        while self._ready:
+            fd = self._ready.popleft()
+            watch = self._watches.get(fd)
+            if watch is None:
+                continue
+            # The number may have been closed and used again between the event and now.
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if poll.poll(0):
+                tokens.append(watch.token)
+            else:
+                assert self._epoll is not None
+                self._epoll.modify(fd, select.EPOLLIN | select.EPOLLONESHOT)
+        return tokens
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is None:
+            return
+        os.eventfd_write(self._stop, 1)
+        self._thread.join()
+        self._thread = None
+        assert self._epoll is not None
+        self._epoll.close()
+        self._epoll = None
+        os.close(self._stop)
+
+    def _start(self) -> select.epoll:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll.register(self._stop, select.EPOLLIN)
+            self._thread = threading.Thread(
+                target=self._wait, args=(self._epoll, self._stop), name="kdbusfs-watch", daemon=True
+            )
+            self._thread.start()
+        return self._epoll
+
+    def _wait(self, epoll: select.epoll, stop: int) -> None:
+        while True:
+            for fd, _ in epoll.poll():
+                if fd == stop:
+                    return
+                self._ready.append(fd)
+            os.eventfd_write(self._event_fd, 1)
+
+
+def _is_safe(file: LinuxFile) -> bool:
+    if stat.S_IFMT(file.facts.mode) in _SAFE_TYPES:
+        return True
+    return os.readlink(f"/proc/self/fd/{file.fd}") in _SAFE_ANONYMOUS

@@ -1,0 +1,141 @@
+"""Texts of /proc as `kdbusfs.host` reads them."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdbusfs.core.ports import NO_ID, Ids
+from kdbusfs.host.credentials import (
+    Status,
+    mount_type,
+    parse_argument_area,
+    parse_cgroup,
+    strip_root,
+)
+from kdbusfs.host.namespaces import Extent, parse_id_map, to_inside, to_outside
+
+STATUS = b"""Name:\ta\\nGroups:\t9
+Umask:\t0022
+State:\tS (sleeping)
+Tgid:\t41
+Ngid:\t0
+Pid:\t42
+PPid:\t7
+TracerPid:\t0
+Uid:\t1000\t1001\t1002\t1003
+Gid:\t2000\t2001\t2002\t2003
+FDSize:\t64
+Groups:\t4 24 2000 
+NStgid:\t41\t3
+NSpid:\t42\t4
+CapInh:\t0000000000000000
+CapPrm:\t000001fffeffffff
+CapEff:\t0000000000008001
+CapBnd:\tffffffffffffffff
+CapAmb:\t0000000000000000
+Seccomp:\t2
+"""  # noqa: W291
+
+
+def test_status_fields() -> None:
+    status = Status(STATUS)
+    assert status.ids() == Ids(1000, 1001, 1002, 1003, 2000, 2001, 2002, 2003)
+    assert status.groups() == (4, 24, 2000)
+    assert status.numbers(b"NSpid") == (42, 4)
+    assert status.seccomp() == 2
+    assert status.field(b"Missing") is None
+
+
+def test_a_thread_without_groups_has_an_empty_list() -> None:
+    assert Status(STATUS.replace(b"4 24 2000 ", b" ")).groups() == ()
+
+
+def test_caps_are_cut_at_last_cap() -> None:
+    """META-13: last_cap, then inheritable, permitted, effective, bounding in 32-bit words, low word first."""
+    assert Status(STATUS).caps(40) == struct.pack(
+        "<9I", 40, 0, 0, 0xFEFFFFFF, 0x1FF, 0x8001, 0, 0xFFFFFFFF, 0x1FF
+    )
+
+
+@pytest.mark.parametrize("name", [b"x", b"a) S 1 (b", b") ) )"])
+def test_argument_area_whatever_the_command_is_called(name: bytes) -> None:
+    fields = [b"S"] + [b"%d" % n for n in range(4, 53)]
+    assert parse_argument_area(b"9 (" + name + b") " + b" ".join(fields) + b"\n") == (48, 49)
+
+
+def test_argument_area_of_a_short_text() -> None:
+    assert parse_argument_area(b"9 (x) S 1 2") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (b"0::/\n", b"/"),
+        (b"0::/user.slice/a:b\n", b"/user.slice/a:b"),
+        (b"9:name=systemd:/s\n1:cpu:/first\n0::/two\n", b"/first"),
+        (b"10:cpu:/ten\n2:name=systemd:/two\n", b"/two"),
+        (b"", None),
+    ],
+)
+def test_cgroup_of_the_hierarchy_mounted_first(text: bytes, path: bytes | None) -> None:
+    """META-12."""
+    assert parse_cgroup(text) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "seen"),
+    [
+        (b"/usr/bin/a", b"/", b"/usr/bin/a"),
+        (b"/jail/usr/bin/a", b"/jail", b"/usr/bin/a"),
+        (b"/jailor/a", b"/jail", b"/jailor/a"),
+        (b"/jail/a (deleted)", b"/jail", b"/a (deleted)"),
+    ],
+)
+def test_paths_are_seen_from_the_root(path: bytes, root: bytes, seen: bytes) -> None:
+    """META-10."""
+    assert strip_root(path, root) == seen
+
+
+MOUNTS = (
+    b"22 27 0:21 / /proc rw,relatime - proc proc rw\n"
+    b"122 27 0:50 / /run/kdbus\\040x rw - fuse.kdbusfs kdbusfs rw\n"
+    b"7 27 0:51 / /a rw shared:3 master:1 - fuse.sshfs h: rw"
+)
+
+
+@pytest.mark.parametrize(
+    ("mount", "kind"),
+    [(b"22", b"proc"), (b"122", b"fuse.kdbusfs"), (b"7", b"fuse.sshfs"), (b"2", None), (b"27", None)],
+)
+def test_type_of_a_mount(mount: bytes, kind: bytes | None) -> None:
+    assert mount_type(MOUNTS, mount) == kind
+
+
+def test_ids_are_mapped_by_extents() -> None:
+    extents = parse_id_map(b"         0     100000      65536\n     65536       1000          1\n")
+    assert extents == (Extent(0, 100000, 65536), Extent(65536, 1000, 1))
+    assert to_outside(extents, 0) == 100000
+    assert to_outside(extents, 65535) == 165535
+    assert to_outside(extents, 65536) == 1000
+    assert to_outside(extents, 65537) is None
+    assert to_inside(extents, 99999) is None
+    assert to_inside(extents, 165536) is None
+    assert to_inside(extents, 1000) == 65536
+
+
+def test_extents_that_the_daemon_cannot_see_map_nothing() -> None:
+    assert parse_id_map(b"0 4294967295 10\n") == ()
+    assert to_inside((), 0) is None
+
+
+@given(st.integers(0, 1 << 31), st.integers(0, 1 << 31), st.integers(1, 1 << 30), st.integers(0, NO_ID))
+def test_mapping_there_and_back(inside: int, outside: int, length: int, value: int) -> None:
+    extents = (Extent(inside, outside, length),)
+    there = to_outside(extents, value)
+    assert (there is not None) == (inside <= value < inside + length)
+    if there is not None:
+        assert to_inside(extents, there) == value
