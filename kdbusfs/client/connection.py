@@ -1,0 +1,434 @@
+"""A connection to a bus: names, messages, matches, and what is known of others."""
+
+from __future__ import annotations
+
+import errno as _errno
+import itertools
+import os
+import select
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from uuid import UUID
+
+from ..abi import constants as c
+from ..abi import layouts
+from ..abi.items import Item
+from . import decode, encode, raw
+from .bloom import bloom_filter
+from .encode import Access, FileLike, Payload, Rule
+from .message import Message
+from .raw import Buffer, check
+
+DEFAULT_TIMEOUT = 25.0
+"""Seconds that `call` waits for its reply, as D-Bus clients do."""
+
+Destination = int | str
+"""A connection's id, or a well-known name."""
+
+_DEAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+class Lost(Exception):  # noqa: N818 - a report rather than a failure: the next `recv` goes on
+    """`count` broadcasts could not be put into this connection's queue since the last report (EOVERFLOW)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+def deadline(seconds: float) -> int:
+    """The absolute time that kdbus wants, `seconds` from now: CLOCK_MONOTONIC, in ns."""
+    return time.monotonic_ns() + int(seconds * 1_000_000_000)
+
+
+class Connection:
+    """A descriptor of an endpoint after HELLO, with its pool mapped.
+
+    path: of the endpoint; or the number of a descriptor of one, which belongs to the connection from then on.
+    pool_size: bytes, a multiple of the page size.  accept_fd: whether it may be sent descriptors.
+    attach_send, attach_recv: ATTACH_* of what it agrees to send and wants to see; ATTACH_ANY is all.
+    flags: HELLO_ACTIVATOR, HELLO_MONITOR or HELLO_POLICY_HOLDER.
+    name, policy: what an activator stands in for or a policy holder is about, and rights to it.
+    description: for debugging.  items: more items of HELLO, as (type, payload).
+
+    Attributes: fd; id; id128 (of the bus); bus_flags; attach_required (by the bus);
+    bloom_size, n_hash (of the bus); pool (a read-only view of all of it).
+
+    Every method raises OSError with the errno of its command; kdbus.h says which there are.
+    Several threads may use one connection.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | int,
+        *,
+        pool_size: int = 16 << 20,
+        accept_fd: bool = True,
+        attach_send: int = c.ATTACH_ANY,
+        attach_recv: int = 0,
+        flags: int = 0,
+        name: str | None = None,
+        policy: Iterable[Access] = (),
+        description: str | None = None,
+        items: Iterable[Item] = (),
+        system: raw.System = raw.LINUX,
+    ) -> None:
+        flags |= c.HELLO_ACCEPT_FD if accept_fd else 0
+        item_bytes = b"" if name is None else encode.string_item(c.ITEM_NAME, name)
+        item_bytes += encode.access_items(policy)
+        if description is not None:
+            item_bytes += encode.string_item(c.ITEM_CONN_DESCRIPTION, description)
+        item_bytes += encode.more_items(items)
+        hello = encode.command(
+            c.CMD_HELLO, flags, 0, 0, attach_send, attach_recv, 0, 0, pool_size, items=item_bytes
+        )
+        self._system = system
+        self._cookies = itertools.count(1)
+        self.fd = path if isinstance(path, int) else system.open(os.fspath(path))
+        try:
+            error, block = raw.issue(system, self.fd, c.CMD_HELLO, hello)
+            check(error, "HELLO")
+            fields = layouts.CMD_HELLO.unpack_from(block.view)
+            self.pool = system.map_pool(self.fd, pool_size)
+            self.attach_required: int = fields[4] & ~c.FLAG_KERNEL
+            self.bus_flags: int = fields[6]
+            self.id: int = fields[7]
+            self.pool_size = pool_size
+            self.id128 = UUID(bytes=fields[11])
+            self.bloom_size, self.n_hash = decode.bloom_parameters(self.pool, fields[9])
+            if not flags & c.HELLO_POLICY_HOLDER:  # which cannot free anything (HELLO-19)
+                self.free(fields[9])
+        except BaseException:
+            self.close()
+            raise
+
+    # Its life.
+
+    def fileno(self) -> int:
+        """The descriptor, for poll and the like."""
+        return self.fd
+
+    def close(self) -> None:
+        """Close the descriptor, which ends the connection.  The pool is unmapped with the last view of it."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self.pool = memoryview(b"")
+            self._system.close(fd)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def byebye(self) -> None:
+        """End the connection if its queue is empty: EBUSY, EALREADY.  The descriptor stays open."""
+        check(self._system.ioctl(self.fd, c.CMD_BYEBYE, 0), "BYEBYE")
+
+    def update(
+        self,
+        *,
+        attach_send: int | None = None,
+        attach_recv: int | None = None,
+        name: str | None = None,
+        policy: Iterable[Access] = (),
+        items: Iterable[Item] = (),
+    ) -> None:
+        """Change attach flags; or of a policy holder the name and its policy."""
+        item_bytes = b""
+        if attach_send is not None:
+            item_bytes += encode.u64_item(c.ITEM_ATTACH_FLAGS_SEND, attach_send)
+        if attach_recv is not None:
+            item_bytes += encode.u64_item(c.ITEM_ATTACH_FLAGS_RECV, attach_recv)
+        if name is not None:
+            item_bytes += encode.string_item(c.ITEM_NAME, name)
+        item_bytes += encode.access_items(policy) + encode.more_items(items)
+        self._command(c.CMD_CONN_UPDATE, encode.command(c.CMD_CONN_UPDATE, items=item_bytes), "CONN_UPDATE")
+
+    def _command(self, number: int, command: bytes, name: str) -> raw.Block:
+        error, block = raw.issue(self._system, self.fd, number, command)
+        check(error, name)
+        return block
+
+    def free(self, offset: int) -> None:
+        """Give the slice at `offset` back to the pool (ENXIO).  Messages do that themselves."""
+        self._command(c.CMD_FREE, encode.command(c.CMD_FREE, offset), "FREE")
+
+    def _free_message(self, offset: int) -> None:
+        if self.fd < 0:
+            return
+        error, _ = raw.issue(self._system, self.fd, c.CMD_FREE, encode.command(c.CMD_FREE, offset))
+        if error != _errno.ECONNRESET:  # the slices of a dead connection are gone with it
+            check(error, "FREE")
+
+    # Names.
+
+    def acquire(self, name: str, *, flags: int = 0) -> int:
+        """Own a well-known name, or wait for it (NAME_QUEUE): the name's flags, with NAME_IN_QUEUE then."""
+        command = encode.command(c.CMD_NAME_ACQUIRE, flags, items=encode.string_item(c.ITEM_NAME, name))
+        return int(self._command(c.CMD_NAME_ACQUIRE, command, "NAME_ACQUIRE").words[1])
+
+    def release(self, name: str) -> None:
+        """Give up a name, or the place in its queue."""
+        command = encode.command(c.CMD_NAME_RELEASE, items=encode.string_item(c.ITEM_NAME, name))
+        self._command(c.CMD_NAME_RELEASE, command, "NAME_RELEASE")
+
+    def list_names(self, flags: int = c.NAME_LIST_NAMES) -> list[decode.NameInfo]:
+        """Names and connections, as NAME_LIST_* in `flags` say; in no particular order."""
+        block = self._command(c.CMD_NAME_LIST, encode.command(c.CMD_NAME_LIST, flags), "NAME_LIST")
+        offset = int(block.words[4])
+        try:
+            return decode.name_list(self.pool, offset)
+        finally:
+            self.free(offset)
+
+    # Sending.
+
+    def _send(
+        self,
+        destination: Destination,
+        payload: Payload,
+        *,
+        send_flags: int,
+        msg_flags: int,
+        dst_id: int,
+        cookie: int,
+        timeout_ns: int,
+        priority: int,
+        fds: Iterable[FileLike] | None,
+        bloom: Buffer | tuple[int, Buffer] | None,
+        payload_type: int,
+        src_id: int,
+        items: Iterable[Item],
+        command_items: bytes = b"",
+    ) -> raw.Block:
+        pins: list[object] = []  # lives as long as this call: what the message's vectors point to
+        item_bytes = b""
+        if isinstance(destination, str):
+            item_bytes = encode.string_item(c.ITEM_DST_NAME, destination)
+        else:
+            dst_id = destination
+        item_bytes += encode.payload_items(payload, pins)
+        if fds is not None:
+            item_bytes += encode.fds_item(fds)
+        if bloom is not None:
+            generation, filter_bytes = bloom if isinstance(bloom, tuple) else (0, bloom)
+            item_bytes += encode.bloom_item(filter_bytes, generation)
+        message = raw.Block(
+            encode.message(
+                dst_id=dst_id,
+                items=item_bytes + encode.more_items(items),
+                flags=msg_flags,
+                priority=priority,
+                src_id=src_id,
+                payload_type=payload_type,
+                cookie=cookie,
+                timeout_ns=timeout_ns,
+            )
+        )
+        command = encode.command(c.CMD_SEND, send_flags, 0, 0, 0, message.address, items=command_items)
+        return self._command(c.CMD_SEND, command, "SEND")
+
+    def send(
+        self,
+        destination: Destination,
+        payload: Payload = b"",
+        *,
+        dst_id: int = c.DST_ID_NAME,
+        cookie: int | None = None,
+        reply_to: Message | int = 0,
+        priority: int = 0,
+        fds: Iterable[FileLike] | None = None,
+        signal: bool | None = None,
+        bloom: Buffer | tuple[int, Buffer] | None = None,
+        expect_reply: bool = False,
+        timeout_ns: int = 0,
+        no_auto_start: bool = False,
+        payload_type: int = c.PAYLOAD_DBUS,
+        src_id: int = 0,
+        items: Iterable[Item] = (),
+    ) -> int:
+        """Queue a message at `destination` and go on; its cookie.
+
+        dst_id: with a name, the id that its owner has to have.  cookie: by default the connection's next.
+        reply_to: the request that this answers, or its cookie.  priority: the lower the more urgent.
+        bloom: the filter of a signal, or (generation, filter).  signal: by default whether there is one.
+        timeout_ns: with `expect_reply`, until when the reply is waited for: absolute, see `deadline`.
+        items: more items of the message, as (type, payload).
+        """
+        if cookie is None:
+            cookie = next(self._cookies)
+        if signal is None:
+            signal = bloom is not None
+        reply_cookie = reply_to.cookie if isinstance(reply_to, Message) else reply_to
+        self._send(
+            destination,
+            payload,
+            send_flags=0,
+            msg_flags=(c.MSG_EXPECT_REPLY if expect_reply else 0)
+            | (c.MSG_NO_AUTO_START if no_auto_start else 0)
+            | (c.MSG_SIGNAL if signal else 0),
+            dst_id=dst_id,
+            cookie=cookie,
+            timeout_ns=timeout_ns or reply_cookie,  # one member of the message
+            priority=priority,
+            fds=fds,
+            bloom=bloom,
+            payload_type=payload_type,
+            src_id=src_id,
+            items=items,
+        )
+        return cookie
+
+    def reply(
+        self, request: Message, payload: Payload = b"", *, fds: Iterable[FileLike] | None = None
+    ) -> int:
+        """Answer a request: `send` to whom it came from."""
+        return self.send(request.src_id, payload, reply_to=request, fds=fds)
+
+    def call(
+        self,
+        destination: Destination,
+        payload: Payload = b"",
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        timeout_ns: int | None = None,
+        dst_id: int = c.DST_ID_NAME,
+        cookie: int | None = None,
+        priority: int = 0,
+        fds: Iterable[FileLike] | None = None,
+        no_auto_start: bool = False,
+        payload_type: int = c.PAYLOAD_DBUS,
+        cancel_fd: FileLike | None = None,
+    ) -> Message:
+        """Send a request and wait for its reply, which has to be freed.
+
+        timeout: seconds (ETIMEDOUT); timeout_ns: instead of it, the absolute time.
+        cancel_fd: ends the wait once it is readable (ECANCELED).
+        """
+        command_items = b""
+        if cancel_fd is not None:
+            payload_bytes = layouts.I32.pack(encode.fileno(cancel_fd))
+            command_items = encode.more_items([(c.ITEM_CANCEL_FD, payload_bytes)])
+        block = self._send(
+            destination,
+            payload,
+            send_flags=c.SEND_SYNC_REPLY,
+            msg_flags=c.MSG_EXPECT_REPLY | (c.MSG_NO_AUTO_START if no_auto_start else 0),
+            dst_id=dst_id,
+            cookie=next(self._cookies) if cookie is None else cookie,
+            timeout_ns=deadline(timeout) if timeout_ns is None else timeout_ns,
+            priority=priority,
+            fds=fds,
+            bloom=None,
+            payload_type=payload_type,
+            src_id=0,
+            items=(),
+            command_items=command_items,
+        )
+        offset, _, return_flags = layouts.MSG_INFO.unpack_from(block.view, layouts.CMD_SEND_REPLY_OFFSET)
+        return Message(self.pool, offset, return_flags, self._free_message)
+
+    def broadcast(
+        self, payload: Payload = b"", *, bloom: Buffer | tuple[int, Buffer] | None = None, priority: int = 0
+    ) -> int:
+        """Send a signal to everybody whose matches accept it; its cookie.
+
+        Without `bloom` the filter is empty: it passes the masks that ask for no bit at all.
+        """
+        filter_ = bytes(self.bloom_size) if bloom is None else bloom
+        return self.send(c.DST_ID_BROADCAST, payload, bloom=filter_, priority=priority)
+
+    def bloom(self, *words: str | bytes) -> bytes:
+        """A filter (or mask) of the bus' size, see `bloom_filter`."""
+        return bloom_filter(words, self.bloom_size, self.n_hash)
+
+    # Receiving.
+
+    def recv(self, *, peek: bool = False, drop: bool = False, priority: int | None = None) -> Message | None:
+        """The next message, which has to be freed; None where nothing is queued (EAGAIN), or it was dropped.
+
+        peek: leave it in the queue, and its descriptors with it.
+        priority: the most urgent one instead of the oldest, if it is as urgent as that (else ENOMSG).
+        Raises Lost (EOVERFLOW).
+        """
+        flags = (c.RECV_PEEK if peek else 0) | (c.RECV_DROP if drop else 0)
+        if priority is not None:
+            flags |= c.RECV_USE_PRIORITY
+        command = encode.command(c.CMD_RECV, flags, 0, 0, priority or 0)
+        error, block = raw.issue(self._system, self.fd, c.CMD_RECV, command)
+        if error == _errno.EAGAIN:
+            return None
+        if error == _errno.EOVERFLOW:
+            raise Lost(layouts.U64.unpack_from(block.view, layouts.CMD_RECV_DROPPED_OFFSET)[0])
+        check(error, "RECV")
+        if drop:
+            return None
+        *_, offset, _, return_flags = layouts.CMD_RECV.unpack_from(block.view)
+        return Message(self.pool, offset, return_flags, self._free_message)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until a message is queued: whether one is, after `timeout` seconds (None: no limit).
+
+        Raises ConnectionResetError when the connection is dead.
+        """
+        ready = self._system.poll(self.fd, select.POLLIN, timeout)
+        if ready & _DEAD:
+            check(_errno.ECONNRESET, "poll")
+        return bool(ready & select.POLLIN)
+
+    def receive(self, timeout: float | None = None) -> Message:
+        """`wait` and `recv` until there is a message.  Raises TimeoutError after `timeout` seconds, Lost."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            message = self.recv()
+            if message is not None:
+                return message
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(_errno.ETIMEDOUT, os.strerror(_errno.ETIMEDOUT), "receive")
+            self.wait(left)
+
+    # Matches.
+
+    def add_match(self, cookie: int, *rules: Rule | Item, replace: bool = False) -> None:
+        """Receive the signals and notifications that all of `rules` accept; without rules all there are.
+
+        replace: instead of the matches that have this cookie.
+        """
+        command = encode.command(
+            c.CMD_MATCH_ADD, cookie, c.MATCH_REPLACE if replace else 0, items=encode.more_items(rules)
+        )
+        self._command(c.CMD_MATCH_ADD, command, "MATCH_ADD")
+
+    def remove_match(self, cookie: int) -> None:
+        """Remove all matches with this cookie (ENOENT)."""
+        self._command(c.CMD_MATCH_REMOVE, encode.command(c.CMD_MATCH_REMOVE, cookie), "MATCH_REMOVE")
+
+    # Others.
+
+    def conn_info(self, who: Destination, flags: int = 0) -> decode.Info:
+        """What is known of a connection, given by id or name.
+
+        flags: the ATTACH_* that are wanted; ATTACH_ANY is refused here.
+        """
+        if isinstance(who, str):
+            command = encode.command(c.CMD_CONN_INFO, flags, items=encode.string_item(c.ITEM_NAME, who))
+        else:
+            command = encode.command(c.CMD_CONN_INFO, flags, 0, 0, who)
+        return self._info(c.CMD_CONN_INFO, command, "CONN_INFO")
+
+    def creator_info(self, flags: int = 0) -> decode.Info:
+        """What is known of the bus and who made it; `flags` as above."""
+        command = encode.command(c.CMD_BUS_CREATOR_INFO, flags)
+        return self._info(c.CMD_BUS_CREATOR_INFO, command, "BUS_CREATOR_INFO")
+
+    def _info(self, number: int, command: bytes, name: str) -> decode.Info:
+        offset = int(self._command(number, command, name).words[5])
+        try:
+            return decode.info(self.pool, offset)
+        finally:
+            self.free(offset)

@@ -1,0 +1,72 @@
+"""Descriptors that have an owner, and sealed memfds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+
+from .raw import Buffer
+
+
+class Descriptor:
+    """A descriptor that is closed with its owner, unless somebody takes it.
+
+    One that was received may not have been installed: `fd` is negative then (-1 after PEEK, else -errno).
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @property
+    def installed(self) -> bool:
+        """Whether there is one: it was installed, and neither closed nor taken."""
+        return self.fd >= 0
+
+    def fileno(self) -> int:
+        """Its number.  Raises ValueError where there is none."""
+        if self.fd < 0:
+            raise ValueError(f"no descriptor ({self.fd})")
+        return self.fd
+
+    def take(self) -> int:
+        """Its number, which is the caller's to close from now on.  Raises ValueError where there is none."""
+        fd = self.fileno()
+        self.fd = -1
+        return fd
+
+    def close(self) -> None:
+        """Close it, if there is one."""
+        if self.fd >= 0:
+            os.close(self.take())
+
+    def __enter__(self) -> Descriptor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Descriptor({self.fd})"
+
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+"""What a memfd has to carry to be payload."""
+
+
+def sealed_memfd(data: Buffer, name: str = "kdbus-payload") -> Descriptor:
+    """A memfd with `data` and all seals that messages require."""
+    memfd = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    try:
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(memfd.fd, rest) :]
+        fcntl.fcntl(memfd.fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        memfd.close()
+        raise
+    return memfd

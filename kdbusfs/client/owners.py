@@ -1,0 +1,139 @@
+"""Descriptors that keep a bus or a custom endpoint alive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TypeVar
+
+from ..abi import constants as c
+from ..abi import layouts
+from ..abi.items import Item, make_item
+from . import encode, raw
+from .encode import Policy
+from .raw import check
+
+_Self = TypeVar("_Self", bound="_Owner")
+
+
+def own_name(name: str) -> str:
+    """`name` with the effective uid and '-' before it, as names of buses and endpoints have to begin."""
+    return f"{os.geteuid()}-{name}"
+
+
+class _Owner:
+    """A descriptor whose last close ends what it made.
+
+    fd; name: of the bus or endpoint; path: of its endpoint file, which is what `Connection` wants.
+    """
+
+    def __init__(self, system: raw.System, fd: int, name: str, path: str) -> None:
+        self._system = system
+        self.fd = fd
+        self.name = name
+        self.path = path
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self._system.close(fd)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BusOwner(_Owner):
+    """A bus; `directory` is where its endpoints are, `path` its default endpoint."""
+
+    @property
+    def directory(self) -> str:
+        return os.path.dirname(self.path)
+
+
+class EndpointOwner(_Owner):
+    """A custom endpoint."""
+
+    def update(self, policy: Policy = (), *, items: Iterable[Item] = ()) -> None:
+        """Replace its whole policy (EINVAL, EEXIST)."""
+        item_bytes = encode.policy_items(policy) + encode.more_items(items)
+        command = encode.command(c.CMD_ENDPOINT_UPDATE, items=item_bytes)
+        error, _ = raw.issue(self._system, self.fd, c.CMD_ENDPOINT_UPDATE, command)
+        check(error, "ENDPOINT_UPDATE")
+
+
+def _make(system: raw.System, path: str, number: int, access: int, items: bytes, name: str) -> int:
+    fd = system.open(path)
+    try:
+        error, _ = raw.issue(system, fd, number, encode.command(number, access, items=items))
+        check(error, name)
+    except BaseException:
+        system.close(fd)
+        raise
+    return fd
+
+
+def make_bus(
+    root: str | os.PathLike[str],
+    name: str,
+    *,
+    bloom: tuple[int, int] = (64, 1),
+    access: int = 0,
+    attach_recv: int | None = None,
+    attach_send: int | None = None,
+    prefix: bool = True,
+    items: Iterable[Item] = (),
+    system: raw.System = raw.LINUX,
+) -> BusOwner:
+    """Make a bus in the domain mounted at `root`.  Raises OSError.
+
+    name: gets the uid prefix unless `prefix` is False.  bloom: bytes of a filter, bits for each element.
+    access: MAKE_ACCESS_GROUP, MAKE_ACCESS_WORLD.
+    attach_recv: ATTACH_* that each connection has to agree to send; attach_send: those of the maker to show.
+    items: more items, as (type, payload).
+    """
+    name = own_name(name) if prefix else name
+    item_bytes = encode.string_item(c.ITEM_MAKE_NAME, name)
+    item_bytes += make_item(c.ITEM_BLOOM_PARAMETER, layouts.BLOOM_PARAMETER.pack(*bloom))
+    if attach_recv is not None:
+        item_bytes += encode.u64_item(c.ITEM_ATTACH_FLAGS_RECV, attach_recv)
+    if attach_send is not None:
+        item_bytes += encode.u64_item(c.ITEM_ATTACH_FLAGS_SEND, attach_send)
+    item_bytes += encode.more_items(items)
+    root = os.fspath(root)
+    fd = _make(system, os.path.join(root, "control"), c.CMD_BUS_MAKE, access, item_bytes, "BUS_MAKE")
+    return BusOwner(system, fd, name, os.path.join(root, name, "bus"))
+
+
+def make_endpoint(
+    bus: str | os.PathLike[str],
+    name: str,
+    *,
+    access: int = 0,
+    policy: Policy = (),
+    prefix: bool = True,
+    items: Iterable[Item] = (),
+    system: raw.System = raw.LINUX,
+) -> EndpointOwner:
+    """Make a custom endpoint beside the default endpoint `bus` (a path or a BusOwner).  Raises OSError.
+
+    name, access, prefix, items: as for `make_bus`.  policy: all that is allowed there, by name.
+    """
+    name = own_name(name) if prefix else name
+    path = os.fspath(bus)
+    item_bytes = encode.string_item(c.ITEM_MAKE_NAME, name) + encode.policy_items(policy)
+    item_bytes += encode.more_items(items)
+    fd = _make(system, path, c.CMD_ENDPOINT_MAKE, access, item_bytes, "ENDPOINT_MAKE")
+    return EndpointOwner(system, fd, name, os.path.join(os.path.dirname(path), name))
