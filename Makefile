@@ -1,0 +1,58 @@
+# make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
+# make demo   see two C programs talk through a domain
+# make test   lint, types, all tests
+
+MOUNTPOINT ?= /run/kdbusfs
+PYTHON ?= python3
+BIN := .venv/bin
+NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
+	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
+PYTEST_FLAGS ?=
+
+.PHONY: help venv run demo test lint types bench install-deps clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+venv: .venv/installed .venv/built
+
+install-deps:
+	@PYTHON=$(PYTHON) .ci/prepare
+
+.venv/installed: pyproject.toml setup.py
+	@PYTHON=$(PYTHON) .ci/prepare
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --root-user-action ignore -e '.[dev]'
+	@touch $@ .venv/built
+
+# Only when the C sources have changed since.
+.venv/built: $(NATIVE) .venv/installed
+	@echo "building the C extension"
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+run: venv
+	@.ci/serve run $(MOUNTPOINT)
+
+demo: venv
+	@.ci/serve demo
+
+test: lint types
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: venv
+	@$(BIN)/ruff check -q .
+
+types: venv
+	@$(BIN)/mypy --strict kdbusfs
+
+bench: venv
+	@$(BIN)/python tests/bench/run.py
+
+clean:
+	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.so kdbusfs/native/*.o
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/examples/bin
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,314 @@
+"""The command: `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import logging.handlers
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from kdbusfs import __version__
+from kdbusfs.fuse.mount import (
+    EXIT_INTERNAL,
+    EXIT_MOUNT,
+    EXIT_OK,
+    EXIT_USAGE,
+    Mount,
+    MountError,
+    check_mountpoint,
+    is_mounted,
+    mount,
+    open_device,
+    unmount,
+    visible_mount,
+)
+from kdbusfs.options import MountOptions, OptionError, parse
+
+if TYPE_CHECKING:
+    from kdbusfs.fuse.server import Server
+
+_START_PATIENCE = 30.0  # seconds until the server must have mounted
+_ANSWER_PATIENCE = 10.0  # seconds until the mount must answer
+_UNMOUNT_PATIENCE = 5.0  # seconds that umount2(2) may take before the server ends all the same
+_MAX_FILES = 1 << 20
+
+_EPILOG = """\
+mount options:
+  attach_flags_mask=N  which metadata any receiver may get, decimal or 0x...
+  loglevel=LEVEL       error, warning (default), info or debug
+  fsname=NAME          what the mount table shows as source
+  subtype=TYPE         its type is fuse.TYPE, kdbusfs by default
+  ro nosuid noexec ... and the other options of mount(8) that hold for any file system
+
+exit codes:
+  0   the domain is mounted; with -f: it was unmounted, or a signal ended it
+  1   wrong usage, or not root
+  2   /dev/fuse cannot be opened
+  4   an error inside the program, or the connection to the kernel was aborted
+  32  the domain could not be mounted
+
+SIGTERM and SIGINT unmount the domain and end the program. The log goes to stderr with -f, else to syslog.
+"""
+
+log = logging.getLogger("kdbusfs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; gives the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        options = parse(given.options)
+        if os.geteuid() != 0:
+            raise MountError(EXIT_USAGE, "only root can mount a domain")
+        path = check_mountpoint(given.mountpoint, options.subtype)
+        if given.foreground:
+            return run_daemon(given.source, path, options)
+        return _start(given.source, path, options)
+    except OptionError as fault:
+        return _complain(EXIT_USAGE, str(fault))
+    except MountError as fault:
+        return _complain(fault.exit_code, str(fault))
+
+
+def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1) -> int:
+    """Mount a domain at `path`, a real path, and serve it until it is unmounted or a signal arrives.
+
+    `announce` is a pipe that gets a byte once the domain is mounted; the process then leaves its terminal.
+    Gives the exit code.  Raises MountError.
+    """
+    _log_to_stderr(options.loglevel)
+    _raise_file_limit()
+    fuse_fd = open_device()
+    daemon = Daemon(fuse_fd, path, options)
+    try:
+        daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
+        log.info("a domain is mounted at %s", path)
+        if announce >= 0:
+            os.write(announce, b"+")
+            os.close(announce)
+            _leave_terminal(options.loglevel)
+        return daemon.serve()
+    finally:
+        daemon.close()
+
+
+class Daemon:
+    """Everything that serves one mount, put together: from the descriptor of /dev/fuse to the core."""
+
+    def __init__(self, fuse_fd: int, path: str, options: MountOptions) -> None:
+        # Only here: neither --help nor the process that waits for the mount needs what these bring along.
+        from kdbusfs.core.call import PENDING, Call
+        from kdbusfs.core.domain import Domain
+        from kdbusfs.fuse.channel import Amendments, Channel
+        from kdbusfs.fuse.files import OpenFiles
+        from kdbusfs.fuse.requests import Faults, Requests
+        from kdbusfs.fuse.server import Server, Wakeup
+        from kdbusfs.fuse.session import TreeSession
+        from kdbusfs.fuse.tree import Tree
+        from kdbusfs.host.host import LinuxHost
+        from kdbusfs.host.installer import Installer, Job
+
+        self.mounted: Mount | None = None
+        self._signalled = False
+        self._ended = contextlib.ExitStack()
+        self._ended.callback(os.close, fuse_fd)
+        faults = Faults()
+        wakeup = Wakeup()
+        self._ended.callback(wakeup.close)
+        installer = Installer(fuse_fd, wakeup.event_fd)
+        self._ended.callback(installer.close)
+        host = LinuxHost(fuse_fd, wakeup.event_fd, installer.close_later)
+        self._ended.callback(host.close)
+        self._host = host
+        domain = Domain(host)
+        if options.attach_flags_mask is not None:
+            domain.attach_flags_mask = options.attach_flags_mask
+
+        def stats() -> dict[str, object]:
+            return {**requests.stats()}
+
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats)
+        self._session = TreeSession(tree)
+        self._ended.callback(self._session.stop)
+        channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd, wakeup.signal_fd)
+        self._ended.callback(channel.close)
+        files = tree.files = OpenFiles(channel)
+        requests = Requests(
+            channel,
+            files,
+            domain,
+            Call,
+            host.caller(os.getpid()),
+            pending=PENDING,
+            installer=installer,
+            make_job=Job,
+            swap_path=lambda fh: f"{path}/.conn-{fh}",
+            faults=faults,
+        )
+        amendments = Amendments(channel, tree, files.open_answer, passthrough=True)
+
+        def cancel() -> None:
+            for token in host.cancelled():
+                domain.cancelled(token)
+
+        self._server: Server = Server(
+            channel, amendments, requests, domain, wakeup, faults=faults, on_event=(cancel,)
+        )
+
+    def serve(self) -> int:
+        """Serve the mount to its end; gives the exit code."""
+        assert self.mounted is not None
+        major, minor = (int(number) for number in self.mounted.device.split(":"))
+        self._host.set_own_device(os.makedev(major, minor))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self._session.start()
+        served = self._server.run()
+        if served and (self._signalled or not is_mounted(self.mounted)):
+            return EXIT_OK
+        log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
+        return EXIT_INTERNAL
+
+    def close(self) -> None:
+        """Take the mount away and end everything."""
+        with self._ended:
+            if self.mounted is not None and not unmount(self.mounted, _UNMOUNT_PATIENCE):
+                log.error("%s cannot be unmounted", self.mounted.path)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        # The unmounting may need answers of this very thread, so it goes by another one.
+        if not self._signalled:
+            self._signalled = True
+            threading.Thread(target=self._end, name="kdbusfs-end", daemon=True).start()
+
+    def _end(self) -> None:
+        assert self.mounted is not None
+        unmount(self.mounted, _UNMOUNT_PATIENCE)
+        self._server.stop()
+
+
+def _start(source: str, path: str, options: MountOptions) -> int:
+    """Run the server in a process of its own, and return when the mount answers."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _serve_in_child(source, path, options, reading, writing)
+    os.close(writing)
+    ready, _, _ = select.select([reading], [], [], _START_PATIENCE)
+    if ready and not os.read(reading, 1):
+        # The child has said why.
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
+    if ready and _answers(f"{path}/control"):
+        return EXIT_OK
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    _take_away(path, options.subtype)
+    return _complain(EXIT_MOUNT, f"the mount at '{path}' does not answer")
+
+
+def _serve_in_child(source: str, path: str, options: MountOptions, reading: int, writing: int) -> NoReturn:
+    """The life of the server's process."""
+    code = EXIT_INTERNAL
+    try:
+        os.close(reading)
+        os.setsid()
+        code = run_daemon(source, path, options, writing)
+    except MountError as fault:
+        code = _complain(fault.exit_code, str(fault))
+    except BaseException:
+        log.exception("unexpected end")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _answers(path: str) -> bool:
+    """Whether the file is there, found out within bounds: a mount that is not served holds whoever looks."""
+    found = threading.Event()
+
+    def look() -> None:
+        with contextlib.suppress(OSError):
+            os.stat(path)
+            found.set()
+
+    threading.Thread(target=look, daemon=True).start()
+    return found.wait(_ANSWER_PATIENCE)
+
+
+def _take_away(path: str, subtype: str) -> None:
+    """Detach what a server that was killed has left behind."""
+    entry = visible_mount(path)
+    if entry is not None and entry.type == f"fuse.{subtype}":
+        unmount(Mount(path, entry.device), _UNMOUNT_PATIENCE)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="kdbusfs: %(levelname)s: %(message)s", force=True)
+
+
+def _leave_terminal(level: str) -> None:
+    """Let go of the directory and the terminal that the command was given in; log to syslog from here on."""
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    logging.raiseExceptions = False
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    with contextlib.suppress(OSError):
+        handlers = [logging.handlers.SysLogHandler("/dev/log", facility="daemon")]
+    logging.basicConfig(
+        level=level.upper(),
+        format=f"kdbusfs[{os.getpid()}]: %(levelname)s: %(message)s",
+        handlers=handlers,
+        force=True,
+    )
+
+
+def _raise_file_limit() -> None:
+    """Every open of a client costs the server a descriptor, every passed one another."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (_MAX_FILES, hard):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
+            return
+
+
+def _complain(exit_code: int, message: str) -> int:
+    print(f"kdbusfs: {message}", file=sys.stderr)
+    return exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kdbusfs",
+        description="Mount a fresh kdbus domain: a kernel-bus file system for unmodified programs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a name for the mount table, such as 'kdbusfs'")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        metavar="OPTION,...",
+        action="append",
+        default=[],
+        help="mount options, see below; may be given more than once",
+    )
+    parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("--version", action="version", version=f"kdbusfs {__version__}")
+    return parser

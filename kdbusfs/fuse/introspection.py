@@ -1,0 +1,98 @@
+"""The files of `.kdbusfs`: the domain's parameters and statistics, as text."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import select
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from kdbusfs.abi.errors import KdbusError
+
+_U64_MAX = (1 << 64) - 1
+_WRITE_MAX = 4096
+_NUMBER = re.compile(rb"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?\Z")
+_ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+
+class Domain(Protocol):
+    """What the files show of a domain."""
+
+    attach_flags_mask: int
+
+    def stats(self) -> dict[str, object]: ...
+
+
+class TextFile:
+    """An open text file; it sits among the handles of endpoints, so it answers what they are asked."""
+
+    __slots__ = ()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset` on."""
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> int:
+        """Take `data` as the new content, wherever it is written to.  KdbusError(EINVAL) if it is none."""
+        raise KdbusError(errno.EINVAL, "not writable")
+
+    def ioctl(self, call: object) -> int:
+        """No command is known here."""
+        return -errno.ENOTTY
+
+    def poll(self) -> int:
+        """Always readable and writable, as every file without a poll method."""
+        return _ALWAYS_READY
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class AttachFlagsMask(TextFile):
+    """`parameters/attach_flags_mask` (MASK-1): decimal to read; decimal, octal or hex (0x...) to write."""
+
+    __slots__ = ("_domain",)
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    def read(self, offset: int, size: int) -> bytes:
+        return f"{self._domain.attach_flags_mask}\n".encode()[offset : offset + size]
+
+    def write(self, data: bytes) -> int:
+        self._domain.attach_flags_mask = parse_u64(data)
+        return len(data)
+
+
+class Statistics(TextFile):
+    """`stats`: one JSON object, as it was when the file was opened."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, domain: Domain, more: Callable[[], Mapping[str, object]]) -> None:
+        self._text = (json.dumps({**domain.stats(), **more()}, indent=1, default=str) + "\n").encode()
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._text[offset : offset + size]
+
+
+def parse_u64(data: bytes) -> int:
+    """A number as the kernel's module parameters take it.
+
+    KdbusError: EINVAL if it is none, ERANGE beyond 64 bits.
+    """
+    if len(data) > _WRITE_MAX:
+        raise KdbusError(errno.EINVAL, "too long for a number")
+    match = _NUMBER.match(data)
+    if match is None:
+        raise KdbusError(errno.EINVAL, "no number")
+    digits = match[1].lower()
+    base = 16 if digits.startswith(b"0x") else 8 if digits.startswith(b"0") else 10
+    if len(digits) > 32:
+        raise KdbusError(errno.ERANGE, "beyond 64 bits")
+    value = int(digits, base)
+    if value > _U64_MAX:
+        raise KdbusError(errno.ERANGE, "beyond 64 bits")
+    return value

@@ -1,0 +1,193 @@
+"""mount(2) and umount2(2) of a domain, with errors that say what to do about them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import threading
+from dataclasses import dataclass
+
+EXIT_OK = 0
+EXIT_USAGE = 1
+EXIT_SYSTEM = 2
+EXIT_INTERNAL = 4
+EXIT_MOUNT = 32
+
+DEVICE = "/dev/fuse"
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_OCTAL_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
+
+_MISSING_DEVICE = (
+    f"load the module with 'modprobe fuse', make the node with 'mknod {DEVICE} c 10 229',"
+    f" or start the container with '--device {DEVICE}'"
+)
+_DEVICE_HINTS = {
+    errno.ENOENT: _MISSING_DEVICE,
+    errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
+    errno.ENXIO: "the kernel has no FUSE: load it with 'modprobe fuse'",
+    errno.EACCES: "run as root",
+    errno.EPERM: f"a container needs '--device {DEVICE}'",
+}
+_MOUNT_HINTS = {
+    errno.EPERM: "it takes CAP_SYS_ADMIN: run as root; a container needs '--cap-add SYS_ADMIN', and possibly"
+    " '--security-opt apparmor=unconfined'",
+    errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
+    errno.EACCES: "a directory on the way to the mount point may not be entered",
+    errno.ENOENT: "the mount point has gone",
+    errno.EINVAL: "the kernel does not take these options",
+}
+
+
+class MountError(Exception):
+    """A domain cannot be mounted: what is wrong and what to do, and the exit code for it."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """A line of mountinfo: device as "major:minor", path of the mount point, and type."""
+
+    device: str
+    path: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount that was made here; `connection` is its number below /sys/fs/fuse/connections."""
+
+    path: str
+    device: str
+
+    @property
+    def connection(self) -> int:
+        return int(self.device.partition(":")[2])
+
+
+def mount_table() -> list[MountEntry]:
+    """The mounts of this process' namespace, in order; of several at one path the last is the visible one."""
+    entries = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields = line.split(" ")
+            kind = fields[fields.index("-", 6) + 1]
+            entries.append(MountEntry(fields[2], _unescape(fields[4]), kind))
+    return entries
+
+
+def visible_mount(path: str) -> MountEntry | None:
+    """What is mounted exactly at `path`, absolute and without links; never touches the file system there."""
+    found = None
+    for entry in mount_table():
+        if entry.path == path:
+            found = entry
+    return found
+
+
+def check_mountpoint(path: str, subtype: str) -> str:
+    """The real path of a directory that a domain can be mounted on.  Raises MountError."""
+    absolute = os.path.abspath(path)
+    # The table first: to touch a mount whose server is stuck would hang.
+    _refuse_mounted(absolute, subtype)
+    real = os.path.realpath(absolute)
+    if real != absolute:
+        _refuse_mounted(real, subtype)
+    try:
+        found = os.stat(real)
+    except FileNotFoundError:
+        raise MountError(EXIT_MOUNT, f"mount point '{path}' does not exist: mkdir -p '{path}'") from None
+    except OSError as fault:
+        hint = f": umount -l '{path}' first" if fault.errno == errno.ENOTCONN else ""
+        raise MountError(EXIT_MOUNT, f"mount point '{path}': {fault.strerror}{hint}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise MountError(EXIT_MOUNT, f"mount point '{path}' is not a directory")
+    return real
+
+
+def open_device() -> int:
+    """A descriptor of /dev/fuse for one mount.  Raises MountError."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as fault:
+        text = _with_hint(f"cannot open {DEVICE}", fault.errno or 0, _DEVICE_HINTS)
+        raise MountError(EXIT_SYSTEM, text) from None
+
+
+def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mount:
+    """Mount what `fuse_fd` will serve at `path`, a real path.  Raises MountError.
+
+    Anybody may use it, and the kernel checks permissions by the modes of the files (allow_other,
+    default_permissions).
+    """
+    data = (
+        f"fd={fuse_fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
+        ",allow_other,default_permissions"
+    )
+    result = _libc.mount(
+        os.fsencode(source), os.fsencode(path), os.fsencode(f"fuse.{subtype}"), flags, data.encode()
+    )
+    if result != 0:
+        what = f"cannot mount at '{path}'"
+        raise MountError(EXIT_MOUNT, _with_hint(what, ctypes.get_errno(), _MOUNT_HINTS))
+    entry = visible_mount(path)
+    if entry is None:
+        raise MountError(EXIT_MOUNT, f"the mount at '{path}' went away at once")
+    return Mount(path, entry.device)
+
+
+def unmount(mounted: Mount, patience: float) -> bool:
+    """Detach the mount if it is still at its path; whoever has files open keeps them until the server ends.
+
+    The call goes by a thread of its own and is waited for `patience` seconds: the caller may be the one whose
+    answers it needs.  Returns whether the path is free of the mount.
+    """
+    if not is_mounted(mounted):
+        return True
+    worker = threading.Thread(target=_detach, args=(mounted.path,), name="kdbusfs-umount", daemon=True)
+    worker.start()
+    worker.join(patience)
+    return not is_mounted(mounted)
+
+
+def is_mounted(mounted: Mount) -> bool:
+    """Whether the mount is what its path shows."""
+    entry = visible_mount(mounted.path)
+    return entry is not None and entry.device == mounted.device
+
+
+def _detach(path: str) -> None:
+    _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+
+
+def _refuse_mounted(path: str, subtype: str) -> None:
+    entry = visible_mount(path)
+    if entry is not None and entry.type == f"fuse.{subtype}":
+        raise MountError(EXIT_MOUNT, f"'{path}' is a {subtype} mount already: umount '{path}' first")
+
+
+def _with_hint(what: str, number: int, hints: dict[int, str]) -> str:
+    text = f"{what}: {os.strerror(number)}"
+    return f"{text}; {hints[number]}" if number in hints else text
+
+
+def _unescape(text: str) -> str:
+    for escape, character in _OCTAL_ESCAPES.items():
+        text = text.replace(escape, character)
+    return text
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]

@@ -1,0 +1,315 @@
+"""The node table: what every FUSE node id stands for, and which opens it carries.
+
+The kernel ties page cache and passthrough backing to the inode, and an inode to a node id; kdbus gives every
+open of an endpoint a pool of its own.  So each LOOKUP of an endpoint answers with a fresh node id: whoever
+opens a path has an inode to himself, while st_ino, which programs see, stays the endpoint's (FS-33).
+
+A node id is met by a second open only where no LOOKUP comes in between: an endpoint file that is
+bind-mounted, an O_PATH descriptor, /proc/self/fd/N.  `NodeTable.admit` decides what becomes of that open:
+
+1. The thread is told ESTALE once.  The kernel then walks the path again, and wherever the path leads through
+   this file system that walk ends at a fresh node id.
+2. If the thread comes back with the same node id, there is no other inode for it.  The kernel takes a second
+   open of an inode only with the same backing file, so the open shares the memory of the present ones, which
+   is from then on a mere *placeholder*: each of the handles gets memory of its own at HELLO, with a
+   descriptor on a private inode (`PoolNode`).
+3. Once a present open has said HELLO and is still here, the inode's backing is that connection's pool, which
+   nobody else may map: EBUSY.
+"""
+
+from __future__ import annotations
+
+import enum
+import stat
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+ROOT_ID = 1
+CONTROL_ID = 2
+_FIRST_STATIC_ID = 3
+_FIRST_DYNAMIC_ID = 64
+_STATIC_INO = 0x7FFFFF00  # of what the core knows nothing of: far from the smallest free integers of FS-11
+_REFUSALS_KEPT = 4096
+
+
+class Memory(Protocol):
+    """The backing of a pool, as far as opening needs it."""
+
+    @property
+    def backing_id(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    """A bus of the core.  Ids are global ones, times CLOCK_REALTIME nanoseconds."""
+
+    name: str
+    ino: int
+    uid: int
+    gid: int
+    mode: int
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]: ...
+
+
+class Endpoint(Protocol):
+    """An endpoint of the core."""
+
+    name: str
+    ino: int
+    uid: int
+    gid: int
+    mode: int
+
+    @property
+    def bus(self) -> Bus: ...
+
+
+class EndpointHandle(Protocol):
+    """An open endpoint file of the core."""
+
+    memory_is_shared: bool
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    @property
+    def connection(self) -> object | None: ...
+
+
+class Node:
+    """One node id: the attributes that go with it, and how many LOOKUPs the kernel has not forgotten yet."""
+
+    __slots__ = ("changed_ns", "gid", "ino", "lookups", "mode", "nodeid", "uid")
+
+    def __init__(self, nodeid: int, ino: int, mode: int, uid: int, gid: int, changed_ns: int) -> None:
+        self.nodeid = nodeid
+        self.ino = ino
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.changed_ns = changed_ns
+        self.lookups = 0
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+class StaticDirectory(Node):
+    """A directory that is there as long as the domain, with the children that are there as long (FS-1)."""
+
+    __slots__ = ("children", "parent_ino")
+
+    def __init__(self, nodeid: int, ino: int, changed_ns: int, parent_ino: int) -> None:
+        super().__init__(nodeid, ino, stat.S_IFDIR | 0o555, 0, 0, changed_ns)
+        self.parent_ino = parent_ino
+        self.children: dict[str, Node] = {}
+
+
+class BusNode(Node):
+    """The directory of a bus (FS-6); `bus` may be gone already (FS-28)."""
+
+    __slots__ = ("bus",)
+
+    def __init__(self, nodeid: int, bus: Bus, changed_ns: int) -> None:
+        super().__init__(nodeid, bus.ino, stat.S_IFDIR | bus.mode, bus.uid, bus.gid, changed_ns)
+        self.bus = bus
+
+
+class PooledNode(Node):
+    """A node whose inode has the memory of its `opens` as backing: file handle number -> handle."""
+
+    __slots__ = ("endpoint", "opens", "placeholder")
+
+    def __init__(self, nodeid: int, endpoint: Endpoint, changed_ns: int) -> None:
+        mode = stat.S_IFREG | endpoint.mode
+        super().__init__(nodeid, endpoint.ino, mode, endpoint.uid, endpoint.gid, changed_ns)
+        self.lookups = 1
+        self.endpoint = endpoint
+        self.opens: dict[int, EndpointHandle] = {}
+        self.placeholder: Memory | None = None
+
+
+class EndpointNode(PooledNode):
+    """One LOOKUP of an endpoint file (FS-7, FS-8)."""
+
+    __slots__ = ()
+
+
+class PoolNode(PooledNode):
+    """The private inode that a connection moves to at HELLO; to its client it looks like the endpoint."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, nodeid: int, handle: EndpointHandle, changed_ns: int) -> None:
+        super().__init__(nodeid, handle.endpoint, changed_ns)
+        self.handle = handle
+
+
+class Admission(enum.Enum):
+    """What becomes of an OPEN of an endpoint's node id."""
+
+    FIRST = "the inode is free: the open brings its own memory"
+    STALE = "let the kernel look the path up again"
+    SHARED = "no other inode is to be had: the open joins the memory of the present ones"
+    BUSY = "the inode's backing is the pool of a connection"
+
+
+class _Shown:
+    """When the first of the inodes that an endpoint has at present was made, and how many they are."""
+
+    __slots__ = ("changed_ns", "nodes")
+
+    def __init__(self, changed_ns: int) -> None:
+        self.changed_ns = changed_ns
+        self.nodes = 0
+
+
+class NodeTable:
+    """All node ids of a mount.  `realtime` gives CLOCK_REALTIME in nanoseconds."""
+
+    def __init__(self, realtime: Callable[[], int]) -> None:
+        self._realtime = realtime
+        self._nodes: dict[int, Node] = {}
+        # By identity of the core's object, which a node here keeps alive.
+        self._of_bus: dict[int, BusNode] = {}
+        self._of_endpoint: dict[int, _Shown] = {}
+        self._of_file: dict[int, PooledNode] = {}
+        self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
+        self._next_nodeid = _FIRST_DYNAMIC_ID
+        self._next_static_id = _FIRST_STATIC_ID
+        now = realtime()
+        self.root = StaticDirectory(ROOT_ID, ROOT_ID, now, ROOT_ID)
+        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | 0o666, 0, 0, now)
+        self._nodes[ROOT_ID] = self.root
+        self._nodes[CONTROL_ID] = self.control
+        self.root.children["control"] = self.control
+
+    def __len__(self) -> int:
+        """How many node ids are known, those that are always there included."""
+        return len(self._nodes)
+
+    def get(self, nodeid: int) -> Node | None:
+        """The node of `nodeid`, or None if the kernel was never told of it or has forgotten it."""
+        return self._nodes.get(nodeid)
+
+    def add_directory(self, parent: StaticDirectory, name: str) -> StaticDirectory:
+        """Add a directory that lives as long as the table, found by name in `parent`."""
+        nodeid = self._static_nodeid()
+        node = StaticDirectory(nodeid, _STATIC_INO + nodeid, parent.changed_ns, parent.ino)
+        self._nodes[nodeid] = parent.children[name] = node
+        return node
+
+    def add_file(self, parent: StaticDirectory, name: str, mode: int) -> Node:
+        """Add a file of root's with permissions `mode` that lives as long as the table."""
+        nodeid = self._static_nodeid()
+        node = Node(nodeid, _STATIC_INO + nodeid, stat.S_IFREG | mode, 0, 0, parent.changed_ns)
+        self._nodes[nodeid] = parent.children[name] = node
+        return node
+
+    def look_up_bus(self, bus: Bus) -> BusNode:
+        """The node of `bus`, counted as looked up once more."""
+        node = self._of_bus.get(id(bus))
+        if node is None:
+            node = BusNode(self._fresh_nodeid(), bus, self._realtime())
+            self._nodes[node.nodeid] = self._of_bus[id(bus)] = node
+        node.lookups += 1
+        return node
+
+    def look_up_endpoint(self, endpoint: Endpoint) -> EndpointNode:
+        """A fresh node of `endpoint`, looked up once."""
+        node = EndpointNode(self._fresh_nodeid(), endpoint, self._show(endpoint))
+        self._nodes[node.nodeid] = node
+        return node
+
+    def look_up_pool(self, handle: EndpointHandle) -> PoolNode:
+        """A fresh private node for the pool of `handle`, looked up once."""
+        node = PoolNode(self._fresh_nodeid(), handle, self._show(handle.endpoint))
+        self._nodes[node.nodeid] = node
+        return node
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel gives back `count` lookups of `nodeid`; a node without any is dropped."""
+        node = self._nodes.get(nodeid)
+        if node is None or nodeid < _FIRST_DYNAMIC_ID:
+            return
+        node.lookups -= count
+        if node.lookups > 0:
+            return
+        del self._nodes[nodeid]
+        if isinstance(node, BusNode):
+            del self._of_bus[id(node.bus)]
+        elif isinstance(node, PooledNode):
+            shown = self._of_endpoint[id(node.endpoint)]
+            shown.nodes -= 1
+            if not shown.nodes:
+                del self._of_endpoint[id(node.endpoint)]
+
+    def admit(self, node: EndpointNode, tid: int) -> Admission:
+        """Decide on an OPEN of `node` by thread `tid`; the module's head has the rules."""
+        last_refused = self._refused.pop(tid, None)
+        if not node.opens:
+            return Admission.FIRST
+        if last_refused != node.nodeid:
+            self._remember_refusal(tid, node.nodeid)
+            return Admission.STALE
+        if any(handle.connection is not None for handle in node.opens.values()):
+            return Admission.BUSY
+        return Admission.SHARED
+
+    def share_memory(self, node: EndpointNode) -> Memory:
+        """The memory of the opens of `node`, now a placeholder that the table closes after the last of them.
+
+        Call it after `admit` answered SHARED, before the new open is noted.
+        """
+        if node.placeholder is None:
+            node.placeholder = next(iter(node.opens.values())).memory
+        for handle in node.opens.values():
+            handle.memory_is_shared = True
+        return node.placeholder
+
+    def opened(self, node: PooledNode, fh: int, handle: EndpointHandle) -> None:
+        """Note that the file handle number `fh` is an open of `node`."""
+        if node.placeholder is not None:
+            handle.memory_is_shared = True
+        node.opens[fh] = handle
+        self._of_file[fh] = node
+
+    def closed(self, fh: int) -> None:
+        """The last descriptor of `fh` is gone.  Any `fh` may be given, also one that is no endpoint file."""
+        node = self._of_file.pop(fh, None)
+        if node is None:
+            return
+        del node.opens[fh]
+        if not node.opens and node.placeholder is not None:
+            node.placeholder.close()
+            node.placeholder = None
+
+    def _show(self, endpoint: Endpoint) -> int:
+        """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""
+        shown = self._of_endpoint.get(id(endpoint))
+        if shown is None:
+            shown = self._of_endpoint[id(endpoint)] = _Shown(self._realtime())
+        shown.nodes += 1
+        return shown.changed_ns
+
+    def _remember_refusal(self, tid: int, nodeid: int) -> None:
+        # A thread that does not come back leaves its entry behind; the oldest go first.
+        while len(self._refused) >= _REFUSALS_KEPT:
+            del self._refused[next(iter(self._refused))]
+        self._refused[tid] = nodeid
+
+    def _fresh_nodeid(self) -> int:
+        # Never reused within a mount, so an id names one inode for ever and needs no generation.
+        self._next_nodeid += 1
+        return self._next_nodeid - 1
+
+    def _static_nodeid(self) -> int:
+        self._next_static_id += 1
+        return self._next_static_id - 1

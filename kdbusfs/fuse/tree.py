@@ -1,0 +1,466 @@
+"""The tree of a domain as pyfuse3 presents it: requests translated to the core and its objects to attributes.
+
+The kernel checks permissions (default_permissions), so a request that arrives here was allowed by the modes
+of FS-4 to FS-8.  Every handler runs while the reader waits for its answer, and may therefore touch the core.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import mmap
+import os
+import stat
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.fuse.introspection import AttachFlagsMask, Statistics, TextFile
+from kdbusfs.fuse.nodes import (
+    Admission,
+    Bus,
+    BusNode,
+    Endpoint,
+    EndpointHandle,
+    EndpointNode,
+    Memory,
+    Node,
+    NodeTable,
+    PoolNode,
+    StaticDirectory,
+)
+
+FOPEN_DIRECT_IO = 1 << 0
+FOPEN_NOFLUSH = 1 << 5
+FOPEN_PASSTHROUGH = 1 << 7
+
+# With DIRECT_IO beside PASSTHROUGH only mmap meets the memory; read and write come here, for FS-16.
+_ENDPOINT_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+_PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+
+_UNCHANGING = 1e6  # seconds: attributes never change, and neither do the entries that are always there
+_POOL_PREFIX = ".conn-"
+# What a want of the daemon's own looks like to the client; any other OSError is a fault of ours.
+_WANTS = {
+    errno.EMFILE: errno.ENFILE,
+    errno.ENFILE: errno.ENFILE,
+    errno.ENOMEM: errno.ENOMEM,
+    errno.ENOSPC: errno.ENOSPC,
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Domain(Protocol):
+    """The core, as far as the tree needs it."""
+
+    attach_flags_mask: int
+
+    @property
+    def buses(self) -> Mapping[str, Bus]: ...
+
+    def open_control(self, caller: Any) -> Any: ...
+
+    def open_endpoint(self, endpoint: Any, caller: Any, memory: Any) -> Any: ...
+
+    def stats(self) -> dict[str, object]: ...
+
+
+class Host(Protocol):
+    """Linux, as far as the tree needs it."""
+
+    def caller(self, tid: int) -> Any:
+        """The thread that opens a file."""
+
+    def memory(self) -> Memory:
+        """Fresh memory for a pool.  KdbusError or OSError when there is none."""
+
+
+class Installer(Protocol):
+    """What moves clients to private nodes."""
+
+    @property
+    def tids(self) -> Container[int]: ...
+
+
+class OpenFiles(Protocol):
+    """The table of open files."""
+
+    def add(self, handle: Any, open_flags: int, backing_id: int) -> int: ...
+
+    def get(self, fh: int) -> Any: ...
+
+    def remove(self, fh: int) -> Any: ...
+
+
+def _handler(
+    function: Callable[Concatenate[Tree, P], Awaitable[R]],
+) -> Callable[Concatenate[Tree, P], Coroutine[Any, Any, R]]:
+    """Turn whatever a handler raises into an errno: anything but FUSEError would end pyfuse3's loop."""
+
+    @functools.wraps(function)
+    async def guarded(self: Tree, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await function(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except KdbusError as fault:
+            raise pyfuse3.FUSEError(fault.errno) from None
+        except Exception as fault:
+            want = _want(fault)
+            if want is None:
+                self._report(f"the tree's {function.__name__} failed unexpectedly")
+            raise pyfuse3.FUSEError(want or errno.EIO) from None
+
+    return guarded
+
+
+class Tree(pyfuse3.Operations):
+    """The files of one domain.
+
+    `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
+    `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
+    is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
+    `files` has to be set before the first request.
+    """
+
+    files: OpenFiles
+
+    supports_dot_lookup = False
+
+    def __init__(
+        self,
+        domain: Domain,
+        host: Host,
+        installer: Installer,
+        realtime: Callable[[], int],
+        report: Callable[[str], None],
+        more_stats: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
+        super().__init__()
+        self._report = report
+        self._domain = domain
+        self._host = host
+        self._installer = installer
+        self._nodes = NodeTable(realtime)
+        self._directories: dict[int, Node] = {}  # open directories
+        self._next_directory = 1
+        hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
+        parameters = self._nodes.add_directory(hidden, "parameters")
+        mask = self._nodes.add_file(parameters, "attach_flags_mask", 0o644)
+        statistics = self._nodes.add_file(hidden, "stats", 0o400)
+        self._text_files: dict[int, Callable[[], TextFile]] = {
+            mask.nodeid: lambda: AttachFlagsMask(domain),
+            statistics.nodeid: lambda: Statistics(domain, lambda: {**self.counts(), **more_stats()}),
+        }
+
+    def ino_of(self, nodeid: int) -> int:
+        """The st_ino that programs see for a node id (FS-11): what LOOKUP's answer has to be amended with."""
+        node = self._nodes.get(nodeid)
+        return nodeid if node is None else node.ino
+
+    def counts(self) -> dict[str, object]:
+        """Numbers for the `stats` file: node ids that the kernel holds, and directories that are open."""
+        return {"nodes": len(self._nodes), "open_directories": len(self._directories)}
+
+    @_handler
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self._node(parent_inode)
+        text = os.fsdecode(name)
+        if isinstance(parent, BusNode):
+            endpoint = parent.bus.endpoints.get(text) if self._is_present(parent.bus) else None
+            if endpoint is not None:
+                return _entry(self._nodes.look_up_endpoint(endpoint), 0)
+        elif isinstance(parent, StaticDirectory):
+            child = parent.children.get(text)
+            if child is not None:
+                return _entry(child, _UNCHANGING)
+            if parent is self._nodes.root:
+                return _entry(self._look_up_in_root(text, ctx.pid), 0)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    def _look_up_in_root(self, name: str, tid: int) -> Node:
+        bus = self._domain.buses.get(name)
+        if bus is not None:
+            return self._nodes.look_up_bus(bus)
+        if name.startswith(_POOL_PREFIX) and tid in self._installer.tids:
+            number = name.removeprefix(_POOL_PREFIX)
+            handle = self.files.get(int(number)) if number.isdecimal() else None
+            if handle is not None:
+                return self._nodes.look_up_pool(handle)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    @_handler
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for nodeid, count in inode_list:
+            self._nodes.forget(nodeid, count)
+
+    @_handler
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        # A removed bus or endpoint keeps its attributes for whoever has it open (FS-27).
+        node = self._node(inode)
+        return _attributes(node, node.ino)
+
+    @_handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        node = self._node(inode)
+        if isinstance(node, EndpointNode):
+            fh = self._open_endpoint(node, ctx.pid)
+        elif isinstance(node, PoolNode):
+            fh = self._open_pool(node, ctx.pid)
+        elif node is self._nodes.control:
+            fh = self._add_file(self._domain.open_control(self._host.caller(ctx.pid)), _PLAIN_FLAGS, 0)
+        elif node.nodeid in self._text_files:
+            fh = self._add_file(self._text_files[node.nodeid](), _PLAIN_FLAGS, 0)
+        else:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
+
+    def _open_endpoint(self, node: EndpointNode, tid: int) -> int:
+        endpoint = node.endpoint
+        bus = endpoint.bus
+        if not self._is_present(bus) or bus.endpoints.get(endpoint.name) is not endpoint:
+            raise pyfuse3.FUSEError(errno.ESHUTDOWN)  # FS-21
+        admission = self._nodes.admit(node, tid)
+        if admission is Admission.STALE:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        if admission is Admission.BUSY:
+            raise pyfuse3.FUSEError(errno.EBUSY)
+        if admission is Admission.SHARED:
+            memory = self._nodes.share_memory(node)
+            handle = self._open_handle(endpoint, tid, memory)
+        else:
+            memory = self._host.memory()
+            try:
+                handle = self._open_handle(endpoint, tid, memory)
+            except BaseException:
+                memory.close()
+                raise
+        # Before anything can fail: a handle that shares memory must not close it.
+        handle.memory_is_shared = admission is Admission.SHARED
+        fh = self._add_file(handle, _ENDPOINT_FLAGS, memory.backing_id)
+        self._nodes.opened(node, fh, handle)
+        return fh
+
+    def _open_handle(self, endpoint: Endpoint, tid: int, memory: Memory) -> EndpointHandle:
+        handle: EndpointHandle = self._domain.open_endpoint(endpoint, self._host.caller(tid), memory)
+        return handle
+
+    def _open_pool(self, node: PoolNode, tid: int) -> int:
+        # A client that reopens its own descriptor through /proc arrives here as well.
+        if tid not in self._installer.tids:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        fh = self.files.add(node.handle, _ENDPOINT_FLAGS, node.handle.memory.backing_id)
+        self._nodes.opened(node, fh, node.handle)
+        return fh
+
+    def _add_file(self, handle: Any, open_flags: int, backing_id: int) -> int:
+        """Give a handle that has no file yet its number; it is released if there is none."""
+        try:
+            return self.files.add(handle, open_flags, backing_id)
+        except BaseException:
+            handle.release()
+            raise
+
+    @_handler
+    async def release(self, fh: int) -> None:
+        # The handle goes first: memory that it shares is closed with the last open of the node.
+        try:
+            self.files.remove(fh)
+        finally:
+            self._nodes.closed(fh)
+
+    @_handler
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        file = self.files.get(fh)
+        if not isinstance(file, TextFile):
+            raise pyfuse3.FUSEError(errno.EINVAL)  # FS-16
+        return file.read(off, size)
+
+    @_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self.files.get(fh)
+        if not isinstance(file, TextFile):
+            raise pyfuse3.FUSEError(errno.EINVAL)  # FS-16
+        return file.write(buf)
+
+    @_handler
+    async def flush(self, fh: int) -> None:
+        return
+
+    @_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        raise pyfuse3.FUSEError(errno.EINVAL)
+
+    @_handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        raise pyfuse3.FUSEError(errno.EINVAL)
+
+    @_handler
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        node = self._node(inode)
+        if not node.is_directory:
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        fh = self._next_directory
+        # Numbers below 2**32 never name a handle: an ioctl on a directory cannot reach a connection.
+        self._next_directory = fh % 0xFFFFFFFF + 1
+        while self._next_directory in self._directories:
+            self._next_directory = self._next_directory % 0xFFFFFFFF + 1
+        self._directories[fh] = node
+        return fh
+
+    @_handler
+    async def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh, None)
+
+    @_handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        # Entries are ordered by st_ino, and a position is the st_ino of the last one + 2: stable whatever
+        # comes and goes between two calls.  The channel clears the node ids, so no lookup is counted.
+        for name, position, ino, mode in self._listing(self._directories[fh]):
+            if position > start_id:
+                attributes = pyfuse3.EntryAttributes()
+                attributes.st_ino = ino
+                attributes.st_mode = mode
+                if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
+                    return
+
+    def _listing(self, node: Node) -> Iterable[tuple[str, int, int, int]]:
+        """Name, position, st_ino and mode of what is in a directory (FS-12)."""
+        parent_ino = node.parent_ino if isinstance(node, StaticDirectory) else self._nodes.root.ino
+        yield ".", 1, node.ino, stat.S_IFDIR
+        yield "..", 2, parent_ino, stat.S_IFDIR
+        children: list[tuple[int, str, int]] = []
+        if isinstance(node, BusNode):
+            if self._is_present(node.bus):
+                children += [(child.ino, child.name, stat.S_IFREG) for child in node.bus.endpoints.values()]
+        elif isinstance(node, StaticDirectory):
+            listed = (item for item in node.children.items() if not item[0].startswith("."))
+            children += [(child.ino, name, child.mode) for name, child in listed]
+            if node is self._nodes.root:
+                children += [(bus.ino, bus.name, stat.S_IFDIR) for bus in self._domain.buses.values()]
+        for ino, name, mode in sorted(children):
+            yield name, ino + 2, ino, mode
+
+    @_handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        # Everything that is counted is 0 (FS-20).
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = mmap.PAGESIZE
+        data.f_namemax = 255
+        return data
+
+    @_handler
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # default_permissions decides
+
+    @_handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        raise pyfuse3.FUSEError(errno.EACCES)  # FS-14
+
+    @_handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        _refuse()  # FS-15
+
+    @_handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        _refuse()
+
+    @_handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        _refuse()
+
+    @_handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        _refuse()
+
+    @_handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        _refuse()
+
+    @_handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        _refuse()
+
+    @_handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        _refuse()
+
+    @_handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        _refuse()
+
+    # Extended attributes: pyfuse3 answers ENOSYS for what is not defined here, which the kernel reports as
+    # EOPNOTSUPP (FS-19) and remembers.
+
+    def _node(self, nodeid: int) -> Node:
+        node = self._nodes.get(nodeid)
+        if node is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        return node
+
+    def _is_present(self, bus: Bus) -> bool:
+        return self._domain.buses.get(bus.name) is bus
+
+
+def _want(fault: Exception) -> int | None:
+    """The errno for a client if `fault` says that the daemon is out of something; None for any other."""
+    if isinstance(fault, MemoryError):
+        return errno.ENOMEM
+    return _WANTS.get(fault.errno or 0) if isinstance(fault, OSError) else None
+
+
+def _refuse() -> NoReturn:
+    """Refuse what kdbus has no operation for (FS-14, FS-15)."""
+    raise pyfuse3.FUSEError(errno.EPERM)
+
+
+def _entry(node: Node, entry_timeout: float) -> pyfuse3.EntryAttributes:
+    """A LOOKUP's answer: pyfuse3 has one field for node id and st_ino, the latter is amended by `ino_of`."""
+    attributes = _attributes(node, node.nodeid)
+    attributes.entry_timeout = entry_timeout
+    return attributes
+
+
+def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
+    """The attributes of FS-9 and FS-10."""
+    attributes = pyfuse3.EntryAttributes()
+    attributes.st_ino = ino
+    attributes.st_mode = node.mode
+    attributes.st_nlink = 2 if node.is_directory else 1
+    attributes.st_uid = node.uid
+    attributes.st_gid = node.gid
+    attributes.st_blksize = mmap.PAGESIZE
+    attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = node.changed_ns
+    attributes.attr_timeout = _UNCHANGING
+    return attributes

@@ -1,0 +1,146 @@
+"""Fixtures for tests with a real mount: a domain of their own, which is gone afterwards whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbusfs.fuse.mount import Mount, unmount, visible_mount
+
+START_PATIENCE = 20.0  # seconds until a mount must answer
+END_PATIENCE = 15.0  # seconds until a daemon must have ended
+TEST_PATIENCE = 300.0  # seconds after which the connection of a test that hangs is aborted
+
+_CLONE_NEWNS = 0x20000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+_PR_SET_PDEATHSIG = 1
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class DomainMount:
+    """A mounted domain, served by a daemon of its own; `path` is its mount point, `pid` the daemon."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        self.path = path
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by clean_up
+        command = [sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
+        for option in options:
+            command += ["-o", option]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, preexec_fn=_die_with_parent
+        )
+        self.pid = self.process.pid
+        self.expected = (0, "")
+        self._mount: Mount | None = None
+        self._watchdog = threading.Timer(TEST_PATIENCE, self.abort)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def wait_until_ready(self) -> None:
+        """Return when the mount answers; AssertionError with the daemon's log if it does not in time."""
+        limit = time.monotonic() + START_PATIENCE
+        while time.monotonic() < limit and self.process.poll() is None:
+            entry = visible_mount(str(self.path))
+            if entry is not None:
+                self._mount = Mount(entry.path, entry.device)
+                # Another process looks: one that is not answered could not be ended from here.
+                subprocess.run(
+                    ["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=10
+                )
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the daemon does not mount (exit code {self.process.poll()}):\n{self.log()}")
+
+    def stats(self) -> dict[str, Any]:
+        """What the `stats` file shows."""
+        found: dict[str, Any] = json.loads((self.path / ".kdbusfs/stats").read_bytes())
+        return found
+
+    def open_descriptors(self) -> int:
+        """How many descriptors the daemon has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def log(self) -> str:
+        """What the daemon has printed so far."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+
+    def abort(self) -> None:
+        """Cut the connection between the kernel and the daemon: whoever waits for the mount gets an error."""
+        if self._mount is not None:
+            with contextlib.suppress(OSError):
+                (_CONNECTIONS / str(self._mount.connection) / "abort").write_text("1")
+
+    def stop(self) -> int:
+        """End the daemon with SIGTERM; gives its exit code, or fails the test if it does not end."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(END_PATIENCE)
+
+    def expect(self, exit_code: int) -> None:
+        """The daemon is to end with `exit_code`, and may say why."""
+        self.expected = (exit_code, self.log())
+
+    def clean_up(self) -> None:
+        """Leave nothing behind, however the daemon is."""
+        self._watchdog.cancel()
+        if self.process.poll() is None:
+            self.abort()
+            self.process.kill()
+            self.process.wait(END_PATIENCE)
+        if self._mount is not None:
+            unmount(self._mount, 5.0)
+        self._log.close()
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def private_mounts() -> None:
+    """Put this process into a mount namespace of its own, which ends with its processes."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no /dev/fuse")
+    if _libc.unshare(_CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) != 0:
+        pytest.fail(f"no private mount namespace: {os.strerror(ctypes.get_errno())}")
+    if visible_mount(str(_CONNECTIONS)) is None:
+        _libc.mount(b"none", os.fsencode(_CONNECTIONS), b"fusectl", 0, None)
+
+
+@pytest.fixture
+def domain_mount(private_mounts: None) -> Iterator[DomainMount]:
+    """A fresh domain at a directory of its own.
+
+    Its daemon must end with exit code 0 at SIGTERM, and must not have printed anything by then, unless the test
+    says otherwise with `expect`.
+    """
+    # Not below tmp_path, which other users may not enter.
+    path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
+    path.chmod(0o755)
+    domain = DomainMount(path)
+    try:
+        domain.wait_until_ready()
+        yield domain
+        code = domain.stop()
+        assert (code, domain.log()) == domain.expected
+        assert visible_mount(str(path)) is None
+    finally:
+        domain.clean_up()
+        path.rmdir()

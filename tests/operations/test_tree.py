@@ -1,0 +1,498 @@
+"""The tree's handlers, called as pyfuse3 calls them but without a mount."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import json
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.fuse import tree as tree_module
+from kdbusfs.fuse.tree import FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, Tree
+from tests.support.fake_tree import FakeBus, FakeDomain, FakeFiles, FakeHost, FakeInstaller
+
+ROOT = 1
+CONTROL = 2
+CLIENT = 100
+WORKER = 900
+ENDPOINT_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+
+
+def run(handler: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
+    return trio.run(functools.partial(handler, *arguments))
+
+
+class Mount:
+    """A tree and everything around it, with what a kernel would do in short."""
+
+    def __init__(self) -> None:
+        self.domain = FakeDomain()
+        self.host = FakeHost()
+        self.files = FakeFiles()
+        self.installer = FakeInstaller()
+        self.faults: list[str] = []
+        self.tree = Tree(
+            self.domain,
+            self.host,
+            self.installer,
+            itertools.count(10**18).__next__,
+            self.faults.append,
+            lambda: {"requests": 7},
+        )
+        self.tree.files = self.files
+
+    def context(self, tid: int = CLIENT) -> Any:
+        return SimpleNamespace(uid=0, gid=0, pid=tid, umask=0)
+
+    def lookup(self, path: str, tid: int = CLIENT) -> Any:
+        """The entry of the last name of a path; those before it are looked up as well."""
+        nodeid = ROOT
+        for name in path.split("/"):
+            entry = run(self.tree.lookup, nodeid, os.fsencode(name), self.context(tid))
+            nodeid = entry.st_ino
+        return entry
+
+    def open(self, nodeid: int, tid: int = CLIENT, flags: int = os.O_RDWR) -> Any:
+        return run(self.tree.open, nodeid, flags, self.context(tid))
+
+    def getattr(self, nodeid: int) -> Any:
+        return run(self.tree.getattr, nodeid, self.context())
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    mount = Mount()
+    yield mount
+    assert mount.faults == []
+
+
+@pytest.fixture
+def bus(mount: Mount) -> FakeBus:
+    return mount.domain.make_bus("1000-test", uid=1000, gid=1001, mode=0o550)
+
+
+def refused(number: int, handler: Callable[..., Any], *arguments: object) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        handler(*arguments)
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
+
+
+def listing(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch, nodeid: int, a_call: int = 1000
+) -> list[tuple[str, int, int]]:
+    """A whole directory, read `a_call` entries at a time: name, st_ino, type."""
+    entries: list[tuple[str, int, int]] = []
+    room = [0]
+    position = [0]
+
+    def reply(token: object, name: bytes, attributes: Any, next_id: int) -> bool:
+        if not room[0]:
+            return False
+        room[0] -= 1
+        position[0] = next_id
+        entries.append((name.decode(), attributes.st_ino, stat.S_IFMT(attributes.st_mode)))
+        return True
+
+    monkeypatch.setattr(tree_module.pyfuse3, "readdir_reply", reply)
+    fh = run(mount.tree.opendir, nodeid, mount.context())
+    count = -1
+    while count != len(entries):
+        count = len(entries)
+        room[0] = a_call
+        run(mount.tree.readdir, fh, position[0], None)
+    run(mount.tree.releasedir, fh)
+    return entries
+
+
+class TestAttributes:
+    def test_of_the_root(self, mount: Mount) -> None:
+        """FS-4, FS-9"""
+        found = mount.getattr(ROOT)
+        assert (found.st_mode, found.st_uid, found.st_gid) == (stat.S_IFDIR | 0o555, 0, 0)
+        assert (found.st_ino, found.st_nlink, found.st_size, found.st_blocks) == (1, 2, 0, 0)
+        assert found.st_blksize == os.sysconf("SC_PAGESIZE")
+
+    def test_of_control(self, mount: Mount) -> None:
+        """FS-5"""
+        assert mount.lookup("control").st_ino == CONTROL
+        found = mount.getattr(CONTROL)
+        assert (found.st_mode, found.st_uid, found.st_gid) == (stat.S_IFREG | 0o666, 0, 0)
+        assert (found.st_ino, found.st_nlink) == (2, 1)
+
+    def test_of_a_bus_and_its_endpoints_are_the_core_s(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-6, FS-7, FS-8"""
+        mount.domain.make_endpoint(bus, "1000-ep", uid=7, gid=8, mode=0o660)
+        for path, kind, mode, owner, links in (
+            ("1000-test", stat.S_IFDIR, 0o550, (1000, 1001), 2),
+            ("1000-test/bus", stat.S_IFREG, 0o666, (0, 0), 1),
+            ("1000-test/1000-ep", stat.S_IFREG, 0o660, (7, 8), 1),
+        ):
+            entry = mount.lookup(path)
+            found = mount.getattr(entry.st_ino)
+            for attributes in (entry, found):
+                assert attributes.st_mode == kind | mode
+                assert (attributes.st_uid, attributes.st_gid) == owner
+                assert attributes.st_nlink == links
+
+    def test_times_are_one(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-10"""
+        found = mount.getattr(mount.lookup("1000-test/bus").st_ino)
+        assert found.st_atime_ns == found.st_mtime_ns == found.st_ctime_ns >= 10**18
+
+    def test_st_ino_is_the_node_s_number_whatever_the_node_id(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-11"""
+        first, second = mount.lookup("1000-test/bus"), mount.lookup("1000-test/bus")
+        assert first.st_ino != second.st_ino
+        for entry in (first, second):
+            assert mount.tree.ino_of(entry.st_ino) == bus.endpoints["bus"].ino
+            assert mount.getattr(entry.st_ino).st_ino == bus.endpoints["bus"].ino
+        assert mount.tree.ino_of(ROOT) == 1
+
+    def test_of_a_removed_bus_stay_for_who_has_it(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-27"""
+        directory = mount.lookup("1000-test").st_ino
+        endpoint = mount.lookup("1000-test/bus").st_ino
+        mount.domain.remove_bus(bus)
+        assert mount.getattr(directory).st_uid == 1000
+        assert mount.getattr(endpoint).st_mode == stat.S_IFREG | 0o666
+
+    def test_of_an_unknown_node(self, mount: Mount) -> None:
+        refused(errno.ESTALE, mount.getattr, 4711)
+
+    def test_of_the_file_system(self, mount: Mount) -> None:
+        """FS-20"""
+        found = run(mount.tree.statfs, mount.context())
+        assert (found.f_bsize, found.f_namemax) == (os.sysconf("SC_PAGESIZE"), 255)
+        assert not any(
+            (found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_favail)
+        )
+
+
+class TestLookup:
+    def test_of_what_is_not_there(self, mount: Mount, bus: FakeBus) -> None:
+        for path in ("nothing", "1000-test/nothing", ".kdbusfs/nothing", "1000-test/control", "bus"):
+            refused(errno.ENOENT, mount.lookup, path)
+
+    def test_of_bytes_that_are_no_text(self, mount: Mount) -> None:
+        refused(errno.ENOENT, mount.lookup, os.fsdecode(b"\xff\xfe"))
+
+    def test_in_a_removed_bus(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-13, FS-21"""
+        directory = mount.lookup("1000-test").st_ino
+        mount.domain.remove_bus(bus)
+        refused(errno.ENOENT, mount.lookup, "1000-test")
+        refused(errno.ENOENT, run, mount.tree.lookup, directory, b"bus", mount.context())
+
+    def test_in_a_removed_bus_whose_name_is_taken_again(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-30"""
+        old = mount.lookup("1000-test").st_ino
+        endpoints = dict(bus.endpoints)
+        mount.domain.remove_bus(bus)
+        mount.domain.make_bus("1000-test")
+        bus.endpoints.update(endpoints)
+        refused(errno.ENOENT, run, mount.tree.lookup, old, b"bus", mount.context())
+        assert mount.lookup("1000-test").st_ino != old
+        mount.lookup("1000-test/bus")
+
+    def test_entries_that_may_vanish_are_never_cached(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-24, FS-30"""
+        assert mount.lookup("1000-test").entry_timeout == 0
+        assert mount.lookup("1000-test/bus").entry_timeout == 0
+
+    def test_forgetting_gives_the_node_back(self, mount: Mount, bus: FakeBus) -> None:
+        entries = [mount.lookup("1000-test/bus") for _ in range(3)]
+        directory = mount.lookup("1000-test")
+        run(mount.tree.forget, [(entry.st_ino, 1) for entry in entries])
+        refused(errno.ESTALE, mount.getattr, entries[0].st_ino)
+        run(mount.tree.forget, [(directory.st_ino, 4)])
+        refused(errno.ESTALE, mount.getattr, directory.st_ino)
+
+
+class TestReaddir:
+    def test_of_the_root(self, mount: Mount, bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        """FS-12: what is in the domain, and not .kdbusfs"""
+        other = mount.domain.make_bus("1000-other")
+        assert listing(mount, monkeypatch, ROOT) == [
+            (".", 1, stat.S_IFDIR),
+            ("..", 1, stat.S_IFDIR),
+            ("control", 2, stat.S_IFREG),
+            ("1000-test", bus.ino, stat.S_IFDIR),
+            ("1000-other", other.ino, stat.S_IFDIR),
+        ]
+
+    def test_of_a_bus(self, mount: Mount, bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        mount.domain.make_endpoint(bus, "1000-ep")
+        entries = listing(mount, monkeypatch, mount.lookup("1000-test").st_ino)
+        assert [name for name, _, _ in entries] == [".", "..", "bus", "1000-ep"]
+        assert {kind for _, _, kind in entries[2:]} == {stat.S_IFREG}
+
+    def test_of_a_removed_bus(self, mount: Mount, bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        """FS-28"""
+        nodeid = mount.lookup("1000-test").st_ino
+        mount.domain.remove_bus(bus)
+        assert [name for name, _, _ in listing(mount, monkeypatch, nodeid)] == [".", ".."]
+
+    def test_of_the_hidden_directory(self, mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+        nodeid = mount.lookup(".kdbusfs").st_ino
+        assert {name for name, _, _ in listing(mount, monkeypatch, nodeid)} == {
+            ".",
+            "..",
+            "parameters",
+            "stats",
+        }
+
+    @pytest.mark.parametrize("a_call", [1, 2, 7])
+    def test_in_pieces_gives_each_entry_once(
+        self, mount: Mount, monkeypatch: pytest.MonkeyPatch, a_call: int
+    ) -> None:
+        names = {mount.domain.make_bus(f"0-{number}").name for number in range(20)}
+        found = [name for name, _, _ in listing(mount, monkeypatch, ROOT, a_call)]
+        assert len(found) == len(set(found))
+        assert set(found) == names | {".", "..", "control"}
+
+    def test_numbers_of_open_directories_never_name_a_handle(self, mount: Mount) -> None:
+        fhs = {run(mount.tree.opendir, ROOT, mount.context()) for _ in range(10)}
+        assert len(fhs) == 10
+        assert all(0 < fh < 1 << 32 for fh in fhs)
+
+
+class TestOpen:
+    def test_control(self, mount: Mount) -> None:
+        info = mount.open(CONTROL, tid=123)
+        assert mount.files.answers[info.fh] == (FOPEN_DIRECT_IO | FOPEN_NOFLUSH, 0)
+        assert mount.domain.openers == [123]
+        assert (info.direct_io, info.keep_cache) == (True, False)
+
+    def test_control_of_a_domain_that_is_gone(self, mount: Mount) -> None:
+        """FS-22"""
+        mount.domain.is_active = False
+        refused(errno.ESHUTDOWN, mount.open, CONTROL)
+
+    def test_an_endpoint_brings_memory_of_its_own(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-33"""
+        infos = [mount.open(mount.lookup("1000-test/bus").st_ino) for _ in range(3)]
+        assert [mount.files.answers[info.fh] for info in infos] == [(ENDPOINT_FLAGS, n) for n in (1, 2, 3)]
+        for info in infos:
+            run(mount.tree.release, info.fh)
+        assert [memory.closed for memory in mount.host.memories] == [1, 1, 1]
+        assert mount.files.handles == {}
+
+    def test_a_removed_endpoint(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-21"""
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        mount.domain.remove_bus(bus)
+        refused(errno.ESHUTDOWN, mount.open, nodeid)
+        assert mount.host.memories == []
+
+    def test_a_refusal_of_the_core_leaves_no_memory_behind(self, mount: Mount, bus: FakeBus) -> None:
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        mount.domain.is_active = False
+        refused(errno.ESHUTDOWN, mount.open, nodeid)
+        assert [memory.closed for memory in mount.host.memories] == [1]
+
+    @pytest.mark.parametrize("path", ["control", "1000-test/bus"])
+    def test_without_room_for_another_file_releases_the_handle(
+        self, mount: Mount, bus: FakeBus, path: str
+    ) -> None:
+        nodeid = mount.lookup(path).st_ino
+        mount.files.is_full = True
+        refused(errno.ENOMEM, mount.open, nodeid)
+        assert all(memory.closed == 1 for memory in mount.host.memories)
+        mount.files.is_full = False
+        mount.open(nodeid)
+
+    @pytest.mark.parametrize(
+        ("fault", "number"),
+        [
+            (OSError(errno.EMFILE, "too many"), errno.ENFILE),
+            (OSError(errno.ENOMEM, "none left"), errno.ENOMEM),
+            (KdbusError(errno.EPERM, "not allowed"), errno.EPERM),
+        ],
+    )
+    def test_without_memory(self, mount: Mount, bus: FakeBus, fault: Exception, number: int) -> None:
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        mount.host.fault = fault
+        refused(number, mount.open, nodeid)
+        assert mount.files.handles == {}
+
+    def test_a_second_open_of_one_node_shares_its_placeholder(self, mount: Mount, bus: FakeBus) -> None:
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        first = mount.open(nodeid)
+        refused(errno.ESTALE, mount.open, nodeid)
+        second = mount.open(nodeid)
+        assert mount.files.answers[first.fh] == mount.files.answers[second.fh]
+        assert all(mount.files.handles[info.fh].memory_is_shared for info in (first, second))
+        run(mount.tree.release, first.fh)
+        assert mount.host.memories[0].closed == 0
+        run(mount.tree.release, second.fh)
+        assert mount.host.memories[0].closed == 1
+        third = mount.open(nodeid)
+        assert mount.files.answers[third.fh] == (ENDPOINT_FLAGS, 2)
+        assert not mount.files.handles[third.fh].memory_is_shared
+
+    def test_a_node_with_a_connection_is_busy(self, mount: Mount, bus: FakeBus) -> None:
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        mount.files.handles[mount.open(nodeid).fh].connection = object()
+        refused(errno.ESTALE, mount.open, nodeid)
+        refused(errno.EBUSY, mount.open, nodeid)
+
+
+class TestPrivateNodes:
+    def test_only_the_daemon_s_threads_find_and_open_them(self, mount: Mount, bus: FakeBus) -> None:
+        fh = mount.open(mount.lookup("1000-test/bus").st_ino).fh
+        path = f".conn-{fh}"
+        refused(errno.ENOENT, mount.lookup, path)
+        mount.installer.tids = frozenset({WORKER})
+        refused(errno.ENOENT, mount.lookup, path)
+        nodeid = mount.lookup(path, tid=WORKER).st_ino
+        refused(errno.ENOENT, mount.open, nodeid, CLIENT)
+        mount.open(nodeid, tid=WORKER)
+
+    @pytest.mark.parametrize("name", [".conn-", ".conn-1", ".conn-x", ".conn--1", ".conn-\u0663"])
+    def test_of_nothing(self, mount: Mount, name: str) -> None:
+        mount.installer.tids = frozenset({WORKER})
+        refused(errno.ENOENT, mount.lookup, name, WORKER)
+
+    def test_the_connection_moves_and_the_endpoint_s_node_is_free(self, mount: Mount, bus: FakeBus) -> None:
+        mount.installer.tids = frozenset({WORKER})
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        first = mount.open(nodeid).fh
+        handle = mount.files.handles[first]
+        handle.connection = object()
+        private = mount.lookup(f".conn-{first}", tid=WORKER)
+        assert mount.tree.ino_of(private.st_ino) == bus.endpoints["bus"].ino
+        second = mount.open(private.st_ino, tid=WORKER, flags=os.O_RDONLY).fh
+        assert mount.files.answers[second] == mount.files.answers[first]
+        assert mount.files.handles[second] is handle
+        run(mount.tree.release, first)
+        assert handle.released == 0
+        assert mount.files.answers[mount.open(nodeid).fh] == (ENDPOINT_FLAGS, 2)
+        run(mount.tree.release, second)
+        assert handle.released == 1
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("path", ["control", "1000-test/bus"])
+    def test_read_write_and_fsync(self, mount: Mount, bus: FakeBus, path: str) -> None:
+        """FS-16"""
+        fh = mount.open(mount.lookup(path).st_ino).fh
+        refused(errno.EINVAL, run, mount.tree.read, fh, 0, 10)
+        refused(errno.EINVAL, run, mount.tree.write, fh, 0, b"x")
+        refused(errno.EINVAL, run, mount.tree.fsync, fh, False)
+
+    def test_everything_that_makes_or_removes_names(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-14"""
+        tree, context = mount.tree, mount.context()
+        refused(errno.EACCES, run, tree.create, ROOT, b"x", 0o644, os.O_RDWR, context)
+        refused(errno.EPERM, run, tree.mkdir, ROOT, b"x", 0o755, context)
+        refused(errno.EPERM, run, tree.mknod, ROOT, b"x", stat.S_IFIFO, 0, context)
+        refused(errno.EPERM, run, tree.symlink, ROOT, b"x", b"y", context)
+        refused(errno.EPERM, run, tree.link, CONTROL, ROOT, b"x", context)
+        refused(errno.EPERM, run, tree.unlink, ROOT, b"control", context)
+        refused(errno.EPERM, run, tree.rmdir, ROOT, b"1000-test", context)
+        refused(errno.EPERM, run, tree.rename, ROOT, b"control", ROOT, b"x", 0, context)
+
+    def test_setattr(self, mount: Mount) -> None:
+        """FS-15"""
+        refused(errno.EPERM, run, mount.tree.setattr, CONTROL, None, None, None, mount.context())
+
+    def test_extended_attributes_are_unknown(self, mount: Mount) -> None:
+        """FS-19: the kernel makes EOPNOTSUPP of ENOSYS"""
+        tree, context = mount.tree, mount.context()
+        refused(errno.ENOSYS, run, tree.getxattr, CONTROL, b"user.x", context)
+        refused(errno.ENOSYS, run, tree.listxattr, CONTROL, context)
+        refused(errno.ENOSYS, run, tree.setxattr, CONTROL, b"user.x", b"y", context)
+        refused(errno.ENOSYS, run, tree.removexattr, CONTROL, b"user.x", context)
+
+    def test_files_are_no_directories_and_directories_no_files(self, mount: Mount) -> None:
+        refused(errno.ENOTDIR, run, mount.tree.opendir, CONTROL, mount.context())
+        refused(errno.EISDIR, mount.open, ROOT)
+
+
+class TestIntrospection:
+    MASK = ".kdbusfs/parameters/attach_flags_mask"
+    STATS = ".kdbusfs/stats"
+
+    def test_modes(self, mount: Mount) -> None:
+        """MASK-1"""
+        assert mount.lookup(self.MASK).st_mode == stat.S_IFREG | 0o644
+        assert mount.lookup(self.STATS).st_mode == stat.S_IFREG | 0o400
+        assert mount.lookup(".kdbusfs").st_mode == stat.S_IFDIR | 0o555
+
+    @pytest.mark.parametrize(
+        ("written", "value"),
+        [
+            (b"0", 0),
+            (b"17\n", 17),
+            (b"0x1f\n", 31),
+            (b"0XFF", 255),
+            (b"010", 8),
+            (b"18446744073709551615", (1 << 64) - 1),
+        ],
+    )
+    def test_the_mask_is_live_both_ways(self, mount: Mount, written: bytes, value: int) -> None:
+        fh = mount.open(mount.lookup(self.MASK).st_ino).fh
+        assert run(mount.tree.write, fh, 0, written) == len(written)
+        assert mount.domain.attach_flags_mask == value
+        mount.domain.attach_flags_mask += 1
+        text = f"{value + 1}\n".encode()
+        assert run(mount.tree.read, fh, 0, 4096) == text
+        assert run(mount.tree.read, fh, 1, 2) == text[1:3]
+        assert run(mount.tree.read, fh, 100, 4096) == b""
+
+    @pytest.mark.parametrize(
+        ("written", "number"),
+        [
+            (b"", errno.EINVAL),
+            (b"\n", errno.EINVAL),
+            (b"x", errno.EINVAL),
+            (b"1 2", errno.EINVAL),
+            (b"1\n\n", errno.EINVAL),
+            (b"-1", errno.EINVAL),
+            (b"0x", errno.EINVAL),
+            (b"08", errno.EINVAL),
+            (b"1\0", errno.EINVAL),
+            (b"1" * 5000, errno.EINVAL),
+            (b"1" * 4000, errno.ERANGE),
+            (b"18446744073709551616", errno.ERANGE),
+        ],
+    )
+    def test_garbage_changes_nothing(self, mount: Mount, written: bytes, number: int) -> None:
+        fh = mount.open(mount.lookup(self.MASK).st_ino).fh
+        refused(number, run, mount.tree.write, fh, 0, written)
+        assert mount.domain.attach_flags_mask == 0
+
+    def test_stats_are_those_of_the_open(self, mount: Mount, bus: FakeBus) -> None:
+        fh = mount.open(mount.lookup(self.STATS).st_ino).fh
+        mount.domain.remove_bus(bus)
+        text = run(mount.tree.read, fh, 0, 10) + run(mount.tree.read, fh, 10, 1 << 20)
+        found = json.loads(text)
+        assert (found["buses"], found["requests"]) == (1, 7)
+        refused(errno.EINVAL, run, mount.tree.write, fh, 0, b"0")
+
+    def test_the_files_take_no_command_and_are_always_ready(self, mount: Mount) -> None:
+        handle: Any = mount.files.handles[mount.open(mount.lookup(self.STATS).st_ino).fh]
+        assert handle.ioctl(None) == -errno.ENOTTY
+        assert handle.poll()
+
+
+def test_an_unexpected_exception_is_reported_and_becomes_eio() -> None:
+    mount = Mount()
+    mount.domain.make_bus("0-a")
+    nodeid = mount.lookup("0-a/bus").st_ino
+    for fault in (ZeroDivisionError(), OSError(errno.ENOTTY, "what?"), KeyError(1)):
+        mount.host.fault = fault
+        refused(errno.EIO, mount.open, nodeid)
+    assert len(mount.faults) == 3
+    refused(errno.EIO, run, mount.tree.readdir, 12345, 0, None)
+    assert "readdir" in mount.faults[3]

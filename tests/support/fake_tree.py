@@ -1,0 +1,147 @@
+"""Stand-ins for what the tree is made with: just enough of a core, a host and a table of files."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+from kdbusfs.abi.errors import KdbusError
+
+
+@dataclass(eq=False)
+class FakeMemory:
+    """Counts how often it is closed."""
+
+    backing_id: int
+    closed: int = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass(eq=False)
+class FakeBus:
+    name: str
+    ino: int
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o555
+    endpoints: dict[str, FakeEndpoint] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class FakeEndpoint:
+    name: str
+    ino: int
+    bus: FakeBus
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o666
+
+
+@dataclass(eq=False)
+class FakeHandle:
+    """An open file of the core; an endpoint's has memory, which it closes unless it is shared."""
+
+    endpoint: FakeEndpoint | None = None
+    memory: FakeMemory | None = None
+    memory_is_shared: bool = False
+    connection: object | None = None
+    released: int = 0
+
+    def release(self) -> None:
+        self.released += 1
+        if self.memory is not None and not self.memory_is_shared:
+            self.memory.close()
+
+
+class FakeFiles:
+    """The table of open files as fuse/files.py has it, without the native side."""
+
+    def __init__(self) -> None:
+        self.handles: dict[int, FakeHandle] = {}
+        self.answers: dict[int, tuple[int, int]] = {}
+        self.is_full = False
+        self._next = 1 << 32
+
+    def add(self, handle: FakeHandle, open_flags: int, backing_id: int) -> int:
+        if self.is_full:
+            raise MemoryError
+        fh = self._next
+        self._next += 1
+        self.handles[fh] = handle
+        self.answers[fh] = (open_flags, backing_id)
+        return fh
+
+    def get(self, fh: int) -> FakeHandle | None:
+        return self.handles.get(fh)
+
+    def remove(self, fh: int) -> bool:
+        handle = self.handles.pop(fh, None)
+        if handle is not None and handle not in self.handles.values():
+            handle.release()
+        return handle is not None
+
+
+class FakeDomain:
+    def __init__(self) -> None:
+        self.buses: dict[str, FakeBus] = {}
+        self.attach_flags_mask = 0
+        self.openers: list[object] = []
+        self.is_active = True
+        self._next_ino = 3
+
+    def make_bus(self, name: str, **attributes: int) -> FakeBus:
+        bus = self.buses[name] = FakeBus(name, self._ino(), **attributes)
+        self.make_endpoint(bus, "bus")
+        return bus
+
+    def make_endpoint(self, bus: FakeBus, name: str, **attributes: int) -> FakeEndpoint:
+        endpoint = bus.endpoints[name] = FakeEndpoint(name, self._ino(), bus, **attributes)
+        return endpoint
+
+    def remove_bus(self, bus: FakeBus) -> None:
+        del self.buses[bus.name]
+        bus.endpoints.clear()
+
+    def open_control(self, caller: object) -> FakeHandle:
+        if not self.is_active:
+            raise KdbusError(errno.ESHUTDOWN)
+        self.openers.append(caller)
+        return FakeHandle()
+
+    def open_endpoint(self, endpoint: FakeEndpoint, caller: object, memory: FakeMemory) -> FakeHandle:
+        if not self.is_active:
+            raise KdbusError(errno.ESHUTDOWN)
+        self.openers.append(caller)
+        return FakeHandle(endpoint, memory)
+
+    def stats(self) -> dict[str, object]:
+        return {"buses": len(self.buses)}
+
+    def _ino(self) -> int:
+        self._next_ino += 1
+        return self._next_ino - 1
+
+
+class FakeHost:
+    """Callers are the thread ids themselves."""
+
+    def __init__(self) -> None:
+        self.memories: list[FakeMemory] = []
+        self.fault: Exception | None = None
+
+    def caller(self, tid: int) -> int:
+        return tid
+
+    def memory(self) -> FakeMemory:
+        if self.fault is not None:
+            raise self.fault
+        memory = FakeMemory(len(self.memories) + 1)
+        self.memories.append(memory)
+        return memory
+
+
+class FakeInstaller:
+    def __init__(self) -> None:
+        self.tids: frozenset[int] = frozenset()

@@ -1,0 +1,196 @@
+"""The node table: node ids, lookup counts, and what becomes of a second open of one node id (FS-33)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from kdbusfs.fuse.nodes import Admission, NodeTable, PooledNode
+from tests.support.fake_tree import FakeDomain, FakeEndpoint, FakeHandle, FakeMemory
+
+ME, OTHER = 100, 200
+
+
+@pytest.fixture
+def table() -> NodeTable:
+    return NodeTable(itertools.count(1000).__next__)
+
+
+@pytest.fixture
+def endpoint() -> FakeEndpoint:
+    return FakeDomain().make_bus("0-a").endpoints["bus"]
+
+
+def open_first(table: NodeTable, node: PooledNode, fh: int, backing_id: int = 1) -> FakeHandle:
+    """An open that is alone on its node."""
+    assert isinstance(node.endpoint, FakeEndpoint)
+    handle = FakeHandle(node.endpoint, FakeMemory(backing_id))
+    table.opened(node, fh, handle)
+    return handle
+
+
+def test_root_and_control_are_known_from_the_start_and_never_forgotten(table: NodeTable) -> None:
+    for nodeid in (1, 2):
+        table.forget(nodeid, 1 << 40)
+        node = table.get(nodeid)
+        assert node is not None and node.ino == nodeid
+
+
+def test_files_that_are_always_there_have_numbers_that_no_bus_can_get(table: NodeTable) -> None:
+    directory = table.add_directory(table.root, ".kdbusfs")
+    file = table.add_file(directory, "stats", 0o400)
+    assert table.get(file.nodeid) is file
+    assert min(directory.ino, file.ino) > 1 << 30
+    table.forget(file.nodeid, 5)
+    assert table.get(file.nodeid) is file
+
+
+def test_a_bus_keeps_its_node_id_until_every_lookup_is_forgotten(table: NodeTable) -> None:
+    bus = FakeDomain().make_bus("0-a")
+    node = table.look_up_bus(bus)
+    assert table.look_up_bus(bus) is node
+    table.forget(node.nodeid, 1)
+    assert table.get(node.nodeid) is node
+    table.forget(node.nodeid, 1)
+    assert table.get(node.nodeid) is None
+    again = table.look_up_bus(bus)
+    assert again.nodeid != node.nodeid
+    assert again.ino == node.ino == bus.ino
+
+
+def test_a_new_bus_of_an_old_name_has_another_node_id(table: NodeTable) -> None:
+    domain = FakeDomain()
+    old = table.look_up_bus(domain.make_bus("0-a"))
+    new = table.look_up_bus(domain.make_bus("0-a"))
+    assert old.nodeid != new.nodeid
+
+
+def test_every_lookup_of_an_endpoint_is_a_node_of_its_own_with_the_same_ino(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    nodes = [table.look_up_endpoint(endpoint) for _ in range(5)]
+    assert len({node.nodeid for node in nodes}) == 5
+    assert {node.ino for node in nodes} == {endpoint.ino}
+
+
+def test_times_stay_while_an_inode_is_held_and_are_new_after_the_last(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    """FS-10"""
+    first = table.look_up_endpoint(endpoint)
+    second = table.look_up_endpoint(endpoint)
+    table.forget(first.nodeid, 1)
+    third = table.look_up_endpoint(endpoint)
+    assert first.changed_ns == second.changed_ns == third.changed_ns
+    table.forget(second.nodeid, 1)
+    table.forget(third.nodeid, 1)
+    assert table.look_up_endpoint(endpoint).changed_ns > first.changed_ns
+
+
+def test_the_table_is_back_at_its_size_when_everything_is_forgotten(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    before = len(table)
+    ids = [table.look_up_endpoint(endpoint).nodeid for _ in range(100)]
+    ids += [table.look_up_bus(endpoint.bus).nodeid for _ in range(100)]
+    ids += [table.look_up_pool(FakeHandle(endpoint, FakeMemory(1))).nodeid for _ in range(100)]
+    for nodeid in ids:
+        table.forget(nodeid, 1)
+    assert len(table) == before
+    table.forget(ids[0], 1)  # of what is unknown: no harm
+
+
+def test_the_first_open_of_a_node_is_admitted(table: NodeTable, endpoint: FakeEndpoint) -> None:
+    assert table.admit(table.look_up_endpoint(endpoint), ME) is Admission.FIRST
+
+
+def test_a_second_open_is_told_to_look_again_and_shares_if_there_is_nothing_else(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    node = table.look_up_endpoint(endpoint)
+    first = open_first(table, node, fh=1)
+    assert table.admit(node, ME) is Admission.STALE
+    assert not first.memory_is_shared
+    assert table.admit(node, ME) is Admission.SHARED
+    assert table.share_memory(node) is first.memory
+    assert first.memory_is_shared
+
+
+def test_a_thread_that_found_a_fresh_node_is_told_to_look_again_the_next_time(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    node = table.look_up_endpoint(endpoint)
+    open_first(table, node, fh=1)
+    assert table.admit(node, ME) is Admission.STALE
+    assert table.admit(table.look_up_endpoint(endpoint), ME) is Admission.FIRST
+    assert table.admit(node, ME) is Admission.STALE
+
+
+def test_every_thread_is_told_for_itself(table: NodeTable, endpoint: FakeEndpoint) -> None:
+    node = table.look_up_endpoint(endpoint)
+    open_first(table, node, fh=1)
+    assert table.admit(node, ME) is Admission.STALE
+    assert table.admit(node, OTHER) is Admission.STALE
+    assert table.admit(node, ME) is Admission.SHARED
+    assert table.admit(node, OTHER) is Admission.SHARED
+
+
+def test_a_node_whose_holder_said_hello_is_busy(table: NodeTable, endpoint: FakeEndpoint) -> None:
+    node = table.look_up_endpoint(endpoint)
+    open_first(table, node, fh=1).connection = object()
+    assert table.admit(node, ME) is Admission.STALE
+    assert table.admit(node, ME) is Admission.BUSY
+
+
+def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    node = table.look_up_endpoint(endpoint)
+    handle = open_first(table, node, fh=1)
+    handle.connection = object()
+    table.opened(table.look_up_pool(handle), 2, handle)
+    table.closed(1)
+    assert table.admit(node, ME) is Admission.FIRST
+
+
+def test_shared_memory_is_closed_once_with_the_last_open(table: NodeTable, endpoint: FakeEndpoint) -> None:
+    node = table.look_up_endpoint(endpoint)
+    first = open_first(table, node, fh=1)
+    memory = first.memory
+    assert memory is not None
+    others = [FakeHandle(endpoint, memory) for _ in range(3)]
+    for fh, handle in enumerate(others, 2):
+        assert table.share_memory(node) is memory
+        table.opened(node, fh, handle)
+        assert handle.memory_is_shared
+    first.memory = FakeMemory(9)  # it got memory of its own at HELLO
+    assert table.share_memory(node) is memory
+    for fh in (1, 3, 2):
+        table.closed(fh)
+        assert memory.closed == 0
+    table.closed(4)
+    assert memory.closed == 1
+    assert table.admit(node, ME) is Admission.FIRST
+
+
+def test_memory_that_was_never_shared_is_left_to_its_handle(table: NodeTable, endpoint: FakeEndpoint) -> None:
+    node = table.look_up_endpoint(endpoint)
+    handle = open_first(table, node, fh=1)
+    table.closed(1)
+    assert handle.memory is not None and handle.memory.closed == 0
+
+
+def test_closing_what_is_no_endpoint_file_is_ignored(table: NodeTable) -> None:
+    table.closed(12345)
+
+
+def test_threads_that_do_not_come_back_leave_no_more_than_a_bounded_trace(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    node = table.look_up_endpoint(endpoint)
+    open_first(table, node, fh=1)
+    for tid in range(20_000):
+        assert table.admit(node, tid) is Admission.STALE
+    assert table.admit(node, 0) is Admission.STALE  # forgotten long since
+    assert table.admit(node, 19_999) is Admission.SHARED
