@@ -1,0 +1,1 @@
+"""Linux behind the ports of the core."""
