@@ -1,0 +1,336 @@
+"""Installs descriptors in clients that block in an ioctl, and closes those that the daemon got from others.
+
+Both can take as long as the client or a strange file system pleases, so neither is done by the reader.  Every
+user has a thread of his own for each of the two, started when there is work and ending when there was none
+for a second: who makes it wait keeps nobody waiting but himself.  How a descriptor gets into a client stands
+in native/inject.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import struct
+import threading
+import time
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Protocol, cast
+
+from kdbusfs.native import _native  # type: ignore[attr-defined]
+
+MAX_WORKERS: Final = 256
+"""Threads of one installer."""
+MAX_QUEUED: Final = 1024
+"""Jobs that wait for one user's thread."""
+
+_log: Final = logging.getLogger(__name__)
+
+_IDLE: Final = 1.0  # seconds
+_LIMBO_POLL: Final = 0.05
+_RETURN_INCOMPLETE_FDS: Final = 1
+_FLAGS: Final = struct.Struct("=Q")
+_REPLY: Final = struct.Struct("=IiQiIII")  # fuse_out_header, fuse_ioctl_out
+
+
+class _Lib(Protocol):
+    def kfs_tracer_new(self) -> Any: ...
+    def kfs_tracer_free(self, tracer: Any) -> int: ...
+    def kfs_tracer_sweep(self, tracer: Any, dead: Any) -> int: ...
+    def kfs_inject(self, tracer: Any, injection: Any) -> int: ...
+
+
+class _Ffi(Protocol):
+    NULL: Any
+
+    def new(self, declaration: str, value: object = None) -> Any: ...
+    def from_buffer(self, declaration: str, value: object) -> Any: ...
+
+
+_lib: Final = cast(_Lib, _native.lib)
+_ffi: Final = cast(_Ffi, _native.ffi)
+
+
+class Job:
+    """The answer to one ioctl, and what its thread is to be given before it goes on.
+
+    tid: the thread, blocked in the request `unique`; user: real uid whose thread does the job;
+    result: what the ioctl returns, 0 or -errno; out: the struct that travels back with it;
+    entries: (descriptor of the daemon, `int32_t *` for the client's number), installed in this order;
+    flags_offset: of the return_flags (u64) in `out`, or -1; they get RECV_RETURN_INCOMPLETE_FDS when an entry
+    fails (RECV-14);
+    swap: path of a file to take the place of the descriptor that the ioctl was made with, opened read-only;
+    context: the submitter's own; it keeps descriptors and pointers of `entries` valid until the end.
+
+    When finished, every entry's int32 has a number (the lowest free ones, close-on-exec: LAY-16) or -errno,
+    and the client has its answer.  installed: how many entries have a number; swapped: whether it took place;
+    error: 0 or the errno of what went wrong first, for statistics: the ioctl returns `result` all the same.
+    """
+
+    __slots__ = (
+        "context",
+        "entries",
+        "error",
+        "flags_offset",
+        "installed",
+        "out",
+        "result",
+        "swap",
+        "swapped",
+        "tid",
+        "unique",
+        "user",
+    )
+
+    def __init__(
+        self,
+        *,
+        tid: int,
+        user: int,
+        unique: int,
+        result: int,
+        out: bytes | bytearray | memoryview,
+        entries: list[tuple[int, Any]],
+        flags_offset: int = -1,
+        swap: str | None = None,
+        context: object = None,
+    ) -> None:
+        self.tid = tid
+        self.user = user
+        self.unique = unique
+        self.result = result
+        self.out = out
+        self.entries = entries
+        self.flags_offset = flags_offset
+        self.swap = swap
+        self.context = context
+        self.installed = 0
+        self.swapped = False
+        self.error = 0
+
+    def reply(self) -> bytearray:
+        """The whole answer as /dev/fuse takes it."""
+        head = _REPLY.pack(_REPLY.size + len(self.out), 0, self.unique, self.result, 0, 0, 0)
+        return bytearray(head) + self.out
+
+
+class _Worker:
+    """A user's queue, and the thread that works on it."""
+
+    __slots__ = ("busy", "queue", "thread")
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[Job | int | None] = SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self.busy = False
+
+
+class Installer:
+    """The threads that do jobs for the clients of one mount.
+
+    fuse_fd: /dev/fuse of the mount; event_fd: an eventfd, written to whenever a job is finished.
+    All methods are for the reader.  None of them waits, except `close`.
+    """
+
+    def __init__(
+        self, fuse_fd: int, event_fd: int, *, max_workers: int = MAX_WORKERS, max_queued: int = MAX_QUEUED
+    ) -> None:
+        self._fuse_fd = fuse_fd
+        self._event_fd = event_fd
+        self._max_workers = max_workers
+        self._max_queued = max_queued
+        self._lock = threading.Lock()
+        self._installing: dict[int, _Worker] = {}
+        self._closing: dict[int, _Worker] = {}
+        self._waiting: deque[int] = deque()  # users whose closing has no thread yet
+        self._running = 0
+        self._finished: deque[Job] = deque()
+        self._end = 0.0
+        self.tids: frozenset[int] = frozenset()
+        """Ids of the threads that do jobs: who may open the file of a swap."""
+
+    def submit(self, job: Job) -> None:
+        """Have `job` done.  It turns up in `finished` in any case.
+
+        Beyond the bounds (threads of all users together, jobs of this one) its ioctl is answered at once,
+        without descriptors: every entry is -EAGAIN, and nothing is swapped.
+        """
+        with self._lock:
+            worker = self._installing.get(job.user)
+            if worker is None:
+                worker = _Worker()
+                if self._start(worker, self._install_loop, job.user):
+                    self._installing[job.user] = worker
+            accepted = worker.thread is not None and not self._end and worker.queue.qsize() < self._max_queued
+            if accepted:
+                worker.queue.put(job)
+        if not accepted:
+            self._answer_without(job, errno.EAGAIN)
+
+    def finished(self) -> list[Job]:
+        """The jobs that were finished since the last time, in that order."""
+        if self._waiting:
+            with self._lock:
+                self._start_waiting()
+        jobs = []
+        while self._finished:
+            jobs.append(self._finished.popleft())
+        return jobs
+
+    def close_later(self, user: int, fd: int) -> None:
+        """Close `fd`, which came from `user`: close(2) may block for as long as its file system likes."""
+        with self._lock:
+            worker = self._closing.get(user)
+            if worker is None:
+                worker = self._closing[user] = _Worker()
+                self._waiting.append(user)
+            worker.queue.put(fd)
+            self._start_waiting()
+
+    def closing(self, user: int) -> int:
+        """How many descriptors of `user` are still to be closed: what to refuse more of them by."""
+        worker = self._closing.get(user)
+        return 0 if worker is None else worker.queue.qsize() + worker.busy
+
+    def close(self, timeout: float = 3.0) -> bool:
+        """Finish what was submitted and end the threads; False if some still run after `timeout` seconds.
+
+        Those have a client that does not stop or a file system that does not answer; the process can end.
+        """
+        with self._lock:
+            self._end = time.monotonic() + timeout
+            workers = [*self._installing.values(), *self._closing.values()]
+            for worker in workers:
+                worker.queue.put(None)
+        threads = [worker.thread for worker in workers if worker.thread is not None]
+        for thread in threads:
+            thread.join(max(0.0, self._end - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def _start(self, worker: _Worker, loop: Any, user: int) -> bool:
+        """Start the worker's thread; False where there are too many.  With the lock held."""
+        if self._running >= self._max_workers or self._end:
+            return False
+        thread = threading.Thread(target=loop, args=(worker, user), name=f"user-{user}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        worker.thread = thread
+        self._running += 1
+        return True
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._start(
+            self._closing[self._waiting[0]], self._close_loop, self._waiting[0]
+        ):
+            self._waiting.popleft()
+
+    def _retire(self, workers: dict[int, _Worker], user: int) -> bool:
+        """Take an idle worker off the list, unless something was put in its queue just now."""
+        with self._lock:
+            if not workers[user].queue.empty():
+                return False
+            del workers[user]
+            self._running -= 1
+            return True
+
+    def _finish(self, job: Job) -> None:
+        self._finished.append(job)
+        os.eventfd_write(self._event_fd, 1)
+
+    def _answer_without(self, job: Job, error: int) -> None:
+        """Answer the ioctl with all entries failed; where the client is gone meanwhile, that is all."""
+        for _, slot in job.entries:
+            slot[0] = -error
+        reply = job.reply()
+        at = _REPLY.size + job.flags_offset
+        if job.entries and job.flags_offset >= 0 and at + _FLAGS.size <= len(reply):
+            _FLAGS.pack_into(reply, at, _FLAGS.unpack_from(reply, at)[0] | _RETURN_INCOMPLETE_FDS)
+        job.error = error
+        try:
+            os.write(self._fuse_fd, reply)
+        except OSError as fault:
+            job.error = fault.errno or errno.EIO
+        self._finish(job)
+
+    def _do(self, tracer: Any, injection: Any, job: Job) -> None:
+        swap = -1
+        error = 0
+        if job.swap is not None:
+            try:
+                swap = os.open(job.swap, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as fault:
+                error = fault.errno or errno.EIO
+        try:
+            if tracer == _ffi.NULL or (swap < 0 and not job.entries):
+                self._answer_without(job, error if tracer != _ffi.NULL else errno.ENOMEM)
+                return
+            reply = job.reply()
+            buffer = _ffi.from_buffer("unsigned char[]", reply)
+            files = _ffi.new("int[]", [fd for fd, _ in job.entries])
+            slots = _ffi.new("int32_t *[]", [slot for _, slot in job.entries])
+            injection.tid = job.tid
+            injection.reply = buffer
+            injection.reply_len = len(reply)
+            injection.count = len(job.entries)
+            injection.files = files
+            injection.slots = slots
+            injection.swap = swap
+            injection.flags_offset = job.flags_offset
+            job.error = -_lib.kfs_inject(tracer, injection) or error
+            job.installed = injection.installed
+            job.swapped = bool(injection.swapped)
+        except Exception:
+            _log.exception("installing descriptors failed")
+            self._answer_without(job, errno.EIO)
+            return
+        finally:
+            if swap >= 0:
+                os.close(swap)
+        self._finish(job)
+
+    def _install_loop(self, worker: _Worker, user: int) -> None:
+        tracer = _lib.kfs_tracer_new()
+        injection = _ffi.new("struct kfs_injection *")
+        injection.fuse_fd = self._fuse_fd
+        dead = _ffi.new("int *")
+        tid = threading.get_native_id()
+        with self._lock:
+            self.tids |= {tid}
+        living = 0  # threads in limbo: a tracer that ends lets go of them as they are
+        ending = left_over = False
+        while not (ending and (not living or time.monotonic() > self._end)):
+            try:
+                job = worker.queue.get(timeout=_LIMBO_POLL if living or dead[0] else _IDLE)
+            except Empty:
+                if not (living or dead[0]) and self._retire(self._installing, user):
+                    break
+            else:
+                ending = ending or job is None
+                if isinstance(job, Job):
+                    self._do(tracer, injection, job)
+                    left_over = job.error != 0
+            if tracer != _ffi.NULL and (left_over or living or dead[0]):
+                living = _lib.kfs_tracer_sweep(tracer, dead)
+        with self._lock:
+            self.tids -= {tid}
+        if tracer != _ffi.NULL:
+            _lib.kfs_tracer_free(tracer)
+
+    def _close_loop(self, worker: _Worker, user: int) -> None:
+        while True:
+            try:
+                fd = worker.queue.get(timeout=_IDLE)
+            except Empty:
+                if self._retire(self._closing, user):
+                    return
+                continue
+            if not isinstance(fd, int):
+                return
+            worker.busy = True
+            with contextlib.suppress(OSError):  # of the file's own system; the descriptor is gone
+                os.close(fd)
+            worker.busy = False

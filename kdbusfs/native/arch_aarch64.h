@@ -1,0 +1,129 @@
+/* Registers and system call numbers of 64-bit Arm.  32-bit Arm callers get no descriptors. */
+
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <unistd.h>
+
+typedef struct user_regs_struct arch_regs;
+
+static const struct abi abi_aarch64 = {
+	.compat = false,
+	.ioctl = 29,
+	.numbers = {
+		[CALL_SOCKETPAIR] = 199, [CALL_RECVMSG] = 212, [CALL_CLOSE] = 57, [CALL_CLOSE_RANGE] = 436,
+		[CALL_FCNTL] = 25, [CALL_DUP3] = 24, [CALL_MMAP] = 222, [CALL_MUNMAP] = 215,
+	},
+};
+
+/* x0 holds the result once the call is over, and the kernel shows the first argument only while it runs. */
+static uint64_t arch_note_first_argument(pid_t tid)
+{
+	char path[32], text[192], *at = text, *end;
+	ssize_t len;
+	long number;
+	uint64_t argument;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return UINT64_MAX;
+	len = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (len <= 0)
+		return UINT64_MAX;
+	text[len] = '\0';
+	number = strtol(text, &at, 10);
+	argument = strtoull(at, &end, 16);
+	return number == abi_aarch64.ioctl && end != at ? argument : UINT64_MAX;
+}
+
+static int arch_get(pid_t tid, arch_regs *regs)
+{
+	struct iovec io = { regs, sizeof(*regs) };
+
+	if (ptrace(PTRACE_GETREGSET, tid, (void *)NT_PRSTATUS, &io) < 0)
+		return -errno;
+	return io.iov_len == sizeof(*regs) ? 0 : -EOPNOTSUPP;
+}
+
+static int arch_set(pid_t tid, const arch_regs *regs)
+{
+	struct iovec io = { (void *)regs, sizeof(*regs) };
+
+	return ptrace(PTRACE_SETREGSET, tid, (void *)NT_PRSTATUS, &io) < 0 ? -errno : 0;
+}
+
+static const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
+{
+	uint64_t at = regs->pc - 4, word;
+
+	errno = 0;
+	word = (uint64_t)ptrace(PTRACE_PEEKTEXT, tid, (void *)(at & ~7ull), NULL);
+	if (errno)
+		return NULL;
+	if (at & 4)
+		word >>= 32;
+	return (uint32_t)word == 0xd4000001u ? &abi_aarch64 : NULL; /* svc #0 */
+}
+
+static bool arch_is_ioctl(const struct abi *abi, const arch_regs *regs)
+{
+	return (long)regs->regs[8] == abi->ioctl;
+}
+
+static long arch_result(const struct abi *abi, const arch_regs *regs)
+{
+	(void)abi;
+	return (long)regs->regs[0];
+}
+
+static int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t noted)
+{
+	(void)abi;
+	(void)regs;
+	return noted == UINT64_MAX ? -1 : (int)noted;
+}
+
+static uint64_t arch_third_argument(const struct abi *abi, const arch_regs *regs)
+{
+	(void)abi;
+	return regs->regs[2];
+}
+
+static void arch_prepare(const struct abi *abi, arch_regs *regs, int number, const uint64_t args[6])
+{
+	(void)abi;
+	regs->pc -= 4;
+	memcpy(regs->regs, args, 6 * sizeof(args[0]));
+	regs->regs[8] = (uint64_t)number;
+}
+
+/* A call that was about to start is dropped, and none is restarted. */
+static int arch_restore(pid_t tid, const arch_regs *saved)
+{
+	int none = -1;
+	struct iovec io = { &none, sizeof(none) };
+
+	if (ptrace(PTRACE_SETREGSET, tid, (void *)NT_ARM_SYSTEM_CALL, &io) < 0)
+		return -errno;
+	return arch_set(tid, saved);
+}
+
+static int arch_read_result(pid_t tid, const struct abi *abi, long *result)
+{
+	arch_regs regs;
+	int error = arch_get(tid, &regs);
+
+	if (error)
+		return error;
+	*result = arch_result(abi, &regs);
+	return 0;
+}

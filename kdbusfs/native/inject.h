@@ -1,0 +1,28 @@
+#ifndef KFS_INJECT_H
+#define KFS_INJECT_H
+#include <stddef.h>
+#include <stdint.h>
+
+struct kfs_tracer;
+
+struct kfs_injection {
+	int tid;
+	int fuse_fd;
+	unsigned char *reply;
+	uint32_t reply_len;
+	uint32_t count;
+	const int *files;
+	int32_t **slots;
+	int swap;
+	int flags_offset;
+	uint32_t installed;
+	int swapped;
+	int reply_error;
+};
+
+struct kfs_tracer *kfs_tracer_new(void);
+int kfs_tracer_free(struct kfs_tracer *tracer);
+int kfs_tracer_sweep(struct kfs_tracer *tracer, int *dead);
+int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job);
+
+#endif

@@ -1,0 +1,433 @@
+"""The installer against real clients that block in an ioctl of a FUSE file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbusfs.host.installer import Installer, Job
+from kdbusfs.native import _native
+
+ROOT = Path(__file__).resolve().parents[2]
+SUPPORT = ROOT / "tests" / "support"
+TIMEOUT = 20
+
+mounts = [
+    pytest.mark.mount,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+    ),
+]
+has_userfaultfd = os.path.exists("/proc/sys/vm/unprivileged_userfaultfd")
+
+
+def compile_client(path: Path, *flags: str) -> bool:
+    source = str(SUPPORT / "installer_client.c")
+    done = subprocess.run(["cc", "-O2", "-pthread", *flags, source, "-o", str(path)], capture_output=True)
+    return done.returncode == 0
+
+
+class Daemon:
+    """installer_daemon.py in a process of its own, and its clients."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.chmod(0o755)
+        self.mountpoint = directory / "mount"
+        self.mountpoint.mkdir()
+        self.results = directory / "results"
+        self.results.write_bytes(bytes(64 * 8192))
+        self.results.chmod(0o666)
+        self.client = directory / "client"
+        assert compile_client(self.client)
+        self.process = subprocess.Popen(
+            [sys.executable, str(SUPPORT / "installer_daemon.py"), str(self.mountpoint), str(self.results)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        if self.process.stdout.readline() != "ready\n":
+            pytest.fail(self.process.communicate(timeout=TIMEOUT)[1])
+
+    def inside(self, uid: int, *command: str) -> list[str]:
+        return ["nsenter", "-t", str(self.process.pid), "-m", "-S", str(uid), "-G", str(uid), *command]
+
+    def start(self, *mode: object, uid: int = 0, client: Path | None = None) -> subprocess.Popen[str]:
+        words = [str(client or self.client), f"{self.mountpoint}/dev", str(self.results), *map(str, mode)]
+        return subprocess.Popen(
+            self.inside(uid, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, *mode: object, uid: int = 0, client: Path | None = None) -> str:
+        return self.wait(self.start(*mode, uid=uid, client=client))
+
+    def wait(self, process: subprocess.Popen[str]) -> str:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate(timeout=TIMEOUT)
+            raise
+        assert process.returncode == 0, err
+        return out
+
+    def descriptors(self) -> int:
+        """How many the daemon has open, once no job is left."""
+        return int(self.run("stats"))
+
+    def stop(self) -> dict[str, Any]:
+        out, err = self.process.communicate(timeout=TIMEOUT)  # closes its input
+        assert self.process.returncode == 0 and not err, err
+        return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path_factory.mktemp("installer"))
+    try:
+        # pytest's directories are for their owner only, and clients of other users are run too
+        daemon.results.parent.parent.chmod(0o755)
+        daemon.results.parent.parent.parent.chmod(0o755)
+        yield daemon
+        seen = daemon.stop()
+        assert seen["ended"] and seen["jobs"] > 1000
+    finally:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+@pytest.fixture
+def daemon(serving: Daemon) -> Iterator[Daemon]:
+    """The daemon, which has to have as many descriptors after the test as before."""
+    before = serving.descriptors()
+    yield serving
+    assert serving.descriptors() == before
+
+
+@pytest.fixture(scope="module")
+def client32(serving: Daemon) -> Path:
+    path = serving.results.with_name("client32")
+    if not compile_client(path, "-m32"):
+        pytest.skip("no compiler for 32-bit programs")
+    return path
+
+
+class TestInstallation:
+    pytestmark = mounts
+
+    def test_numbers_are_the_lowest_free_ones_and_close_on_exec(self, daemon: Daemon) -> None:
+        """LAY-16: up to 253 pipes and 128 memfds, whatever the ioctl returns, without touching its struct."""
+        daemon.run("basic")
+
+    def test_threads(self, daemon: Daemon) -> None:
+        daemon.run("threads", 8, 250)
+
+    @pytest.mark.parametrize(("threads", "times"), [(1, 1500), (8, 250)])
+    def test_signals_are_neither_lost_nor_repeated(self, daemon: Daemon, threads: int, times: int) -> None:
+        daemon.run("signals", threads, times)
+
+    @pytest.mark.parametrize(("threads", "times"), [(1, 1500), (4, 400)])
+    def test_stopped_and_continued(self, daemon: Daemon, threads: int, times: int) -> None:
+        daemon.run("stops", threads, times)
+
+    def test_a_seccomp_filter_that_would_kill(self, daemon: Daemon) -> None:
+        daemon.run("seccomp")
+
+    def test_a_traced_client_gets_its_answer_and_the_flag(self, daemon: Daemon) -> None:
+        """RECV-14, LAY-15."""
+        daemon.run("traced")
+
+    def test_the_first_ones_are_installed_at_the_limit(self, daemon: Daemon) -> None:
+        """RECV-14: the others are -EMFILE, and the flag is set."""
+        daemon.run("rlimits")
+
+    @pytest.mark.skipif(os.uname().machine != "x86_64", reason="written for x86-64")
+    @pytest.mark.parametrize("mode", ["stack", "gate"])
+    def test_unusual_ways_to_make_an_ioctl(self, daemon: Daemon, mode: str) -> None:
+        """With foreign data or no page at all below the stack; by the i386 gate of a 64-bit program."""
+        daemon.run(mode)
+
+    def test_in_namespaces_of_its_own(self, daemon: Daemon) -> None:
+        daemon.run("namespaces", uid=1000)
+
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            ("basic",),
+            ("signals", 4, 250),
+            ("stops", 2, 400),
+            ("rlimits",),
+            ("seccomp",),
+            ("swap",),
+            ("exec-during", 20),
+        ],
+        ids=lambda mode: mode[0],
+    )
+    def test_32_bit_client(self, daemon: Daemon, client32: Path, mode: tuple[object, ...]) -> None:
+        daemon.run(*mode, client=client32)
+
+
+class TestSwap:
+    pytestmark = mounts
+
+    def test_the_descriptor_of_the_ioctl_is_replaced(self, daemon: Daemon) -> None:
+        """Read-only and of the private inode; number and close-on-exec as before; no other one is left."""
+        daemon.run("swap")
+
+    def test_only_threads_of_the_installer_are_named(self, daemon: Daemon) -> None:
+        """A client cannot open the private node."""
+        done = subprocess.run(
+            daemon.inside(0, "cat", f"{daemon.mountpoint}/private"), capture_output=True, text=True
+        )
+        assert "Permission denied" in done.stderr
+
+
+class TestDeath:
+    pytestmark = mounts
+
+    def test_killed_at_any_moment(self, daemon: Daemon) -> None:
+        rand = random.Random(1)
+        clients: list[tuple[float, subprocess.Popen[str]]] = []
+        for index in range(150):
+            clients.append((time.monotonic() + rand.uniform(0.002, 0.03), daemon.start("loop", index)))
+            while len(clients) > 5 or (index == 149 and clients):
+                clients.sort(key=lambda entry: entry[0])
+                due, client = clients.pop(0)
+                time.sleep(max(0.0, due - time.monotonic()))
+                client.kill()
+                _, err = client.communicate(timeout=TIMEOUT)
+                assert client.returncode == -signal.SIGKILL, err
+
+    def test_a_sibling_executes_another_program(self, daemon: Daemon) -> None:
+        daemon.run("exec-during", 60)
+
+    @pytest.mark.parametrize("leader", [0, 1])
+    def test_a_sibling_executed_another_program_before(self, daemon: Daemon, leader: int) -> None:
+        """Its execve and the installer would wait for each other."""
+        started = time.monotonic()
+        daemon.run("exec-before", leader)
+        assert time.monotonic() - started < 1
+
+
+@pytest.mark.skipif(not has_userfaultfd, reason="needs userfaultfd")
+class TestBlockedMemory:
+    pytestmark = mounts
+
+    def test_memory_that_comes_late(self, daemon: Daemon) -> None:
+        daemon.run("fault", 300)
+
+    def test_memory_that_comes_too_late(self, daemon: Daemon) -> None:
+        """The job ends without descriptors; the client goes on when it stops at last; others don't notice."""
+        blocked = daemon.start("fault", 2600)
+        time.sleep(0.3)
+        started = time.monotonic()
+        for _ in range(3):
+            daemon.run("threads", 2, 100, uid=1000)
+        assert time.monotonic() - started < 1.5
+        assert blocked.poll() is None
+        daemon.wait(blocked)
+
+
+class Files:
+    """An Installer whose /dev/fuse is one end of a socket pair."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.fuse, self.answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.answers.settimeout(TIMEOUT)
+        self.event = os.eventfd(0)
+        self.installer = Installer(self.fuse.fileno(), self.event, **bounds)
+        self.slots = _native.ffi.new("int32_t[]", [-1000] * 4)
+
+    def job(self, **changed: Any) -> Job:
+        values: dict[str, Any] = {
+            "tid": 1 << 30,
+            "user": 7,
+            "unique": 42,
+            "result": 0,
+            "out": bytes(64) + struct.pack("=Q", 4),
+            "entries": [(self.event, self.slots + index) for index in range(2)],
+            "flags_offset": 64,
+        }
+        return Job(**{**values, **changed})
+
+    def answer(self) -> tuple[int, int, int]:
+        """Unique, result and return flags of the next answer."""
+        data = self.answers.recv(4096)
+        size, error, unique, result = struct.unpack_from("=IiQi", data)
+        assert size == len(data) == 32 + 72 and error == 0
+        return unique, result, struct.unpack_from("=Q", data, 32 + 64)[0]
+
+    def finished(self) -> list[Job]:
+        assert os.eventfd_read(self.event) > 0
+        return self.installer.finished()
+
+
+@pytest.fixture
+def make_files() -> Iterator[Callable[..., Files]]:
+    made: list[Files] = []
+
+    def make(**bounds: int) -> Files:
+        made.append(Files(**bounds))
+        return made[-1]
+
+    yield make
+    for files in made:
+        files.installer.close()
+        files.fuse.close()
+        files.answers.close()
+        os.close(files.event)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class TestBounds:
+    def test_a_thread_that_is_gone(self, make_files: Callable[..., Files]) -> None:
+        files = make_files()
+        job = files.job(result=-errno.EINVAL)
+        files.installer.submit(job)
+        assert files.answer() == (42, -errno.EINVAL, 5)
+        assert files.finished() == [job]
+        assert (job.error, job.installed, job.swapped) == (errno.ESRCH, 0, False)
+        assert list(files.slots) == [-errno.ESRCH] * 2 + [-1000] * 2
+
+    def test_a_thread_that_is_in_no_ioctl_is_left_as_it_was(self, make_files: Callable[..., Files]) -> None:
+        files = make_files()
+        script = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            for number in range(20):
+                print(number, file=process.stdin, flush=True)
+                assert process.stdout.readline() == f"{number}\n"
+                job = files.job(tid=process.pid)
+                files.installer.submit(job)
+                assert files.answer() == (42, 0, 4)
+                assert files.finished() == [job]
+                assert job.error == errno.EOPNOTSUPP
+        assert process.returncode == 0
+
+    def test_a_swap_whose_file_does_not_open_is_a_plain_answer(
+        self, make_files: Callable[..., Files]
+    ) -> None:
+        files = make_files()
+        job = files.job(entries=[], swap="/nonexistent/file")
+        files.installer.submit(job)
+        assert files.answer() == (42, 0, 4)
+        assert files.finished() == [job]
+        assert (job.error, job.swapped) == (errno.ENOENT, False)
+
+    def test_a_job_that_makes_no_sense_is_answered(self, make_files: Callable[..., Files]) -> None:
+        files = make_files()
+        job = files.job(entries=[(1 << 40, files.slots)])
+        files.installer.submit(job)
+        assert files.answer() == (42, 0, 5)
+        assert files.finished() == [job] and job.error == errno.EIO
+        files.installer.submit(files.job())
+        assert files.answer() == (42, 0, 5)
+
+    @pytest.mark.parametrize("bounds", [{"max_workers": 0}, {"max_queued": 0}])
+    def test_beyond_the_bounds_the_answer_has_no_descriptors(
+        self, make_files: Callable[..., Files], bounds: dict[str, int]
+    ) -> None:
+        files = make_files(**bounds)
+        job = files.job()
+        files.installer.submit(job)
+        assert files.finished() == [job]  # at once
+        assert files.answer() == (42, 0, 5)
+        assert list(files.slots)[:2] == [-errno.EAGAIN] * 2 and job.error == errno.EAGAIN
+
+    def test_threads_end_when_there_is_no_work(self, make_files: Callable[..., Files]) -> None:
+        files = make_files()
+        for user in range(3):
+            files.installer.submit(files.job(user=user))
+            files.answer()
+        assert len(files.installer.tids) == 3
+        wait_until(lambda: not files.installer.tids)
+        wait_until(lambda: not any(thread.name == "user-1" for thread in threading.enumerate()))
+        files.installer.submit(files.job(user=1))
+        assert files.answer() == (42, 0, 5)
+        assert len(files.installer.tids) == 1
+
+    def test_closing_ends_the_threads(self, make_files: Callable[..., Files]) -> None:
+        files = make_files()
+        files.installer.submit(files.job())
+        assert files.installer.close() is True
+        assert files.answer() == (42, 0, 5)
+        assert not files.installer.tids
+        files.installer.submit(files.job())
+        assert files.answer() == (42, 0, 5)
+        assert len(files.installer.finished()) == 2
+
+
+def slow_socket() -> tuple[int, socket.socket]:
+    """A descriptor whose close(2) takes a second, for its peer does not read; and the peer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(bytes(1 << 16))
+    except BlockingIOError:
+        sender.setblocking(True)
+    return sender.detach(), peer
+
+
+class TestClosing:
+    def test_a_file_that_does_not_close_keeps_nobody_else_waiting(
+        self, make_files: Callable[..., Files]
+    ) -> None:
+        files = make_files()
+        reader, writer = os.pipe()
+        fd, peer = slow_socket()
+        started = time.monotonic()
+        files.installer.close_later(1, fd)
+        wait_until(lambda: files.installer.closing(1) == 1)
+        files.installer.close_later(2, writer)
+        files.installer.submit(files.job(user=1))
+        assert os.read(reader, 1) == b""  # the other user's has been closed
+        assert files.answer() == (42, 0, 5)  # and jobs of the same user are done
+        assert files.installer.closing(1) == 1 and time.monotonic() - started < 0.9
+        wait_until(lambda: files.installer.closing(1) == 0)
+        assert time.monotonic() - started > 0.9
+        os.close(reader)
+        peer.close()
+
+    def test_without_a_thread_it_waits_for_one(self, make_files: Callable[..., Files]) -> None:
+        files = make_files(max_workers=1)
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        files.installer.submit(files.job(user=1))
+        files.answer()
+        files.installer.close_later(2, writer)
+        assert files.installer.closing(2) == 1
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+        wait_until(lambda: not files.installer.tids)
+        wait_until(lambda: files.installer.finished() is not None and files.installer.closing(2) == 0)
+        assert os.read(reader, 1) == b""
+        os.close(reader)
