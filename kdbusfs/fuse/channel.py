@@ -1,0 +1,209 @@
+"""The typed face of the native channel, and the amendment of pyfuse3's answers on their way back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Final, Protocol
+
+from ..abi.commands import COMMANDS
+from ..abi.constants import CMD_SEND
+from ..abi.layouts import CMD_SEND_MSG_ADDRESS_OFFSET
+from ..native import _native as _untyped  # type: ignore[attr-defined]
+from .protocol import (
+    INIT,
+    LOOKUP,
+    OPEN,
+    READDIRPLUS,
+    OpenAnswer,
+    amend_init,
+    amend_lookup,
+    amend_open,
+    amend_readdirplus,
+)
+
+ffi: Final[Any] = _untyped.ffi
+lib: Final[Any] = _untyped.lib
+
+IOCTL: Final = 1
+INTERRUPT: Final = 2
+TREE: Final = 3
+TIMER: Final = 4
+EVENT: Final = 5
+GONE: Final = 6
+
+NOTHING: Final = -2147483647
+"""Of a result: there is nothing to answer."""
+
+NS_PER_MS: Final = 1_000_000
+
+_REQUEST: Final = Struct("=QQQIIIii")  # unique fh arg cmd tid command_len command_error pidfd
+_COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds")
+
+
+class Tree(Protocol):
+    """What the amendments need of the tree."""
+
+    def ino_of(self, nodeid: int) -> int:
+        """The inode number that programs see for a node id."""
+
+
+class Channel:
+    """One mount's /dev/fuse, split: ioctls and interrupts for `requests`, the rest for pyfuse3.
+
+    fuse_fd: /dev/fuse; it is made non-blocking.  tree_fd: our end of the SOCK_SEQPACKET pair.  event_fd,
+    signal_fd: descriptors that end a wait when they become readable, and are drained then.
+    No descriptor is closed here.
+    """
+
+    __slots__ = ("_view", "command", "fuse_fd", "message", "native", "reply", "request")
+
+    native: Any
+    """The native structure: its members, and those of the request, are read directly where speed counts."""
+
+    command: memoryview
+    """The command struct of the current ioctl starts here."""
+
+    message: memoryview
+    """The message of the current SEND starts here."""
+
+    def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int, signal_fd: int = -1) -> None:
+        os.set_blocking(fuse_fd, False)
+        self.fuse_fd = fuse_fd
+        native = lib.kfs_channel_new(fuse_fd, tree_fd, event_fd, signal_fd)
+        if native == ffi.NULL:
+            raise MemoryError
+        self.native = native
+        for command in COMMANDS.values():
+            pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0
+            check(lib.kfs_channel_command(native, command.number, command.size, command.max_size, pointer))
+        self._view = memoryview(ffi.buffer(native, _REQUEST.size))
+        self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
+        self.message = memoryview(ffi.buffer(native.message, lib.KFS_MESSAGE_MAX))
+        self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
+        self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
+
+    def close(self) -> None:
+        """Free the native side.  Nothing else may be asked of the channel then."""
+        native, self.native = self.native, None
+        if native is not None:
+            lib.kfs_channel_free(native)
+
+    def step(self, deadline: int, result: int) -> int:
+        """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, TREE, TIMER, EVENT or GONE.
+
+        deadline: CLOCK_MONOTONIC ns after which TIMER comes; 0: none.
+        result: of the ioctl that the last step brought, 0 or -errno; the caller of an `_IOWR` command gets
+        the struct in `command` back in either case.  NOTHING when there is none to answer now.
+
+        Raises OSError: ETIMEDOUT, EPIPE when the tree does not answer or is gone; what /dev/fuse raises.
+        """
+        kind: int = lib.kfs_channel_step(self.native, deadline, result)
+        if kind < 0:
+            check(kind)
+        return kind
+
+    def described(self) -> tuple[int, int, int, int, int, int, int, int]:
+        """Of the current ioctl: unique, fh, arg, cmd, tid, length and errno of the copied command, pidfd.
+
+        The pidfd is of the calling thread, and the channel's; it is -1 unless memory had to be read.
+        """
+        return _REQUEST.unpack_from(self._view)
+
+    @property
+    def interrupted(self) -> int:
+        """The unique of the request that an INTERRUPT is about."""
+        unique: int = self.native.unique
+        return unique
+
+    def flush(self, result: int) -> None:
+        """Send what the next step would send first."""
+        lib.kfs_channel_flush(self.native, result)
+
+    def answer(self, unique: int, result: int, out: memoryview | bytes | bytearray) -> bool:
+        """Answer a deferred ioctl at once.  Returns False when nobody waits for it any more."""
+        if len(out):
+            r = lib.kfs_channel_answer_now(self.native, unique, result, ffi.from_buffer(out), len(out))
+        else:
+            r = lib.kfs_channel_answer_now(self.native, unique, result, ffi.NULL, 0)
+        return bool(r == 0)
+
+    def slot_new(self) -> int:
+        """A new fh, at least 2**32, never given out before.  Raises MemoryError."""
+        fh: int = lib.kfs_channel_slot_new(self.native)
+        if fh < 0:
+            raise MemoryError
+        return fh
+
+    def slot_free(self, fh: int) -> None:
+        """Give `fh` back."""
+        lib.kfs_channel_slot_free(self.native, fh)
+
+    @property
+    def slots(self) -> int:
+        """Number of fhs in use."""
+        count: int = lib.kfs_channel_slots(self.native)
+        return count
+
+    def set_events(self, fh: int, revents: int) -> None:
+        """Polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
+        lib.kfs_channel_set_events(self.native, fh, revents)
+
+    def set_tree_timeout(self, milliseconds: int) -> None:
+        """How long the tree may take for one answer."""
+        self.native.tree_timeout_ms = milliseconds
+
+    def counters(self) -> dict[str, int]:
+        """What went through: for `stats`.  lost: answers that nobody waited for."""
+        return {name: getattr(self.native, f"count_{name}") for name in _COUNTERS}
+
+
+class Amendments:
+    """What is changed in pyfuse3's answers before the kernel sees them.
+
+    passthrough: whether it is wanted; after INIT whether the mount has it.
+    """
+
+    __slots__ = ("_channel", "_open_answer", "_tree", "passthrough")
+
+    def __init__(
+        self,
+        channel: Channel,
+        tree: Tree,
+        open_answer: Callable[[int], OpenAnswer | None],
+        passthrough: bool,
+    ) -> None:
+        self._channel = channel
+        self._tree = tree
+        self._open_answer = open_answer
+        self.passthrough = passthrough
+
+    def apply(self) -> None:
+        """Amend the answer that the channel holds, if it holds one.  It is sent with the next step.
+
+        Raises ProtocolError; the answer then goes on as it is.
+        """
+        channel = self._channel
+        length: int = channel.native.reply_len
+        if not length:
+            return
+        reply = channel.reply[:length]
+        opcode: int = channel.native.opcode
+        if opcode == LOOKUP:
+            amend_lookup(reply, self._tree.ino_of)
+        elif opcode == OPEN:
+            amend_open(reply, self._open_answer)
+        elif opcode == READDIRPLUS:
+            amend_readdirplus(reply)
+        elif opcode == INIT:
+            request = channel.request[: channel.native.request_len]
+            self.passthrough = amend_init(request, reply, self.passthrough)
+
+
+def check(result: int) -> None:
+    """Raise the OSError of a negative result."""
+    if result < 0:
+        name = errno.errorcode.get(-result, str(-result))
+        raise OSError(-result, f"{name} in the channel to the kernel: {os.strerror(-result)}")

@@ -1,0 +1,112 @@
+"""The FUSE messages that are amended between pyfuse3 and the kernel: their numbers, layouts and amendments.
+
+Pure: every function changes the answer in place and keeps its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct, error
+from typing import Final
+
+LOOKUP: Final = 1
+OPEN: Final = 14
+RELEASE: Final = 18
+INIT: Final = 26
+READDIRPLUS: Final = 44
+
+WRITEBACK_CACHE: Final = 1 << 16
+INIT_EXT: Final = 1 << 30
+PASSTHROUGH: Final = 1 << 37
+
+FOPEN_DIRECT_IO: Final = 1 << 0
+FOPEN_NOFLUSH: Final = 1 << 5
+FOPEN_PASSTHROUGH: Final = 1 << 7
+
+MAX_BACKGROUND: Final = 65535
+"""Of requests that nobody waits for; past it the kernel holds RELEASE back and close() loses its order."""
+
+MAX_WRITE: Final = 128 << 10
+"""Bytes in one WRITE.  Only small files of parameters are ever written."""
+
+IN_HEADER_SIZE: Final = 40
+OUT_HEADER: Final = Struct("<IiQ")  # len error unique
+_INIT_IN: Final = Struct("<IIIII")  # major minor max_readahead flags flags2
+# major minor max_readahead flags max_background congestion
+# max_write time_gran max_pages map_alignment flags2 max_stack_depth
+_INIT_OUT: Final = Struct("<IIIIHHIIHHII")
+_OPEN_OUT: Final = Struct("<QIi")  # fh open_flags backing_id
+_ENTRY_NODEID: Final = Struct("<Q")
+_ENTRY_INO_OFFSET: Final = 40
+_ENTRY_SIZE: Final = 128
+_DIRENT: Final = Struct("<QQII")  # ino off namelen type
+_U64: Final = Struct("<Q")
+
+OpenAnswer = tuple[int, int]
+"""What an OPEN answers besides the fh: open_flags (FOPEN_*) and backing_id."""
+
+
+class ProtocolError(Exception):
+    """An answer of pyfuse3's that does not look as FUSE defines it."""
+
+
+def _body(reply: memoryview, least: int) -> memoryview:
+    body = reply[OUT_HEADER.size :]
+    if len(body) < least:
+        raise ProtocolError(f"answer of {len(body)} bytes, at least {least} expected")
+    return body
+
+
+def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> bool:
+    """Ask for what pyfuse3 does not know: passthrough, and no limit on background requests that could be met.
+
+    Returns whether the mount has passthrough: it is `passthrough`, wanted, and the kernel offers it.
+    """
+    body = _body(reply, _INIT_OUT.size)
+    try:
+        offered_low, offered_high = _INIT_IN.unpack_from(request, IN_HEADER_SIZE)[3:]
+    except error:
+        # A kernel before 7.36 sends no second word of flags.
+        offered_low, offered_high = 0, 0
+    offered = offered_low | offered_high << 32 if offered_low & INIT_EXT else offered_low
+    passthrough = passthrough and bool(offered & PASSTHROUGH)
+    fields = list(_INIT_OUT.unpack_from(body))
+    flags = fields[3] | fields[10] << 32
+    if passthrough:
+        flags = (flags | INIT_EXT | PASSTHROUGH) & ~WRITEBACK_CACHE
+    fields[3] = flags & 0xFFFFFFFF
+    fields[4] = fields[5] = MAX_BACKGROUND
+    fields[6] = min(fields[6], MAX_WRITE)
+    fields[10] = flags >> 32
+    fields[11] = 1 if passthrough else 0
+    _INIT_OUT.pack_into(body, 0, *fields)
+    return passthrough
+
+
+def amend_open(reply: memoryview, answer_of: Callable[[int], OpenAnswer | None]) -> None:
+    """Give the answer of an open its flags and backing; where `answer_of` has none it stays as it is."""
+    body = _body(reply, _OPEN_OUT.size)
+    fh = _OPEN_OUT.unpack_from(body)[0]
+    answer = answer_of(fh)
+    if answer is not None:
+        _OPEN_OUT.pack_into(body, 0, fh, *answer)
+
+
+def amend_lookup(reply: memoryview, ino_of: Callable[[int], int]) -> None:
+    """Give a found entry the inode number that programs see; its node id stays private to the mount."""
+    body = _body(reply, _ENTRY_SIZE)
+    nodeid = _ENTRY_NODEID.unpack_from(body)[0]
+    if nodeid:
+        _U64.pack_into(body, _ENTRY_INO_OFFSET, ino_of(nodeid))
+
+
+def amend_readdirplus(reply: memoryview) -> None:
+    """Take the node ids out: the kernel then only lists the names, and makes and counts no inodes."""
+    body = reply[OUT_HEADER.size :]
+    at = 0
+    while at < len(body):
+        if len(body) - at < _ENTRY_SIZE + _DIRENT.size:
+            raise ProtocolError("directory entry cut off")
+        name_length = _DIRENT.unpack_from(body, at + _ENTRY_SIZE)[2]
+        _ENTRY_NODEID.pack_into(body, at, 0)
+        at += (_ENTRY_SIZE + _DIRENT.size + name_length + 7) & ~7

@@ -1,0 +1,358 @@
+"""Ioctls and their interrupts: from a request of the channel to the core's call, and back to the answer."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from errno import EIO, EPERM, ESHUTDOWN
+from typing import Any, Final, Protocol
+
+from ..abi.commands import COMMANDS
+from ..abi.constants import CMD_HELLO, CMD_SEND, RECV_RETURN_INCOMPLETE_FDS
+from ..abi.errors import KdbusError
+from ..abi.layouts import I32, U64
+from .channel import NOTHING, Channel
+from .files import Handle, OpenFiles
+
+log = logging.getLogger(__name__)
+
+_IOC_READ: Final = 1 << 31
+
+
+class Call(Protocol):
+    """The core's call, as far as it is filled in and read here (kdbusfs.core.call)."""
+
+    number: int
+    address: int
+    command: memoryview
+    error: int
+    message: memoryview | None
+    message_error: int
+    caller: Any
+    tag: object
+    result: int
+    installation: Any
+    deferred: Any
+    """The copy that the last `defer()` made: what is interrupted, and completed, in the name of this call."""
+
+
+class Caller(Protocol):
+    """The calling thread, reused for every request."""
+
+    def reset(self, tid: int, pidfd: int) -> None:
+        """Be thread `tid` now.  pidfd: of it and not to be closed, or -1."""
+
+
+class Domain(Protocol):
+    """What requests need of the core's domain."""
+
+    changed: list[Any]
+    completed: list[Any]
+
+    def interrupt(self, call: Any) -> None:
+        """A signal is pending for the caller of a deferred call."""
+
+
+class Installer(Protocol):
+    """What gives descriptors to a client before its command returns."""
+
+    def submit(self, job: Any) -> None:
+        """Begin; the job answers the request by itself, whatever happens."""
+
+    def finished(self) -> Iterable[Any]:
+        """Jobs that came to an end since the last time."""
+
+
+class Faults:
+    """The log of errors that no client should be able to cause: each place at most once a minute."""
+
+    INTERVAL: Final = 60.0  # s
+    MAX_PLACES: Final = 256
+
+    __slots__ = ("_clock", "_seen", "count")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[tuple[str, int], float] = {}
+        self.count = 0
+
+    def report(self, what: str) -> None:
+        """Log the exception that is being handled."""
+        self.count += 1
+        trace = sys.exc_info()[2]
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = (trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace is not None else ("", 0)
+        now = self._clock()
+        last = self._seen.get(place)
+        if last is None and len(self._seen) >= self.MAX_PLACES:
+            return
+        if last is None or now - last >= self.INTERVAL:
+            self._seen[place] = now
+            log.error("%s", what, exc_info=True)
+
+
+class _Deferred:
+    """A call that is not answered yet."""
+
+    __slots__ = ("call", "fh", "tid")
+
+    def __init__(self, call: Any, fh: int, tid: int) -> None:
+        self.call = call
+        self.fh = fh
+        self.tid = tid
+
+
+class JobContext:
+    """What a job of the installer keeps alive."""
+
+    __slots__ = ("handle", "installation", "pinned")
+
+    def __init__(self, installation: Any, handle: Handle | None, pinned: list[object]) -> None:
+        self.installation = installation
+        self.handle = handle
+        self.pinned = pinned
+
+
+class Requests:
+    """Takes the channel's ioctls to the handles, and their answers back.
+
+    pending: what a handle's ioctl returns for a call that is answered later.
+    installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
+    tid, fuse_fd, unique, result, out, user, entries, swap, flags_address and context.
+    swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
+    """
+
+    __slots__ = (
+        "_call",
+        "_caller",
+        "_channel",
+        "_command",
+        "_deferred",
+        "_described",
+        "_domain",
+        "_faults",
+        "_files",
+        "_handles",
+        "_installer",
+        "_make_job",
+        "_message",
+        "_native",
+        "_pending",
+        "_reset",
+        "_swap_path",
+        "_views",
+        "jobs",
+    )
+
+    def __init__(
+        self,
+        channel: Channel,
+        files: OpenFiles,
+        domain: Domain,
+        make_call: Callable[[], Any],
+        caller: Caller,
+        *,
+        pending: int,
+        installer: Installer | None = None,
+        make_job: Callable[..., Any] | None = None,
+        swap_path: Callable[[int], str] | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        self._channel = channel
+        self._native: Any = channel.native
+        self._described = channel.described
+        self._command = channel.command
+        # Slices of the common lengths, made once: a slice costs more than finding one.
+        self._views = {each.size: channel.command[: each.size] for each in COMMANDS.values()}
+        self._message = channel.message
+        self._files = files
+        self._handles = files.handles
+        self._domain = domain
+        self._call: Call = make_call()
+        self._call.caller = caller
+        self._call.installation = None
+        self._caller = caller
+        self._reset = caller.reset
+        self._pending = pending
+        self._installer = installer
+        self._make_job = make_job
+        self._swap_path = swap_path if installer is not None else None
+        self._faults = faults if faults is not None else Faults()
+        self._deferred: dict[int, _Deferred] = {}
+        self.jobs = 0
+
+    def ioctl(self) -> int:
+        """Carry out the channel's current ioctl.  Returns its result for the next step.
+
+        Never raises; the client of a fault of ours gets EIO.
+        """
+        unique, fh, address, number, tid, length, error, pidfd = self._described()
+        call = self._call
+        try:
+            handle = self._handles[fh]
+            call.number = number
+            call.address = address
+            call.command = self._views.get(length) or self._command[:length]
+            call.error = error
+            if number == CMD_SEND:
+                native = self._native
+                call.message = self._message[: native.message_len]
+                call.message_error = native.message_error
+            call.tag = unique
+            self._reset(tid, pidfd)
+            result = handle.ioctl(call)
+            if result == self._pending:
+                self._deferred[unique] = _Deferred(call.deferred, fh, tid)
+                call.deferred = None
+                result = NOTHING
+            elif call.installation is not None or (number == CMD_HELLO and result == 0):
+                self._answer(unique, call, result, handle, fh, tid)
+                result = NOTHING
+        except Exception as fault:
+            result = self._errno_of(fault)
+            self._let_go(call)
+        domain = self._domain
+        if domain.changed or domain.completed:
+            self.drain()
+        return result
+
+    def interrupt(self) -> None:
+        """Pass a FUSE_INTERRUPT on to the call that it is about; most are about requests answered already."""
+        deferred = self._deferred.get(self._channel.interrupted)
+        if deferred is not None:
+            self._domain.interrupt(deferred.call)
+            self.drain()
+
+    def drain(self) -> None:
+        """Publish changed readiness, and answer the calls that were completed."""
+        changed = self._domain.changed
+        if changed:
+            publish = self._files.publish
+            try:
+                for handle in changed:
+                    publish(handle)
+            except Exception:
+                self._faults.report("readiness cannot be published")
+            changed.clear()
+        completed = self._domain.completed
+        while completed:
+            call = completed.pop(0)
+            deferred = self._deferred.pop(call.tag, None)
+            if deferred is None:
+                self._let_go(call)
+                continue
+            try:
+                handle = self._files.get(deferred.fh)
+                self._answer(call.tag, call, call.result, handle, deferred.fh, deferred.tid)
+            except Exception as fault:
+                self._channel.answer(call.tag, self._errno_of(fault), b"")
+                self._let_go(call)
+
+    def finish_jobs(self) -> None:
+        """Let go of what the installer is through with."""
+        if self._installer is not None:
+            for job in self._installer.finished():
+                self.jobs -= 1
+                installation = job.context.installation
+                if installation is not None:
+                    installation.done()
+
+    def abandon(self) -> None:
+        """Answer whatever is still deferred when the domain ends."""
+        for unique in list(self._deferred):
+            del self._deferred[unique]
+            self._channel.answer(unique, -ESHUTDOWN, b"")
+
+    def stats(self) -> dict[str, int]:
+        """For the statistics of the mount."""
+        return {
+            **self._channel.counters(),
+            "open_files": len(self._files),
+            "deferred": len(self._deferred),
+            "jobs": self.jobs,
+            "faults": self._faults.count,
+        }
+
+    def _errno_of(self, fault: Exception) -> int:
+        if isinstance(fault, KdbusError):
+            return -fault.errno
+        self._faults.report("a command failed unexpectedly")
+        return -EIO
+
+    def _answer(self, unique: int, call: Call, result: int, handle: Handle | None, fh: int, tid: int) -> None:
+        """Answer now, or let the installer do it when descriptors have to be there first."""
+        installation, call.installation = call.installation, None
+        out_size = (call.number >> 16) & 0x3FFF if call.number & _IOC_READ else 0
+        out = bytearray(call.command[:out_size])
+        swap = None
+        if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
+            swap = self._swap_path(fh)
+        if (installation is None and swap is None) or not self._submit(
+            unique, call, result, handle, tid, bytes(out), swap, installation
+        ):
+            if installation is not None:
+                _refuse(installation, out)
+            self._channel.answer(unique, result, out)
+
+    def _submit(
+        self,
+        unique: int,
+        call: Call,
+        result: int,
+        handle: Handle | None,
+        tid: int,
+        out: bytes,
+        swap: str | None,
+        installation: Any,
+    ) -> bool:
+        """Give the installer what it needs.  Returns False, with nothing answered, where that cannot be."""
+        if self._installer is None or self._make_job is None:
+            return False
+        try:
+            entries: list[tuple[int, Any]] = []
+            pinned: list[object] = []
+            flags_address = 0
+            if installation is not None:
+                flags_address = call.address + installation.FLAGS_OFFSET
+                for file, memory, offset in installation.entries:
+                    pointer, keepalive = memory.pin(offset)
+                    entries.append((file.fd, pointer))
+                    pinned.append(keepalive)
+            job = self._make_job(
+                tid=tid,
+                fuse_fd=self._channel.fuse_fd,
+                unique=unique,
+                result=result,
+                out=out,
+                user=call.caller.user,
+                entries=entries,
+                swap=swap,
+                flags_address=flags_address,
+                context=JobContext(installation, handle, pinned),
+            )
+            self._installer.submit(job)
+        except KdbusError:
+            # The caller is no more, or there is no memory to map: the command itself has been carried out.
+            return False
+        except Exception:
+            self._faults.report("descriptors cannot be installed")
+            return False
+        self.jobs += 1
+        return True
+
+    def _let_go(self, call: Call) -> None:
+        installation, call.installation = call.installation, None
+        if installation is not None:
+            installation.done()
+
+
+def _refuse(installation: Any, out: bytearray) -> None:
+    """Tell the client that it did not get the descriptors (RECV-13)."""
+    for _, memory, offset in installation.entries:
+        memory.store(offset, I32.pack(-EPERM))
+    at = installation.FLAGS_OFFSET
+    U64.pack_into(out, at, U64.unpack_from(out, at)[0] | RECV_RETURN_INCOMPLETE_FDS)
+    installation.done()

@@ -1,0 +1,75 @@
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+static const int KFS_IOCTL = 1;
+static const int KFS_INTERRUPT = 2;
+static const int KFS_TREE = 3;
+static const int KFS_TIMER = 4;
+static const int KFS_EVENT = 5;
+static const int KFS_GONE = 6;
+
+/* Of `result` in a step: nothing is to be answered. */
+static const int KFS_NOTHING = -2147483647;
+
+static const int KFS_COMMAND_MAX = 32768;
+static const int KFS_MESSAGE_MAX = 8192;
+static const int KFS_REQUEST_MAX = 1056768;
+
+struct kfs_channel_private;
+
+/* The members up to `pidfd` describe the last request: Python unpacks them in one go. */
+struct kfs_channel {
+	uint64_t unique;
+	uint64_t fh;
+	uint64_t arg;
+	uint32_t cmd;
+	uint32_t tid;
+	uint32_t command_len;
+	int32_t command_error;
+	int32_t pidfd;
+
+	uint32_t message_len;
+	int32_t message_error;
+	uint32_t ioctl_flags;
+	uint32_t in_size;
+	uint32_t out_size;
+	uint32_t uid;
+	uint32_t gid;
+	uint32_t opcode;
+
+	uint32_t request_len;
+	uint32_t reply_len;
+	uint32_t tree_timeout_ms;
+
+	uint8_t *command;
+	uint8_t *message;
+	uint8_t *request;
+	uint8_t *reply;
+
+	uint64_t count_requests;
+	uint64_t count_ioctls;
+	uint64_t count_polls;
+	uint64_t count_notifies;
+	uint64_t count_interrupts;
+	uint64_t count_tree;
+	uint64_t count_lost;
+	uint64_t count_pidfds;
+
+	struct kfs_channel_private *private_;
+};
+
+struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd, int signal_fd);
+void kfs_channel_free(struct kfs_channel *ch);
+int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
+			uint32_t pointer_offset);
+
+int64_t kfs_channel_slot_new(struct kfs_channel *ch);
+int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
+int kfs_channel_slots(struct kfs_channel *ch);
+int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents);
+
+int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result);
+int kfs_channel_flush(struct kfs_channel *ch, int32_t result);
+int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t unique, int32_t result, const void *out,
+			   size_t out_len);

@@ -1,0 +1,68 @@
+"""What the clients of the channel's tests do; run as a program it is a client of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import struct
+import sys
+import threading
+from typing import Any
+
+from kdbusfs.abi import constants as c
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+
+
+def ioctl(fd: int, number: int, argument: Any = 0) -> int:
+    """The result, or -errno.  argument: a number, or a ctypes buffer."""
+    if not isinstance(argument, int):
+        argument = ctypes.addressof(argument)
+    result: int = _libc.ioctl(fd, number, argument)
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def aligned(data: bytes, offset: int = 0) -> Any:
+    """A buffer whose start, `offset` bytes past a multiple of 8, holds `data`."""
+    raw = ctypes.create_string_buffer(len(data) + 16)
+    start = ((ctypes.addressof(raw) + 7) & ~7) + offset
+    buffer = (ctypes.c_char * len(data)).from_address(start)
+    buffer._keep = raw  # type: ignore[attr-defined]
+    buffer.raw = data  # type: ignore[misc]
+    return buffer
+
+
+def send_struct(message: int, flags: int = 0, size: int = 72) -> Any:
+    """A struct kdbus_cmd_send."""
+    return aligned(struct.pack("<QQQQQQQQQ", size, flags, 0, 0, 0, message, 0, 0, 0))
+
+
+def sync_send(fd: int) -> int:
+    """A send that waits for its reply."""
+    message = aligned(struct.pack("<Q", 64) + bytes(56))
+    return ioctl(fd, c.CMD_SEND, send_struct(ctypes.addressof(message), c.SEND_SYNC_REPLY))
+
+
+def main() -> None:
+    path, action = sys.argv[1:3]
+    fd = open(path, "rb", buffering=0)  # noqa: SIM115 - for the life of the process
+    if action == "threaded":
+        # A thread other than the first one waits; the id of the one that does is told.
+        def wait() -> None:
+            print(threading.get_native_id(), flush=True)
+            print(sync_send(fd.fileno()), flush=True)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+        return
+    if action in ("restart", "no-restart"):
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        signal.siginterrupt(signal.SIGUSR1, action == "no-restart")
+    print("waiting", flush=True)
+    print(sync_send(fd.fileno()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,880 @@
+"""The channel and its requests against a kernel that is a socket: every request and answer byte for byte."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kdbusfs.abi import constants as c
+from kdbusfs.abi.errors import KdbusError
+from kdbusfs.fuse.channel import (
+    EVENT,
+    INTERRUPT,
+    IOCTL,
+    NOTHING,
+    TIMER,
+    TREE,
+    Amendments,
+    Channel,
+)
+from kdbusfs.fuse.files import OpenFiles
+from kdbusfs.fuse.requests import Faults, Requests
+from kdbusfs.fuse.server import Server, Wakeup
+from tests.support import channel_fakes as fakes
+from tests.support.channel_client import aligned
+
+FUSE_GETATTR = 3
+FUSE_FORGET = 2
+FUSE_LOOKUP = 1
+FUSE_IOCTL = 39
+FUSE_POLL = 40
+FUSE_INTERRUPT = 36
+SCHEDULE_NOTIFY = 1
+IOCTL_DIR = 16
+SAME_UNIQUE = b"\xab" * 8
+
+
+class Kernel:
+    """The other end of the channel."""
+
+    def __init__(self) -> None:
+        self.fuse, self.reader = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.fuse.settimeout(5)
+        self.tree, self.tree_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.tree.settimeout(5)
+        self.wakeup = Wakeup()
+        self.channel = Channel(
+            self.reader.fileno(), self.tree_end.fileno(), self.wakeup.event_fd, self.wakeup.signal_fd
+        )
+        self.unique = 0
+
+    def close(self) -> None:
+        self.channel.close()
+        for end in (self.fuse, self.reader, self.tree, self.tree_end):
+            end.close()
+        self.wakeup.close()
+
+    def ask(self, opcode: int, body: bytes = b"", tid: int | None = None) -> int:
+        self.unique += 2
+        tid = threading.get_native_id() if tid is None else tid
+        header = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, self.unique, 1, 0, 0, tid, 0, 0)
+        self.fuse.send(header + body)
+        return self.unique
+
+    def ioctl(
+        self,
+        fh: int,
+        cmd: int,
+        address: int,
+        data: bytes = b"",
+        *,
+        tid: int | None = None,
+        flags: int = 0,
+        out_size: int | None = None,
+    ) -> int:
+        if out_size is None:
+            out_size = (cmd >> 16) & 0x3FFF if cmd >> 31 else 0
+        body = struct.pack("<QIIQII", fh, flags, cmd, address, len(data), out_size) + data
+        return self.ask(FUSE_IOCTL, body, tid)
+
+    def command(self, fh: int, cmd: int, buffer: Any, **kwargs: Any) -> int:
+        """An ioctl whose struct lies in our own memory."""
+        size = (cmd >> 16) & 0x3FFF
+        return self.ioctl(fh, cmd, ctypes.addressof(buffer), buffer.raw[:size], **kwargs)
+
+    def poll(self, fh: int, kh: int = 5, flags: int = SCHEDULE_NOTIFY) -> int:
+        return self.ask(FUSE_POLL, struct.pack("<QQII", fh, kh, flags, 0xFFFF))
+
+    def step(self, result: int = NOTHING, timeout_ms: int = 2000) -> int:
+        return self.channel.step(time.monotonic_ns() + timeout_ms * 1_000_000, result)
+
+    def answer(self) -> tuple[int, int, bytes]:
+        """unique, error and body of the next message."""
+        raw = self.fuse.recv(1 << 20)
+        length, error, unique = struct.unpack_from("<IiQ", raw)
+        assert length == len(raw)
+        return unique, error, raw[16:]
+
+    def result(self) -> tuple[int, int, bytes]:
+        """unique, result and struct of the next message, which answers an ioctl."""
+        unique, error, body = self.answer()
+        assert error == 0
+        return unique, struct.unpack_from("<i", body)[0], body[16:]
+
+    def is_silent(self) -> bool:
+        return not select.select([self.fuse], [], [], 0.05)[0]
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
+def recv_struct(size: int = 72, tail: bytes = b"") -> Any:
+    return aligned(struct.pack("<Q", size) + bytes(64) + tail)
+
+
+# Commands and their memory
+
+
+def test_fixed_struct_needs_no_client_memory(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    unique = kernel.ioctl(fh, c.CMD_RECV, 0x1000, recv_struct().raw, tid=0)
+    assert kernel.step() == IOCTL
+    described = kernel.channel.described()
+    assert described == (unique, fh, 0x1000, c.CMD_RECV, 0, 72, 0, -1)
+    assert kernel.channel.command[:72] == recv_struct().raw
+
+
+def test_tail_is_read_behind_the_struct(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    tail = bytes(range(256)) * 4
+    kernel.command(fh, c.CMD_RECV, recv_struct(72 + len(tail), tail))
+    assert kernel.step() == IOCTL
+    *_, length, error, pidfd = kernel.channel.described()
+    assert (length, error) == (72 + len(tail), 0)
+    assert kernel.channel.command[72:length] == tail
+    assert pidfd >= 0
+    kernel.channel.slot_free(fh)
+    with pytest.raises(OSError):
+        os.fstat(pidfd)
+
+
+@pytest.mark.parametrize(
+    ("cmd", "size", "expected"),
+    [
+        (c.CMD_RECV, 71, errno.EINVAL),
+        (c.CMD_RECV, 0, errno.EINVAL),
+        (c.CMD_RECV, 32769, errno.EMSGSIZE),
+        (c.CMD_RECV, 2**64 - 1, errno.EMSGSIZE),
+        (c.CMD_FREE, 8193, errno.EMSGSIZE),
+        (c.CMD_MATCH_REMOVE, 48, errno.EMSGSIZE),
+    ],
+)
+def test_size_is_checked_before_anything_is_read(kernel: Kernel, cmd: int, size: int, expected: int) -> None:
+    """GEN-6, GEN-7."""
+    fh = kernel.channel.slot_new()
+    kernel.command(fh, cmd, recv_struct(size))
+    assert kernel.step() == IOCTL
+    *_, length, error, pidfd = kernel.channel.described()
+    assert (length, error, pidfd) == ((cmd >> 16) & 0x3FFF, expected, -1)
+
+
+@pytest.mark.parametrize("offset", [1, 4, 7])
+def test_unaligned_argument(kernel: Kernel, offset: int) -> None:
+    """GEN-5."""
+    fh = kernel.channel.slot_new()
+    kernel.ioctl(fh, c.CMD_RECV, 0x10000 + offset, recv_struct(80).raw, tid=0)
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[6] == errno.EFAULT
+
+
+@pytest.mark.parametrize("address", [8, 2**64 - 80, 2**64 - 72])
+def test_unreadable_tail(kernel: Kernel, address: int) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.ioctl(fh, c.CMD_RECV, address, recv_struct(32768).raw)
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[5:7] == (72, errno.EFAULT)
+
+
+def test_caller_outside_of_the_pid_namespace(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.command(fh, c.CMD_RECV, recv_struct(80), tid=0)
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[5:] == (72, errno.ESRCH, -1)
+
+
+def test_caller_that_is_gone(kernel: Kernel) -> None:
+    done = threading.Event()
+    tids: list[int] = []
+    thread = threading.Thread(target=lambda: (tids.append(threading.get_native_id()), done.wait()))
+    thread.start()
+    while not tids:
+        time.sleep(0.001)
+    fh = kernel.channel.slot_new()
+    buffer = recv_struct(80, bytes(8))
+    kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[6] == 0
+    done.set()
+    thread.join()
+    while os.path.exists(f"/proc/self/task/{tids[0]}"):
+        time.sleep(0.001)
+    kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[5:] == (72, errno.ESRCH, -1)
+    # The slot serves the next thread none the worse.
+    kernel.command(fh, c.CMD_RECV, buffer)
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[6] == 0
+    assert kernel.channel.counters()["pidfds"] == 3
+
+
+def send(message: int) -> Any:
+    return aligned(struct.pack("<QQQQQQQQQ", 72, 0, 0, 0, 0, message, 0, 0, 0))
+
+
+@pytest.mark.parametrize("size", [64, 200, 1024, 1025, 8191, 8192])
+@pytest.mark.parametrize("to_page_end", [8, 64, 1032, 4096])
+def test_message_of_a_send(kernel: Kernel, size: int, to_page_end: int) -> None:
+    fh = kernel.channel.slot_new()
+    content = struct.pack("<Q", size) + bytes(at % 251 for at in range(size - 8))
+    room = ctypes.create_string_buffer(4096 * 4)
+    address = ((ctypes.addressof(room) + 4095) & ~4095) + 4096 - to_page_end
+    ctypes.memmove(address, content, size)
+    kernel.command(fh, c.CMD_SEND, send(address))
+    assert kernel.step() == IOCTL
+    native = kernel.channel.native
+    assert (native.message_len, native.message_error) == (size, 0)
+    assert kernel.channel.message[:size] == content
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(63, errno.EINVAL), (8193, errno.EINVAL), (2**64 - 1, errno.EINVAL)]
+)
+def test_message_of_illegal_size(kernel: Kernel, size: int, expected: int) -> None:
+    """SEND-3."""
+    fh = kernel.channel.slot_new()
+    message = aligned(struct.pack("<Q", size) + bytes(1024))
+    kernel.command(fh, c.CMD_SEND, send(ctypes.addressof(message)))
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[6] == 0
+    assert (kernel.channel.native.message_len, kernel.channel.native.message_error) == (0, expected)
+
+
+@pytest.mark.parametrize("address", [0, 8, 0x7FFF_FFFF_F001, 2**64 - 8])
+def test_message_that_cannot_be_read(kernel: Kernel, address: int) -> None:
+    """SEND-2: the command itself is fine."""
+    fh = kernel.channel.slot_new()
+    kernel.command(fh, c.CMD_SEND, send(address))
+    assert kernel.step() == IOCTL
+    assert kernel.channel.described()[6] == 0
+    assert kernel.channel.native.message_error == errno.EFAULT
+
+
+def test_message_cut_off_by_the_end_of_the_mapping(kernel: Kernel) -> None:
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    base = libc.mmap(None, 8192, 3, 0x22, -1, ctypes.c_long(0))
+    libc.munmap(ctypes.c_void_p(base + 4096), 4096)
+    ctypes.memmove(base + 4096 - 64, struct.pack("<Q", 72), 8)
+    fh = kernel.channel.slot_new()
+    kernel.command(fh, c.CMD_SEND, send(base + 4096 - 64))
+    assert kernel.step() == IOCTL
+    assert kernel.channel.native.message_error == errno.EFAULT
+    ctypes.memmove(base + 4096 - 64, struct.pack("<Q", 64), 8)
+    kernel.command(fh, c.CMD_SEND, send(base + 4096 - 64))
+    assert kernel.step() == IOCTL
+    assert (kernel.channel.native.message_len, kernel.channel.native.message_error) == (64, 0)
+    libc.munmap(ctypes.c_void_p(base), 4096)
+
+
+def test_unknown_command_touches_no_memory(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    for cmd in (c.CMD_BYEBYE, 0x9577, 0xC0489577):
+        kernel.ioctl(fh, cmd, 0xDEAD_BEEF, bytes((cmd >> 16) & 0x3FFF), tid=0)
+        assert kernel.step() == IOCTL
+        assert kernel.channel.described()[3:] == (cmd, 0, 0, 0, -1)
+
+
+# Answers
+
+
+def test_struct_travels_back_with_an_error(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    unique = kernel.command(fh, c.CMD_RECV, recv_struct())
+    assert kernel.step() == IOCTL
+    kernel.channel.command[24:32] = b"returned"
+    kernel.step(-errno.EAGAIN, timeout_ms=0)
+    expected = bytearray(recv_struct().raw)
+    expected[24:32] = b"returned"
+    assert kernel.result() == (unique, -errno.EAGAIN, expected)
+
+
+def test_write_only_command_answers_without_a_struct(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    unique = kernel.command(fh, c.CMD_FREE, aligned(struct.pack("<QQQQQ", 40, 0, 0, 0, 0)))
+    assert kernel.step() == IOCTL
+    kernel.step(0, timeout_ms=0)
+    assert kernel.result() == (unique, 0, b"")
+
+
+@pytest.mark.parametrize("flags", [0, IOCTL_DIR])
+def test_nothing_of_another_client_travels_back(kernel: Kernel, flags: int) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.command(fh, c.CMD_RECV, aligned(struct.pack("<Q", 72) + b"S" * 64))
+    assert kernel.step() == IOCTL
+    kernel.step(0, timeout_ms=0)
+    kernel.result()
+    unique = kernel.ioctl(fh, 0x80086601, 0, out_size=64, flags=flags)
+    assert kernel.step(timeout_ms=20) == (TIMER if flags else IOCTL)
+    if not flags:
+        kernel.step(-errno.ENOTTY, timeout_ms=0)
+    assert kernel.result() == (unique, -errno.ENOTTY, bytes(64))
+
+
+def test_file_that_is_not_the_cores_has_no_ioctls(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    for stranger in (0, 1, fh + 1, fh + (1 << 32), fh & 0xFFFFFFFF, 2**64 - 1):
+        unique = kernel.command(stranger, c.CMD_RECV, recv_struct())
+        assert kernel.step(timeout_ms=5) == TIMER
+        assert kernel.result()[:2] == (unique, -errno.ENOTTY)
+
+
+def test_malformed_ioctl_is_a_protocol_fault(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    for in_size, out_size in ((100, 0), (0, 40000)):
+        body = struct.pack("<QIIQII", fh, 0, c.CMD_RECV, 0, in_size, out_size)
+        unique = kernel.ask(FUSE_IOCTL, body)
+        assert kernel.step(timeout_ms=5) == TIMER
+        assert kernel.answer() == (unique, -errno.EIO, b"")
+
+
+# Open files and polls
+
+
+def test_fhs_are_never_given_out_twice(kernel: Kernel) -> None:
+    channel = kernel.channel
+    seen = set()
+    for _ in range(3):
+        fhs = [channel.slot_new() for _ in range(300)]
+        assert channel.slots == 300
+        seen.update(fhs)
+        for fh in fhs:
+            channel.slot_free(fh)
+    assert len(seen) == 900
+    assert min(seen) >= 1 << 32
+    assert len({fh & 0xFFFFFFFF for fh in seen}) == 300
+    channel.slot_free(min(seen))
+    assert channel.slots == 0
+
+
+def test_poll_never_leaves_c(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.channel.set_events(fh, fakes.READABLE)
+    first, stranger = kernel.poll(fh), kernel.poll(77)
+    assert kernel.step(timeout_ms=20) == TIMER
+    assert kernel.answer() == (first, 0, struct.pack("<II", fakes.READABLE, 0))
+    assert kernel.answer() == (stranger, 0, struct.pack("<II", fakes.READABLE, 0))
+
+
+def notification(kh: int) -> tuple[int, int, bytes]:
+    return 0, 1, struct.pack("<Q", kh)
+
+
+def test_poller_is_woken_once_and_only_by_news(kernel: Kernel) -> None:
+    channel, fh = kernel.channel, kernel.channel.slot_new()
+    channel.set_events(fh, fakes.IDLE)
+    channel.set_events(fh, fakes.READABLE)
+    channel.set_events(fh, fakes.IDLE)
+    assert kernel.is_silent()
+    kernel.poll(fh, kh=11)
+    kernel.step(timeout_ms=20)
+    kernel.answer()
+    channel.set_events(fh, fakes.IDLE)
+    assert kernel.is_silent()
+    channel.set_events(fh, fakes.READABLE)
+    assert kernel.answer() == notification(11)
+    channel.set_events(fh, fakes.READABLE)
+    assert kernel.is_silent()
+    # A second message is an edge of its own for whoever has looked since.
+    kernel.poll(fh, kh=11)
+    kernel.step(timeout_ms=20)
+    kernel.answer()
+    channel.set_events(fh, fakes.READABLE)
+    assert kernel.answer() == notification(11)
+    # Becoming empty is no news.
+    kernel.poll(fh, kh=11)
+    kernel.step(timeout_ms=20)
+    kernel.answer()
+    channel.set_events(fh, fakes.IDLE)
+    assert kernel.is_silent()
+    channel.set_events(fh, select.POLLERR | select.POLLHUP)
+    assert kernel.answer() == notification(11)
+
+
+def test_poll_that_does_not_wait_arms_nothing(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.channel.set_events(fh, fakes.IDLE)
+    kernel.poll(fh, flags=0)
+    kernel.step(timeout_ms=20)
+    kernel.answer()
+    kernel.channel.set_events(fh, fakes.READABLE)
+    assert kernel.is_silent()
+
+
+def test_handle_with_two_fhs_is_released_with_the_last(kernel: Kernel) -> None:
+    files = OpenFiles(kernel.channel)
+    domain = fakes.Domain()
+    handle = domain.open()
+    first, second = files.add(handle, 1, 0), files.add(handle, 128, 9)
+    assert (files.open_answer(first), files.open_answer(second)) == ((1, 0), (128, 9))
+    assert files.get(first) is files.get(second) is handle
+    for kh, fh in enumerate((first, second)):
+        kernel.poll(fh, kh=kh)
+    kernel.step(timeout_ms=20)
+    kernel.answer()
+    kernel.answer()
+    domain.messages = 1
+    files.publish(handle)
+    assert [kernel.answer(), kernel.answer()] == [notification(0), notification(1)]
+    assert files.remove(first)
+    assert not files.remove(first)
+    assert handle.released == 0
+    assert files.remove(second)
+    assert handle.released == 1
+    assert (len(files), kernel.channel.slots, files.open_answer(first)) == (0, 0, None)
+    files.publish(handle)
+
+
+# The tree
+
+
+def serve_tree(kernel: Kernel, *answers: bytes) -> threading.Thread:
+    """Answer one request; its unique is filled in where SAME_UNIQUE stands."""
+
+    def serve() -> None:
+        request = kernel.tree.recv(1 << 20)
+        unique = request[8:16]
+        for answer in answers:
+            kernel.tree.send(answer.replace(SAME_UNIQUE, unique))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def tree_answer(
+    body: bytes = b"", error: int = 0, unique: int = int.from_bytes(SAME_UNIQUE, "little")
+) -> bytes:
+    return struct.pack("<IiQ", 16 + len(body), error, unique) + body
+
+
+def test_tree_requests_are_handed_over_and_answered_in_order(kernel: Kernel) -> None:
+    unique = kernel.ask(FUSE_GETATTR, b"attributes of what")
+    notice = tree_answer(b"inode 5", error=2, unique=0)
+    stale = tree_answer(b"too late", unique=12345)
+    thread = serve_tree(kernel, notice, stale, tree_answer(b"attributes"))
+    assert kernel.step() == TREE
+    thread.join()
+    assert kernel.channel.native.reply_len == 0
+    assert kernel.answer() == (0, 2, b"inode 5")
+    assert kernel.answer() == (unique, 0, b"attributes")
+    assert kernel.is_silent()
+
+
+def test_amended_answer_waits_for_the_next_step(kernel: Kernel) -> None:
+    class Tree:
+        def ino_of(self, nodeid: int) -> int:
+            return nodeid + 1
+
+    amendments = Amendments(kernel.channel, Tree(), {}.get, passthrough=False)
+    unique = kernel.ask(FUSE_LOOKUP, b"bus\0")
+    body = struct.pack("<Q32xQ80x", 1000, 1000)
+    thread = serve_tree(kernel, tree_answer(body))
+    assert kernel.step() == TREE
+    thread.join()
+    assert kernel.is_silent()
+    amendments.apply()
+    kernel.step(timeout_ms=0)
+    assert kernel.answer() == (unique, 0, struct.pack("<Q32xQ80x", 1000, 1001))
+    amendments.apply()
+
+
+def test_error_of_the_tree_is_not_amended(kernel: Kernel) -> None:
+    unique = kernel.ask(FUSE_LOOKUP, b"bus\0")
+    thread = serve_tree(kernel, tree_answer(error=-errno.ENOENT))
+    assert kernel.step() == TREE
+    thread.join()
+    assert kernel.channel.native.reply_len == 0
+    assert kernel.answer() == (unique, -errno.ENOENT, b"")
+
+
+def test_forget_has_no_answer(kernel: Kernel) -> None:
+    kernel.ask(FUSE_FORGET, struct.pack("<Q", 1))
+    assert kernel.step() == TREE
+    assert kernel.tree.recv(100)[40:] == struct.pack("<Q", 1)
+    assert kernel.is_silent()
+
+
+def test_tree_that_does_not_answer_ends_the_channel(kernel: Kernel) -> None:
+    kernel.channel.set_tree_timeout(50)
+    unique = kernel.ask(FUSE_GETATTR)
+    with pytest.raises(TimeoutError):
+        kernel.step()
+    assert kernel.answer() == (unique, -errno.EIO, b"")
+
+
+def test_tree_that_takes_nothing_more_ends_the_channel(kernel: Kernel) -> None:
+    kernel.channel.set_tree_timeout(50)
+    with pytest.raises(TimeoutError):
+        for _ in range(100_000):
+            kernel.ask(FUSE_FORGET, bytes(60_000))
+            assert kernel.step() == TREE
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_tree_that_is_gone_ends_the_channel(kernel: Kernel, busy: bool) -> None:
+    kernel.tree.close()
+    if busy:
+        kernel.ask(FUSE_GETATTR)
+    with pytest.raises(BrokenPipeError):
+        kernel.step()
+
+
+# Waiting
+
+
+def test_deadline_is_noticed_while_requests_keep_coming(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.ioctl(fh, 0x9577, 0)
+    past = time.monotonic_ns() - 1
+    assert kernel.channel.step(past, NOTHING) == TIMER
+    assert kernel.channel.step(0, NOTHING) == IOCTL
+
+
+def test_deadline_is_kept(kernel: Kernel) -> None:
+    deadline = time.monotonic_ns() + 30_000_000
+    assert kernel.channel.step(deadline, NOTHING) == TIMER
+    assert time.monotonic_ns() >= deadline
+
+
+def test_event_is_noticed_while_requests_keep_coming(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    kernel.wakeup.wake()
+    kinds = []
+    for _ in range(64):
+        kernel.ioctl(fh, 0x9577, 0)
+        kinds.append(kernel.step())
+    assert EVENT in kinds
+    assert kinds.count(IOCTL) == 63
+
+
+def test_event_and_signal_end_a_wait_once(kernel: Kernel) -> None:
+    kernel.wakeup.wake()
+    kernel.wakeup.wake()
+    assert kernel.step() == EVENT
+    kernel.wakeup._signal_writer.send(b"xy")
+    assert kernel.step() == EVENT
+    assert kernel.step(timeout_ms=20) == TIMER
+
+
+def test_interrupt_names_the_request(kernel: Kernel) -> None:
+    kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", 4711))
+    assert kernel.step() == INTERRUPT
+    assert kernel.channel.interrupted == 4711
+    assert kernel.step(timeout_ms=20) == TIMER
+    assert kernel.is_silent()
+
+
+# Requests
+
+
+class Pool:
+    def __init__(self) -> None:
+        self.stored: dict[int, bytes] = {}
+
+    def store(self, offset: int, data: bytes) -> None:
+        self.stored[offset] = data
+
+    def pin(self, offset: int) -> tuple[object, object]:
+        return f"pointer to {offset}", self
+
+
+class File:
+    fd = 42
+
+
+class Installation:
+    FLAGS_OFFSET = 64
+
+    def __init__(self, pool: Pool) -> None:
+        self.entries = [(File(), pool, 128)]
+        self.dones = 0
+
+    def done(self) -> None:
+        self.dones += 1
+
+
+class Job:
+    def __init__(self, **kwargs: Any) -> None:
+        self.__dict__.update(kwargs)
+
+
+class Installer:
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.through: list[Job] = []
+        self.refuses = False
+
+    def submit(self, job: Job) -> None:
+        if self.refuses:
+            raise KdbusError(errno.EAGAIN)
+        self.jobs.append(job)
+
+    def finished(self) -> list[Job]:
+        through, self.through = self.through, []
+        return through
+
+
+class Bench:
+    """Requests over the fake kernel, with one open file."""
+
+    def __init__(self, kernel: Kernel, installer: Installer | None = None) -> None:
+        self.kernel = kernel
+        self.domain = fakes.Domain()
+        self.files = OpenFiles(kernel.channel)
+        self.handle = self.domain.open()
+        self.fh = self.files.add(self.handle, 1, 0)
+        self.faults = Faults()
+        self.requests = Requests(
+            kernel.channel,
+            self.files,
+            self.domain,
+            fakes.Call,
+            fakes.Caller(),
+            pending=fakes.PENDING,
+            installer=installer,
+            make_job=Job,
+            swap_path=lambda fh: f"/mount/.conn-{fh}",
+            faults=self.faults,
+        )
+
+    def turn(self) -> None:
+        """Serve the ioctl that was asked for."""
+        assert self.kernel.step() == IOCTL
+        self.kernel.channel.flush(self.requests.ioctl())
+
+    def sync_send(self) -> int:
+        message = aligned(struct.pack("<Q", 64) + bytes(56))
+        command = aligned(struct.pack("<QQQQQQQQQ", 72, 1, 0, 0, 0, ctypes.addressof(message), 0, 0, 0))
+        unique = self.kernel.command(self.fh, c.CMD_SEND, command)
+        self.turn()
+        return unique
+
+
+def test_deferred_call_is_answered_when_it_completes(kernel: Kernel) -> None:
+    bench = Bench(kernel)
+    waiting = bench.sync_send()
+    assert kernel.is_silent()
+    asking = kernel.ioctl(bench.fh, fakes.COMPLETE, errno.EPIPE)
+    bench.turn()
+    answers = {kernel.result()[:2], kernel.result()[:2]}
+    assert answers == {(waiting, -errno.EPIPE), (asking, fakes.BASE + 1)}
+    assert bench.requests.stats()["deferred"] == 0
+
+
+def test_interrupt_reaches_the_deferred_call_only(kernel: Kernel) -> None:
+    bench = Bench(kernel)
+    waiting = bench.sync_send()
+    kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", waiting + 2))
+    assert kernel.step() == INTERRUPT
+    bench.requests.interrupt()
+    assert bench.domain.interrupts == 0
+    kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", waiting))
+    assert kernel.step() == INTERRUPT
+    bench.requests.interrupt()
+    unique, result, struct_back = kernel.result()
+    assert (unique, result, len(struct_back)) == (waiting, -512, 72)
+    bench.requests.interrupt()
+    assert bench.domain.interrupts == 1
+
+
+def test_fault_of_ours_is_logged_once_and_the_client_gets_eio(
+    kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(kernel)
+    for _ in range(5):
+        unique = kernel.ioctl(bench.fh, fakes.FAIL, 0)
+        bench.turn()
+        assert kernel.result()[:2] == (unique, -errno.EIO)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert bench.faults.count == 5
+
+
+def test_faults_are_logged_once_a_minute_for_each_place(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    faults = Faults(clock=lambda: now)
+
+    def here(where: int) -> None:
+        try:
+            if where:
+                raise ValueError
+            raise KeyError
+        except (ValueError, KeyError):
+            faults.report("what")
+
+    for at, where, count in ((0, 0, 1), (1, 1, 2), (59, 0, 2), (60, 0, 3), (61, 1, 4), (62, 1, 4)):
+        now = float(at)
+        here(where)
+        assert len(caplog.records) == count
+
+
+def test_hello_is_answered_by_a_job_that_swaps(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    installer = Installer()
+    bench = Bench(kernel, installer)
+    monkeypatch.setitem(fakes._ACTIONS, c.CMD_HELLO, lambda handle, call: 0)
+    hello = aligned(struct.pack("<Q", 104) + b"h" * 96)
+    unique = kernel.command(bench.fh, c.CMD_HELLO, hello)
+    bench.turn()
+    assert kernel.is_silent()
+    (job,) = installer.jobs
+    assert (job.unique, job.result, job.out) == (unique, 0, hello.raw)
+    assert (job.swap, job.entries, job.flags_address) == (f"/mount/.conn-{bench.fh}", [], 0)
+    assert (job.tid, job.user) == (threading.get_native_id(), 1000)
+    assert job.fuse_fd == kernel.reader.fileno()
+    assert bench.requests.jobs == 1
+    # The file may be closed meanwhile: what the job needs stays.
+    bench.files.remove(bench.fh)
+    assert job.context.handle is bench.handle
+    installer.through = installer.jobs
+    bench.requests.finish_jobs()
+    assert bench.requests.jobs == 0
+
+
+@pytest.mark.parametrize("result", [-errno.EPERM, -errno.ENOTTY])
+def test_hello_that_failed_is_answered_at_once(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, result: int
+) -> None:
+    installer = Installer()
+    bench = Bench(kernel, installer)
+    monkeypatch.setitem(fakes._ACTIONS, c.CMD_HELLO, lambda handle, call: result)
+    unique = kernel.command(bench.fh, c.CMD_HELLO, aligned(struct.pack("<Q", 104) + bytes(96)))
+    bench.turn()
+    assert kernel.result()[:2] == (unique, result)
+    assert installer.jobs == []
+
+
+def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, Installation, Pool]:
+    """A RECV that brings a descriptor: its unique and address, and what it installs where."""
+    pool = Pool()
+    installation = Installation(pool)
+
+    def recv(handle: fakes.Handle, call: fakes.Call) -> int:
+        call.installation = installation
+        return 0
+
+    monkeypatch.setitem(fakes._ACTIONS, c.CMD_RECV, recv)
+    command = recv_struct()
+    unique = bench.kernel.command(bench.fh, c.CMD_RECV, command)
+    bench.turn()
+    return unique, ctypes.addressof(command), installation, pool
+
+
+def test_descriptors_are_installed_by_a_job(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    installer = Installer()
+    bench = Bench(kernel, installer)
+    unique, address, installation, _ = receive(bench, monkeypatch)
+    assert kernel.is_silent()
+    (job,) = installer.jobs
+    assert (job.unique, job.entries, job.swap) == (unique, [(42, "pointer to 128")], None)
+    assert job.flags_address == address + 64
+    assert installation.dones == 0
+    installer.through = [job]
+    bench.requests.finish_jobs()
+    assert installation.dones == 1
+
+
+@pytest.mark.parametrize("installer", [None, Installer()])
+def test_descriptors_that_cannot_be_installed_are_told(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, installer: Installer | None
+) -> None:
+    """RECV-13."""
+    if installer is not None:
+        installer.refuses = True
+    bench = Bench(kernel, installer)
+    unique, _, installation, pool = receive(bench, monkeypatch)
+    assert kernel.result() == (unique, 0, recv_struct().raw[:64] + struct.pack("<Q", 1))
+    assert pool.stored == {128: struct.pack("<i", -errno.EPERM)}
+    assert installation.dones == 1
+    assert bench.requests.jobs == 0
+
+
+def test_deferred_call_with_descriptors_is_answered_by_a_job(kernel: Kernel) -> None:
+    installer = Installer()
+    bench = Bench(kernel, installer)
+    unique = bench.sync_send()
+    (call,) = bench.domain.waiting
+    installation = call.installation = Installation(Pool())
+    bench.domain.complete(0)
+    bench.requests.drain()
+    assert kernel.is_silent()
+    (job,) = installer.jobs
+    assert (job.unique, job.tid, len(job.out)) == (unique, threading.get_native_id(), 72)
+    assert job.flags_address == call.address + installation.FLAGS_OFFSET
+
+
+# The loop
+
+
+class NoTree:
+    def ino_of(self, nodeid: int) -> int:
+        raise AssertionError
+
+
+def server_of(bench: Bench) -> Server:
+    kernel = bench.kernel
+    amendments = Amendments(kernel.channel, NoTree(), bench.files.open_answer, passthrough=False)
+    return Server(
+        kernel.channel, amendments, bench.requests, bench.domain, kernel.wakeup, faults=bench.faults
+    )
+
+
+def test_stop_shuts_the_domain_down_and_answers_everybody(kernel: Kernel) -> None:
+    bench = Bench(kernel)
+    server = server_of(bench)
+    waiting = bench.sync_send()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(server.run()))
+    thread.start()
+    server.stop()
+    thread.join(5)
+    assert results == [True]
+    assert bench.domain.is_shut
+    assert kernel.result()[:2] == (waiting, -errno.ECONNRESET)
+
+
+def test_stop_waits_for_jobs_but_not_for_ever(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdbusfs.fuse.server._LINGER_NS", 100_000_000)
+    installer = Installer()
+    bench = Bench(kernel, installer)
+    receive(bench, monkeypatch)
+    server = server_of(bench)
+    server.stop()
+    began = time.monotonic()
+    assert server.run()
+    assert 0.1 <= time.monotonic() - began < 2
+
+
+def test_failing_tree_ends_the_loop_with_a_word_in_the_log(
+    kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(kernel)
+    kernel.tree.close()
+    assert not server_of(bench).run()
+    assert bench.domain.is_shut
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "cannot be served" in caplog.text
+
+
+def test_calls_that_the_domain_forgot_are_answered_at_the_end(kernel: Kernel) -> None:
+    bench = Bench(kernel)
+    waiting = bench.sync_send()
+    bench.domain.waiting.clear()
+    server = server_of(bench)
+    server.stop()
+    assert server.run()
+    assert kernel.result()[:2] == (waiting, -errno.ESHUTDOWN)
