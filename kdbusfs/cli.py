@@ -125,7 +125,7 @@ class Daemon:
         self._ended.callback(wakeup.close)
         installer = Installer(fuse_fd, wakeup.event_fd)
         self._ended.callback(installer.close)
-        host = LinuxHost(fuse_fd, wakeup.event_fd, installer.close_later)
+        host = LinuxHost(fuse_fd, wakeup.event_fd, installer)
         self._ended.callback(host.close)
         self._host = host
         domain = Domain(host)
@@ -151,6 +151,7 @@ class Daemon:
             installer=installer,
             make_job=Job,
             swap_path=lambda fh: f"{path}/.conn-{fh}",
+            make_memory=host.memory,
             faults=faults,
         )
         amendments = Amendments(channel, tree, files.open_answer, passthrough=True)

@@ -146,7 +146,8 @@ class EndpointHandle:
     """An open endpoint file: fresh, connected, or the owner of a custom endpoint.
 
     privileged: opened on the default endpoint by the bus' owner or with CAP_IPC_OWNER (PRIV-1);
-    memory: backs the pool of the connection that it may become; memory_is_shared: another file has the same backing.
+    memory: backs the pool of the connection that it may become; memory_is_shared: it belongs to all files of one inode
+    and cannot be a pool.
     """
 
     __slots__ = ("_role", "connection", "endpoint", "memory", "memory_is_shared", "owned", "privileged")
@@ -215,7 +216,8 @@ class EndpointHandle:
             self.connection.close()
         elif self.owned is not None:
             self.owned.shut_down()
-        self.memory.close()
+        if not self.memory_is_shared:
+            self.memory.close()
 
 
 Handle = ControlHandle | EndpointHandle

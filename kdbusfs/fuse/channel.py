@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from ..abi.commands import COMMANDS
 from ..abi.constants import CMD_SEND
 from ..abi.layouts import CMD_SEND_MSG_ADDRESS_OFFSET
-from ..native import _native as _untyped  # type: ignore[attr-defined]
+from ..native import _native as _untyped
 from .protocol import (
     INIT,
     LOOKUP,

@@ -121,8 +121,9 @@ class Requests:
 
     pending: what a handle's ioctl returns for a call that is answered later.
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, fuse_fd, unique, result, out, user, entries, swap, flags_address and context.
+    tid, unique, result, out, user, entries, swap, flags_offset and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
+    make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
     """
 
     __slots__ = (
@@ -138,6 +139,7 @@ class Requests:
         "_handles",
         "_installer",
         "_make_job",
+        "_make_memory",
         "_message",
         "_native",
         "_pending",
@@ -159,6 +161,7 @@ class Requests:
         installer: Installer | None = None,
         make_job: Callable[..., Any] | None = None,
         swap_path: Callable[[int], str] | None = None,
+        make_memory: Callable[[], Any] | None = None,
         faults: Faults | None = None,
     ) -> None:
         self._channel = channel
@@ -179,6 +182,7 @@ class Requests:
         self._pending = pending
         self._installer = installer
         self._make_job = make_job
+        self._make_memory = make_memory
         self._swap_path = swap_path if installer is not None else None
         self._faults = faults if faults is not None else Faults()
         self._deferred: dict[int, _Deferred] = {}
@@ -203,6 +207,8 @@ class Requests:
                 call.message_error = native.message_error
             call.tag = unique
             self._reset(tid, pidfd)
+            if number == CMD_HELLO:
+                self._own_memory(handle)
             result = handle.ioctl(call)
             if result == self._pending:
                 self._deferred[unique] = _Deferred(call.deferred, fh, tid)
@@ -314,23 +320,20 @@ class Requests:
         try:
             entries: list[tuple[int, Any]] = []
             pinned: list[object] = []
-            flags_address = 0
             if installation is not None:
-                flags_address = call.address + installation.FLAGS_OFFSET
                 for file, memory, offset in installation.entries:
                     pointer, keepalive = memory.pin(offset)
                     entries.append((file.fd, pointer))
                     pinned.append(keepalive)
             job = self._make_job(
                 tid=tid,
-                fuse_fd=self._channel.fuse_fd,
                 unique=unique,
                 result=result,
                 out=out,
                 user=call.caller.user,
                 entries=entries,
                 swap=swap,
-                flags_address=flags_address,
+                flags_offset=-1 if installation is None else installation.FLAGS_OFFSET,
                 context=JobContext(installation, handle, pinned),
             )
             self._installer.submit(job)
@@ -342,6 +345,12 @@ class Requests:
             return False
         self.jobs += 1
         return True
+
+    def _own_memory(self, handle: Handle) -> None:
+        """A file whose inode others have open too gets memory of its own before it can become a connection."""
+        if self._make_memory is not None and getattr(handle, "memory_is_shared", False):
+            handle.memory = self._make_memory()  # type: ignore[attr-defined]
+            handle.memory_is_shared = False  # type: ignore[attr-defined]
 
     def _let_go(self, call: Call) -> None:
         installation, call.installation = call.installation, None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.ports import NO_ID, Ids, Memory, Pids, ProcessMetadata
-from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+from kdbusfs.native._native import ffi, lib
 
 from . import metadata as meta
 from .credentials import CAP_IPC_OWNER, Status
@@ -232,6 +232,11 @@ class LinuxCaller:
             return gid
         inside = to_inside(maps.gid, gid)
         return self.namespaces.overflow_gid if inside is None else inside
+
+    def maps_uid(self, uid: int) -> bool:
+        """Whether the global `uid` has a number of its own in the caller's user namespace."""
+        maps = self._foreign_maps()
+        return maps is None or to_inside(maps.uid, uid) is not None
 
     def uid_to_global(self, uid: int) -> int | None:
         """A uid of the caller's user namespace as a global one; None where unmapped (POL-2, NS-4)."""

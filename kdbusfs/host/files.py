@@ -14,7 +14,7 @@ from errno import EBADF, EMFILE, ENFILE
 from typing import Any, Final, Protocol
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+from kdbusfs.native._native import ffi, lib
 
 from .credentials import mount_type
 from .proc import fail, read

@@ -19,7 +19,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, cast
 
-from kdbusfs.native import _native  # type: ignore[attr-defined]
+from kdbusfs.native import _native
 
 MAX_WORKERS: Final = 256
 """Threads of one installer."""

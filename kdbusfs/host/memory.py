@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.ports import Memory
-from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+from kdbusfs.native._native import ffi, lib
 
 _NAME: Final = "kdbus-conn"  # POOL-6
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -72,17 +72,23 @@ class PoolMemory:
             self.backing_id = r
 
     def resize(self, size: int) -> None:
-        """Give it its size in bytes, once.  Raises KdbusError: EINVAL for what the kernel refuses, ENOMEM."""
-        if self.fd < 0 or self.size or not 0 < size <= _SIZE_MAX:
+        """Give it its size in bytes; again until it is sealed.
+
+        Raises KdbusError: EINVAL for what the kernel refuses, ENOMEM.
+        """
+        if self.fd < 0 or not 0 < size <= _SIZE_MAX:
             raise KdbusError(EINVAL, "pool size")
         try:
             os.ftruncate(self.fd, size)
-            # Sealed, nobody who gets hold of the memfd can cut pages off that the daemon is about to touch.
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             code = ENOMEM if error.errno in _NO_MEMORY else EINVAL
             raise KdbusError(code, "pool size") from None
+        self._mapping = None
         self.size = size
+
+    def seal(self) -> None:
+        """The size is final: nobody who gets hold of the memfd can cut pages off that the daemon may touch."""
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory for it."""

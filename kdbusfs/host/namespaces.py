@@ -9,7 +9,7 @@ from errno import EACCES, ENOTTY, EPERM, ESRCH
 from typing import NamedTuple
 
 from kdbusfs.core.ports import NO_ID
-from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+from kdbusfs.native._native import ffi, lib
 
 from .proc import fail, read, setting
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.native._native import ffi, lib  # type: ignore[import-not-found]
+from kdbusfs.native._native import ffi, lib
 
 _SIZE: Final = 16384
 _buffer: Final[Any] = ffi.new("char[]", _SIZE)
