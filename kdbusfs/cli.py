@@ -125,7 +125,7 @@ class Daemon:
         self._ended.callback(wakeup.close)
         installer = Installer(fuse_fd, wakeup.event_fd)
         self._ended.callback(installer.close)
-        host = LinuxHost(fuse_fd, wakeup.event_fd, installer.close_later)
+        host = LinuxHost(fuse_fd, wakeup.event_fd, installer)
         self._ended.callback(host.close)
         self._host = host
         domain = Domain(host)
