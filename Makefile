@@ -31,7 +31,7 @@ install-deps:
 # Only when the C sources have changed since.
 .venv/built: $(NATIVE) .venv/installed
 	@echo "building the C extension"
-	@$(BIN)/python setup.py -q build_ext --inplace
+	@$(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@touch $@
 
 run: venv

@@ -143,13 +143,16 @@ class EndpointNode(PooledNode):
 
 
 class PoolNode(PooledNode):
-    """The private inode that a connection moves to at HELLO; to its client it looks like the endpoint."""
+    """The private inode that a connection moves to at HELLO; to its client it looks like the endpoint.
+
+    handle: None once it has been opened and closed: the kernel may keep the inode for long after that.
+    """
 
     __slots__ = ("handle",)
 
     def __init__(self, nodeid: int, handle: EndpointHandle, changed_ns: int) -> None:
         super().__init__(nodeid, handle.endpoint, changed_ns)
-        self.handle = handle
+        self.handle: EndpointHandle | None = handle
 
 
 class Admission(enum.Enum):
@@ -181,6 +184,7 @@ class NodeTable:
         self._of_bus: dict[int, BusNode] = {}
         self._of_endpoint: dict[int, _Shown] = {}
         self._of_file: dict[int, PooledNode] = {}
+        self._moved: dict[int, PoolNode] = {}  # by identity of the handle, which an open here keeps alive
         self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
@@ -228,8 +232,14 @@ class NodeTable:
         self._nodes[node.nodeid] = node
         return node
 
-    def look_up_pool(self, handle: EndpointHandle) -> PoolNode:
-        """A fresh private node for the pool of `handle`, looked up once."""
+    def look_up_pool(self, handle: EndpointHandle) -> PoolNode | None:
+        """A fresh private node for the pool of `handle`, looked up once; None when it has moved to one already.
+
+        So whoever looks again after opening makes the kernel drop the name, and with it the inode at its last
+        close.
+        """
+        if id(handle) in self._moved:
+            return None
         node = PoolNode(self._fresh_nodeid(), handle, self._show(handle.endpoint))
         self._nodes[node.nodeid] = node
         return node
@@ -280,16 +290,23 @@ class NodeTable:
             handle.memory_is_shared = True
         node.opens[fh] = handle
         self._of_file[fh] = node
+        if isinstance(node, PoolNode):
+            self._moved[id(handle)] = node
 
     def closed(self, fh: int) -> None:
         """The last descriptor of `fh` is gone.  Any `fh` may be given, also one that is no endpoint file."""
         node = self._of_file.pop(fh, None)
         if node is None:
             return
-        del node.opens[fh]
-        if not node.opens and node.placeholder is not None:
+        handle = node.opens.pop(fh)
+        if node.opens:
+            return
+        if node.placeholder is not None:
             node.placeholder.close()
             node.placeholder = None
+        if isinstance(node, PoolNode):
+            del self._moved[id(handle)]
+            node.handle = None
 
     def _show(self, endpoint: Endpoint) -> int:
         """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""

@@ -191,8 +191,9 @@ class Tree(pyfuse3.Operations):
         if name.startswith(_POOL_PREFIX) and tid in self._installer.tids:
             number = name.removeprefix(_POOL_PREFIX)
             handle = self.files.get(int(number)) if number.isdecimal() else None
-            if handle is not None:
-                return self._nodes.look_up_pool(handle)
+            node = self._nodes.look_up_pool(handle) if handle is not None else None
+            if node is not None:
+                return node
         raise pyfuse3.FUSEError(errno.ENOENT)
 
     @_handler
@@ -253,7 +254,7 @@ class Tree(pyfuse3.Operations):
 
     def _open_pool(self, node: PoolNode, tid: int) -> int:
         # A client that reopens its own descriptor through /proc arrives here as well.
-        if tid not in self._installer.tids:
+        if tid not in self._installer.tids or node.handle is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         fh = self.files.add(node.handle, _ENDPOINT_FLAGS, node.handle.memory.backing_id)
         self._nodes.opened(node, fh, node.handle)

@@ -374,11 +374,13 @@ class TestPrivateNodes:
         second = mount.open(private.st_ino, tid=WORKER, flags=os.O_RDONLY).fh
         assert mount.files.answers[second] == mount.files.answers[first]
         assert mount.files.handles[second] is handle
+        refused(errno.ENOENT, mount.lookup, f".conn-{first}", WORKER)
         run(mount.tree.release, first)
         assert handle.released == 0
         assert mount.files.answers[mount.open(nodeid).fh] == (ENDPOINT_FLAGS, 2)
         run(mount.tree.release, second)
         assert handle.released == 1
+        refused(errno.ENOENT, mount.open, private.st_ino, WORKER)
 
 
 class TestRefusals:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from kdbusfs.fuse.nodes import Admission, NodeTable, PooledNode
+from kdbusfs.fuse.nodes import Admission, NodeTable, PooledNode, PoolNode
 from tests.support.fake_tree import FakeDomain, FakeEndpoint, FakeHandle, FakeMemory
 
 ME, OTHER = 100, 200
@@ -28,6 +28,12 @@ def open_first(table: NodeTable, node: PooledNode, fh: int, backing_id: int = 1)
     handle = FakeHandle(node.endpoint, FakeMemory(backing_id))
     table.opened(node, fh, handle)
     return handle
+
+
+def private_node(table: NodeTable, handle: FakeHandle) -> PoolNode:
+    node = table.look_up_pool(handle)
+    assert node is not None
+    return node
 
 
 def test_root_and_control_are_known_from_the_start_and_never_forgotten(table: NodeTable) -> None:
@@ -94,7 +100,7 @@ def test_the_table_is_back_at_its_size_when_everything_is_forgotten(
     before = len(table)
     ids = [table.look_up_endpoint(endpoint).nodeid for _ in range(100)]
     ids += [table.look_up_bus(endpoint.bus).nodeid for _ in range(100)]
-    ids += [table.look_up_pool(FakeHandle(endpoint, FakeMemory(1))).nodeid for _ in range(100)]
+    ids += [private_node(table, FakeHandle(endpoint, FakeMemory(1))).nodeid for _ in range(100)]
     for nodeid in ids:
         table.forget(nodeid, 1)
     assert len(table) == before
@@ -149,9 +155,22 @@ def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
     node = table.look_up_endpoint(endpoint)
     handle = open_first(table, node, fh=1)
     handle.connection = object()
-    table.opened(table.look_up_pool(handle), 2, handle)
+    table.opened(private_node(table, handle), 2, handle)
     table.closed(1)
     assert table.admit(node, ME) is Admission.FIRST
+
+
+def test_a_private_node_is_found_until_it_is_opened_and_holds_nothing_after_its_close(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    handle = open_first(table, table.look_up_endpoint(endpoint), fh=1)
+    private_node(table, handle)
+    private = private_node(table, handle)
+    table.opened(private, 2, handle)
+    assert table.look_up_pool(handle) is None
+    table.closed(2)
+    assert private.handle is None
+    private_node(table, handle)
 
 
 def test_shared_memory_is_closed_once_with_the_last_open(table: NodeTable, endpoint: FakeEndpoint) -> None:
