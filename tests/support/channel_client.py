@@ -17,9 +17,8 @@ _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 def ioctl(fd: int, number: int, argument: Any = 0) -> int:
     """The result, or -errno.  argument: a number, or a ctypes buffer."""
-    if not isinstance(argument, int):
-        argument = ctypes.addressof(argument)
-    result: int = _libc.ioctl(fd, number, argument)
+    address = argument if isinstance(argument, int) else ctypes.addressof(argument)
+    result: int = _libc.ioctl(fd, number, address)
     return result if result >= 0 else -ctypes.get_errno()
 
 
