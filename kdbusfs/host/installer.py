@@ -290,6 +290,9 @@ class Installer:
         finally:
             if swap >= 0:
                 os.close(swap)
+                # The name means nothing any more: looked up once again, the kernel forgets it.
+                with contextlib.suppress(OSError):
+                    os.stat(str(job.swap))
         self._finish(job)
 
     def _install_loop(self, worker: _Worker, user: int) -> None:
