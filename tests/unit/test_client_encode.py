@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -211,3 +213,32 @@ def test_a_filter_has_all_bits_of_the_masks_of_its_words(words: list[str], size:
 def test_other_words_have_other_bits() -> None:
     assert bloom_filter(["weather"], 64, 4) != bloom_filter(["sports"], 64, 4)
     assert bloom_filter([b"weather"], 64, 4) == bloom_filter(["weather"], 64, 4)
+
+
+_BLOOM_PROGRAM = """
+#define _GNU_SOURCE
+#include <stddef.h>
+#include "example.h"
+
+int main(int argc, char **argv)
+{
+	struct bus bus = { .bloom_size = 64, .bloom_hashes = 5 };
+	uint8_t filter[64] = { 0 };
+	int i;
+
+	for (i = 1; i < argc; i++)
+		bloom_add(&bus, filter, argv[i]);
+	return fwrite(filter, 1, sizeof(filter), stdout) != sizeof(filter);
+}
+"""
+
+
+def test_the_examples_set_the_same_bits(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    source, program = tmp_path / "bloom.c", tmp_path / "bloom"
+    source.write_text(_BLOOM_PROGRAM)
+    include = [f"-I{root / 'docs' / 'examples'}", f"-I{root / 'kdbusfs' / 'include'}"]
+    subprocess.run(["gcc", "-std=gnu11", *include, str(source), "-o", str(program)], check=True, timeout=60)
+    words = ["weather", "org.example.Echo", "", "\u00e4"]
+    output = subprocess.run([str(program), *words], capture_output=True, check=True, timeout=10).stdout
+    assert output == bloom_filter(words, 64, 5)
