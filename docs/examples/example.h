@@ -63,9 +63,12 @@ static inline uint64_t now_ns(void)
 
 #define ITEM_HEADER     offsetof(struct kdbus_item, data)
 
-/* A command or a message that grows by items. An array of u64, because the bus insists on 8-byte alignment. */
+/*
+ * A command or a message that grows by items. The bus insists on 8-byte alignment, which a u64 alone does not bring about
+ * in 32-bit programs.
+ */
 struct builder {
-	uint64_t words[512];
+	uint64_t words[512] __attribute__((aligned(8)));
 	size_t size;
 };
 
@@ -307,8 +310,13 @@ static inline int message_text(const struct bus *bus, const struct kdbus_msg *ms
 			used += size;
 		} else if (item->type == KDBUS_ITEM_PAYLOAD_MEMFD) {
 			size_t size = item->memfd.size < room ? (size_t)item->memfd.size : room;
-			ssize_t got = pread(item->memfd.fd, text + used, size, (off_t)item->memfd.start);
+			ssize_t got;
 
+			if (item->memfd.fd < 0) { /* it could not be installed; this says why */
+				errno = -item->memfd.fd;
+				return failed("receiving a memfd");
+			}
+			got = pread(item->memfd.fd, text + used, size, (off_t)item->memfd.start);
 			if (got < 0)
 				return failed("reading a memfd");
 			used += (size_t)got;

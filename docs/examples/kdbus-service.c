@@ -140,9 +140,11 @@ static void serve(struct bus *bus, const struct kdbus_msg *msg)
 	int sent;
 
 	/* Notifications of the bus have no sender; a service that keeps something for its clients would look at them. */
-	if (msg->src_id == KDBUS_SRC_ID_KERNEL || message_text(bus, msg, text) < 0)
+	if (msg->src_id == KDBUS_SRC_ID_KERNEL)
 		return;
 	print_sender(msg);
+	if (message_text(bus, msg, text) < 0)
+		strcpy(text, "that cannot be read"); /* whoever waits is to know */
 	count = message_fds(msg, &fds);
 	if (strcmp(text, "silence") == 0)
 		return;

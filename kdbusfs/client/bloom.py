@@ -17,7 +17,7 @@ def _fnv1a(data: bytes) -> int:
 
 
 def bloom_filter(words: Iterable[str | bytes], size: int, n_hash: int) -> bytes:
-    """A filter of `size` bytes with `n_hash` bits set for each of `words`.  As a mask: asks for all of them."""
+    """A filter of `size` bytes with `n_hash` bits set for each of `words`; as a mask: asks for all."""
     bits = size * 8
     field = bytearray(size)
     for word in words:

@@ -225,7 +225,7 @@ class NameInfo(NamedTuple):
 class Info:
     """About a connection, or about a bus and who made it.
 
-    `id` is the connection's or the bus'; `flags` are those of its HELLO or BUS_MAKE; `name` is the bus' or None.
+    id: the connection's or the bus'; flags: of its HELLO or BUS_MAKE; name: of the bus, else None.
     """
 
     id: int

@@ -67,7 +67,7 @@ def raw_ioctl(fd: int, number: int, argument: Buffer | int, *, misalign: int = 0
     """Issue any command with any bytes: (0 or the errno, the bytes as they were left).
 
     `argument` is copied to aligned memory first, `misalign` bytes further on; an integer is passed as the
-    address itself, and nothing is given back then.  Nothing is checked, and an interrupted call is not repeated.
+    address itself, and nothing is given back then.  Nothing is checked; an interrupted call is not repeated.
     """
     if isinstance(argument, int):
         return ioctl(fd, number, argument), b""
@@ -145,7 +145,7 @@ LINUX: Final = Linux()
 
 
 def issue(system: System, fd: int, number: int, command: Buffer) -> tuple[int, Block]:
-    """Issue a command, again after a signal that its handler survived: 0 or the errno, and what it left behind.
+    """Issue a command, again after each signal: 0 or the errno, and what it left behind.
 
     A sync SEND that is issued again waits for the same reply (SYNC-3).
     """
