@@ -21,9 +21,12 @@ class FakeMemory:
         self.sealed = False
         self.closed = False
         self.failing = 0  # errno of the next calls of `store`; 0: they succeed
+        self.resize_errno = 0
 
     def resize(self, size: int) -> None:
         assert not self.sealed
+        if self.resize_errno:
+            raise KdbusError(self.resize_errno, "no such size")
         self.data = bytearray(size)
 
     def seal(self) -> None:
