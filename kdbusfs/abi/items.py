@@ -93,7 +93,7 @@ def _check_at_least(size: int) -> Callable[[bytes], None]:
 
 
 def _check_string(payload: bytes) -> None:
-    if payload.find(0) != len(payload) - 1:
+    if not payload or payload.find(0) != len(payload) - 1:
         raise KdbusError(EINVAL, "not one NUL-terminated string")
 
 

@@ -105,6 +105,7 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     credentials = PinnedCredentials(caller.ids(), caller.groups())
     user = handle.endpoint.user or bus.domain.users.get(caller.user)
     user.add_connection()
+    pool = Pool(pool_size, handle.memory, user)
     try:
         if not handle.endpoint.active:
             raise KdbusError(ESHUTDOWN, "endpoint is gone")
@@ -118,19 +119,13 @@ def hello(handle: EndpointHandle, call: Call) -> int:
             metadata,
             credentials,
             user,
-            Pool(pool_size, handle.memory, user),
+            pool,
             faked=faked,
         )
         offset, items_size = _publish_bloom_parameter(connection)
-    except KdbusError:
-        user.connections -= 1
-        bus.domain.users.forget_if_idle(user)
-        raise
-    try:
         _connect(connection, request, items, call)
     except KdbusError:
-        connection.disconnect()
-        connection.pool.close()
+        pool.close()
         user.connections -= 1
         bus.domain.users.forget_if_idle(user)
         raise
@@ -182,10 +177,21 @@ def _publish_bloom_parameter(connection: Connection) -> tuple[int, int]:
 
 
 def _connect(connection: Connection, request: _Request, items: list[Item], call: Call) -> None:
-    """Let the bus see the connection (HELLO-14 to HELLO-16, NOTE-7).  Raises KdbusError(EEXIST, EINVAL)."""
-    bus = connection.bus
-    bus.add_connection(connection)
+    """Let the bus see the connection (HELLO-14 to HELLO-16, NOTE-7).
+
+    Raises KdbusError: EEXIST, EINVAL; then the connection is gone again.
+    """
+    connection.bus.add_connection(connection)
     connection.active = True
+    try:
+        _introduce(connection, request, items, call)
+    except KdbusError:
+        connection.disconnect()
+        raise
+
+
+def _introduce(connection: Connection, request: _Request, items: list[Item], call: Call) -> None:
+    bus = connection.bus
     if not connection.is_monitor:
         bus.notifier.id_change(c.ITEM_ID_ADD, connection.id, connection.flags)
     if connection.is_activator:

@@ -100,8 +100,7 @@ def _auxgroups(process: ProcessMetadata, reader: Reader) -> bytes:
 def _audit(process: ProcessMetadata, reader: Reader) -> bytes:
     """`loginuid` is -1 where unset or unmapped, unlike the ids of CREDS (META-14)."""
     loginuid = process.loginuid
-    if loginuid != NO_ID and not reader.maps_uid(loginuid):
-        loginuid = NO_ID
+    loginuid = reader.uid_from_global(loginuid) if reader.maps_uid(loginuid) else NO_ID
     return AUDIT.pack(process.sessionid, loginuid)
 
 

@@ -110,7 +110,7 @@ class PolicyDb:
         `only_one`), EEXIST (an entry of that name exists); then the old entries stay.
         """
         wanted = _parse(items, owner, caller, only_one=only_one, wildcards=wildcards)
-        mine = self._owned.get(owner, [])
+        mine = set(self._owned.get(owner, ()))  # an endpoint may have over a thousand
         seen: set[_Key] = set()
         for key, _ in wanted:
             if key in seen or (key in self._entries and key not in mine):

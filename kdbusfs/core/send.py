@@ -64,13 +64,15 @@ class Outgoing:
         self.metadata: ConnMetadata | None = None
 
     def collect(self, receiver: Connection) -> None:
-        """Gather what this receiver wants, the sender agrees to and the domain lets through (META-2).
+        """Gather what this receiver wants and the sender agrees to (META-2).
 
-        Raises KdbusError when a kind cannot be gathered.
+        The domain's mask counts when a message is received (MASK-1); kinds that cost a look at the process are not
+        even gathered while it hides them.  Raises KdbusError when a kind cannot be gathered.
         """
         source = self.source
         domain = source.bus.domain
-        kinds = source.attach_flags_send & receiver.attach_flags_recv & domain.attach_flags_mask
+        kinds = source.attach_flags_send & receiver.attach_flags_recv
+        kinds &= domain.attach_flags_mask | ~c.ATTACH_PROCESS
         if not kinds:
             return
         if kinds & c.ATTACH_PROCESS and not source.faked:  # META-18

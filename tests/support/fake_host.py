@@ -20,15 +20,21 @@ class FakeMemory:
         self.data = bytearray()
         self.sealed = False
         self.closed = False
+        self.failing = 0  # errno of the next calls of `store`; 0: they succeed
+        self.resize_errno = 0
 
     def resize(self, size: int) -> None:
         assert not self.sealed
+        if self.resize_errno:
+            raise KdbusError(self.resize_errno, "no such size")
         self.data = bytearray(size)
 
     def seal(self) -> None:
         self.sealed = True
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        if self.failing:
+            raise KdbusError(self.failing, "no memory to map")
         assert offset + len(data) <= len(self.data)
         self.data[offset : offset + len(data)] = data
 
@@ -85,6 +91,10 @@ class FakeProcess:
     alive: bool = True
     failing: int = 0  # attach flags that cannot be collected
     next_address: int = 0x10000
+    seclabel: bytes | None = None
+    audit: tuple[int, int] | None = None  # sessionid, loginuid
+    domain_uids: dict[int, int | None] | None = None  # global -> in the domain's user namespace; None: identity
+    writable: bool = True
 
     def place(self, data: bytes) -> int:
         """Put `data` into the process' memory; its 8-aligned address."""
@@ -164,7 +174,8 @@ class FakeCaller:
         return self.uid_to_global(gid)
 
     def domain_uid(self, uid: int) -> int | None:
-        return uid
+        mapping = self.process.domain_uids
+        return uid if mapping is None else mapping.get(uid)
 
     def pids_of(self, pid: int) -> dict[int, int] | None:
         return {self.process.pid_ns: pid} if pid < 1_000_000 else None
@@ -186,8 +197,16 @@ class FakeCaller:
         metadata.cgroup = b"/"
         metadata.caps = bytes(36)
         metadata.user_ns = process.user_ns
+        if process.seclabel is not None:
+            metadata.valid |= kinds & c.ATTACH_SECLABEL
+            metadata.seclabel = process.seclabel
+        if process.audit is not None:
+            metadata.valid |= kinds & c.ATTACH_AUDIT
+            metadata.sessionid, metadata.loginuid = process.audit
 
     def write(self, address: int, data: bytes) -> None:
+        if not self.process.writable:
+            raise KdbusError(EFAULT, "read-only")
         for start, region in self.process.memory.items():
             if start <= address and address + len(data) <= start + len(region):
                 region[address - start : address - start + len(data)] = data
