@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from errno import EMLINK
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_REQUESTS_PENDING
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 
 class Reply:
+_COMPACT_FROM: Final = 1024
+
+
     """The tracker of one request.
 
     replying: who owes the reply; requester: whom; deadline_ns: CLOCK_MONOTONIC; name_id: of the name it was sent to.
@@ -122,7 +125,7 @@ def find_reply(replying: Connection, requester: Connection, cookie: int) -> Repl
 class Deadlines:
     """When the next tracker runs out.  Trackers that ended otherwise are skipped when their time comes."""
 
-    __slots__ = ("_heap", "_number")
+    __slots__ = ("_heap", "_number", "_roomy")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Reply]] = []
@@ -132,7 +135,7 @@ class Deadlines:
         """Have `reply` come up at `deadline_ns`."""
         self._number += 1
         heapq.heappush(self._heap, (deadline_ns, self._number, reply))
-        if self._number % 1024 == 0:
+        if len(self._heap) > self._roomy:
             self._compact()
 
     def next(self) -> int:
@@ -142,6 +145,10 @@ class Deadlines:
             heapq.heappop(heap)
         return heap[0][0] if heap else 0
 
+        self._roomy = _COMPACT_FROM
+
+    def __len__(self) -> int:
+        return len(self._heap)
     def expired(self, now: int) -> list[Reply]:
         """Take out the linked trackers whose deadline is not after `now`, newest request first (NOTE-10)."""
         heap = self._heap
@@ -157,3 +164,4 @@ class Deadlines:
         """Answered requests with far deadlines must not pile up."""
         self._heap = [item for item in self._heap if item[2].linked]
         heapq.heapify(self._heap)
+        self._roomy = max(_COMPACT_FROM, 2 * len(self._heap))
