@@ -129,20 +129,27 @@ def _watch_cancel_fd(
 ) -> Cancellation | None:
     """SEND-29, SEND-30.  Raises KdbusError: EINVAL, EEXIST, EBADF."""
     sync = U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY
-    wanted: int | None = None
-    for kind, payload in items:
-        if kind != c.ITEM_CANCEL_FD:
-            raise KdbusError(EINVAL, "item that no SEND may have")
-        if not sync:
-            continue
-        if wanted is not None:
-            raise KdbusError(EEXIST, "second CANCEL_FD")
-        wanted = I32.unpack(payload)[0]
-    if wanted is None:
-        return None
-    if wanted < 0:
+    watched: Cancellation | None = None
+    try:
+        for kind, payload in items:
+            if kind != c.ITEM_CANCEL_FD:
+                raise KdbusError(EINVAL, "item that no SEND may have")
+            if not sync:
+                continue
+            if watched is not None:
+                raise KdbusError(EEXIST, "second CANCEL_FD")
+            watched = _watch(connection, call, I32.unpack(payload)[0], token)
+    except KdbusError:
+        if watched is not None:
+            watched.close()
+        raise
+    return watched
+
+
+def _watch(connection: Connection, call: Call, fd: int, token: CancelToken) -> Cancellation:
+    if fd < 0:
         raise KdbusError(EBADF, "negative CANCEL_FD")
-    file = call.caller.take_file(wanted)
+    file = call.caller.take_file(fd)
     try:
         if file.is_path:
             raise KdbusError(EBADF, "O_PATH descriptor as CANCEL_FD")
