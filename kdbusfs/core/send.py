@@ -25,7 +25,7 @@ from .call import PENDING
 from .message import Message, parse_message
 from .metadata import ConnMetadata
 from .ports import ProcessMetadata
-from .reply import Reply, find_reply
+from .reply import Reply, find_interrupted, find_reply
 from .sync import answer, finish, take_answer, wait
 
 if TYPE_CHECKING:
@@ -178,11 +178,11 @@ def _unicast(
     outgoing: Outgoing, token: CancelToken, cancellation: Cancellation | None, *, sync: bool
 ) -> int:
     source, message, call = outgoing.source, outgoing.message, outgoing.call
-    receiver = _find_receiver(outgoing)
     if sync:
-        reply = find_reply(receiver, source, message.cookie)
-        if reply is not None and reply.interrupted:
+        reply = find_interrupted(source, message.address, message.cookie)
+        if reply is not None:
             return _resume(reply, call, token, cancellation)
+    receiver = _find_receiver(outgoing)
     outgoing.collect(receiver)
     request: Reply | None = None
     awaited: Reply | None = None
@@ -241,7 +241,7 @@ def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> R
     Raises KdbusError(EPERM) when `source` owes no such reply.
     """
     reply = find_reply(source, receiver, cookie)
-    if reply is None or reply.answered:
+    if reply is None:
         raise KdbusError(EPERM, "no such reply is expected")
     if reply.sync:
         return reply
