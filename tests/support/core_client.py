@@ -7,14 +7,29 @@ from struct import pack, unpack_from
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.items import Item, make_item, parse_items
+from kdbusfs.abi.items import Item, make_item
 from kdbusfs.core.call import PENDING, Call, Installation
+from kdbusfs.core.connection import Connection
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.handle import ControlHandle, EndpointHandle
 
 from .fake_host import FakeCaller, FakeHost, FakeMemory, FakeProcess
 
 POOL_SIZE = 1 << 20
+
+
+def walk_items(data: bytes | bytearray, start: int, end: int) -> list[Item]:
+    """The items that the core wrote to `data[start:end]`, which must fill it exactly, with zeros as padding."""
+    items: list[Item] = []
+    while start < end:
+        size, kind = unpack_from("<QQ", data, start)
+        assert size >= 16
+        items.append((kind, bytes(data[start + 16 : start + size])))
+        padded = (size + 7) & ~7
+        assert not any(data[start + size : start + padded])
+        start += padded
+    assert start == end
+    return items
 
 
 @dataclass
@@ -153,11 +168,22 @@ class Client:
         assert result == 0, result
         return self.read_message(*unpack_from("<QQQ", self.last, 48))
 
+    def last_message(self) -> Received:
+        """The message that the last command was a RECV or sync SEND of."""
+        assert self.last_call is not None
+        return self.read_message(*unpack_from("<QQQ", self.last_call.command, 48))
+
+    @property
+    def connection(self) -> Connection:
+        assert isinstance(self.handle, EndpointHandle)
+        assert self.handle.connection is not None
+        return self.handle.connection
+
     def read_message(self, offset: int, size: int, return_flags: int) -> Received:
         data = self.pool[offset : offset + size]
         header = unpack_from("<QQqQQQQQ", data)
         assert self.last_call is not None
-        items = parse_items(data, 64, size)
+        items = walk_items(data, 64, size)
         return Received(offset, size, return_flags, header, items, self.last_call.installation)
 
     def payloads(self, message: Received) -> list[bytes | None]:
@@ -207,7 +233,7 @@ class Client:
             record, conn_flags, owner = unpack_from("<QQQ", data, at)
             name, name_flags = None, 0
             if record > 24:
-                ((kind, payload),) = parse_items(data, at + 24, at + record)
+                ((kind, payload),) = walk_items(data, at + 24, at + record)
                 assert kind == c.ITEM_OWNED_NAME
                 name_flags = unpack_from("<Q", payload)[0]
                 name = payload[8:].rstrip(b"\0")
