@@ -13,7 +13,7 @@ from .call import Installation
 from .match import MatchDb
 from .metadata import export
 from .queue import Queue, QueueEntry
-from .sync import finish, forget
+from .sync import fail, finish, forget
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
@@ -351,10 +351,8 @@ class Connection:
             if not reply.sync:
                 bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
                 reply.unlink()
-            elif reply.call is not None:
-                finish(reply, EPIPE)
             else:
-                forget(reply)
+                fail(reply, EPIPE)
         self.matches.clear()
         if not self.is_monitor:
             bus.notifier.id_change(c.ITEM_ID_REMOVE, self.id, self.flags)

@@ -167,6 +167,11 @@ class Message:
         self.seqnum = 0
 
     @property
+    def address(self) -> tuple[int, bytes | None]:
+        """Whom its sender addressed: the id and the name."""
+        return self.dst_id, self.resources.dst_name if self.resources is not None else None
+
+    @property
     def has_files(self) -> bool:
         """Whether an FDS item travels along, for which the receiver needs ACCEPT_FD."""
         return self.resources is not None and bool(self.resources.files)

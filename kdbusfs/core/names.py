@@ -94,6 +94,7 @@ class NameRegistry:
         if flags & c.NAME_REPLACE_EXISTING and entry.flags & c.NAME_ALLOW_REPLACEMENT:
             if entry.flags & c.NAME_QUEUE:
                 self._wait(entry, entry.owner, entry.flags)
+            self._stop_waiting(entry, connection)
             self._change_owner(entry, connection, flags)
             return flags
         if flags & c.NAME_QUEUE:

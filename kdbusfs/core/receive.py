@@ -10,7 +10,7 @@ from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
 from ..abi.layouts import CMD_RECV, CMD_RECV_DROPPED_OFFSET, U64
-from .sync import finish, forget
+from .sync import fail
 
 if TYPE_CHECKING:
     from .call import Call
@@ -68,11 +68,9 @@ def _drop(connection: Connection, entry: QueueEntry) -> None:
     reply = entry.reply
     connection.queue.remove(entry)
     connection.wake()
-    if reply is not None and reply.linked:
-        if reply.call is not None:
-            finish(reply, EPIPE)
-        elif reply.sync:
-            forget(reply)
+    if reply is not None and reply.linked and not reply.answered:
+        if reply.sync:
+            fail(reply, EPIPE)
         else:
             connection.bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
             reply.unlink()

@@ -2,15 +2,16 @@
 
 A tracker is *linked* while a reply is accepted.  The requester's slot (one of 128) is taken as long as the tracker is
 linked or its request is still queued (REP-3).  A synchronous tracker has a `call`, the blocked SEND, except between an
-interruption and the restart of the ioctl; a reply that comes just then is kept in `answer`, or the errno of its failed
-delivery in `failure` (SYNC-4).
+interruption and the restart of the ioctl; a reply that comes just then is kept in `answer`, or the errno of what went
+wrong in `failure` (SYNC-4).  Such a tracker is *settled*: nobody owes anything any more, and it stays linked for the
+restart, even if the replying connection leaves.
 """
 
 from __future__ import annotations
 
 import heapq
 from errno import EMLINK
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_REQUESTS_PENDING
@@ -23,14 +24,19 @@ if TYPE_CHECKING:
     from .queue import QueueEntry
 
 
+_COMPACT_FROM: Final = 1024
+
+
 class Reply:
     """The tracker of one request.
 
-    replying: who owes the reply; requester: whom; deadline_ns: CLOCK_MONOTONIC; name_id: of the name it was sent to.
+    replying: who owes the reply; requester: whom; deadline_ns: CLOCK_MONOTONIC; name_id: of the name it was sent to;
+    address: id and name that the request was sent to, by which its restart is known (SYNC-2).
     """
 
     __slots__ = (
         "_holders",
+        "address",
         "answer",
         "call",
         "cancellation",
@@ -57,6 +63,7 @@ class Reply:
         self.cookie = message.cookie
         self.deadline_ns = message.cookie_reply
         self.name_id = message.name_id
+        self.address = message.address
         self.sync = sync
         self.linked = False
         self.interrupted = False
@@ -68,7 +75,7 @@ class Reply:
 
     @property
     def answered(self) -> bool:
-        """Whether a reply came during an interruption."""
+        """Whether it was settled during an interruption."""
         return self.answer is not None or self.failure != 0
 
     def retain(self) -> Reply:
@@ -94,14 +101,17 @@ class Reply:
             return
         self.linked = False
         self.requester.replies.remove(self)
-        del self.replying.owed[self]
+        self.settle()
         self.drop()
 
+    def settle(self) -> None:
+        """The replying connection owes nothing any more.  Idempotent."""
+        self.replying.owed.pop(self, None)
+
     def move(self, replying: Connection) -> None:
-        """Let another connection owe the reply (ACT-6)."""
-        if self.linked:
-            del self.replying.owed[self]
-            replying.owed[self] = None
+        """Let another connection owe what is owed (ACT-6)."""
+        del self.replying.owed[self]
+        replying.owed[self] = None
         self.replying = replying
 
     def stop_watching(self) -> None:
@@ -112,9 +122,17 @@ class Reply:
 
 
 def find_reply(replying: Connection, requester: Connection, cookie: int) -> Reply | None:
-    """The newest linked tracker that entitles `replying` to answer `requester` (REP-8)."""
+    """The newest tracker that entitles `replying` to answer `requester` (REP-8)."""
     for reply in reversed(requester.replies):
-        if reply.replying is replying and reply.cookie == cookie:
+        if reply.replying is replying and reply.cookie == cookie and not reply.answered:
+            return reply
+    return None
+
+
+def find_interrupted(requester: Connection, address: tuple[int, bytes | None], cookie: int) -> Reply | None:
+    """The newest interrupted tracker of a request to `address` (SYNC-2)."""
+    for reply in reversed(requester.replies):
+        if reply.interrupted and reply.cookie == cookie and reply.address == address:
             return reply
     return None
 
@@ -122,17 +140,21 @@ def find_reply(replying: Connection, requester: Connection, cookie: int) -> Repl
 class Deadlines:
     """When the next tracker runs out.  Trackers that ended otherwise are skipped when their time comes."""
 
-    __slots__ = ("_heap", "_number")
+    __slots__ = ("_heap", "_number", "_roomy")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Reply]] = []
         self._number = 0
+        self._roomy = _COMPACT_FROM
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def add(self, reply: Reply, deadline_ns: int) -> None:
         """Have `reply` come up at `deadline_ns`."""
         self._number += 1
         heapq.heappush(self._heap, (deadline_ns, self._number, reply))
-        if self._number % 1024 == 0:
+        if len(self._heap) > self._roomy:
             self._compact()
 
     def next(self) -> int:
@@ -154,6 +176,7 @@ class Deadlines:
         return [reply for _, reply in due]
 
     def _compact(self) -> None:
-        """Answered requests with far deadlines must not pile up."""
+        """Answered requests with far deadlines must not pile up, at a cost that does not grow with the others."""
         self._heap = [item for item in self._heap if item[2].linked]
         heapq.heapify(self._heap)
+        self._roomy = max(_COMPACT_FROM, 2 * len(self._heap))

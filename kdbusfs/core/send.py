@@ -25,7 +25,7 @@ from .call import PENDING
 from .message import Message, parse_message
 from .metadata import ConnMetadata
 from .ports import ProcessMetadata
-from .reply import Reply, find_reply
+from .reply import Reply, find_interrupted, find_reply
 from .sync import answer, finish, take_answer, wait
 
 if TYPE_CHECKING:
@@ -131,20 +131,27 @@ def _watch_cancel_fd(
 ) -> Cancellation | None:
     """SEND-29, SEND-30.  Raises KdbusError: EINVAL, EEXIST, EBADF."""
     sync = U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY
-    wanted: int | None = None
-    for kind, payload in items:
-        if kind != c.ITEM_CANCEL_FD:
-            raise KdbusError(EINVAL, "item that no SEND may have")
-        if not sync:
-            continue
-        if wanted is not None:
-            raise KdbusError(EEXIST, "second CANCEL_FD")
-        wanted = I32.unpack(payload)[0]
-    if wanted is None:
-        return None
-    if wanted < 0:
+    watched: Cancellation | None = None
+    try:
+        for kind, payload in items:
+            if kind != c.ITEM_CANCEL_FD:
+                raise KdbusError(EINVAL, "item that no SEND may have")
+            if not sync:
+                continue
+            if watched is not None:
+                raise KdbusError(EEXIST, "second CANCEL_FD")
+            watched = _watch(connection, call, I32.unpack(payload)[0], token)
+    except KdbusError:
+        if watched is not None:
+            watched.close()
+        raise
+    return watched
+
+
+def _watch(connection: Connection, call: Call, fd: int, token: CancelToken) -> Cancellation:
+    if fd < 0:
         raise KdbusError(EBADF, "negative CANCEL_FD")
-    file = call.caller.take_file(wanted)
+    file = call.caller.take_file(fd)
     try:
         if file.is_path:
             raise KdbusError(EBADF, "O_PATH descriptor as CANCEL_FD")
@@ -173,11 +180,11 @@ def _unicast(
     outgoing: Outgoing, token: CancelToken, cancellation: Cancellation | None, *, sync: bool
 ) -> int:
     source, message, call = outgoing.source, outgoing.message, outgoing.call
-    receiver = _find_receiver(outgoing)
     if sync:
-        reply = find_reply(receiver, source, message.cookie)
-        if reply is not None and reply.interrupted:
+        reply = find_interrupted(source, message.address, message.cookie)
+        if reply is not None:
             return _resume(reply, call, token, cancellation)
+    receiver = _find_receiver(outgoing)
     outgoing.collect(receiver)
     request: Reply | None = None
     awaited: Reply | None = None
@@ -236,7 +243,7 @@ def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> R
     Raises KdbusError(EPERM) when `source` owes no such reply.
     """
     reply = find_reply(source, receiver, cookie)
-    if reply is None or reply.answered:
+    if reply is None:
         raise KdbusError(EPERM, "no such reply is expected")
     if reply.sync:
         return reply

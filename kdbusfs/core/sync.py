@@ -86,8 +86,18 @@ def answer(
         finish(reply, errno)
     else:
         reply.failure = errno
+        reply.settle()
     if failed is not None:
         raise failed
+
+
+def fail(reply: Reply, errno: int) -> None:
+    """No reply will come: the SEND returns -errno, an interrupted one when it is restarted (REP-10, REP-11)."""
+    if reply.call is not None:
+        finish(reply, errno)
+    else:
+        reply.failure = errno
+        reply.settle()
 
 
 def interrupt(reply: Reply, result: int) -> None:

@@ -1,0 +1,114 @@
+"""BC: broadcasts reach whoever asked for them and may hear the sender."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdbusfs.abi import constants as c
+from kdbusfs.abi.items import make_item
+from tests.support.core_client import FakeProcess, World
+from tests.support.core_scenes import cookies, drain, id_rule, mask, observer, signal
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_bc_1_receivers_need_a_match_and_the_right_to_talk_to_the_sender(world):
+    sender = world.connect(FakeProcess(uid=2000, pid=200))
+    same_user = world.connect(FakeProcess(uid=2000, pid=201))
+    privileged = world.connect()
+    stranger = world.connect(FakeProcess(uid=3000, pid=300))
+    no_match = world.connect()
+    for client in (same_user, privileged, stranger):
+        client.add_match(1, id_rule(c.MATCH_ID_ANY))
+    assert signal(sender, cookie=5) == 0
+    received = [cookies(client) for client in (same_user, privileged, stranger, no_match)]
+    assert received == [[5], [5], [], []]
+
+
+def test_bc_1_receivers_on_every_endpoint_of_the_bus_are_asked(world):
+    owner = world.open()
+    name = make_item(c.ITEM_NAME, b"a.b\0")
+    talk = make_item(c.ITEM_POLICY_ACCESS, b"".join(n.to_bytes(8, "little") for n in (3, 1, 0)))
+    assert owner.make_endpoint(b"1000-custom", 0, name + talk) == 0
+    sender = world.connect()
+    receiver = world.connect(endpoint="1000-custom")
+    receiver.add_match(1, id_rule(sender.id))
+    assert signal(sender, cookie=1) == 0
+    sender.acquire(b"a.b")
+    assert signal(sender, cookie=2) == 0
+    assert cookies(receiver) == [2]
+
+
+def test_bc_1_special_connections_get_no_broadcasts_and_monitors_get_all(world):
+    sender = world.connect()
+    name = make_item(c.ITEM_NAME, b"a.b\0")
+    activator = world.connect(flags=c.HELLO_ACTIVATOR, items=name)
+    monitor = world.connect(flags=c.HELLO_MONITOR)
+    assert signal(sender, cookie=3) == 0
+    assert cookies(activator) == []
+    assert cookies(monitor) == [3]
+
+
+def test_bc_1_a_broadcast_is_queued_once_for_several_matches(world):
+    sender, receiver = world.connect(), world.connect()
+    for cookie in range(5):
+        receiver.add_match(cookie, id_rule(sender.id))
+    assert signal(sender, cookie=1) == 0
+    assert cookies(receiver) == [1]
+
+
+def test_bc_2_a_receiver_that_cannot_take_it_loses_it_and_others_do_not(world):
+    sender = world.connect()
+    small = world.connect(pool_size=4096)
+    big = world.connect()
+    for client in (small, big):
+        client.add_match(1, id_rule(sender.id))
+    assert signal(sender, cookie=1, items=sender.vec(bytes(3000))) == 0
+    assert signal(sender, cookie=2, items=sender.vec(bytes(5000))) == 0
+    assert (small.connection.lost, big.connection.lost) == (2, 0)
+    assert cookies(big) == [1, 2]
+    assert small.connection.pool.busy == 0
+
+
+def test_bc_2_quota_and_full_queues_count_as_lost(world):
+    sender, receiver = world.connect(), world.connect()
+    receiver.add_match(1, id_rule(sender.id))
+    for cookie in range(40):
+        assert signal(sender, cookie=cookie) == 0
+    assert receiver.connection.lost == 8
+    assert len(receiver.connection.queue) == 32
+
+
+def test_bc_3_mon_7_monitors_have_it_before_any_receiver(world):
+    sender = world.connect()
+    receiver = world.connect()
+    receiver.add_match(1, id_rule(sender.id))
+    monitor = world.connect(flags=c.HELLO_MONITOR)
+    world.domain.changed.clear()
+    assert signal(sender) == 0
+    assert world.domain.changed == [monitor.handle, receiver.handle]
+
+
+def test_bc_4_only_the_sending_connection_is_skipped(world):
+    sender, own = world.connect(), world.connect()
+    for client in (sender, own):
+        client.add_match(1, id_rule(c.MATCH_ID_ANY))
+    assert signal(sender, cookie=1) == 0
+    assert (cookies(sender), cookies(own)) == ([], [1])
+
+
+def test_bc_1_connections_that_want_something_else_cost_nothing(world):
+    """A broadcast asks only those that have a match for user messages; a notification those of its kind."""
+    sender = world.connect()
+    for _ in range(20):
+        world.connect()
+    watcher = observer(world)
+    narrow = world.connect()
+    narrow.add_match(1, mask(1))
+    drain(watcher)
+    assert list(world.domain.buses["1000-test"].user_listeners) == [watcher.id, narrow.id]
+    assert signal(sender, bits=1) == 0
+    assert len(drain(narrow)) == 1
