@@ -121,7 +121,7 @@ class Requests:
 
     pending: what a handle's ioctl returns for a call that is answered later.
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, fuse_fd, unique, result, out, user, entries, swap, flags_address and context.
+    tid, user, unique, result, out, entries, flags_offset, swap and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
     """
 
@@ -314,23 +314,20 @@ class Requests:
         try:
             entries: list[tuple[int, Any]] = []
             pinned: list[object] = []
-            flags_address = 0
             if installation is not None:
-                flags_address = call.address + installation.FLAGS_OFFSET
                 for file, memory, offset in installation.entries:
                     pointer, keepalive = memory.pin(offset)
                     entries.append((file.fd, pointer))
                     pinned.append(keepalive)
             job = self._make_job(
                 tid=tid,
-                fuse_fd=self._channel.fuse_fd,
+                user=call.caller.user,
                 unique=unique,
                 result=result,
                 out=out,
-                user=call.caller.user,
                 entries=entries,
+                flags_offset=installation.FLAGS_OFFSET if installation is not None else -1,
                 swap=swap,
-                flags_address=flags_address,
                 context=JobContext(installation, handle, pinned),
             )
             self._installer.submit(job)
