@@ -63,7 +63,7 @@ def test_item_1_items_are_walked_in_steps_of_8() -> None:
 def test_item_1_the_last_item_may_be_unpadded(length: int) -> None:
     """ITEM-1: padded fully, partly or not at all, the walk ends at ALIGN8 of the end."""
     exact = header(16 + length) + b"x" * length
-    for pad in range(0, -length % 8 + 1):
+    for pad in range(-length % 8 + 1):
         assert outcome(exact + bytes(pad)) == 0
     assert outcome(exact[:-1]) == EINVAL
 
@@ -138,7 +138,7 @@ def test_item_6_descriptors_are_an_array_of_ints() -> None:
 
 def test_item_7_bloom_items_have_their_sizes() -> None:
     """ITEM-7"""
-    for length in range(0, 33):
+    for length in range(33):
         assert one(c.ITEM_BLOOM_PARAMETER, bytes(length)) == (0 if length == 16 else EINVAL)
         assert one(c.ITEM_BLOOM_FILTER, bytes(length)) == (0 if length >= 8 else EINVAL)
         assert one(c.ITEM_BLOOM_MASK, bytes(length)) == 0
@@ -167,13 +167,13 @@ EXACT = {
 @pytest.mark.parametrize("kind", EXACT)
 def test_item_9_fixed_payloads_have_exactly_their_size(kind: int) -> None:
     """ITEM-9, ITEM-11"""
-    for length in range(0, 49):
+    for length in range(49):
         assert one(kind, b"\xff" * length) == (0 if length == EXACT[kind] else EINVAL), length
 
 
 def test_item_9_pids_and_caps_are_not_measured_here() -> None:
     """ITEM-9: but AUXGROUPS is an array."""
-    for length in range(0, 49):
+    for length in range(49):
         assert one(c.ITEM_PIDS, bytes(length)) == 0
         assert one(c.ITEM_CAPS, bytes(length)) == 0
         assert one(c.ITEM_AUXGROUPS, bytes(length)) == (EINVAL if length % 4 else 0)
@@ -191,7 +191,7 @@ def test_item_10_strings_end_at_their_only_nul(kind: int) -> None:
 @pytest.mark.parametrize("kind", NAME_CHANGES)
 def test_item_11_name_changes_may_carry_a_name(kind: int) -> None:
     """ITEM-11"""
-    for length in range(0, 32):
+    for length in range(32):
         assert one(kind, b"\1" * length) == EINVAL
     assert one(kind, b"\xff" * 32) == 0
     for good in (b"\0", b"a.b\0", b"anything at all\0"):

@@ -53,6 +53,7 @@ from tests.support.core_scenes import (
 )
 from tests.support.fake_host import FakeFile, sealed_memfd
 
+
 @pytest.fixture
 def world() -> World:
     return World()
