@@ -14,7 +14,13 @@ from tests.support import items as i
 from tests.support.core_client import World
 
 STRINGS = (
-    c.ITEM_NAME, c.ITEM_DST_NAME, c.ITEM_PID_COMM, c.ITEM_TID_COMM, c.ITEM_EXE, c.ITEM_CMDLINE, c.ITEM_CGROUP,
+    c.ITEM_NAME,
+    c.ITEM_DST_NAME,
+    c.ITEM_PID_COMM,
+    c.ITEM_TID_COMM,
+    c.ITEM_EXE,
+    c.ITEM_CMDLINE,
+    c.ITEM_CGROUP,
     c.ITEM_SECLABEL,
 )
 SYSNAMES = (c.ITEM_MAKE_NAME, c.ITEM_CONN_DESCRIPTION)
@@ -149,7 +155,21 @@ def test_item_8_names_of_buses_and_descriptions_obey_the_sysname_rule(kind: int)
     """ITEM-8, LIM-7"""
     for good in (b"a", b"1", b"_", b"a-b", b"a.b", b"A-Z.0_9", b"a--..b", b"0-0", b"x" * 63):
         assert one(kind, good + b"\0") == 0, good
-    for bad in (b"-", b".", b"-a", b"a-", b".a", b"a.", b"a b", b"a/b", b"a:b", b"a\n", b"a\x7f", b"a*", b"a@b"):
+    for bad in (
+        b"-",
+        b".",
+        b"-a",
+        b"a-",
+        b".a",
+        b"a.",
+        b"a b",
+        b"a/b",
+        b"a:b",
+        b"a\n",
+        b"a\x7f",
+        b"a*",
+        b"a@b",
+    ):
         assert one(kind, bad + b"\0") == EINVAL, bad
     for bad in (b"", b"\0", b"a", b"ab", b"a\0\0", b"a\0b\0", b"\0a", b"\0\0", b"x" * 64):
         assert one(kind, bad) == EINVAL, bad
@@ -158,8 +178,16 @@ def test_item_8_names_of_buses_and_descriptions_obey_the_sysname_rule(kind: int)
 
 
 EXACT = {
-    c.ITEM_ATTACH_FLAGS_SEND: 8, c.ITEM_ATTACH_FLAGS_RECV: 8, c.ITEM_ID: 8, c.ITEM_TIMESTAMP: 24, c.ITEM_CREDS: 32,
-    c.ITEM_AUDIT: 8, c.ITEM_POLICY_ACCESS: 24, c.ITEM_ID_ADD: 16, c.ITEM_ID_REMOVE: 16, c.ITEM_REPLY_TIMEOUT: 0,
+    c.ITEM_ATTACH_FLAGS_SEND: 8,
+    c.ITEM_ATTACH_FLAGS_RECV: 8,
+    c.ITEM_ID: 8,
+    c.ITEM_TIMESTAMP: 24,
+    c.ITEM_CREDS: 32,
+    c.ITEM_AUDIT: 8,
+    c.ITEM_POLICY_ACCESS: 24,
+    c.ITEM_ID_ADD: 16,
+    c.ITEM_ID_REMOVE: 16,
+    c.ITEM_REPLY_TIMEOUT: 0,
     c.ITEM_REPLY_DEAD: 0,
 }
 
