@@ -151,7 +151,7 @@ class NamesMachine(RuleBasedStateMachine):
                 continue
             assert entry.owner is not None
             assert (found.owner.id, found.flags) == (entry.owner.id, entry.flags)
-            assert [(waiter.connection.id, waiter.flags) for waiter in found.waiters] == [
+            assert [(waiter.id, flags) for waiter, flags in found.waiters.items()] == [
                 (client.id, flags) for client, flags in entry.waiters
             ]
         for client in self.clients:

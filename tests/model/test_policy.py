@@ -12,6 +12,7 @@ from kdbusfs.abi.errors import KdbusError
 from kdbusfs.abi.items import Item, parse_items
 from kdbusfs.core.policy import PinnedCredentials, PolicyDb
 from kdbusfs.core.ports import Ids
+from kdbusfs.core.quota import Account
 from tests.support import items as i
 from tests.support.fake_host import FakeCaller, FakeProcess
 
@@ -20,6 +21,7 @@ PATTERNS = (*NAMES, b"a.*", b"a.b.*", b"x.*")
 INVALID = (b"a", b"*", b"a.", b".a", b"a.*.b", b"a.1")
 IDS = (1, 2, 3)
 OWNERS = ("first", "second", "third")
+ACCOUNT = Account(1, 1 << 40)
 CALLER = FakeCaller(FakeProcess(uid_map={1: 1, 2: 2, 3: 3}))
 
 
@@ -115,7 +117,7 @@ def test_the_database_answers_as_the_model_does(
         else:
             errno = 0
             try:
-                database.replace(owner, to_items(items), CALLER, only_one=only_one, wildcards=wildcards)
+                database.replace(owner, to_items(items), CALLER, ACCOUNT, only_one=only_one, wildcards=wildcards)
             except KdbusError as error:
                 errno = error.errno
             assert errno == model.replace(owner, items, only_one, wildcards)

@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.pool import Pool, Slice
-from kdbusfs.core.quota import User
+from kdbusfs.core.quota import Account
 from tests.support.fake_host import FakeMemory
 
 SIZE = 2048
@@ -36,8 +36,8 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         memory = FakeMemory()
         memory.resize(SIZE)
-        self.user = User(1, 1 << 40)
-        self.pool = Pool(SIZE, memory, self.user)
+        self.account = Account(1, 1 << 40)
+        self.pool = Pool(SIZE, memory, self.account)
         self.used: list[Used] = []
         self.closed = False
 
@@ -113,11 +113,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.remaining == SIZE - pool.busy
         assert pool.slices == len(self.used)
         assert sorted(pool._free) == sorted(self.gaps())
-        assert self.user.memory >= len(self.used)
+        assert self.account.used >= len(self.used)
 
     def teardown(self) -> None:
         self.pool.close()
-        assert self.user.memory == 0
+        assert self.account.used == 0
         assert self.pool.slices == 0
 
 

@@ -153,7 +153,7 @@ def test_close_leaves_nothing_of_a_busy_connection(world):
     client.close()
     drain(peer)
     assert len(world.domain.users) == users
-    assert user.idle and user.memory == 0
+    assert user.idle and user.account.used == 0
     assert all(client.id not in listeners for listeners in bus.listeners.values())
     assert slots(peer) == 0 and at_rest(peer)
     assert list(bus.connections) == [peer.id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EMFILE, EMSGSIZE, ENAMETOOLONG
+from errno import EINVAL, EMFILE, EMSGSIZE, ENAMETOOLONG, ENOBUFS
 from struct import pack
 
 import pytest
@@ -91,3 +91,29 @@ def test_lim_14_a_user_has_16_buses_in_the_domain(world):
     assert made == [0] * 15 + [-EMFILE]
     controls[0].close()
     assert world.make_bus(controls[15], b"1000-15") == 0
+
+
+def test_memory_that_a_user_makes_the_daemon_hold_comes_back(world):
+    """Names, waiting, policies, endpoints and messages are charged to the user who caused them, and only so long."""
+    owner, server = world.connect(), world.connect()
+    account = owner.connection.user.account
+    start = account.used
+    assert owner.acquire(b"a.b") == 0
+    assert server.acquire(b"a.b", c.NAME_QUEUE) == 0
+    maker = world.open()
+    assert maker.make_endpoint(b"1000-ep") == 0
+    for _ in range(3):
+        assert owner.send(dst=server.id) == 0
+    held = account.used
+    assert held - start >= 3 * 2048 + 2 * 1024 + 2048
+    account.limit = held
+    assert owner.acquire(b"c.d") == -ENOBUFS
+    assert owner.send(dst=server.id) == -ENOBUFS
+    assert world.open().make_endpoint(b"1000-other") == -ENOBUFS
+    account.limit = 1 << 30
+    for _ in range(3):
+        server.free(server.receive().offset)
+    assert owner.release_name(b"a.b") == 0
+    assert server.release_name(b"a.b") == 0
+    maker.close()
+    assert account.used == start

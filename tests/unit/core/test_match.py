@@ -287,12 +287,12 @@ def test_a_refused_entry_costs_nothing_and_all_charges_come_back(pair):
     """MATCH-12, MATCH-13: entries are charged to their user's memory."""
     _, receiver = pair
     user = receiver.connection.user
-    before = user.memory
+    before = user.account.used
     for cookie in range(300):
         receiver.add_match(cookie, mask(1) + id_rule(1))
-    assert user.memory > before
+    assert user.account.used > before
     for cookie in range(256):
         assert receiver.remove_match(cookie) == 0
-    assert user.memory == before
+    assert user.account.used == before
     bus = receiver.connection.bus
     assert all(receiver.connection.id not in listeners for listeners in bus.listeners.values())

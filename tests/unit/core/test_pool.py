@@ -153,13 +153,13 @@ def test_the_daemons_memory_is_accounted_to_the_pools_user(world):
     process = FakeProcess(uid=2000, pid=200)
     receiver = world.connect(process)
     user = receiver.connection.user
-    start = user.memory
+    start = user.account.used
     sender = world.connect()
     assert send(sender, receiver, 1 << 16) == 0
-    assert user.memory == start + (1 << 16) - 40 + SLICE_COST  # the slice of HELLO lay at the same place
-    user.memory_limit = user.memory + 100
+    assert user.account.used == start + (1 << 16) - 40 + SLICE_COST  # the slice of HELLO lay at the same place
+    user.account.limit = user.account.used + 100
     assert send(sender, receiver, 8) == -ENOBUFS
-    user.memory_limit = 1 << 30
+    user.account.limit = 1 << 30
     receiver.close()
-    assert user.memory == 0 and user.idle
+    assert user.account.used == 0 and user.idle
     assert user.uid not in world.domain.users._users
