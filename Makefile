@@ -1,6 +1,7 @@
 # make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
+# make conformance   write docs/conformance.md anew from the tests
 
 MOUNTPOINT ?= /run/kdbusfs
 PYTHON ?= python3
@@ -9,7 +10,7 @@ NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
 PYTEST_FLAGS ?=
 
-.PHONY: help venv run demo test lint types bench install-deps clean
+.PHONY: help venv run demo test lint types conformance bench install-deps clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -48,6 +49,9 @@ lint: venv
 
 types: venv
 	@$(BIN)/mypy --strict kdbusfs
+
+conformance: venv
+	@$(BIN)/python -m tests.support.conformance
 
 bench: venv
 	@$(BIN)/python tests/bench/run.py
