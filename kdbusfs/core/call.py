@@ -6,7 +6,6 @@ from errno import EFAULT, EINVAL, EMSGSIZE
 from typing import TYPE_CHECKING, Final
 
 from ..abi.commands import Command
-from ..abi.constants import FLAG_KERNEL
 from ..abi.errors import KdbusError
 from ..abi.items import Item, parse_items
 from ..abi.layouts import U64
@@ -86,12 +85,22 @@ class Call:
         Raises KdbusError: EFAULT, EINVAL (too small, unknown flags, bad items), EMSGSIZE (too big), and what
         `parse_items` raises.
         """
-        self.check_size(command)
-        self.negotiate(command)
         buffer = self.command
-        if len(buffer) == command.size:
+        length = len(buffer)
+        if self.error or length < command.size:
+            self.check_size(command)
+        size, flags, kernel_flags = command.head.unpack_from(buffer)
+        if size != length or size > command.max_size:
+            self.check_size(command)
+        # Tell which flags are valid, then refuse the others (GEN-9, GEN-11).
+        offered = command.offered
+        if kernel_flags != offered:
+            self.put(command, command.kernel_flags_offset, offered)
+        if flags & ~command.flags:
+            raise KdbusError(EINVAL, "unknown flags")
+        if length == command.size:
             return []
-        return parse_items(buffer, command.size, len(buffer))
+        return parse_items(buffer, command.size, length)
 
     def check_size(self, command: Command) -> None:
         """GEN-5 to GEN-7."""
@@ -104,12 +113,6 @@ class Call:
             raise KdbusError(EMSGSIZE, "command struct too big")
         if size != len(self.command):
             raise KdbusError(EFAULT, "command struct cut off")
-
-    def negotiate(self, command: Command) -> None:
-        """Tell which flags are valid, then refuse the others (GEN-9, GEN-11)."""
-        self.put(command, command.kernel_flags_offset, command.flags | FLAG_KERNEL)
-        if U64.unpack_from(self.command, command.flags_offset)[0] & ~command.flags:
-            raise KdbusError(EINVAL, "unknown flags")
 
     def put(self, command: Command, offset: int, value: int) -> None:
         """Store a u64 member of the client's struct.  Raises KdbusError(EFAULT) for `_IOW` commands.

@@ -198,17 +198,17 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, *, sync: bool) -> M
     """
     if call.message_error or call.message is None:
         raise KdbusError(call.message_error or EFAULT, "message not readable")
-    buffer = call.message
-    size: int = U64.unpack_from(buffer, 0)[0]
+    data = bytes(call.message)
+    size: int = U64.unpack_from(data)[0]
     if not MSG_SIZE <= size <= MSG_MAX_SIZE:
         raise KdbusError(EINVAL, "message too small or too big")
-    if size != len(buffer):
+    if size != len(data):
         raise KdbusError(EFAULT, "message cut off")
-    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(buffer, 0)
+    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(data)
     U64.pack_into(call.command, CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, c.MSG_FLAGS_ALL | c.FLAG_KERNEL)
     if flags & ~c.MSG_FLAGS_ALL:
         raise KdbusError(EINVAL, "unknown message flags")
-    items = parse_items(buffer, MSG_SIZE, size)
+    items = parse_items(data, MSG_SIZE, size)
     _check_header(flags, dst_id, payload_type, cookie, cookie_reply, sync=sync)
 
     message = Message(

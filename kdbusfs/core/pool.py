@@ -39,13 +39,17 @@ class Slice:
         self.child: Slice | None = None
 
 
+_Free = tuple[int, int, Slice]
+"""A free part by size, then offset, which no two have in common."""
+
+
 class Pool:
     """The allocator of one pool (POOL-8): best fit, lowest part of it, neighbours merged on release.
 
     `user` is charged for the part of the memory that was ever in use and for the bookkeeping.
     """
 
-    __slots__ = ("_charged", "_free", "_free_at", "_high", "_slices", "busy", "memory", "size", "user")
+    __slots__ = ("_charged", "_free", "_high", "_slices", "busy", "memory", "size", "user")
 
     def __init__(self, size: int, memory: Memory, user: User) -> None:
         self.size = size
@@ -54,9 +58,7 @@ class Pool:
         self.busy = 0
         self._high = 0
         self._charged = 0
-        first = Slice(0, size, None, None)
-        self._free: list[tuple[int, int]] = [(size, 0)]  # by size, then offset
-        self._free_at: dict[int, Slice] = {0: first}
+        self._free: list[_Free] = [(size, 0, Slice(0, size, None, None))]
         self._slices: dict[int, Slice] = {}  # allocated ones, by offset
 
     @property
@@ -79,17 +81,20 @@ class Pool:
         index = bisect_left(free, (size, 0))
         if index == len(free):
             raise KdbusError(ENOBUFS, "no room in the pool")
-        found, offset = free[index]
+        found, offset, part = free[index]
         self._charge(offset + size)
-        del free[index]
-        part = self._free_at.pop(offset)
         if found > size:
-            rest = Slice(offset + size, found - size, part, part.after)
-            if part.after is not None:
-                part.after.before = rest
-            part.after = rest
-            part.size = size
-            self._add_free(rest)
+            rest = part
+            before = part.before
+            part = Slice(offset, size, before, rest)
+            if before is not None:
+                before.after = part
+            rest.before = part
+            rest.offset = offset + size
+            rest.size = found - size
+            self._replace_free(index, rest)
+        else:
+            del free[index]
         part.free = False
         part.held = True
         self._slices[offset] = part
@@ -123,7 +128,6 @@ class Pool:
         self._charged = 0
         self._slices.clear()
         self._free.clear()
-        self._free_at.clear()
         self.busy = self.size
 
     def _charge(self, end: int) -> None:
@@ -135,13 +139,15 @@ class Pool:
         if end > self._high:
             self._high = end
 
-    def _add_free(self, part: Slice) -> None:
-        insort(self._free, (part.size, part.offset))
-        self._free_at[part.offset] = part
-
-    def _remove_free(self, part: Slice) -> None:
-        del self._free[bisect_left(self._free, (part.size, part.offset))]
-        del self._free_at[part.offset]
+    def _replace_free(self, index: int, part: Slice) -> None:
+        """Let `part` take the place of the free part at `index`, or the one that its size asks for."""
+        free = self._free
+        entry = (part.size, part.offset, part)
+        if (index == 0 or free[index - 1] < entry) and (index + 1 == len(free) or entry < free[index + 1]):
+            free[index] = entry
+        else:
+            del free[index]
+            insort(free, entry)
 
     def _drop(self, part: Slice) -> None:
         """Give `part` back if nobody needs it, with the payload that hangs on it."""
@@ -152,22 +158,28 @@ class Pool:
         self._charged -= SLICE_COST
         child, part.child = part.child, None
         part.free = True
-        after = part.after
+        free = self._free
+        before, after = part.before, part.after
+        index = -1  # of the free part that this one grows
         if after is not None and after.free:
-            self._remove_free(after)
+            index = bisect_left(free, (after.size, after.offset))
             part.size += after.size
-            part.after = after.after
-            if part.after is not None:
-                part.after.before = part
-        before = part.before
+            part.after = after = after.after
+            if after is not None:
+                after.before = part
         if before is not None and before.free:
-            self._remove_free(before)
+            if index >= 0:
+                del free[index]
+            index = bisect_left(free, (before.size, before.offset))
             before.size += part.size
-            before.after = part.after
-            if part.after is not None:
-                part.after.before = before
+            before.after = after
+            if after is not None:
+                after.before = before
             part = before
-        self._add_free(part)
+        if index >= 0:
+            self._replace_free(index, part)
+        else:
+            insort(free, (part.size, part.offset, part))
         if child is not None:
             child.parents -= 1
             self._drop(child)
