@@ -48,8 +48,8 @@ class Call:
     The reader reuses one object for all requests; whoever keeps a call beyond its ioctl takes `defer()`.
 
     number, address: ioctl number and argument; command: the struct as copied, whose first bytes travel back for
-    `_IOWR`; error: errno of that copy or 0; message, message_error: the same for the message of a SEND;
-    result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own;
+    `_IOWR`; error: errno of that copy or 0; flags: of the command, set by `begin`; message, message_error: the same as
+    command and error for the message of a SEND; result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own;
     deferred: the copy that the last `defer()` made.
     """
 
@@ -59,6 +59,7 @@ class Call:
         "command",
         "deferred",
         "error",
+        "flags",
         "installation",
         "message",
         "message_error",
@@ -71,6 +72,7 @@ class Call:
     address: int
     command: memoryview
     error: int
+    flags: int
     message: memoryview | None
     message_error: int
     caller: Caller
@@ -92,9 +94,12 @@ class Call:
         size, flags, kernel_flags = command.head.unpack_from(buffer)
         if size != length or size > command.max_size:
             self.check_size(command)
+        self.flags = flags
         # Tell which flags are valid, then refuse the others (GEN-9, GEN-11).
         offered = command.offered
-        if kernel_flags != offered:
+        if command.copies_out:
+            U64.pack_into(buffer, command.kernel_flags_offset, offered)
+        elif kernel_flags != offered:
             self.put(command, command.kernel_flags_offset, offered)
         if flags & ~command.flags:
             raise KdbusError(EINVAL, "unknown flags")
@@ -128,7 +133,10 @@ class Call:
 
     def clear_return_flags(self, command: Command) -> None:
         """Store return_flags = 0 (GEN-12)."""
-        self.put(command, command.return_flags_offset, 0)
+        if command.copies_out:
+            U64.pack_into(self.command, command.return_flags_offset, 0)
+        else:
+            self.put(command, command.return_flags_offset, 0)
 
     def defer(self) -> Call:
         """A copy of this call that outlives the present request."""

@@ -151,7 +151,6 @@ class Message:
 
     def __init__(
         self,
-        *,
         flags: int = 0,
         priority: int = 0,
         dst_id: int = 0,
@@ -225,15 +224,7 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *
     items = parse_items(data, MSG_SIZE, size)
     _check_header(flags, dst_id, payload_type, cookie, cookie_reply, sync=sync)
 
-    message = Message(
-        flags=flags,
-        priority=priority,
-        dst_id=dst_id,
-        src_id=conn_id,
-        payload_type=payload_type,
-        cookie=cookie,
-        cookie_reply=cookie_reply,
-    )
+    message = Message(flags, priority, dst_id, conn_id, payload_type, cookie, cookie_reply)
     message.resources = Resources(account, MESSAGE_COST + size)
     try:
         _Scan(message, message.resources, call.caller, bloom_size).run(items)

@@ -82,7 +82,11 @@ class Pool:
         if index == len(free):
             raise KdbusError(ENOBUFS, "no room in the pool")
         found, offset, part = free[index]
-        self._charge(offset + size)
+        end = offset + size
+        if end > self._high:
+            self._grow(end)
+        self.account.charge(SLICE_COST)
+        self._charged += SLICE_COST
         if found > size:
             rest = part
             before = part.before
@@ -90,7 +94,7 @@ class Pool:
             if before is not None:
                 before.after = part
             rest.before = part
-            rest.offset = offset + size
+            rest.offset = end
             rest.size = found - size
             self._replace_free(index, rest)
         else:
@@ -122,7 +126,8 @@ class Pool:
     def release(self, part: Slice) -> None:
         """The core needs a held slice no more."""
         part.held = False
-        self._drop(part)
+        if not part.parents:
+            self._drop(part)
 
     def free(self, offset: int) -> None:
         """The client's FREE of a published slice (FREE-1).  Raises KdbusError(ENXIO) for every other offset."""
@@ -140,14 +145,13 @@ class Pool:
         self._free.clear()
         self.busy = self.size
 
-    def _charge(self, end: int) -> None:
-        amount = SLICE_COST
-        if end > self._high:
-            amount += end - self._high
+    def _grow(self, end: int) -> None:
+        """Charge for memory up to `end`, with room for the slice that wants it.  Raises KdbusError(ENOBUFS)."""
+        amount = end - self._high
+        self.account.check(amount + SLICE_COST)
         self.account.charge(amount)
         self._charged += amount
-        if end > self._high:
-            self._high = end
+        self._high = end
 
     def _replace_free(self, index: int, part: Slice) -> None:
         """Let `part` take the place of the free part at `index`, or the one that its size asks for."""
