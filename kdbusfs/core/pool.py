@@ -78,7 +78,8 @@ class Pool:
         """
         size = (size + 7) & ~7
         free = self._free
-        index = bisect_left(free, (size, 0))
+        # Most pools are free in one piece.
+        index = 0 if len(free) == 1 and free[0][0] >= size else bisect_left(free, (size,))
         if index == len(free):
             raise KdbusError(ENOBUFS, "no room in the pool")
         found, offset, part = free[index]

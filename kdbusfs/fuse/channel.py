@@ -110,7 +110,7 @@ class Channel:
     def described(self) -> tuple[int, int, int, int, int, int, int, int]:
         """Of the current ioctl: unique, fh, arg, cmd, tid, length and errno of the copied command, pidfd.
 
-        The pidfd is of the calling thread, and the channel's; it is -1 unless memory had to be read.
+        The pidfd is of the calling thread, and the channel's; it is -1 where no memory has to be read or written.
         """
         return _REQUEST.unpack_from(self._view)
 
