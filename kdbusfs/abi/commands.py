@@ -11,6 +11,7 @@ from typing import Final
 
 from . import constants as c
 from . import limits
+from .layouts import U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Command:
     size: bytes of the fixed struct, which is also the least legal size; max_size: the greatest legal size;
     flags: mask of valid flags; flags_offset, kernel_flags_offset, return_flags_offset: of the generic members;
     copies_out: whether the fixed struct travels back with the answer (`_IOWR`);
-    offered: what kernel_flags are set to; head: size, flags and kernel_flags.
+    offered, offer: what kernel_flags are set to, as a number and in bytes; head: size, flags and kernel_flags.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Command:
     kernel_flags_offset: int = field(init=False)
     return_flags_offset: int = field(init=False)
     offered: int = field(init=False)
+    offer: bytes = field(init=False)
     head: Struct = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,7 @@ class Command:
         object.__setattr__(self, "kernel_flags_offset", self.flags_offset + 8)
         object.__setattr__(self, "return_flags_offset", self.flags_offset + to_return_flags)
         object.__setattr__(self, "offered", self.flags | c.FLAG_KERNEL)
+        object.__setattr__(self, "offer", U64.pack(self.offered))
         object.__setattr__(self, "head", Struct("<QQQ" if self.flags_offset == 8 else "<Q8xQQ"))
 
 

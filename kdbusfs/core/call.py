@@ -49,8 +49,8 @@ class Call:
 
     number, address: ioctl number and argument; command: the struct as copied, whose first bytes travel back for
     `_IOWR`; error: errno of that copy or 0; flags: of the command, set by `begin`; message, message_error: the same as
-    command and error for the message of a SEND; result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own;
-    deferred: the copy that the last `defer()` made.
+    command and error for the message of a SEND; result: of a deferred call; installation: descriptors to install;
+    tag: the caller of the core's own; deferred: the copy that the last `defer()` made.
     """
 
     __slots__ = (
@@ -96,11 +96,10 @@ class Call:
             self.check_size(command)
         self.flags = flags
         # Tell which flags are valid, then refuse the others (GEN-9, GEN-11).
-        offered = command.offered
         if command.copies_out:
-            U64.pack_into(buffer, command.kernel_flags_offset, offered)
-        elif kernel_flags != offered:
-            self.put(command, command.kernel_flags_offset, offered)
+            U64.pack_into(buffer, command.kernel_flags_offset, command.offered)
+        elif kernel_flags != command.offered:
+            self._write_back(command.kernel_flags_offset, command.offer)
         if flags & ~command.flags:
             raise KdbusError(EINVAL, "unknown flags")
         if length == command.size:
@@ -127,9 +126,11 @@ class Call:
         if command.copies_out:
             U64.pack_into(self.command, offset, value)
         elif U64.unpack_from(self.command, offset)[0] != value:
-            data = U64.pack(value)
-            self.caller.write(self.address + offset, data)
-            self.command[offset : offset + 8] = data
+            self._write_back(offset, U64.pack(value))
+
+    def _write_back(self, offset: int, data: bytes) -> None:
+        self.caller.write(self.address + offset, data)
+        self.command[offset : offset + len(data)] = data
 
     def clear_return_flags(self, command: Command) -> None:
         """Store return_flags = 0 (GEN-12)."""

@@ -220,9 +220,8 @@ class Connection:
         if not self.active:
             raise KdbusError(ECONNRESET, "receiver is gone")
         resources = message.resources
-        if resources is not None:
-            if resources.files and not self.accepts_files:
-                raise KdbusError(ECOMM, "receiver takes no descriptors")
+        if resources is not None and resources.files and not self.accepts_files:
+            raise KdbusError(ECOMM, "receiver takes no descriptors")
         payload: Slice | None = None
         size = message.payload_size
         if size:

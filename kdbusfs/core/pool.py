@@ -27,12 +27,14 @@ class Slice:
 
     __slots__ = ("after", "before", "child", "free", "held", "offset", "parents", "published", "size")
 
-    def __init__(self, offset: int, size: int, before: Slice | None, after: Slice | None) -> None:
+    def __init__(
+        self, offset: int, size: int, before: Slice | None, after: Slice | None, *, free: bool = False
+    ) -> None:
         self.offset = offset
         self.size = size
         self.before = before
         self.after = after
-        self.free = True
+        self.free = free
         self.held = False
         self.published = False
         self.parents = 0
@@ -58,7 +60,7 @@ class Pool:
         self.busy = 0
         self._high = 0
         self._charged = 0
-        self._free: list[_Free] = [(size, 0, Slice(0, size, None, None))]
+        self._free: list[_Free] = [(size, 0, Slice(0, size, None, None, free=True))]
         self._slices: dict[int, Slice] = {}  # allocated ones, by offset
 
     @property
@@ -97,10 +99,13 @@ class Pool:
             rest.before = part
             rest.offset = end
             rest.size = found - size
-            self._replace_free(index, rest)
+            if len(free) == 1:
+                free[0] = (found - size, end, rest)
+            else:
+                self._replace_free(index, rest)
         else:
             del free[index]
-        part.free = False
+            part.free = False
         part.held = True
         self._slices[offset] = part
         self.busy += size
@@ -177,7 +182,7 @@ class Pool:
         before, after = part.before, part.after
         index = -1  # of the free part that this one grows
         if after is not None and after.free:
-            index = bisect_left(free, (after.size, after.offset))
+            index = bisect_left(free, (after.size, after.offset)) if len(free) > 1 else 0
             part.size += after.size
             part.after = after = after.after
             if after is not None:
@@ -191,10 +196,12 @@ class Pool:
             if after is not None:
                 after.before = before
             part = before
-        if index >= 0:
-            self._replace_free(index, part)
-        else:
+        if index < 0:
             insort(free, (part.size, part.offset, part))
+        elif len(free) == 1:
+            free[0] = (part.size, part.offset, part)
+        else:
+            self._replace_free(index, part)
         if child is not None:
             child.parents -= 1
             self._drop(child)
