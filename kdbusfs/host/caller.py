@@ -28,7 +28,6 @@ _PID_LIMIT: Final = 1 << 22  # the kernel's greatest pid_max
 _VECTORS: Final = 128
 _ids: Final[Any] = ffi.new("uint32_t[11]")
 _identity: Final[Any] = ffi.new("uint64_t[3]")
-_vectors: Final[Any] = ffi.new("uint64_t[]", 2 * _VECTORS)
 _unpack: Final[Any] = ffi.unpack
 _make_ids: Final = Ids._make
 
@@ -66,6 +65,7 @@ class LinuxCaller:
         "_root",
         "_status",
         "_user_ns",
+        "_vectors",
         "namespaces",
         "own_root",
         "tid",
@@ -77,6 +77,7 @@ class LinuxCaller:
         self._descriptors = descriptors
         self._owned = False
         self._pidfd = -1
+        self._vectors: Any = None
         self.reset(0, -1)
 
     def reset(self, tid: int, pidfd: int = -1) -> None:
@@ -297,17 +298,21 @@ class LinuxCaller:
         ENOMEM.
         """
         assert isinstance(memory, PoolMemory)
+        # Of its own, and the mapping by reference: others may own the core during the copy (fuse.ownership).
+        array = self._vectors
+        if array is None:
+            array = self._vectors = ffi.new("uint64_t[]", 2 * _VECTORS)
         for start in range(0, len(vectors), _VECTORS):
             batch = vectors[start : start + _VECTORS]
             i = total = 0
             for address, size in batch:
-                _vectors[i] = address
-                _vectors[i + 1] = size
+                array[i] = address
+                array[i + 1] = size
                 total += size
                 i += 2
-            base = memory.mapped(offset + total)
+            mapping = memory.mapped(offset + total)
             r: int = lib.kfs_client_payload(
-                self.pidfd, self.tid, memory.fd, base, offset, _vectors, len(batch)
+                self.pidfd, self.tid, memory.fd, mapping.base, offset, array, len(batch)
             )
             if r < 0:
                 raise fail(r, "payload")
