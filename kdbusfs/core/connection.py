@@ -117,6 +117,11 @@ class Connection:
         self.request_count = 0
         self.lost = 0
 
+    def check_active(self) -> None:
+        """Raises KdbusError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
+        if not self.active:
+            raise KdbusError(ECONNRESET, "disconnected")
+
     # Readiness
 
     def poll(self) -> int:
@@ -150,6 +155,14 @@ class Connection:
         if len(queue) >= CONN_MAX_MSGS:
             raise KdbusError(ENOBUFS, "queue full")
         entry = self.make_entry(message, process, metadata, caller)
+        # Looked at again: others may have been served during the copy (`Caller.copy_payload`).
+        if len(queue) >= CONN_MAX_MSGS:
+            self.discard(entry)
+            raise KdbusError(ENOBUFS, "queue full")
+        if reply is not None and not reply.requester.active:
+            # Nobody would ever take the tracker out again.
+            self.discard(entry)
+            raise KdbusError(ECONNRESET, "requester is gone")
         if source is not None and len(queue) >= CONN_MAX_MSGS_UNACCOUNTED:
             try:
                 queue.quota.take(source.user)
@@ -207,6 +220,10 @@ class Connection:
             except KdbusError:
                 pool.release(payload)
                 raise
+            if not self.active:
+                # It left the bus during the copy, with its queue emptied for good.
+                pool.release(payload)
+                raise KdbusError(ECONNRESET, "receiver is gone")
         if message.resources is not None:
             message.resources.retain()
         return QueueEntry(message, payload, process, metadata)
