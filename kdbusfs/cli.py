@@ -122,7 +122,7 @@ class Daemon:
         from kdbusfs.host.installer import Installer, Job
 
         self.mounted: Mount | None = None
-        self._signalled = False
+        self._ending: threading.Thread | None = None
         self._ended = contextlib.ExitStack()
         self._ended.callback(os.close, fuse_fd)
         faults = Faults()
@@ -133,7 +133,7 @@ class Daemon:
         host = LinuxHost(fuse_fd, wakeup.event_fd, installer)
         self._ended.callback(host.close)
         self._host = host
-        domain = Domain(host)
+        domain = Domain(host, _memory_limit())
         if options.attach_flags_mask is not None:
             domain.attach_flags_mask = options.attach_flags_mask
 
@@ -181,7 +181,10 @@ class Daemon:
         with signals_blocked():
             self._session.start()
         served = self._server.run()
-        if served and (self._signalled or not is_mounted(self.mounted)):
+        if self._ending is not None:
+            # It still wakes the server when it is through, so nothing may be closed before.
+            self._ending.join(2 * _UNMOUNT_PATIENCE)
+        if served and (self._ending is not None or not is_mounted(self.mounted)):
             return EXIT_OK
         log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
         return EXIT_INTERNAL
@@ -199,9 +202,9 @@ class Daemon:
 
     def _on_signal(self, number: int, frame: object) -> None:
         # The unmounting may need answers of this very thread, so it goes by another one.
-        if not self._signalled:
-            self._signalled = True
-            threading.Thread(target=self._end, name="kdbusfs-end", daemon=True).start()
+        if self._ending is None:
+            self._ending = threading.Thread(target=self._end, name="kdbusfs-end", daemon=True)
+            self._ending.start()
 
     def _end(self) -> None:
         assert self.mounted is not None
@@ -285,6 +288,11 @@ def _leave_terminal(level: str) -> None:
         handlers=handlers,
         force=True,
     )
+
+
+def _memory_limit() -> int:
+    """What the connections of one user may make the daemon hold: half of the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _raise_file_limit() -> None:

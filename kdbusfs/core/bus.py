@@ -161,7 +161,7 @@ def make_bus(domain: Domain, call: Call) -> Bus:
     if bus.name in domain.buses:
         raise KdbusError(EEXIST, "bus exists")
     domain.add_bus(bus, caller.user)
-    bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid, custom=False))
+    bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid))
     return bus
 
 

@@ -134,7 +134,7 @@ class Requests:
 
     pending: what a handle's ioctl returns for a call that is answered later.
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, unique, result, out, user, entries, swap, flags_offset and context.
+    tid, user, unique, result, out, entries, flags_offset, swap and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
     make_caller: gives a caller of the thread's own.
     make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
@@ -384,13 +384,13 @@ class Requests:
                     pinned.append(keepalive)
             job = self._make_job(
                 tid=tid,
+                user=call.caller.user,
                 unique=unique,
                 result=result,
                 out=out,
-                user=call.caller.user,
                 entries=entries,
+                flags_offset=installation.FLAGS_OFFSET if installation is not None else -1,
                 swap=swap,
-                flags_offset=-1 if installation is None else installation.FLAGS_OFFSET,
                 context=JobContext(installation, handle, pinned),
             )
             self._installer.submit(job)

@@ -112,7 +112,7 @@ class Client:
         """Cookie, first word, and whether the page is all of that, of each message."""
         found = []
         while (message := self.connection.recv()) is not None:
-            data = message.payload
+            data = message.data()
             word: int = struct.unpack_from("<Q", data)[0]
             found.append((message.cookie, word, bytes(data) == pack("<Q", word) * (PAGE // 8)))
             message.free()

@@ -1,4 +1,4 @@
-"""A FUSE file system with one file, `pages`, whose server does not answer reads until it is told to: `silent_fuse.py PATH`.
+"""A FUSE file system with one file, `pages`, whose server holds reads back: `silent_fuse.py PATH`.
 
 On its input: `answer` has it answer the reads that it has held back and all that follow.  It says "ready" when it is
 mounted, and answers each line of input with one of its own: how many reads it had held back.
