@@ -1,6 +1,6 @@
-"""A client whose memory does not come when it is read: `hostile_memory.py KIND BUS FILE [COUNT]`.
+"""A client whose memory does not come when it is read: `hostile_memory.py KIND BUS FILE [COUNT [UID]]`.
 
-It says "ready" before the command that is to be held up, and at the end one line of JSON: the errno of each command,
+It says "ready" when it is, goes on at a line of input, and at the end says one line of JSON: the errno of each command,
 and what it received of what it sent to itself.
 """
 
@@ -109,13 +109,15 @@ class Client:
         return raw.ioctl(fd, c.CMD_HELLO, self.page(number))
 
     def received(self) -> list[tuple[int, int, bool]]:
-        """Cookie, first word, and whether the page is all of that, of each message."""
+        """Cookie, first word, and whether the page is all of that, of each message.
+
+        None is freed: a client that is shunned cannot be told that it was.
+        """
         found = []
         while (message := self.connection.recv()) is not None:
             data = message.data()
             word: int = struct.unpack_from("<Q", data)[0]
             found.append((message.cookie, word, bytes(data) == pack("<Q", word) * (PAGE // 8)))
-            message.free()
         return found
 
 
@@ -128,6 +130,7 @@ def main() -> None:
         os.setresuid(uid, uid, uid)
     client = Client(bus, file)
     print("ready", flush=True)
+    sys.stdin.readline()
     command: Callable[[int], int] = getattr(client, kind)
     results: list[int] = []
     threads = [

@@ -17,6 +17,7 @@ PAGES = 512
 PAGE = 4096
 _HEADER = struct.Struct("<IIQQIIIHH")
 _LOOKUP, _GETATTR, _OPEN, _READ, _RELEASE, _FLUSH, _INIT = 1, 3, 14, 15, 18, 25, 26
+_KEEP_CACHE = 2  # else an open would wait for the pages that are being read
 _SILENT = (2, 36, 42)  # forgets and interrupts have no answer
 
 
@@ -61,7 +62,7 @@ class Server:
         elif opcode == _GETATTR:
             self.reply(unique, struct.pack("<Q2I", 1000, 0, 0) + attributes(node))
         elif opcode == _OPEN:
-            self.reply(unique, struct.pack("<Q2I", 1, 0, 0))
+            self.reply(unique, struct.pack("<Q2I", 1, _KEEP_CACHE, 0))
         elif opcode == _READ:
             _, offset, size = struct.unpack_from("<QQI", body)
             self.held.append((unique, offset, size))
