@@ -518,6 +518,21 @@ static void untie(struct kfs_channel *ch)
 	let_go(ch);
 }
 
+/* Makes the slot's pidfd one of the calling thread, which lives.  Without pidfds there is none, as on an error. */
+static int tie_alive(struct kfs_channel *ch)
+{
+	struct slot *slot = slot_of(ch->private_->mount, ch->fh);
+
+	/* The second round is for a pidfd kept from a thread that is no more. */
+	for (int round = 0; round < 2 && tie(ch, slot) == 0 && slot->pidfd >= 0; round++) {
+		if (is_alive(slot->pidfd))
+			return slot->pidfd;
+		close(slot->pidfd);
+		slot->pidfd = -1;
+	}
+	return -1;
+}
+
 static void read_command(struct kfs_channel *ch, const struct command *command)
 {
 	struct kfs_channel_private *p = ch->private_;
@@ -534,8 +549,14 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 		ch->command_error = EMSGSIZE;
 	else if (ch->arg + size < ch->arg)
 		ch->command_error = EFAULT;
-	if (ch->command_error || (size == command->size && !command->pointer_offset))
+	if (ch->command_error)
 		return;
+	if (size == command->size && !command->pointer_offset) {
+		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
+		if (!ch->out_size)
+			ch->pidfd = p->pidfd = tie_alive(ch);
+		return;
+	}
 	/* The second round is for a pidfd kept from a thread that is no more. */
 	for (int round = 0; round < 2; round++) {
 		/* Looked up anew: the table may have moved while this thread was deposed. */
