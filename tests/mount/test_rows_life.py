@@ -234,7 +234,7 @@ def test_recv_14_lay_14_lay_15_what_cannot_be_installed_is_an_errno_in_its_place
             os.dup2(end, spare[-1] + 1)
             limit = spare[-1] + 2
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-            for fd in spare[-2:]:
+            for fd in spare[-3:]:
                 os.close(fd)
             block = raw.Block(encode.command(c.CMD_RECV))
             assert raw.ioctl(connection.fd, c.CMD_RECV, block.address) == 0
@@ -246,8 +246,10 @@ def test_recv_14_lay_14_lay_15_what_cannot_be_installed_is_an_errno_in_its_place
 
     flags, memfds, fds, text = forked(play)
     assert (flags, text) == (c.RECV_RETURN_INCOMPLETE_FDS, b"text")
+    # There is room for three; docs/deviations.md: it may be one fewer.
     assert memfds[0] >= 0 and fds[0] >= 0
-    assert fds[1:] == [-errno.EMFILE, -errno.EMFILE]
+    assert fds[1] >= 0 or fds[1] == -errno.EMFILE
+    assert fds[2] == -errno.EMFILE
 
 
 def test_rep_15_rep_16_send_45_descriptors_in_a_reply(bus: BusOwner, connection: Connection) -> None:
