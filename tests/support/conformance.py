@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,9 +114,12 @@ def document(account: Account) -> str:
     lines = [
         "# What of kdbus is there",
         "",
-        f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by a row of",
-        f"[deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests",
-        "hold what the row says.",
+        *textwrap.wrap(
+            f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by a row"
+            f" of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests hold what"
+            " the row says.",
+            120,
+        ),
         "",
         "`make conformance` makes this page from the names and docstrings of the tests and from the tables of the",
         "deviations; a test fails when it is older than they are, or when a behaviour has neither.",
