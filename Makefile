@@ -1,6 +1,7 @@
 # make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
+# make bench  measure what a message costs, beside the floor of FUSE and of sockets
 
 MOUNTPOINT ?= /run/kdbusfs
 PYTHON ?= python3
