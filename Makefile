@@ -2,7 +2,7 @@
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
-# make bench  what a message costs
+# make bench  what a message costs, beside the floor of FUSE and of sockets
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
