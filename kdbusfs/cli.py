@@ -201,7 +201,7 @@ class Daemon:
                 log.error("%s cannot be unmounted", self.mounted.path)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        # The unmounting may need answers of this very thread, so it goes by another one.
+        # Unmounting waits for the reader, and no signal handler should wait.
         if self._ending is None:
             self._ending = threading.Thread(target=self._end, name="kdbusfs-end", daemon=True)
             self._ending.start()
