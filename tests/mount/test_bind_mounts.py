@@ -64,14 +64,17 @@ def test_an_endpoint_bound_elsewhere(
     mounted("--bind", path, str(bound))
 
     def play() -> None:
-        with Connection(bound, pool_size=POOL) as one, Connection(bound, pool_size=POOL) as two:
-            with Connection(path, pool_size=POOL) as third:
-                for sender, receiver in ((one, two), (two, one), (third, one), (two, third)):
-                    text = b"%d to %d" % (sender.id, receiver.id)
-                    sender.send(receiver.id, text)
-                    with receiver.receive(PATIENT) as message:
-                        assert message.data() == text
-                assert bytes(one.pool) != bytes(two.pool)
+        with (
+            Connection(bound, pool_size=POOL) as one,
+            Connection(bound, pool_size=POOL) as two,
+            Connection(path, pool_size=POOL) as third,
+        ):
+            for sender, receiver in ((one, two), (two, one), (third, one), (two, third)):
+                text = b"%d to %d" % (sender.id, receiver.id)
+                sender.send(receiver.id, text)
+                with receiver.receive(PATIENT) as message:
+                    assert message.data() == text
+            assert bytes(one.pool) != bytes(two.pool)
 
     actors.run(play)
     subprocess.run(["umount", str(bound)], check=True, timeout=30)
