@@ -95,9 +95,14 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
             os.write(announce, b"+")
             os.close(announce)
             _leave_terminal(options.loglevel)
-        return daemon.serve()
+        code = daemon.serve()
     finally:
         daemon.close()
+    if daemon.has_stuck_readers:
+        # An orderly exit could wait for threads that only the end of the process can end.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 class Daemon:
@@ -117,7 +122,7 @@ class Daemon:
         from kdbusfs.host.installer import Installer, Job
 
         self.mounted: Mount | None = None
-        self._signalled = False
+        self._ending: threading.Thread | None = None
         self._ended = contextlib.ExitStack()
         self._ended.callback(os.close, fuse_fd)
         faults = Faults()
@@ -128,7 +133,7 @@ class Daemon:
         host = LinuxHost(fuse_fd, wakeup.event_fd, installer)
         self._ended.callback(host.close)
         self._host = host
-        domain = Domain(host)
+        domain = Domain(host, _memory_limit())
         if options.attach_flags_mask is not None:
             domain.attach_flags_mask = options.attach_flags_mask
 
@@ -138,7 +143,7 @@ class Daemon:
         tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
-        channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd, wakeup.signal_fd)
+        channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
         self._ended.callback(channel.close)
         files = tree.files = OpenFiles(channel)
         requests = Requests(
@@ -146,7 +151,7 @@ class Daemon:
             files,
             domain,
             Call,
-            host.caller(os.getpid()),
+            lambda: host.caller(os.getpid()),
             pending=PENDING,
             installer=installer,
             make_job=Job,
@@ -154,7 +159,7 @@ class Daemon:
             make_memory=host.memory,
             faults=faults,
         )
-        amendments = Amendments(channel, tree, files.open_answer, passthrough=True)
+        amendments = Amendments(tree, files.open_answer, passthrough=True)
 
         def cancel() -> None:
             for token in host.cancelled():
@@ -166,17 +171,28 @@ class Daemon:
 
     def serve(self) -> int:
         """Serve the mount to its end; gives the exit code."""
+        from kdbusfs.fuse.ownership import signals_blocked
+
         assert self.mounted is not None
         major, minor = (int(number) for number in self.mounted.device.split(":"))
         self._host.set_own_device(os.makedev(major, minor))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._session.start()
+        with signals_blocked():
+            self._session.start()
         served = self._server.run()
-        if served and (self._signalled or not is_mounted(self.mounted)):
+        if self._ending is not None:
+            # It still wakes the server when it is through, so nothing may be closed before.
+            self._ending.join(2 * _UNMOUNT_PATIENCE)
+        if served and (self._ending is not None or not is_mounted(self.mounted)):
             return EXIT_OK
         log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
         return EXIT_INTERNAL
+
+    @property
+    def has_stuck_readers(self) -> bool:
+        """Whether a client still holds up a thread that read its memory; known after `serve`."""
+        return self._server.has_stuck_readers
 
     def close(self) -> None:
         """Take the mount away and end everything."""
@@ -186,9 +202,9 @@ class Daemon:
 
     def _on_signal(self, number: int, frame: object) -> None:
         # The unmounting may need answers of this very thread, so it goes by another one.
-        if not self._signalled:
-            self._signalled = True
-            threading.Thread(target=self._end, name="kdbusfs-end", daemon=True).start()
+        if self._ending is None:
+            self._ending = threading.Thread(target=self._end, name="kdbusfs-end", daemon=True)
+            self._ending.start()
 
     def _end(self) -> None:
         assert self.mounted is not None
@@ -272,6 +288,11 @@ def _leave_terminal(level: str) -> None:
         handlers=handlers,
         force=True,
     )
+
+
+def _memory_limit() -> int:
+    """What the connections of one user may make the daemon hold: half of the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _raise_file_limit() -> None:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.errors import KdbusError
+from ..abi.items import make_item
+from ..abi.layouts import MSG_SIZE, U64
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
 from .call import Installation
 from .match import MatchDb
 from .metadata import export
+from .names import NAME_COST
 from .queue import Queue, QueueEntry
 from .sync import fail, finish, forget
 
@@ -64,6 +67,7 @@ class Connection:
         "metadata",
         "names",
         "owed",
+        "owned_items",
         "pool",
         "privileged",
         "queue",
@@ -110,6 +114,7 @@ class Connection:
         self.queue = Queue()
         self.matches = MatchDb(self)
         self.names: dict[bytes, NameEntry] = {}
+        self.owned_items: bytes | None = b""
         self.waiting_for: dict[bytes, NameEntry] = {}
         self.activator_of: NameEntry | None = None
         self.replies: list[Reply] = []
@@ -117,13 +122,41 @@ class Connection:
         self.request_count = 0
         self.lost = 0
 
+    def check_active(self) -> None:
+        """Raises KdbusError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
+        if not self.active:
+            raise KdbusError(ECONNRESET, "disconnected")
+
+    # Names
+
+    def own(self, entry: NameEntry) -> None:
+        """Note that a name is its own now, as the last one that it got."""
+        self.names[entry.name] = entry
+        self.owned_items = None
+        self.user.account.add(NAME_COST)
+
+    def disown(self, entry: NameEntry) -> None:
+        del self.names[entry.name]
+        self.owned_items = None
+        self.user.account.uncharge(NAME_COST)
+
+    def owned_name_items(self) -> bytes:
+        """An OWNED_NAME item for each name (META-15); made anew only when the names have changed."""
+        items = self.owned_items
+        if items is None:
+            items = self.owned_items = b"".join(
+                make_item(c.ITEM_OWNED_NAME, U64.pack(entry.flags) + name + b"\0")
+                for name, entry in self.names.items()
+            )
+        return items
+
     # Readiness
 
     def poll(self) -> int:
         """POLL-2, POLL-3."""
         if not self.active:
             return DEAD
-        return _READY_TO_RECEIVE if len(self.queue) else _READY_TO_SEND
+        return _READY_TO_RECEIVE if self.queue.count else _READY_TO_SEND
 
     def wake(self) -> None:
         """Have the pollers look again."""
@@ -147,10 +180,18 @@ class Connection:
         EFAULT, ENOBUFS (quota).
         """
         queue = self.queue
-        if len(queue) >= CONN_MAX_MSGS:
+        if queue.count >= CONN_MAX_MSGS:
             raise KdbusError(ENOBUFS, "queue full")
         entry = self.make_entry(message, process, metadata, caller)
-        if source is not None and len(queue) >= CONN_MAX_MSGS_UNACCOUNTED:
+        # Looked at again: others may have been served during the copy (`Caller.copy_payload`).
+        if queue.count >= CONN_MAX_MSGS:
+            self.discard(entry)
+            raise KdbusError(ENOBUFS, "queue full")
+        if reply is not None and not reply.requester.active:
+            # Nobody would ever take the tracker out again.
+            self.discard(entry)
+            raise KdbusError(ECONNRESET, "requester is gone")
+        if queue.count >= CONN_MAX_MSGS_UNACCOUNTED and source is not None:
             try:
                 queue.quota.take(source.user)
             except KdbusError:
@@ -191,13 +232,14 @@ class Connection:
         """
         if not self.active:
             raise KdbusError(ECONNRESET, "receiver is gone")
-        if message.has_files and not self.accepts_files:
+        resources = message.resources
+        if resources is not None and resources.files and not self.accepts_files:
             raise KdbusError(ECOMM, "receiver takes no descriptors")
         payload: Slice | None = None
         size = message.payload_size
         if size:
             pool = self.pool
-            available = pool.remaining
+            available = pool.size - pool.busy
             if available // 2 < size < available:
                 raise KdbusError(EXFULL, "more than half of the receiver's free pool")
             payload = pool.allocate(size)
@@ -207,8 +249,12 @@ class Connection:
             except KdbusError:
                 pool.release(payload)
                 raise
-        if message.resources is not None:
-            message.resources.retain()
+            if not self.active:
+                # It left the bus during the copy, with its queue emptied for good.
+                pool.release(payload)
+                raise KdbusError(ECONNRESET, "receiver is gone")
+        if resources is not None:
+            resources.retain()
         return QueueEntry(message, payload, process, metadata)
 
     def install(
@@ -222,32 +268,36 @@ class Connection:
         message = entry.message
         resources = message.resources
         payload = entry.payload
-        items = b""
         places: list[tuple[File, int]] = []
+        body = message.extra
         if resources is not None:
             items, places = resources.make_items(payload.offset if payload is not None else 0)
-        mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
-        body = message.extra + items + export(entry.proc_meta, entry.conn_meta, mask, reader)
-        size = 64 + len(body)
+            body += items
+        if entry.proc_meta is not None or entry.conn_meta is not None:
+            mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
+            body += export(entry.proc_meta, entry.conn_meta, mask, reader)
+        size = MSG_SIZE + len(body)
         pool = self.pool
-        part = pool.allocate(size)
-        pool.memory.store(part.offset, message.header(size) + body)
+        part = pool.put(message.header(size) + body)
         pool.publish(part, payload)
         if not places or not with_files or resources is None:
             return part.offset, size, None
-        base = part.offset + 64 + len(message.extra)
+        base = part.offset + MSG_SIZE + len(message.extra)
         entries = [(file, pool.memory, base + place) for file, place in places]
         return part.offset, size, Installation(entries, resources.retain())
 
     def discard(self, entry: QueueEntry) -> None:
         """Give back all that a queue entry holds; it is in no queue any more."""
-        if entry.payload is not None:
-            self.pool.release(entry.payload)
+        payload = entry.payload
+        if payload is not None:
+            self.pool.release(payload)
             entry.payload = None
-        if entry.message.resources is not None:
-            entry.message.resources.release()
-        if entry.reply is not None:
-            entry.reply.drop()
+        resources = entry.message.resources
+        if resources is not None:
+            resources.release()
+        reply = entry.reply
+        if reply is not None:
+            reply.drop()
             entry.reply = None
 
     def take_over_messages(self, source: Connection, name_id: int) -> None:
@@ -278,7 +328,11 @@ class Connection:
                 new = self.pool.allocate(old.size)
             except KdbusError:
                 return False
-            self.pool.memory.copy_from(new.offset, old.size, source.pool.memory, old.offset)
+            try:
+                self.pool.memory.copy_from(new.offset, old.size, source.pool.memory, old.offset)
+            except KdbusError:
+                self.pool.release(new)
+                return False
             entry.payload = new
             source.pool.release(old)
         self.queue.add(entry)
@@ -369,4 +423,4 @@ class Connection:
         self.disconnect()
         self.pool.close()
         self.user.connections -= 1
-        self.bus.domain.users.forget_if_idle(self.user)
+        self.bus.domain.users.forget_if_idle(self.user.account)

@@ -31,9 +31,13 @@ from .names import is_valid_name
 if TYPE_CHECKING:
     from .call import Call
     from .ports import Caller, File
+    from .quota import Account
 
 F_SEALS_REQUIRED: Final = 0x0001 | 0x0002 | 0x0004 | 0x0008  # SEAL, SHRINK, GROW, WRITE
+_OFFERED_FLAGS: Final = c.MSG_FLAGS_ALL | c.FLAG_KERNEL
 ZERO_VEC_OFFSET: Final = c.U64_MAX
+MESSAGE_COST: Final = 2048
+"""What a message is charged with beside its size, in bytes."""
 _VEC_ITEM: Final = Struct("<QQQQ")  # item header and kdbus_vec
 _MEMFD_ITEM: Final = Struct("<QQQQiI")  # item header and kdbus_memfd
 _MEMFD_ITEM_FD_OFFSET: Final = 32
@@ -57,13 +61,22 @@ class Resources:
     Counted: the files are closed when the last queue entry, or the sender's command, lets go.
     """
 
-    __slots__ = ("_users", "dst_name", "files", "parts")
+    __slots__ = ("_account", "_cost", "_users", "dst_name", "files", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account, cost: int) -> None:
+        """`account` of the sender is charged with `cost` bytes.  Raises KdbusError(ENOBUFS)."""
+        account.charge(cost)
+        self._account = account
+        self._cost = cost
         self._users = 1
         self.dst_name: bytes | None = None  # without its NUL
         self.parts: list[Part] = []
         self.files: list[File] = []
+
+    def charge(self, cost: int) -> None:
+        """What turned up later and lives as long as the message."""
+        self._account.add(cost)
+        self._cost += cost
 
     def retain(self) -> Resources:
         self._users += 1
@@ -74,6 +87,7 @@ class Resources:
         self._users -= 1
         if self._users:
             return
+        self._account.uncharge(self._cost)
         for part in self.parts:
             if part.file is not None:
                 part.file.close()
@@ -138,7 +152,6 @@ class Message:
 
     def __init__(
         self,
-        *,
         flags: int = 0,
         priority: int = 0,
         dst_id: int = 0,
@@ -190,37 +203,28 @@ class Message:
         )
 
 
-def parse_message(call: Call, conn_id: int, bloom_size: int, *, sync: bool) -> Message:
+def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *, sync: bool) -> Message:
     """The message of a SEND, after the checks SEND-2 to SEND-28 in their order.
 
+    account: of the sender, charged as long as the message lives.
     Writes cmd.kernel_msg_flags.  The files it names are pinned; they are let go of on every error (SEND-23).
     Raises KdbusError with the errno of the row that is violated.
     """
     if call.message_error or call.message is None:
         raise KdbusError(call.message_error or EFAULT, "message not readable")
-    buffer = call.message
-    size: int = U64.unpack_from(buffer, 0)[0]
-    if not MSG_SIZE <= size <= MSG_MAX_SIZE:
-        raise KdbusError(EINVAL, "message too small or too big")
-    if size != len(buffer):
-        raise KdbusError(EFAULT, "message cut off")
-    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(buffer, 0)
-    U64.pack_into(call.command, CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, c.MSG_FLAGS_ALL | c.FLAG_KERNEL)
+    data = bytes(call.message)
+    size = len(data)
+    if size < MSG_SIZE or size > MSG_MAX_SIZE or size != U64.unpack_from(data)[0]:
+        raise _bad_size(data)
+    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(data)
+    U64.pack_into(call.command, CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, _OFFERED_FLAGS)
     if flags & ~c.MSG_FLAGS_ALL:
         raise KdbusError(EINVAL, "unknown message flags")
-    items = parse_items(buffer, MSG_SIZE, size)
+    items = parse_items(data, MSG_SIZE, size)
     _check_header(flags, dst_id, payload_type, cookie, cookie_reply, sync=sync)
 
-    message = Message(
-        flags=flags,
-        priority=priority,
-        dst_id=dst_id,
-        src_id=conn_id,
-        payload_type=payload_type,
-        cookie=cookie,
-        cookie_reply=cookie_reply,
-    )
-    message.resources = Resources()
+    message = Message(flags, priority, dst_id, conn_id, payload_type, cookie, cookie_reply)
+    message.resources = Resources(account, MESSAGE_COST + size)
     try:
         _Scan(message, message.resources, call.caller, bloom_size).run(items)
         if src_id not in (0, conn_id):
@@ -229,6 +233,13 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, *, sync: bool) -> M
         message.resources.release()
         raise
     return message
+
+
+def _bad_size(data: bytes) -> KdbusError:
+    """What is wrong with a message whose size is not that of `data`, or out of range."""
+    if MSG_SIZE <= U64.unpack_from(data)[0] <= MSG_MAX_SIZE:
+        return KdbusError(EFAULT, "message cut off")
+    return KdbusError(EINVAL, "message too small or too big")
 
 
 def _check_header(

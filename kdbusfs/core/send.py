@@ -20,7 +20,7 @@ from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
 from ..abi.items import Item
-from ..abi.layouts import I32, U64
+from ..abi.layouts import I32
 from .call import PENDING
 from .message import Message, parse_message
 from .metadata import ConnMetadata
@@ -38,17 +38,29 @@ _SIGN_BIT: Final = 1 << 63
 
 
 class CancelToken:
-    """What a watched CANCEL_FD stands for: the blocked SEND, once it blocks."""
+    """What a watched CANCEL_FD stands for: the blocked SEND, once it blocks.
 
-    __slots__ = ("reply",)
+    It may be cancelled before that, while the SEND is held up by its own client's memory; it then ends as it blocks.
+    """
+
+    __slots__ = ("is_cancelled", "reply")
 
     def __init__(self) -> None:
+        self.is_cancelled = False
         self.reply: Reply | None = None
 
     def cancelled(self) -> None:
         """The descriptor got readable (SYNC-1)."""
+        self.is_cancelled = True
         if self.reply is not None and self.reply.call is not None:
             finish(self.reply, ECANCELED)
+
+    def block(self, reply: Reply, call: Call, cancellation: Cancellation | None) -> None:
+        """Let the SEND `call` wait for `reply`."""
+        self.reply = reply
+        wait(reply, call, cancellation)
+        if self.is_cancelled:
+            finish(reply, ECANCELED)
 
 
 class Outgoing:
@@ -82,7 +94,9 @@ class Outgoing:
         if kinds & ~c.ATTACH_PROCESS:
             if self.metadata is None:
                 self.metadata = ConnMetadata()
-            self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum)
+            if self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum):
+                assert self.message.resources is not None
+                self.message.resources.charge(len(self.metadata.names))
 
     def offer(self, receiver: Connection) -> None:
         """Deliver a copy; where that fails the receiver lost it (BC-2, MON-3)."""
@@ -102,8 +116,8 @@ def send(connection: Connection, call: Call) -> int:
     Raises KdbusError with the errno of the row of SEND-1's order that fails first.
     """
     items = call.begin(_COMMAND)
-    sync = bool(U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY)
-    message = parse_message(call, connection.id, connection.bus.bloom_size, sync=sync)
+    sync = bool(call.flags & c.SEND_SYNC_REPLY)
+    message = parse_message(call, connection.id, connection.bus.bloom_size, connection.user.account, sync=sync)
     assert message.resources is not None
     token = CancelToken()
     cancellation: Cancellation | None = None
@@ -130,7 +144,7 @@ def _watch_cancel_fd(
     connection: Connection, call: Call, items: list[Item], token: CancelToken
 ) -> Cancellation | None:
     """SEND-29, SEND-30.  Raises KdbusError: EINVAL, EEXIST, EBADF."""
-    sync = U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY
+    sync = call.flags & c.SEND_SYNC_REPLY
     watched: Cancellation | None = None
     try:
         for kind, payload in items:
@@ -180,7 +194,7 @@ def _unicast(
     outgoing: Outgoing, token: CancelToken, cancellation: Cancellation | None, *, sync: bool
 ) -> int:
     source, message, call = outgoing.source, outgoing.message, outgoing.call
-    if sync:
+    if sync and source.replies:
         reply = find_interrupted(source, message.address, message.cookie)
         if reply is not None:
             return _resume(reply, call, token, cancellation)
@@ -200,8 +214,9 @@ def _unicast(
     elif not source.may_talk(receiver, call.caller):
         raise KdbusError(EPERM, "may not talk to the receiver")
 
-    for monitor in list(source.bus.monitors.values()):
-        outgoing.offer(monitor)
+    if source.bus.monitors:
+        for monitor in list(source.bus.monitors.values()):
+            outgoing.offer(monitor)
     if awaited is not None:
         answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
         return 0
@@ -264,8 +279,7 @@ def _expect(request: Reply, call: Call, token: CancelToken, cancellation: Cancel
         request.drop()
         raise KdbusError(ETIMEDOUT, "deadline is in the past")
     domain.deadlines.add(request, deadline)
-    token.reply = request
-    wait(request, call, cancellation)
+    token.block(request, call, cancellation)
     return PENDING
 
 
@@ -285,6 +299,5 @@ def _resume(reply: Reply, call: Call, token: CancelToken, cancellation: Cancella
         reply.unlink()
         reply.drop()
         raise KdbusError(ETIMEDOUT, "deadline passed during the restart")
-    token.reply = reply
-    wait(reply, call, cancellation)
+    token.block(reply, call, cancellation)
     return PENDING

@@ -116,6 +116,13 @@ class Job:
         return bytearray(head) + self.out
 
 
+def _close(fd: int) -> int:
+    """Close `fd` if it is one; gives what to remember instead."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
 class _Worker:
     """A user's queue, and the thread that works on it."""
 
@@ -266,6 +273,7 @@ class Installer:
                 error = fault.errno or errno.EIO
         try:
             if tracer == _ffi.NULL or (swap < 0 and not job.entries):
+                swap = _close(swap)
                 self._answer_without(job, error if tracer != _ffi.NULL else errno.ENOMEM)
                 return
             reply = job.reply()
@@ -278,21 +286,21 @@ class Installer:
             injection.count = len(job.entries)
             injection.files = files
             injection.slots = slots
-            injection.swap = swap
+            injection.swap, swap = swap, -1  # kfs_inject closes it
             injection.flags_offset = job.flags_offset
             job.error = -_lib.kfs_inject(tracer, injection) or error
             job.installed = injection.installed
             job.swapped = bool(injection.swapped)
         except Exception:
             _log.exception("installing descriptors failed")
+            swap = _close(swap)
             self._answer_without(job, errno.EIO)
             return
         finally:
-            if swap >= 0:
-                os.close(swap)
+            if job.swap is not None:
                 # The name means nothing any more: looked up once again, the kernel forgets it.
                 with contextlib.suppress(OSError):
-                    os.stat(str(job.swap))
+                    os.stat(job.swap)
         self._finish(job)
 
     def _install_loop(self, worker: _Worker, user: int) -> None:
@@ -304,19 +312,22 @@ class Installer:
         with self._lock:
             self.tids |= {tid}
         living = 0  # threads in limbo: a tracer that ends lets go of them as they are
-        ending = left_over = False
+        ending = False
+        idle_from = time.monotonic()
         while not (ending and (not living or time.monotonic() > self._end)):
             try:
                 job = worker.queue.get(timeout=_LIMBO_POLL if living or dead[0] else _IDLE)
             except Empty:
-                if not (living or dead[0]) and self._retire(self._installing, user):
+                idle = time.monotonic() - idle_from >= _IDLE
+                if idle and not living and self._retire(self._installing, user):
                     break
             else:
                 ending = ending or job is None
                 if isinstance(job, Job):
                     self._do(tracer, injection, job)
-                    left_over = job.error != 0
-            if tracer != _ffi.NULL and (left_over or living or dead[0]):
+                idle_from = time.monotonic()
+            if injection.held or living or dead[0]:
+                injection.held = 0
                 living = _lib.kfs_tracer_sweep(tracer, dead)
         with self._lock:
             self.tids -= {tid}

@@ -13,6 +13,8 @@
  * Every thread here is hostile: it may be killed at any moment, and its siblings may change its memory and its
  * descriptors meanwhile.  What is read of it is only given back to it.  A tracer waits for a bounded time; a thread
  * that did not stop by then is kept in limbo until it does, for ptrace(2) can let go of stopped threads only.
+ * Access to its memory alone has no bound (userfaultfd, a mapped file of a FUSE server that does not answer): a tracer
+ * has to be one user's own.
  */
 
 #define _GNU_SOURCE
@@ -308,21 +310,25 @@ static int seize(struct kfs_tracer *tracer, pid_t tid)
 /* Waits for the next stop.  Otherwise sets and returns `lost`. */
 static int wait_stop(struct kfs_tracer *tracer, struct client *client, int *status)
 {
+	int dead = 0;
+
 	for (;;) {
-		pid_t pid = waitpid(client->tid, status, __WALL | __WNOTHREAD);
+		pid_t pid = waitpid(client->tid, status, __WALL | __WNOTHREAD | dead);
 
 		if (pid == client->tid && WIFSTOPPED(*status))
 			return 0;
-		if (pid == client->tid || errno != EINTR) {
+		if (pid == client->tid || (pid < 0 && errno != EINTR)) {
 			client->held = false;
 			return client->lost = -ESRCH;
 		}
 		/* The death of a group leader is not reported while a sibling lives. */
-		if (is_dead(client->tid)) {
+		if (dead) {
 			client->zombie = true;
 			return client->lost = -ESRCH;
 		}
-		if (now_ns() > tracer->deadline)
+		if (is_dead(client->tid))
+			dead = WNOHANG; /* it may have died just now */
+		else if (now_ns() > tracer->deadline)
 			return client->lost = -ETIMEDOUT;
 	}
 }
@@ -742,6 +748,17 @@ static void fail_rest(struct kfs_injection *job, int error)
 		*job->slots[i] = error;
 }
 
+/*
+ * Closes the daemon's own descriptor of the file that was swapped in.  It is done before the client goes on: a close(2)
+ * of the client must be the last one, or its connection would outlive it for a moment (CLOSE-1).
+ */
+static void drop_swap(struct kfs_injection *job)
+{
+	if (job->swap >= 0)
+		close(job->swap);
+	job->swap = -1;
+}
+
 /* The part of a job after SEIZE: answers the ioctl, catches the thread, and lets it go. */
 static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_injection *job)
 {
@@ -766,6 +783,7 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 			client->store = true;
 		}
 	}
+	drop_swap(job);
 	release(tracer, client);
 	return error;
 }
@@ -775,8 +793,10 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
  * be changed), and has the thread go on with the files installed.
  *
  * slots[i] gets the number of files[i], or -errno; then bit 0 of the 64-bit flags at `flags_offset` of the output
- * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with.
- * The answer is written in every case; `reply_error` is what that gave.  0, or -errno of what went wrong first.
+ * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
+ * closed in every case but -EINVAL.
+ * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
+ * be looked after by kfs_tracer_sweep().  Returns 0, or -errno of what went wrong first.
  */
 int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 {
@@ -787,6 +807,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 	job->installed = 0;
 	job->swapped = 0;
 	job->reply_error = 0;
+	job->held = 0;
 	if (job->reply_len < head)
 		return -EINVAL;
 	client = calloc(1, sizeof(*client));
@@ -796,6 +817,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 		fail_rest(job, error);
 		if (job->count)
 			mark_incomplete(job->reply + head, job->reply_len - head, job->flags_offset);
+		drop_swap(job);
 		job->reply_error = -write_reply(job);
 	} else {
 		client->tid = job->tid;
@@ -809,6 +831,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 			client->next = tracer->limbo;
 			tracer->limbo = client;
 			client = NULL;
+			job->held = 1;
 		}
 	}
 	set_ticking(tracer, false);

@@ -36,7 +36,14 @@ del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
-TESTS = ["bus-make", "hello", "byebye", "chat", "daemon", "fd-passing", "endpoint", "monitor", "name-basics", "name-conflict", "name-queue", "message-basic", "message-prio", "message-quota", "timeout", "sync-byebye", "sync-reply", "message-free", "connection-info", "connection-update", "writable-pool", "policy", "policy-priv", "policy-ns", "metadata-ns", "match-id-add", "match-id-remove", "match-replace", "match-name-add", "match-name-remove", "match-name-change", "match-bloom", "activator", "benchmark", "benchmark-nomemfds", "race-byebye", "race-byebye-match", "attach-flags"]
+TESTS = [
+    "bus-make", "hello", "byebye", "chat", "daemon", "fd-passing", "endpoint", "monitor", "name-basics",
+    "name-conflict", "name-queue", "message-basic", "message-prio", "message-quota", "timeout", "sync-byebye",
+    "sync-reply", "message-free", "connection-info", "connection-update", "writable-pool", "policy",
+    "policy-priv", "policy-ns", "metadata-ns", "match-id-add", "match-id-remove", "match-replace",
+    "match-name-add", "match-name-remove", "match-name-change", "match-bloom", "activator", "benchmark",
+    "benchmark-nomemfds", "race-byebye", "race-byebye-match", "attach-flags",
+]
 
 Run = Callable[[str], str]
 

@@ -54,9 +54,7 @@ class Kernel:
         self.tree, self.tree_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tree.settimeout(5)
         self.wakeup = Wakeup()
-        self.channel = Channel(
-            self.reader.fileno(), self.tree_end.fileno(), self.wakeup.event_fd, self.wakeup.signal_fd
-        )
+        self.channel = Channel(self.reader.fileno(), self.tree_end.fileno(), self.wakeup.event_fd)
         self.unique = 0
 
     def close(self) -> None:
@@ -481,17 +479,17 @@ def test_amended_answer_waits_for_the_next_step(kernel: Kernel) -> None:
         def ino_of(self, nodeid: int) -> int:
             return nodeid + 1
 
-    amendments = Amendments(kernel.channel, Tree(), {}.get, passthrough=False)
+    amendments = Amendments(Tree(), {}.get, passthrough=False)
     unique = kernel.ask(FUSE_LOOKUP, b"bus\0")
     body = struct.pack("<Q32xQ80x", 1000, 1000)
     thread = serve_tree(kernel, tree_answer(body))
     assert kernel.step() == TREE
     thread.join()
     assert kernel.is_silent()
-    amendments.apply()
+    amendments.apply(kernel.channel)
     kernel.step(timeout_ms=0)
     assert kernel.answer() == (unique, 0, struct.pack("<Q32xQ80x", 1000, 1001))
-    amendments.apply()
+    amendments.apply(kernel.channel)
 
 
 def test_error_of_the_tree_is_not_amended(kernel: Kernel) -> None:
@@ -563,11 +561,9 @@ def test_event_is_noticed_while_requests_keep_coming(kernel: Kernel) -> None:
     assert kinds.count(IOCTL) == 63
 
 
-def test_event_and_signal_end_a_wait_once(kernel: Kernel) -> None:
+def test_an_event_ends_a_wait_once(kernel: Kernel) -> None:
     kernel.wakeup.wake()
     kernel.wakeup.wake()
-    assert kernel.step() == EVENT
-    kernel.wakeup._signal_writer.send(b"xy")
     assert kernel.step() == EVENT
     assert kernel.step(timeout_ms=20) == TIMER
 
@@ -645,7 +641,7 @@ class Bench:
             self.files,
             self.domain,
             fakes.Call,
-            fakes.Caller(),
+            fakes.Caller,
             pending=fakes.PENDING,
             installer=installer,
             make_job=Job,
@@ -733,9 +729,8 @@ def test_hello_is_answered_by_a_job_that_swaps(kernel: Kernel, monkeypatch: pyte
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.result, job.out) == (unique, 0, hello.raw)
-    assert (job.swap, job.entries, job.flags_address) == (f"/mount/.conn-{bench.fh}", [], 0)
+    assert (job.swap, job.entries, job.flags_offset) == (f"/mount/.conn-{bench.fh}", [], -1)
     assert (job.tid, job.user) == (threading.get_native_id(), 1000)
-    assert job.fuse_fd == kernel.reader.fileno()
     assert bench.requests.jobs == 1
     # The file may be closed meanwhile: what the job needs stays.
     bench.files.remove(bench.fh)
@@ -758,8 +753,8 @@ def test_hello_that_failed_is_answered_at_once(
     assert installer.jobs == []
 
 
-def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, Installation, Pool]:
-    """A RECV that brings a descriptor: its unique and address, and what it installs where."""
+def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Installation, Pool]:
+    """A RECV that brings a descriptor: its unique, and what it installs where."""
     pool = Pool()
     installation = Installation(pool)
 
@@ -771,17 +766,17 @@ def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, In
     command = recv_struct()
     unique = bench.kernel.command(bench.fh, c.CMD_RECV, command)
     bench.turn()
-    return unique, ctypes.addressof(command), installation, pool
+    return unique, installation, pool
 
 
 def test_descriptors_are_installed_by_a_job(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     installer = Installer()
     bench = Bench(kernel, installer)
-    unique, address, installation, _ = receive(bench, monkeypatch)
+    unique, installation, _ = receive(bench, monkeypatch)
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.entries, job.swap) == (unique, [(42, "pointer to 128")], None)
-    assert job.flags_address == address + 64
+    assert job.flags_offset == 64
     assert installation.dones == 0
     installer.through = [job]
     bench.requests.finish_jobs()
@@ -796,7 +791,7 @@ def test_descriptors_that_cannot_be_installed_are_told(
     if installer is not None:
         installer.refuses = True
     bench = Bench(kernel, installer)
-    unique, _, installation, pool = receive(bench, monkeypatch)
+    unique, installation, pool = receive(bench, monkeypatch)
     assert kernel.result() == (unique, 0, recv_struct().raw[:64] + struct.pack("<Q", 1))
     assert pool.stored == {128: struct.pack("<i", -errno.EPERM)}
     assert installation.dones == 1
@@ -808,13 +803,13 @@ def test_deferred_call_with_descriptors_is_answered_by_a_job(kernel: Kernel) -> 
     bench = Bench(kernel, installer)
     unique = bench.sync_send()
     (call,) = bench.domain.waiting
-    installation = call.installation = Installation(Pool())
+    call.installation = Installation(Pool())
     bench.domain.complete(0)
     bench.requests.drain()
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.tid, len(job.out)) == (unique, threading.get_native_id(), 72)
-    assert job.flags_address == call.address + installation.FLAGS_OFFSET
+    assert job.flags_offset == 64
 
 
 # The loop
@@ -827,7 +822,7 @@ class NoTree:
 
 def server_of(bench: Bench) -> Server:
     kernel = bench.kernel
-    amendments = Amendments(kernel.channel, NoTree(), bench.files.open_answer, passthrough=False)
+    amendments = Amendments(NoTree(), bench.files.open_answer, passthrough=False)
     return Server(
         kernel.channel, amendments, bench.requests, bench.domain, kernel.wakeup, faults=bench.faults
     )
