@@ -106,19 +106,19 @@ class PoolMemory:
         assert isinstance(source, PoolMemory)
         if offset + size > self.size:
             raise KdbusError(ENOMEM, "store beyond the pool")
-        base = source.mapped(source_offset + size)
-        r: int = lib.kfs_store(self.fd, offset, base + source_offset, size)
+        mapping = source.mapped(source_offset + size)
+        r: int = lib.kfs_store(self.fd, offset, mapping.base + source_offset, size)
         if r < 0:
             raise _store_error(r)
 
-    def mapped(self, end: int) -> Any:
-        """The pool's first byte, mapped at least up to `end`; valid until the next call.  Raises
+    def mapped(self, end: int) -> Mapping:
+        """The pool, mapped at least up to `end`; valid as long as it is referred to.  Raises
         KdbusError(ENOMEM).
         """
         mapping = self._mapping
         if mapping is None or mapping.size < end:
             mapping = self._map(end)
-        return mapping.base
+        return mapping
 
     def _map(self, end: int) -> Mapping:
         if end > self.size or self.fd < 0:
@@ -135,8 +135,8 @@ class PoolMemory:
 
         Works for a thread of its own, also after `close`.  Raises KdbusError(ENOMEM).
         """
-        pointer = ffi.cast("int32_t *", self.mapped(offset + 4) + offset)
-        return pointer, self._mapping
+        mapping = self.mapped(offset + 4)
+        return ffi.cast("int32_t *", mapping.base + offset), mapping
 
     def close(self) -> None:
         """Forget the backing; the clients' maps keep the memory itself alive (POOL-6)."""
