@@ -3,6 +3,7 @@
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
 # make bench  what a message costs, beside the floor of FUSE and of sockets
+# make conformance  writes docs/conformance.md anew, from the tests
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
@@ -14,7 +15,7 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types bench install-deps clean
+.PHONY: help venv run demo test lint types conformance bench install-deps clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -58,6 +59,9 @@ lint: venv
 
 types: venv
 	@$(BIN)/mypy --strict --no-error-summary kdbusfs
+
+conformance: venv
+	@$(BIN)/python -m tests.support.conformance
 
 bench: venv
 	@$(BIN)/python tests/bench/run.py
