@@ -33,7 +33,13 @@ _REFUSALS_KEPT = 4096
 
 
 class Memory(Protocol):
-    """The backing of a pool, as far as opening needs it."""
+    """The backing of a pool, as far as opening needs it.
+
+    nodeids: the inodes whose page cache has copies of it; None where they have the memory itself.
+    """
+
+    nodeids: set[int] | None
+    size: int
 
     @property
     def backing_id(self) -> int: ...
@@ -135,6 +141,13 @@ class PooledNode(Node):
         self.opens: dict[int, EndpointHandle] = {}
         self.placeholder: Memory | None = None
 
+    @property
+    def copied(self) -> Memory | None:
+        """The pool that the kernel has copies of in this inode; None if there is none."""
+        for handle in self.opens.values():
+            return handle.memory if self.placeholder is None and handle.memory.nodeids is not None else None
+        return None
+
 
 class EndpointNode(PooledNode):
     """One LOOKUP of an endpoint file (FS-7, FS-8)."""
@@ -153,6 +166,11 @@ class PoolNode(PooledNode):
     def __init__(self, nodeid: int, handle: EndpointHandle, changed_ns: int) -> None:
         super().__init__(nodeid, handle.endpoint, changed_ns)
         self.handle: EndpointHandle | None = handle
+
+    @property
+    def copied(self) -> Memory | None:
+        handle = self.handle
+        return handle.memory if handle is not None and handle.memory.nodeids is not None else None
 
 
 class Admission(enum.Enum):
@@ -280,6 +298,8 @@ class NodeTable:
         """
         if node.placeholder is None:
             node.placeholder = next(iter(node.opens.values())).memory
+            if node.placeholder.nodeids is not None:
+                node.placeholder.nodeids.discard(node.nodeid)
         for handle in node.opens.values():
             handle.memory_is_shared = True
         return node.placeholder
@@ -288,6 +308,8 @@ class NodeTable:
         """Note that the file handle number `fh` is an open of `node`."""
         if node.placeholder is not None:
             handle.memory_is_shared = True
+        elif handle.memory.nodeids is not None:
+            handle.memory.nodeids.add(node.nodeid)
         node.opens[fh] = handle
         self._of_file[fh] = node
         if isinstance(node, PoolNode):
@@ -301,12 +323,19 @@ class NodeTable:
         handle = node.opens.pop(fh)
         if node.opens:
             return
+        if handle.memory.nodeids is not None:
+            handle.memory.nodeids.discard(node.nodeid)
         if node.placeholder is not None:
             node.placeholder.close()
             node.placeholder = None
         if isinstance(node, PoolNode):
             del self._moved[id(handle)]
             node.handle = None
+
+    def copied_by(self, fh: int) -> Memory | None:
+        """The pool that the kernel copies into the inode of the open file `fh`; None if there is none."""
+        node = self._of_file.get(fh)
+        return None if node is None else node.copied
 
     def _show(self, endpoint: Endpoint) -> int:
         """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""

@@ -10,7 +10,15 @@ from errno import EIO, EPERM, ESHUTDOWN
 from typing import Any, Final, Protocol
 
 from ..abi.commands import COMMANDS
-from ..abi.constants import CMD_HELLO, CMD_SEND, RECV_RETURN_INCOMPLETE_FDS
+from ..abi.constants import (
+    CMD_BUS_CREATOR_INFO,
+    CMD_CONN_INFO,
+    CMD_HELLO,
+    CMD_NAME_LIST,
+    CMD_RECV,
+    CMD_SEND,
+    RECV_RETURN_INCOMPLETE_FDS,
+)
 from ..abi.errors import KdbusError
 from ..abi.layouts import I32, U64
 from .channel import NOTHING, Channel
@@ -19,6 +27,8 @@ from .files import Handle, OpenFiles
 log = logging.getLogger(__name__)
 
 _IOC_READ: Final = 1 << 31
+_TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
+"""The commands whose answers tell where in the pool something is."""
 
 
 class Call(Protocol):
@@ -63,6 +73,28 @@ class Installer(Protocol):
 
     def finished(self) -> Iterable[Any]:
         """Jobs that came to an end since the last time."""
+
+
+class Storer(Protocol):
+    """What brings the copies that clients have of their pools up to date, where it `is_needed`."""
+
+    is_needed: bool
+
+    @property
+    def jobs(self) -> int:
+        """How many answers it still has to give."""
+
+    def take(self, memory: Any, slots: list[int]) -> Any:
+        """What to store before an answer to the owner of `memory`; None: nothing.
+
+        slots: offsets in it that will get numbers of descriptors.
+        """
+
+    def answer(self, stores: Any, unique: int, result: int, out: bytes | bytearray) -> bool:
+        """Answer an ioctl after `stores`; False, with nothing done, when that cannot be."""
+
+    def announce(self) -> None:
+        """Have the server's wait end when a job is done."""
 
 
 class Faults:
@@ -124,6 +156,7 @@ class Requests:
     tid, unique, result, out, user, entries, swap, flags_offset and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
     make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
+    storer: None where clients have the memory of their pools itself, and never copies.
     """
 
     __slots__ = (
@@ -144,6 +177,7 @@ class Requests:
         "_native",
         "_pending",
         "_reset",
+        "_storer",
         "_swap_path",
         "_views",
         "jobs",
@@ -162,6 +196,7 @@ class Requests:
         make_job: Callable[..., Any] | None = None,
         swap_path: Callable[[int], str] | None = None,
         make_memory: Callable[[], Any] | None = None,
+        storer: Storer | None = None,
         faults: Faults | None = None,
     ) -> None:
         self._channel = channel
@@ -186,6 +221,7 @@ class Requests:
         self._swap_path = swap_path if installer is not None else None
         self._faults = faults if faults is not None else Faults()
         self._deferred: dict[int, _Deferred] = {}
+        self._storer = storer
         self.jobs = 0
 
     def ioctl(self) -> int:
@@ -215,6 +251,9 @@ class Requests:
                 call.deferred = None
                 result = NOTHING
             elif call.installation is not None or (number == CMD_HELLO and result == 0):
+                self._answer(unique, call, result, handle, fh, tid)
+                result = NOTHING
+            elif self._storer is not None and self._storer.is_needed and number in _TELLING and not result:
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
         except Exception as fault:
@@ -296,12 +335,31 @@ class Requests:
         swap = None
         if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
             swap = self._swap_path(fh)
-        if (installation is None and swap is None) or not self._submit(
-            unique, call, result, handle, tid, bytes(out), swap, installation
-        ):
+        if installation is not None or swap is not None:
+            if self._submit(unique, call, result, handle, tid, bytes(out), swap, installation):
+                return
             if installation is not None:
                 _refuse(installation, out)
+        stores = self._take_stores(handle, None)
+        if stores is None or self._storer is None or not self._storer.answer(stores, unique, result, out):
             self._channel.answer(unique, result, out)
+
+    def _take_stores(self, handle: Handle | None, installation: Any) -> Any:
+        """What the storer has to do before the owner of `handle` gets an answer; None: nothing."""
+        if self._storer is None or not self._storer.is_needed:
+            return None
+        slots = [] if installation is None else [offset for _, _, offset in installation.entries]
+        return self._storer.take(getattr(handle, "memory", None), slots)
+
+    @property
+    def answering(self) -> bool:
+        """Whether others still have answers to give, which they need the reader for."""
+        return bool(self.jobs) or (self._storer is not None and bool(self._storer.jobs))
+
+    def announce_answers(self) -> None:
+        """Have the server's wait end whenever `answering` may have changed."""
+        if self._storer is not None:
+            self._storer.announce()
 
     def _submit(
         self,
@@ -325,7 +383,10 @@ class Requests:
                     pointer, keepalive = memory.pin(offset)
                     entries.append((file.fd, pointer))
                     pinned.append(keepalive)
+            stores = self._take_stores(handle, installation)
+            more = {} if stores is None else {"stores": stores}
             job = self._make_job(
+                **more,
                 tid=tid,
                 unique=unique,
                 result=result,

@@ -305,7 +305,7 @@ class LinuxCaller:
                 _vectors[i + 1] = size
                 total += size
                 i += 2
-            base = memory.mapped(offset + total)
+            base = memory.mapped(offset + total, offset)
             r: int = lib.kfs_client_payload(
                 self.pidfd, self.tid, memory.fd, base, offset, _vectors, len(batch)
             )

@@ -49,12 +49,13 @@ class Mapping:
 class PoolMemory:
     """ports.Memory.  `fuse_fd` is the /dev/fuse that the backing id is for; -1 for a pool without one.
 
-    `backing_id` is what an OPEN answer names; 0 without.
+    `backing_id` is what an OPEN answer names; 0 without.  `nodeids` is None: see store_memory.StoredMemory.
     """
 
-    __slots__ = ("_fuse_fd", "_mapping", "backing_id", "fd", "size")
+    __slots__ = ("_fuse_fd", "_mapping", "backing_id", "fd", "nodeids", "size")
 
     def __init__(self, fuse_fd: int = -1) -> None:
+        self.nodeids: set[int] | None = None
         self.size = 0
         self.backing_id = 0
         self._fuse_fd = fuse_fd
@@ -110,9 +111,11 @@ class PoolMemory:
         if r < 0:
             raise _store_error(r)
 
-    def mapped(self, end: int) -> Any:
-        """The pool's first byte, mapped at least up to `end`; valid until the next call.  Raises
-        KdbusError(ENOMEM).
+    def mapped(self, end: int, written_from: int = -1) -> Any:
+        """The pool's first byte, mapped at least up to `end`; valid until the next call.
+
+        written_from: where the part that the caller is going to write begins; -1: nowhere.
+        Raises KdbusError(ENOMEM).
         """
         mapping = self._mapping
         if mapping is None or mapping.size < end:
