@@ -131,7 +131,7 @@ class Daemon:
         host = LinuxHost(fuse_fd, wakeup.event_fd, installer, storer=storer)
         self._ended.callback(host.close)
         self._host = host
-        domain = Domain(host)
+        domain = Domain(host, _memory_limit())
         if options.attach_flags_mask is not None:
             domain.attach_flags_mask = options.attach_flags_mask
 
@@ -276,6 +276,11 @@ def _leave_terminal(level: str) -> None:
         handlers=handlers,
         force=True,
     )
+
+
+def _memory_limit() -> int:
+    """What the connections of one user may make the daemon hold: half of the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _raise_file_limit() -> None:

@@ -156,7 +156,7 @@ def make_bus(domain: Domain, call: Call) -> Bus:
         raise KdbusError(EEXIST, "bus exists")
     caller.collect(bus.creator_metadata, c.ATTACH_PROCESS)
     domain.add_bus(bus, caller.user)
-    bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid, custom=False))
+    bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid))
     return bus
 
 

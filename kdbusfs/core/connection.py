@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.errors import KdbusError
+from ..abi.items import make_item
+from ..abi.layouts import U64
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
 from .call import Installation
 from .match import MatchDb
 from .metadata import export
+from .names import NAME_COST
 from .queue import Queue, QueueEntry
 from .sync import fail, finish, forget
 
@@ -64,6 +67,7 @@ class Connection:
         "metadata",
         "names",
         "owed",
+        "owned_items",
         "pool",
         "privileged",
         "queue",
@@ -110,12 +114,36 @@ class Connection:
         self.queue = Queue()
         self.matches = MatchDb(self)
         self.names: dict[bytes, NameEntry] = {}
+        self.owned_items: bytes | None = b""
         self.waiting_for: dict[bytes, NameEntry] = {}
         self.activator_of: NameEntry | None = None
         self.replies: list[Reply] = []
         self.owed: dict[Reply, None] = {}
         self.request_count = 0
         self.lost = 0
+
+    # Names
+
+    def own(self, entry: NameEntry) -> None:
+        """Note that a name is its own now, as the last one that it got."""
+        self.names[entry.name] = entry
+        self.owned_items = None
+        self.user.account.add(NAME_COST)
+
+    def disown(self, entry: NameEntry) -> None:
+        del self.names[entry.name]
+        self.owned_items = None
+        self.user.account.uncharge(NAME_COST)
+
+    def owned_name_items(self) -> bytes:
+        """An OWNED_NAME item for each name (META-15); made anew only when the names have changed."""
+        items = self.owned_items
+        if items is None:
+            items = self.owned_items = b"".join(
+                make_item(c.ITEM_OWNED_NAME, U64.pack(entry.flags) + name + b"\0")
+                for name, entry in self.names.items()
+            )
+        return items
 
     # Readiness
 
@@ -230,8 +258,7 @@ class Connection:
         body = message.extra + items + export(entry.proc_meta, entry.conn_meta, mask, reader)
         size = 64 + len(body)
         pool = self.pool
-        part = pool.allocate(size)
-        pool.memory.store(part.offset, message.header(size) + body)
+        part = pool.put(message.header(size) + body)
         pool.publish(part, payload)
         if not places or not with_files or resources is None:
             return part.offset, size, None
@@ -278,7 +305,11 @@ class Connection:
                 new = self.pool.allocate(old.size)
             except KdbusError:
                 return False
-            self.pool.memory.copy_from(new.offset, old.size, source.pool.memory, old.offset)
+            try:
+                self.pool.memory.copy_from(new.offset, old.size, source.pool.memory, old.offset)
+            except KdbusError:
+                self.pool.release(new)
+                return False
             entry.payload = new
             source.pool.release(old)
         self.queue.add(entry)
@@ -369,4 +400,4 @@ class Connection:
         self.disconnect()
         self.pool.close()
         self.user.connections -= 1
-        self.bus.domain.users.forget_if_idle(self.user)
+        self.bus.domain.users.forget_if_idle(self.user.account)

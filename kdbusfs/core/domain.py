@@ -12,7 +12,7 @@ from ..abi.errors import KdbusError
 from .call import ERESTARTSYS
 from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
 from .metadata import DEFAULT_MASK
-from .quota import User
+from .quota import Account, User
 from .reply import Deadlines
 from .send import CancelToken
 from .sync import finish, forget, interrupt
@@ -39,17 +39,26 @@ class Users:
         self._users: dict[int, User] = {}
 
     def __len__(self) -> int:
+        self._forget_idle()
         return len(self._users)
 
     def get(self, uid: int) -> User:
         user = self._users.get(uid)
         if user is None:
-            user = self._users[uid] = User(uid, self.memory_limit)
+            self._forget_idle()
+            user = self._users[uid] = User(uid, Account(uid, self.memory_limit))
         return user
 
-    def forget_if_idle(self, user: User) -> None:
-        if user.idle and self._users.get(user.uid) is user:
-            del self._users[user.uid]
+    def forget_if_idle(self, account: Account) -> None:
+        """Something of `account` was given back: perhaps it was the last."""
+        user = self._users.get(account.uid)
+        if user is not None and user.account is account and user.idle:
+            del self._users[account.uid]
+
+    def _forget_idle(self) -> None:
+        """A message may have been the last that was on the account of somebody who left long ago."""
+        for uid in [uid for uid, user in self._users.items() if user.idle]:
+            del self._users[uid]
 
 
 class Domain:
@@ -103,7 +112,7 @@ class Domain:
         self.give_ino(bus.ino)
         assert bus.creator is not None
         bus.creator.buses -= 1
-        self.users.forget_if_idle(bus.creator)
+        self.users.forget_if_idle(bus.creator.account)
 
     def take_ino(self) -> int:
         """The smallest number that no node has (FS-11)."""

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 _MAKE: Final = COMMANDS[c.CMD_ENDPOINT_MAKE]
 _UPDATE: Final = COMMANDS[c.CMD_ENDPOINT_UPDATE]
+ENDPOINT_COST: Final = 2048
+"""What a custom endpoint is charged with, in bytes."""
 
 
 class Endpoint:
-    """An endpoint file.  A custom one has a policy of its own, and one account for all its users (EPM-7)."""
+    """An endpoint file.  A custom one has a policy of its own, and one `user` for all who come through it (EPM-7)."""
 
-    def __init__(self, bus: Bus, name: str, access: int, uid: int, gid: int, *, custom: bool) -> None:
+    def __init__(self, bus: Bus, name: str, access: int, uid: int, gid: int, user: User | None = None) -> None:
         self.bus = bus
         self.name = name
         self.uid = uid
@@ -36,14 +38,24 @@ class Endpoint:
         self.mode = access_mode(access, 0o600, 0o060, 0o006)
         self.ino = 0
         self.active = True
-        self.policy: PolicyDb | None = PolicyDb() if custom else None
-        self.user: User | None = User(uid, bus.domain.users.memory_limit) if custom else None
+        self.policy: PolicyDb | None = PolicyDb() if user is not None else None
+        self.user = user
         self.connections: dict[int, Connection] = {}
 
     def set_policy(self, items: list[Item], caller: Caller) -> None:
-        """Replace the whole policy (EPU-1).  Raises what `PolicyDb.replace` raises."""
-        assert self.policy is not None
-        self.policy.replace(self, items, caller, only_one=False, wildcards=True)
+        """Replace the whole policy (EPU-1); without effect once the endpoint is gone (EPU-2).
+
+        Raises what `PolicyDb.replace` raises.
+        """
+        assert self.policy is not None and self.user is not None
+        self.policy.replace(self, items, caller, self.user.account, only_one=False, wildcards=True)
+        if not self.active:
+            self._drop_policy()
+
+    def _drop_policy(self) -> None:
+        if self.policy is not None and self.user is not None:
+            self.policy.remove(self)
+            self.bus.domain.users.forget_if_idle(self.user.account)
 
     def shut_down(self) -> None:
         """Disconnect all its connections, one after the other, then vanish (FS-26, SHUT-5).  Idempotent."""
@@ -54,6 +66,9 @@ class Endpoint:
             connection.disconnect()
         del self.bus.endpoints[self.name]
         self.bus.domain.give_ino(self.ino)
+        if self.user is not None:
+            self.user.account.uncharge(ENDPOINT_COST)
+        self._drop_policy()
 
 
 def make_endpoint(handle: EndpointHandle, call: Call) -> Endpoint:
@@ -76,8 +91,16 @@ def make_endpoint(handle: EndpointHandle, call: Call) -> Endpoint:
     if not bus.active:
         raise KdbusError(ESHUTDOWN, "bus is gone")
     flags = U64.unpack_from(call.command, _MAKE.flags_offset)[0]
-    endpoint = Endpoint(bus, name[:-1].decode("ascii"), flags, ids.euid, ids.egid, custom=True)
-    bus.add_endpoint(endpoint)
+    account = bus.domain.users.get(caller.user).account
+    user = User(ids.euid, account)
+    endpoint = Endpoint(bus, name[:-1].decode("ascii"), flags, ids.euid, ids.egid, user)
+    account.charge(ENDPOINT_COST)
+    try:
+        bus.add_endpoint(endpoint)
+    except KdbusError:
+        account.uncharge(ENDPOINT_COST)
+        bus.domain.users.forget_if_idle(account)
+        raise
     try:
         endpoint.set_policy(items, caller)
     except KdbusError:

@@ -105,7 +105,7 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     credentials = PinnedCredentials(caller.ids(), caller.groups())
     user = handle.endpoint.user or bus.domain.users.get(caller.user)
     user.add_connection()
-    pool = Pool(pool_size, handle.memory, user)
+    pool = Pool(pool_size, handle.memory, user.account)
     try:
         if not handle.endpoint.active:
             raise KdbusError(ESHUTDOWN, "endpoint is gone")
@@ -127,7 +127,7 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     except KdbusError:
         pool.close()
         user.connections -= 1
-        bus.domain.users.forget_if_idle(user)
+        bus.domain.users.forget_if_idle(user.account)
         raise
     handle.memory.seal()
     handle.connection = connection
@@ -170,8 +170,7 @@ def _publish_bloom_parameter(connection: Connection) -> tuple[int, int]:
     bus = connection.bus
     item = make_item(c.ITEM_BLOOM_PARAMETER, BLOOM_PARAMETER.pack(bus.bloom_size, bus.bloom_n_hash))
     data = U64.pack(8 + len(item)) + item
-    part = connection.pool.allocate(len(data))
-    connection.pool.memory.store(part.offset, data)
+    part = connection.pool.put(data)
     connection.pool.publish(part)
     return part.offset, len(data)
 
@@ -200,4 +199,4 @@ def _introduce(connection: Connection, request: _Request, items: list[Item], cal
     bus.notifier.flush()
     if request.takes_name:
         wildcards = connection.is_policy_holder
-        bus.policy.replace(connection, items, call.caller, only_one=True, wildcards=wildcards)
+        bus.policy.replace(connection, items, call.caller, connection.user.account, only_one=True, wildcards=wildcards)

@@ -29,8 +29,7 @@ _RESULT: Final = Struct("<QQ")  # offset and size of a result in the pool
 
 def _publish(connection: Connection, data: bytes) -> tuple[int, int]:
     """Put a result into the asker's pool.  Raises KdbusError(ENOBUFS) (POOL-13)."""
-    part = connection.pool.allocate(len(data))
-    connection.pool.memory.store(part.offset, data)
+    part = connection.pool.put(data)
     connection.pool.publish(part)
     return part.offset, len(data)
 
@@ -157,7 +156,7 @@ def conn_update(connection: Connection, call: Call) -> int:
     if send_flags is not None and bus.attach_flags_required & ~send_flags:
         raise KdbusError(EINVAL, "bus requires more metadata")
     if policy:
-        bus.policy.replace(connection, items, call.caller, only_one=True, wildcards=True)
+        bus.policy.replace(connection, items, call.caller, connection.user.account, only_one=True, wildcards=True)
     if send_flags is not None:
         connection.attach_flags_send = send_flags
     if recv_flags is not None:

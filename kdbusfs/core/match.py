@@ -187,7 +187,7 @@ class MatchDb:
             self._remove(cookie)
         if len(self._entries) >= MATCH_MAX:
             raise KdbusError(EMFILE, "too many matches")
-        connection.user.charge(entry.size)
+        connection.user.account.charge(entry.size)
         self._entries.append(entry)
         for rule_class in entry.classes():
             self._by_class.setdefault(rule_class, []).append(entry)
@@ -211,7 +211,7 @@ class MatchDb:
 
     def _forget(self, entry: Match) -> None:
         self._entries.remove(entry)
-        self._connection.user.uncharge(entry.size)
+        self._connection.user.account.uncharge(entry.size)
         for rule_class in entry.classes():
             entries = self._by_class[rule_class]
             entries.remove(entry)

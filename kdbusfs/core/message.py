@@ -31,9 +31,12 @@ from .names import is_valid_name
 if TYPE_CHECKING:
     from .call import Call
     from .ports import Caller, File
+    from .quota import Account
 
 F_SEALS_REQUIRED: Final = 0x0001 | 0x0002 | 0x0004 | 0x0008  # SEAL, SHRINK, GROW, WRITE
 ZERO_VEC_OFFSET: Final = c.U64_MAX
+MESSAGE_COST: Final = 2048
+"""What a message is charged with beside its size, in bytes."""
 _VEC_ITEM: Final = Struct("<QQQQ")  # item header and kdbus_vec
 _MEMFD_ITEM: Final = Struct("<QQQQiI")  # item header and kdbus_memfd
 _MEMFD_ITEM_FD_OFFSET: Final = 32
@@ -57,13 +60,22 @@ class Resources:
     Counted: the files are closed when the last queue entry, or the sender's command, lets go.
     """
 
-    __slots__ = ("_users", "dst_name", "files", "parts")
+    __slots__ = ("_account", "_cost", "_users", "dst_name", "files", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account, cost: int) -> None:
+        """`account` of the sender is charged with `cost` bytes.  Raises KdbusError(ENOBUFS)."""
+        account.charge(cost)
+        self._account = account
+        self._cost = cost
         self._users = 1
         self.dst_name: bytes | None = None  # without its NUL
         self.parts: list[Part] = []
         self.files: list[File] = []
+
+    def charge(self, cost: int) -> None:
+        """What turned up later and lives as long as the message."""
+        self._account.add(cost)
+        self._cost += cost
 
     def retain(self) -> Resources:
         self._users += 1
@@ -74,6 +86,7 @@ class Resources:
         self._users -= 1
         if self._users:
             return
+        self._account.uncharge(self._cost)
         for part in self.parts:
             if part.file is not None:
                 part.file.close()
@@ -190,9 +203,10 @@ class Message:
         )
 
 
-def parse_message(call: Call, conn_id: int, bloom_size: int, *, sync: bool) -> Message:
+def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *, sync: bool) -> Message:
     """The message of a SEND, after the checks SEND-2 to SEND-28 in their order.
 
+    account: of the sender, charged as long as the message lives.
     Writes cmd.kernel_msg_flags.  The files it names are pinned; they are let go of on every error (SEND-23).
     Raises KdbusError with the errno of the row that is violated.
     """
@@ -220,7 +234,7 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, *, sync: bool) -> M
         cookie=cookie,
         cookie_reply=cookie_reply,
     )
-    message.resources = Resources()
+    message.resources = Resources(account, MESSAGE_COST + size)
     try:
         _Scan(message, message.resources, call.caller, bloom_size).run(items)
         if src_id not in (0, conn_id):

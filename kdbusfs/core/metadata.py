@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.errors import KdbusError
 from ..abi.items import make_item
-from ..abi.layouts import AUDIT, CREDS, PIDS, TIMESTAMP, U64
+from ..abi.layouts import AUDIT, CREDS, PIDS, TIMESTAMP
 from .ports import NO_ID, NO_PIDS, Ids, Pids, ProcessMetadata
 
 if TYPE_CHECKING:
@@ -56,21 +56,21 @@ class ConnMetadata:
         self.description = b""
         self.timestamp = b""
 
-    def collect(self, kinds: int, connection: Connection | None, clock: Clock, seqnum: int | None) -> None:
-        """Gather those of `kinds` that are missing.  Without `seqnum` there is no timestamp (INFO-6)."""
+    def collect(self, kinds: int, connection: Connection | None, clock: Clock, seqnum: int | None) -> bool:
+        """Gather those of `kinds` that are missing; whether names are among them.
+
+        Without `seqnum` there is no timestamp (INFO-6).
+        """
         kinds &= ~self.collected
         if kinds & c.ATTACH_TIMESTAMP and seqnum is not None:
             self.timestamp = TIMESTAMP.pack(seqnum, clock.monotonic(), clock.realtime())
             self.valid |= c.ATTACH_TIMESTAMP
             self.collected |= c.ATTACH_TIMESTAMP
         if connection is None:
-            return
+            return False
         if kinds & c.ATTACH_NAMES:
             self.collected |= c.ATTACH_NAMES
-            self.names = b"".join(
-                make_item(c.ITEM_OWNED_NAME, U64.pack(entry.flags) + name + b"\0")
-                for name, entry in connection.names.items()
-            )
+            self.names = connection.owned_name_items()
             if self.names:
                 self.valid |= c.ATTACH_NAMES
         if kinds & c.ATTACH_CONN_DESCRIPTION:
@@ -78,6 +78,7 @@ class ConnMetadata:
             if connection.description is not None:
                 self.description = connection.description
                 self.valid |= c.ATTACH_CONN_DESCRIPTION
+        return bool(kinds & c.ATTACH_NAMES)
 
 
 def _creds(process: ProcessMetadata, reader: Reader) -> bytes:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .bus import Bus
     from .connection import Connection
 
+NAME_COST: Final = 1024
+"""What owning a name, or waiting for one, is charged with, in bytes."""
+
 _ELEMENT: Final = rb"[A-Za-z_-][A-Za-z0-9_-]*"
 _NAME: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")+", ASCII)
 _WILDCARD: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")*\.\*", ASCII)
@@ -30,18 +33,11 @@ def is_valid_name(name: bytes, *, wildcard: bool = False) -> bool:
     return bool(_NAME.fullmatch(name) or (wildcard and _WILDCARD.fullmatch(name)))
 
 
-class Waiter:
-    """A connection that waits for a name, with the flags that it will own it with."""
-
-    __slots__ = ("connection", "flags")
-
-    def __init__(self, connection: Connection, flags: int) -> None:
-        self.connection = connection
-        self.flags = flags
-
-
 class NameEntry:
-    """A name that is owned: `id` numbers names of a bus in the order in which they came up."""
+    """A name that is owned: `id` numbers names of a bus in the order in which they came up.
+
+    waiters: who waits for it, first come first, with the flags that it will own the name with.
+    """
 
     __slots__ = ("activator", "flags", "id", "name", "owner", "waiters")
 
@@ -51,7 +47,7 @@ class NameEntry:
         self.owner = owner
         self.flags = flags
         self.activator: Connection | None = None
-        self.waiters: list[Waiter] = []
+        self.waiters: dict[Connection, int] = {}
 
 
 class NameRegistry:
@@ -74,9 +70,10 @@ class NameRegistry:
     def acquire(self, connection: Connection, name: bytes, flags: int) -> int:
         """Own `name`, or wait for it; gives back `flags`, with NAME_IN_QUEUE for a waiter (NAME-4 to NAME-9).
 
-        Permission has been checked.  Raises KdbusError: EALREADY (owner already), EEXIST (taken), and what the
-        take-over of an activator's messages raises.
+        Permission has been checked.  Raises KdbusError: EALREADY (owner already), EEXIST (taken),
+        ENOBUFS (memory of the user).
         """
+        connection.user.account.check(NAME_COST)
         entry = self._entries.get(name)
         if entry is None:
             self._add(connection, name, flags)
@@ -129,7 +126,7 @@ class NameRegistry:
         if connection.is_activator:
             self._register_activator(entry, connection)
         self._entries[name] = entry
-        connection.names[name] = entry
+        connection.own(entry)
         self._bus.notifier.name_change(c.ITEM_NAME_ADD, 0, 0, connection.id, flags, name)
 
     def _register_activator(self, entry: NameEntry, connection: Connection) -> None:
@@ -146,17 +143,17 @@ class NameRegistry:
         self._bus.notifier.name_change(
             c.ITEM_NAME_CHANGE, old.id, entry.flags, connection.id, flags, entry.name
         )
-        del old.names[entry.name]
+        old.disown(entry)
         entry.owner = connection
         entry.flags = flags
-        connection.names[entry.name] = entry
+        connection.own(entry)
 
     def _pass_on(self, entry: NameEntry) -> None:
         """The owner lets go: to the first waiter, else back to the activator, else the name is free (NAME-15)."""
         if entry.waiters:
-            waiter = entry.waiters.pop(0)
-            del waiter.connection.waiting_for[entry.name]
-            self._change_owner(entry, waiter.connection, waiter.flags)
+            waiter, flags = next(iter(entry.waiters.items()))
+            self._stop_waiting(entry, waiter)
+            self._change_owner(entry, waiter, flags)
             return
         activator = entry.activator
         if activator is not None and activator is not entry.owner:
@@ -165,22 +162,19 @@ class NameRegistry:
             return
         owner = entry.owner
         self._bus.notifier.name_change(c.ITEM_NAME_REMOVE, owner.id, entry.flags, 0, 0, entry.name)
-        del owner.names[entry.name]
+        owner.disown(entry)
         del self._entries[entry.name]
 
     def _wait(self, entry: NameEntry, connection: Connection, flags: int) -> None:
         """Join the waiters; who waits already gets new flags and keeps its place (NAME-11)."""
-        for waiter in entry.waiters:
-            if waiter.connection is connection:
-                waiter.flags = flags
-                return
-        entry.waiters.append(Waiter(connection, flags))
-        connection.waiting_for[entry.name] = entry
+        if connection not in entry.waiters:
+            connection.waiting_for[entry.name] = entry
+            connection.user.account.add(NAME_COST)
+        entry.waiters[connection] = flags
 
     def _stop_waiting(self, entry: NameEntry, connection: Connection) -> bool:
-        for index, waiter in enumerate(entry.waiters):
-            if waiter.connection is connection:
-                del entry.waiters[index]
-                del connection.waiting_for[entry.name]
-                return True
-        return False
+        if entry.waiters.pop(connection, None) is None:
+            return False
+        del connection.waiting_for[entry.name]
+        connection.user.account.uncharge(NAME_COST)
+        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from errno import E2BIG, EEXIST, EINVAL
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..abi import constants as c
 from ..abi.errors import KdbusError
@@ -13,8 +13,12 @@ from .names import is_valid_name
 
 if TYPE_CHECKING:
     from .ports import Caller, Ids
+    from .quota import Account
 
 DENIED = -1
+ENTRY_COST: Final = 512
+ACCESS_COST: Final = 128
+"""What the bookkeeping of an entry, and of each access in it, is charged with, in bytes."""
 
 
 class Subject(Protocol):
@@ -77,6 +81,12 @@ class _Entry:
 _Key = tuple[bytes, bool]  # name, whether it stands for the names one level below it
 
 
+class _Owned(NamedTuple):
+    keys: frozenset[_Key]
+    account: Account
+    cost: int
+
+
 class PolicyDb:
     """The entries of a bus or of a custom endpoint; at most one for each name and wildcard (POL-1)."""
 
@@ -84,7 +94,7 @@ class PolicyDb:
 
     def __init__(self) -> None:
         self._entries: dict[_Key, _Entry] = {}
-        self._owned: dict[object, list[_Key]] = {}
+        self._owned: dict[object, _Owned] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -102,30 +112,44 @@ class PolicyDb:
         return DENIED if entry is None else entry.level_of(subject)
 
     def replace(
-        self, owner: object, items: list[Item], caller: Caller, *, only_one: bool, wildcards: bool
+        self,
+        owner: object,
+        items: list[Item],
+        caller: Caller,
+        account: Account,
+        *,
+        only_one: bool,
+        wildcards: bool,
     ) -> None:
         """Put the NAME and POLICY_ACCESS groups of `items` in the place of all that `owner` had (POL-4, POL-6).
 
-        Raises KdbusError: EINVAL (access before a name, invalid name, access or id), E2BIG (second name where
-        `only_one`), EEXIST (an entry of that name exists); then the old entries stay.
+        account: is charged for them.  Raises KdbusError: EINVAL (access before a name, invalid name, access or id),
+        E2BIG (second name where `only_one`), EEXIST (an entry of that name exists), ENOBUFS (memory of the account);
+        then the old entries stay.
         """
         wanted = _parse(items, owner, caller, only_one=only_one, wildcards=wildcards)
-        mine = set(self._owned.get(owner, ()))  # an endpoint may have over a thousand
+        former = self._owned.get(owner)
+        mine = former.keys if former is not None else frozenset()  # an endpoint may have over a thousand
         seen: set[_Key] = set()
         for key, _ in wanted:
             if key in seen or (key in self._entries and key not in mine):
                 raise KdbusError(EEXIST, "policy entry exists")
             seen.add(key)
+        cost = sum(ENTRY_COST + len(key[0]) + ACCESS_COST * len(entry.accesses) for key, entry in wanted)
+        account.charge(cost)
         self.remove(owner)
         for key, entry in wanted:
             self._entries[key] = entry
         if wanted:
-            self._owned[owner] = [key for key, _ in wanted]
+            self._owned[owner] = _Owned(frozenset(seen), account, cost)
 
     def remove(self, owner: object) -> None:
         """Drop every entry of `owner` (POL-19)."""
-        for key in self._owned.pop(owner, []):
-            del self._entries[key]
+        owned = self._owned.pop(owner, None)
+        if owned is not None:
+            owned.account.uncharge(owned.cost)
+            for key in owned.keys:
+                del self._entries[key]
 
 
 def _parse(

@@ -16,7 +16,7 @@ from ..abi.errors import KdbusError
 
 if TYPE_CHECKING:
     from .ports import Memory
-    from .quota import User
+    from .quota import Account
 
 SLICE_COST: Final = 256
 """What the bookkeeping of one slice is charged with, in bytes."""
@@ -42,15 +42,15 @@ class Slice:
 class Pool:
     """The allocator of one pool (POOL-8): best fit, lowest part of it, neighbours merged on release.
 
-    `user` is charged for the part of the memory that was ever in use and for the bookkeeping.
+    `account` is charged for the part of the memory that was ever in use and for the bookkeeping.
     """
 
-    __slots__ = ("_charged", "_free", "_free_at", "_high", "_slices", "busy", "memory", "size", "user")
+    __slots__ = ("_charged", "_free", "_free_at", "_high", "_slices", "account", "busy", "memory", "size")
 
-    def __init__(self, size: int, memory: Memory, user: User) -> None:
+    def __init__(self, size: int, memory: Memory, account: Account) -> None:
         self.size = size
         self.memory = memory
-        self.user = user
+        self.account = account
         self.busy = 0
         self._high = 0
         self._charged = 0
@@ -96,6 +96,16 @@ class Pool:
         self.busy += size
         return part
 
+    def put(self, data: bytes) -> Slice:
+        """A held slice with `data` in it.  Raises KdbusError(ENOBUFS), or ENOMEM when the host has no memory."""
+        part = self.allocate(len(data))
+        try:
+            self.memory.store(part.offset, data)
+        except KdbusError:
+            self.release(part)
+            raise
+        return part
+
     def publish(self, part: Slice, payload: Slice | None = None) -> None:
         """Hand a held slice to the client: it stays until FREE, and `payload` at least as long."""
         part.published = True
@@ -119,7 +129,7 @@ class Pool:
 
     def close(self) -> None:
         """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file."""
-        self.user.uncharge(self._charged)
+        self.account.uncharge(self._charged)
         self._charged = 0
         self._slices.clear()
         self._free.clear()
@@ -130,7 +140,7 @@ class Pool:
         amount = SLICE_COST
         if end > self._high:
             amount += end - self._high
-        self.user.charge(amount)
+        self.account.charge(amount)
         self._charged += amount
         if end > self._high:
             self._high = end
@@ -148,7 +158,7 @@ class Pool:
         if part.held or part.published or part.parents or self._slices.pop(part.offset, None) is None:
             return
         self.busy -= part.size
-        self.user.uncharge(SLICE_COST)
+        self.account.uncharge(SLICE_COST)
         self._charged -= SLICE_COST
         child, part.child = part.child, None
         part.free = True

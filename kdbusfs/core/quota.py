@@ -11,17 +11,49 @@ from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_MSGS_PER_USER, USER_MAX_BUSES, USER_MAX_CONN
 
 
-class User:
-    """Counters of one user.  `memory_limit` bounds what its connections make the daemon hold, in bytes."""
+class Account:
+    """What a uid makes the daemon hold, in bytes: pools as far as used, messages, names, matches, policies.
 
-    __slots__ = ("buses", "connections", "memory", "memory_limit", "uid")
+    kdbus had no such bound: there the memory was the client's own.
+    """
 
-    def __init__(self, uid: int, memory_limit: int) -> None:
+    __slots__ = ("limit", "uid", "used")
+
+    def __init__(self, uid: int, limit: int) -> None:
         self.uid = uid
-        self.memory_limit = memory_limit
+        self.limit = limit
+        self.used = 0
+
+    def charge(self, size: int) -> None:
+        """Raises KdbusError(ENOBUFS) beyond the limit."""
+        used = self.used + size
+        if used > self.limit:
+            raise KdbusError(ENOBUFS, "memory limit of this user")
+        self.used = used
+
+    def check(self, size: int) -> None:
+        """Whether there is room for `size` bytes.  Raises KdbusError(ENOBUFS)."""
+        if self.used + size > self.limit:
+            raise KdbusError(ENOBUFS, "memory limit of this user")
+
+    def add(self, size: int) -> None:
+        """Charge what cannot be refused any more."""
+        self.used += size
+
+    def uncharge(self, size: int) -> None:
+        self.used -= size
+
+
+class User:
+    """Counters of one user.  The users of a custom endpoint hold their memory on the account of its maker."""
+
+    __slots__ = ("account", "buses", "connections", "uid")
+
+    def __init__(self, uid: int, account: Account) -> None:
+        self.uid = uid
+        self.account = account
         self.connections = 0
         self.buses = 0
-        self.memory = 0
 
     def add_connection(self) -> None:
         """Raises KdbusError(EMFILE) beyond 1024 connections (HELLO-13)."""
@@ -35,18 +67,9 @@ class User:
             raise KdbusError(EMFILE, "too many buses of this user")
         self.buses += 1
 
-    def charge(self, size: int) -> None:
-        """Account `size` bytes of the daemon's memory.  Raises KdbusError(ENOBUFS) beyond the limit."""
-        if self.memory + size > self.memory_limit:
-            raise KdbusError(ENOBUFS, "memory limit of this user")
-        self.memory += size
-
-    def uncharge(self, size: int) -> None:
-        self.memory -= size
-
     @property
     def idle(self) -> bool:
-        return not (self.connections or self.buses or self.memory)
+        return not (self.connections or self.buses or self.account.used)
 
 
 class QueueQuota:

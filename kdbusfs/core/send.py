@@ -82,7 +82,9 @@ class Outgoing:
         if kinds & ~c.ATTACH_PROCESS:
             if self.metadata is None:
                 self.metadata = ConnMetadata()
-            self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum)
+            if self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum):
+                assert self.message.resources is not None
+                self.message.resources.charge(len(self.metadata.names))
 
     def offer(self, receiver: Connection) -> None:
         """Deliver a copy; where that fails the receiver lost it (BC-2, MON-3)."""
@@ -103,7 +105,7 @@ def send(connection: Connection, call: Call) -> int:
     """
     items = call.begin(_COMMAND)
     sync = bool(U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY)
-    message = parse_message(call, connection.id, connection.bus.bloom_size, sync=sync)
+    message = parse_message(call, connection.id, connection.bus.bloom_size, connection.user.account, sync=sync)
     assert message.resources is not None
     token = CancelToken()
     cancellation: Cancellation | None = None

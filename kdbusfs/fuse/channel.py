@@ -58,7 +58,7 @@ class Channel:
     No descriptor is closed here.
     """
 
-    __slots__ = ("_view", "command", "fuse_fd", "message", "native", "reply", "request")
+    __slots__ = ("_view", "command", "message", "native", "reply", "request")
 
     native: Any
     """The native structure: its members, and those of the request, are read directly where speed counts."""
@@ -71,7 +71,6 @@ class Channel:
 
     def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int, signal_fd: int = -1) -> None:
         os.set_blocking(fuse_fd, False)
-        self.fuse_fd = fuse_fd
         native = lib.kfs_channel_new(fuse_fd, tree_fd, event_fd, signal_fd)
         if native == ffi.NULL:
             raise MemoryError

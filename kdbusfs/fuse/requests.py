@@ -80,6 +80,9 @@ class Storer(Protocol):
 
     is_needed: bool
 
+    def when_needed(self, action: Callable[[], None]) -> None:
+        """Have `action` called when it turns out to be needed."""
+
     @property
     def jobs(self) -> int:
         """How many answers it still has to give."""
@@ -153,13 +156,14 @@ class Requests:
 
     pending: what a handle's ioctl returns for a call that is answered later.
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, unique, result, out, user, entries, swap, flags_offset and context.
+    tid, user, unique, result, out, entries, flags_offset, swap and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
     make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
     storer: None where clients have the memory of their pools itself, and never copies.
     """
 
     __slots__ = (
+        "_apart",
         "_call",
         "_caller",
         "_channel",
@@ -222,6 +226,9 @@ class Requests:
         self._faults = faults if faults is not None else Faults()
         self._deferred: dict[int, _Deferred] = {}
         self._storer = storer
+        self._apart = {CMD_HELLO}  # commands whose success may take more than an answer
+        if storer is not None:
+            storer.when_needed(lambda: self._apart.update(_TELLING))
         self.jobs = 0
 
     def ioctl(self) -> int:
@@ -250,10 +257,7 @@ class Requests:
                 self._deferred[unique] = _Deferred(call.deferred, fh, tid)
                 call.deferred = None
                 result = NOTHING
-            elif call.installation is not None or (number == CMD_HELLO and result == 0):
-                self._answer(unique, call, result, handle, fh, tid)
-                result = NOTHING
-            elif self._storer is not None and self._storer.is_needed and number in _TELLING and not result:
+            elif call.installation is not None or (number in self._apart and not result):
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
         except Exception as fault:
@@ -388,13 +392,13 @@ class Requests:
             job = self._make_job(
                 **more,
                 tid=tid,
+                user=call.caller.user,
                 unique=unique,
                 result=result,
                 out=out,
-                user=call.caller.user,
                 entries=entries,
+                flags_offset=installation.FLAGS_OFFSET if installation is not None else -1,
                 swap=swap,
-                flags_offset=-1 if installation is None else installation.FLAGS_OFFSET,
                 context=JobContext(installation, handle, pinned),
             )
             self._installer.submit(job)

@@ -13,8 +13,8 @@ from kdbusfs.core import ports
 from .caller import LinuxCaller, root_of
 from .files import MAX_PER_USER, Closer, Descriptors, LinuxFile
 from .memory import PoolMemory
-from .store_memory import PASSTHROUGH_REFUSED, StoredMemory, Storer
 from .namespaces import Namespaces
+from .store_memory import PASSTHROUGH_REFUSED, StoredMemory, Storer
 from .watch import LinuxWatch, Watcher
 
 
@@ -75,7 +75,7 @@ class LinuxHost:
         except KdbusError as error:
             if self._storer is None or self._has_passthrough or error.errno not in PASSTHROUGH_REFUSED:
                 raise
-            self._storer.is_needed = True
+            self._storer.need()
             return StoredMemory()
         self._has_passthrough = True
         return memory

@@ -325,19 +325,22 @@ class Installer:
         with self._lock:
             self.tids |= {tid}
         living = 0  # threads in limbo: a tracer that ends lets go of them as they are
-        ending = left_over = False
+        ending = False
+        idle_from = time.monotonic()
         while not (ending and (not living or time.monotonic() > self._end)):
             try:
                 job = worker.queue.get(timeout=_LIMBO_POLL if living or dead[0] else _IDLE)
             except Empty:
-                if not (living or dead[0]) and self._retire(self._installing, user):
+                idle = time.monotonic() - idle_from >= _IDLE
+                if idle and not living and self._retire(self._installing, user):
                     break
             else:
                 ending = ending or job is None
                 if isinstance(job, Job):
                     self._do(tracer, injection, job)
-                    left_over = job.error != 0
-            if tracer != _ffi.NULL and (left_over or living or dead[0]):
+                idle_from = time.monotonic()
+            if injection.held or living or dead[0]:
+                injection.held = 0
                 living = _lib.kfs_tracer_sweep(tracer, dead)
         with self._lock:
             self.tids -= {tid}

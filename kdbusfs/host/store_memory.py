@@ -16,7 +16,8 @@ import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
-from errno import EOPNOTSUPP, EPERM, ENOTTY, EINVAL
+from collections.abc import Callable
+from errno import EINVAL, ENOTTY, EOPNOTSUPP, EPERM
 from struct import Struct
 from typing import Any, Final
 
@@ -153,15 +154,25 @@ class Storer:
     to when a job is done after `announce`.
     """
 
-    __slots__ = ("_kept", "_lock", "_native", "is_needed")
+    __slots__ = ("_kept", "_lock", "_native", "_when_needed", "is_needed")
 
     def __init__(self, fuse_fd: int, event_fd: int) -> None:
         self.is_needed = False
         self._lock = threading.Lock()
         self._kept: deque[tuple[int, object]] = deque()
+        self._when_needed: Callable[[], object] = bool
         self._native = lib.kfs_storer_new(fuse_fd, event_fd)
         if self._native == ffi.NULL:
             raise MemoryError
+
+    def when_needed(self, action: Callable[[], None]) -> None:
+        """Have `action` called when there turns out to be no passthrough."""
+        self._when_needed = action
+
+    def need(self) -> None:
+        """There is none."""
+        self.is_needed = True
+        self._when_needed()
 
     def take(self, memory: Any, slots: list[int]) -> Stores | None:
         """What `memory`, of whatever kind, needs to have stored; see StoredMemory.take_stores."""

@@ -13,6 +13,8 @@
  * Every thread here is hostile: it may be killed at any moment, and its siblings may change its memory and its
  * descriptors meanwhile.  What is read of it is only given back to it.  A tracer waits for a bounded time; a thread
  * that did not stop by then is kept in limbo until it does, for ptrace(2) can let go of stopped threads only.
+ * Access to its memory alone has no bound (userfaultfd, a mapped file of a FUSE server that does not answer): a tracer
+ * has to be one user's own.
  */
 
 #define _GNU_SOURCE
@@ -308,21 +310,25 @@ static int seize(struct kfs_tracer *tracer, pid_t tid)
 /* Waits for the next stop.  Otherwise sets and returns `lost`. */
 static int wait_stop(struct kfs_tracer *tracer, struct client *client, int *status)
 {
+	int dead = 0;
+
 	for (;;) {
-		pid_t pid = waitpid(client->tid, status, __WALL | __WNOTHREAD);
+		pid_t pid = waitpid(client->tid, status, __WALL | __WNOTHREAD | dead);
 
 		if (pid == client->tid && WIFSTOPPED(*status))
 			return 0;
-		if (pid == client->tid || errno != EINTR) {
+		if (pid == client->tid || (pid < 0 && errno != EINTR)) {
 			client->held = false;
 			return client->lost = -ESRCH;
 		}
 		/* The death of a group leader is not reported while a sibling lives. */
-		if (is_dead(client->tid)) {
+		if (dead) {
 			client->zombie = true;
 			return client->lost = -ESRCH;
 		}
-		if (now_ns() > tracer->deadline)
+		if (is_dead(client->tid))
+			dead = WNOHANG; /* it may have died just now */
+		else if (now_ns() > tracer->deadline)
 			return client->lost = -ETIMEDOUT;
 	}
 }
@@ -781,7 +787,8 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
  * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with.
  * Where the client has copies of its pool, `stores` bring them up to date before the answer; the first `slot_stores` of
  * them are of the pages with the slots, and are made again when those have their numbers.
- * The answer is written in every case; `reply_error` is what that gave.  0, or -errno of what went wrong first.
+ * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
+ * be looked after by kfs_tracer_sweep().  Returns 0, or -errno of what went wrong first.
  */
 int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 {
@@ -792,6 +799,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 	job->installed = 0;
 	job->swapped = 0;
 	job->reply_error = 0;
+	job->held = 0;
 	if (job->reply_len < head)
 		return -EINVAL;
 	client = calloc(1, sizeof(*client));
@@ -814,6 +822,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 			client->next = tracer->limbo;
 			tracer->limbo = client;
 			client = NULL;
+			job->held = 1;
 		}
 	}
 	set_ticking(tracer, false);

@@ -23,6 +23,7 @@ struct kfs_injection {
 	uint32_t installed;
 	int swapped;
 	int reply_error;
+	int held;
 };
 
 struct kfs_tracer *kfs_tracer_new(void);

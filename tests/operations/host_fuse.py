@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-from host_child import Child
+from tests.operations.host_child import Child
 
 SERVER = """
 import errno, signal, struct, time

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from errno import EBADF, EFAULT, EMFILE, ESRCH
 
 import pytest
-from host_child import Child
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.ports import NO_ID, Ids
 from kdbusfs.host.caller import LinuxCaller
 from kdbusfs.host.host import LinuxHost
+from tests.operations.host_child import Child
 
 ALL_SEALS = 0xF
 DROP = """

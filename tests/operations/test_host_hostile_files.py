@@ -10,10 +10,10 @@ from errno import EINVAL
 from pathlib import Path
 
 import pytest
-from host_fuse import FuseChild
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.host.host import LinuxHost
+from tests.operations.host_fuse import FuseChild
 
 pytestmark = pytest.mark.mount
 

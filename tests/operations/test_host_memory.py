@@ -79,10 +79,16 @@ def test_sizes_that_the_kernel_refuses(size: int) -> None:
     memory.close()
 
 
-def test_a_size_is_given_once() -> None:
+def test_a_size_can_change_until_it_is_sealed() -> None:
+    """HELLO-21: a HELLO that failed after the pool got its size can be tried again with another one."""
     memory = PoolMemory()
     memory.resize(PAGE)
-    assert errno_of(memory.resize, PAGE * 2) == EINVAL
+    memory.mapped(PAGE)
+    memory.resize(PAGE * 2)
+    memory.store(PAGE, b"x")
+    memory.mapped(PAGE * 2)
+    memory.seal()
+    assert errno_of(memory.resize, PAGE * 3) == EINVAL
     memory.close()
 
 
@@ -135,6 +141,7 @@ def test_who_holds_the_memfd_can_neither_cut_nor_grow_nor_seal_it() -> None:
     memory = PoolMemory()
     memory.resize(PAGE * 4)
     memory.mapped(PAGE * 4)
+    memory.seal()
     fd = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDWR)
     for size in (0, PAGE, PAGE * 5):
         with pytest.raises(PermissionError):

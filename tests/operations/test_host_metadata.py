@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_child import Child
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.ports import Ids, Pids, ProcessMetadata
 from kdbusfs.host.host import LinuxHost
+from tests.operations.host_child import Child
 
 PYTHON = os.path.realpath(sys.executable)
 

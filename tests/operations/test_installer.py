@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ class Daemon:
         self.results = directory / "results"
         self.results.write_bytes(bytes(64 * 8192))
         self.results.chmod(0o666)
+        self.started: list[subprocess.Popen[str]] = []
         self.client = directory / "client"
         assert compile_client(self.client)
         self.process = subprocess.Popen(
@@ -70,22 +72,27 @@ class Daemon:
 
     def start(self, *mode: object, uid: int = 0, client: Path | None = None) -> subprocess.Popen[str]:
         words = [str(client or self.client), f"{self.mountpoint}/dev", str(self.results), *map(str, mode)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.inside(uid, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self.started.append(process)
+        return process
 
     def run(self, *mode: object, uid: int = 0, client: Path | None = None) -> str:
         return self.wait(self.start(*mode, uid=uid, client=client))
 
     def wait(self, process: subprocess.Popen[str]) -> str:
-        try:
-            out, err = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate(timeout=TIMEOUT)
-            raise
+        out, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, err
         return out
+
+    def kill_started(self) -> None:
+        """What a failed test may have left."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate(timeout=TIMEOUT)
+        self.started.clear()
 
     def descriptors(self) -> int:
         """How many the daemon has open, once no job is left."""
@@ -98,26 +105,28 @@ class Daemon:
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path_factory.mktemp("installer"))
-    try:
-        # pytest's directories are for their owner only, and clients of other users are run too
-        daemon.results.parent.parent.chmod(0o755)
-        daemon.results.parent.parent.parent.chmod(0o755)
-        yield daemon
-        seen = daemon.stop()
-        assert seen["ended"] and seen["jobs"] > 1000
-    finally:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
+def serving() -> Iterator[Daemon]:
+    # pytest's own directories are for their owner only, and clients of other users are run too
+    with tempfile.TemporaryDirectory(prefix="installer-") as directory:
+        daemon = Daemon(Path(directory))
+        try:
+            yield daemon
+            seen = daemon.stop()
+            assert seen["ended"] and seen["jobs"] > 0
+        finally:
+            if daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.process.communicate()
 
 
 @pytest.fixture
 def daemon(serving: Daemon) -> Iterator[Daemon]:
     """The daemon, which has to have as many descriptors after the test as before."""
     before = serving.descriptors()
-    yield serving
+    try:
+        yield serving
+    finally:
+        serving.kill_started()
     assert serving.descriptors() == before
 
 
@@ -380,6 +389,55 @@ class TestBounds:
         files.installer.submit(files.job())
         assert files.answer() == (42, 0, 5)
         assert len(files.installer.finished()) == 2
+
+
+UNPRIVILEGED = """
+import ctypes, os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import test_installer
+libc = ctypes.CDLL(None)
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(header, sets) == 0
+sets[0] &= ~(1 << 21)  # CAP_SYS_ADMIN, of the effective set
+assert libc.capset(header, sets) == 0
+filtered = '''
+import ctypes, sys
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+allow = ctypes.create_string_buffer(bytes([6, 0, 0, 0, 0, 0, 0xff, 0x7f]))
+program = Program(1, ctypes.addressof(allow))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program)) == 0
+'''
+echo = "import sys\\nfor line in sys.stdin: print(line.strip(), flush=True)"
+files = test_installer.Files()
+for script in (echo, filtered + echo):
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True)
+    for _ in range(2):
+        print("x", file=process.stdin, flush=True)
+        assert process.stdout.readline()
+        job = files.job(tid=process.pid)
+        files.installer.submit(job)
+        files.answer()
+        assert files.finished() == [job]
+    print(job.error)
+    process.communicate()
+    assert process.returncode == 0
+assert files.installer.close()
+"""
+
+
+def test_without_the_privilege_to_suspend_a_seccomp_filter() -> None:
+    """Then a thread that has one is not touched; another one can be."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, str(Path(__file__).parent)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(map(int, done.stdout.split())) == [errno.EOPNOTSUPP, errno.EPERM]
 
 
 def slow_socket() -> tuple[int, socket.socket]:

@@ -154,9 +154,13 @@ struct worker {
 static void *work(void *argument)
 {
 	struct worker *worker = argument;
+	sigset_t mask;
 
-	for (unsigned i = 0; i < worker->times; i++)
+	for (unsigned i = 0; i < worker->times; i++) {
 		take(worker->slot, 1 + i % 3, i % 2, rotation[i % 4], 0, 0);
+		pthread_sigmask(SIG_SETMASK, NULL, &mask);
+		CHECK(sigisemptyset(&mask), "signal mask changed");
+	}
 	return NULL;
 }
 
@@ -165,13 +169,18 @@ static void threads(unsigned count, unsigned times)
 	pthread_t thread[SLOTS];
 	struct worker workers[SLOTS];
 	unsigned before = count_open();
+	sigset_t set, old;
 
 	for (unsigned i = 0; i < count; i++) {
 		workers[i] = (struct worker){ i, times };
 		CHECK(!pthread_create(&thread[i], NULL, work, &workers[i]), "thread");
 	}
+	/* signals are for the workers */
+	sigfillset(&set);
+	pthread_sigmask(SIG_SETMASK, &set, &old);
 	for (unsigned i = 0; i < count; i++)
 		pthread_join(thread[i], NULL);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	CHECK(count_open() == before, "%u descriptors, %u before", count_open(), before);
 }
 
@@ -226,8 +235,6 @@ static void signals(unsigned count, unsigned times)
 	for (int i = 0; i < 100 && received < sent; i++)
 		usleep(10000);
 	CHECK(sent == received && sent > 100 && ticks > 100, "%u sent, %u received, %u ticks", sent, received, ticks);
-	sigprocmask(SIG_SETMASK, NULL, &set);
-	CHECK(sigisemptyset(&set), "signal mask changed");
 }
 
 static void *loop_for_ever(void *argument)

@@ -733,9 +733,8 @@ def test_hello_is_answered_by_a_job_that_swaps(kernel: Kernel, monkeypatch: pyte
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.result, job.out) == (unique, 0, hello.raw)
-    assert (job.swap, job.entries, job.flags_address) == (f"/mount/.conn-{bench.fh}", [], 0)
+    assert (job.swap, job.entries, job.flags_offset) == (f"/mount/.conn-{bench.fh}", [], -1)
     assert (job.tid, job.user) == (threading.get_native_id(), 1000)
-    assert job.fuse_fd == kernel.reader.fileno()
     assert bench.requests.jobs == 1
     # The file may be closed meanwhile: what the job needs stays.
     bench.files.remove(bench.fh)
@@ -758,8 +757,8 @@ def test_hello_that_failed_is_answered_at_once(
     assert installer.jobs == []
 
 
-def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, Installation, Pool]:
-    """A RECV that brings a descriptor: its unique and address, and what it installs where."""
+def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Installation, Pool]:
+    """A RECV that brings a descriptor: its unique, and what it installs where."""
     pool = Pool()
     installation = Installation(pool)
 
@@ -771,17 +770,17 @@ def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, In
     command = recv_struct()
     unique = bench.kernel.command(bench.fh, c.CMD_RECV, command)
     bench.turn()
-    return unique, ctypes.addressof(command), installation, pool
+    return unique, installation, pool
 
 
 def test_descriptors_are_installed_by_a_job(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     installer = Installer()
     bench = Bench(kernel, installer)
-    unique, address, installation, _ = receive(bench, monkeypatch)
+    unique, installation, _ = receive(bench, monkeypatch)
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.entries, job.swap) == (unique, [(42, "pointer to 128")], None)
-    assert job.flags_address == address + 64
+    assert job.flags_offset == 64
     assert installation.dones == 0
     installer.through = [job]
     bench.requests.finish_jobs()
@@ -796,7 +795,7 @@ def test_descriptors_that_cannot_be_installed_are_told(
     if installer is not None:
         installer.refuses = True
     bench = Bench(kernel, installer)
-    unique, _, installation, pool = receive(bench, monkeypatch)
+    unique, installation, pool = receive(bench, monkeypatch)
     assert kernel.result() == (unique, 0, recv_struct().raw[:64] + struct.pack("<Q", 1))
     assert pool.stored == {128: struct.pack("<i", -errno.EPERM)}
     assert installation.dones == 1
@@ -808,13 +807,13 @@ def test_deferred_call_with_descriptors_is_answered_by_a_job(kernel: Kernel) -> 
     bench = Bench(kernel, installer)
     unique = bench.sync_send()
     (call,) = bench.domain.waiting
-    installation = call.installation = Installation(Pool())
+    call.installation = Installation(Pool())
     bench.domain.complete(0)
     bench.requests.drain()
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.tid, len(job.out)) == (unique, threading.get_native_id(), 72)
-    assert job.flags_address == call.address + installation.FLAGS_OFFSET
+    assert job.flags_offset == 64
 
 
 # The loop

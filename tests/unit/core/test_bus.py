@@ -113,7 +113,9 @@ def test_bus_3_bloom_parameters_are_reported_by_hello(world: World, control: Cli
     assert unpack_from("<QQQQQ", client.pool) == (40, 32, c.ITEM_BLOOM_PARAMETER, size, c.U64_MAX)
 
 
-def test_bus_4_without_attach_items_nothing_is_required_and_nothing_shown(world: World, control: Client) -> None:
+def test_bus_4_without_attach_items_nothing_is_required_and_nothing_shown(
+    world: World, control: Client
+) -> None:
     """BUS-4"""
     assert make(control, NAME + BLOOM) == 0
     client = world.open(bus="1000-x")
@@ -131,7 +133,9 @@ def test_bus_4_any_means_all_14_kinds(world: World, control: Client) -> None:
     assert client.out(32) == 1 << 63 | 0x3FFF
 
 
-@pytest.mark.parametrize("name", [b"x", b"999-x", b"10000-x", b"1000x", b"1000_x", b"01000-x", b"0-x", b"bus", b"control"])
+@pytest.mark.parametrize(
+    "name", [b"x", b"999-x", b"10000-x", b"1000x", b"1000_x", b"01000-x", b"0-x", b"bus", b"control"]
+)
 def test_bus_5_the_name_starts_with_the_uid(control: Client, name: bytes) -> None:
     """BUS-5, FS-31: so `bus` and `control` can never be taken."""
     assert make(control, i.string(c.ITEM_MAKE_NAME, name) + BLOOM) == -EINVAL
@@ -338,7 +342,12 @@ def test_fs_26_connections_go_one_by_one_and_the_others_hear_of_it(world: World)
         assert client.add_match(1, i.id_change(c.ITEM_ID_REMOVE)) == 0
     world.domain.changed.clear()
     world.control.close()
-    woken = [clients.index(client) for handle in world.domain.changed for client in clients if client.handle is handle]
+    woken = [
+        clients.index(client)
+        for handle in world.domain.changed
+        for client in clients
+        if client.handle is handle
+    ]
     assert woken == [0, 1, 2, 1, 2, 2]
 
 

@@ -119,7 +119,9 @@ def test_epm_3_a_dead_bus_is_eshutdown(world: World, owner: Client) -> None:
         (i.name(b"a.b") * 2, EEXIST),
     ],
 )
-def test_epm_4_an_invalid_policy_leaves_no_endpoint(world: World, owner: Client, items: bytes, expected: int) -> None:
+def test_epm_4_an_invalid_policy_leaves_no_endpoint(
+    world: World, owner: Client, items: bytes, expected: int
+) -> None:
     """EPM-4"""
     before = world.domain.stats()
     assert owner.make_endpoint(b"1000-ep", items=items) == -expected
@@ -150,7 +152,8 @@ def test_epm_7_users_of_an_endpoint_share_its_account(world: World, owner: Clien
     """EPM-7, HELLO-13: 1024 connections, whoever makes them, and nobody else's."""
     assert owner.make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD) == 0
     clients = [
-        world.connect(FakeProcess(uid=2000 + number % 3), endpoint="1000-ep", pool_size=4096) for number in range(1024)
+        world.connect(FakeProcess(uid=2000 + number % 3), endpoint="1000-ep", pool_size=4096)
+        for number in range(1024)
     ]
     late = world.open(FakeProcess(uid=3000), endpoint="1000-ep")
     assert late.hello() == -EMFILE

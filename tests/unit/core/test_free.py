@@ -96,10 +96,10 @@ def test_free_5_slices_go_with_the_connection_and_do_not_block_byebye(pair):
     user = receiver.connection.user
     assert receiver.byebye() == 0
     assert receiver.connection.pool.slices == 2
-    before = user.memory
+    before = user.account.used
     receiver.close()
     assert receiver.connection.pool.slices == 0
-    assert user.memory < before
+    assert user.account.used < before
 
 
 def test_free_stores_return_flags_in_the_clients_memory(pair):

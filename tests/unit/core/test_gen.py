@@ -67,8 +67,13 @@ SPECS = (
     Spec(c.CMD_MATCH_ADD, 40, 32768, 0x1, 16),
     Spec(c.CMD_MATCH_REMOVE, 40, 40, 0, 16),
 )
-NAMES = {spec.number: name[4:] for name in dir(c) if name.startswith("CMD_") for spec in SPECS
-         if getattr(c, name) == spec.number}
+NAMES = {
+    spec.number: name[4:]
+    for name in dir(c)
+    if name.startswith("CMD_")
+    for spec in SPECS
+    if getattr(c, name) == spec.number
+}
 FLAGS_UNTOUCHED = 0x123400
 RETURN_UNTOUCHED = 0x5500
 each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: NAMES[spec.number])
@@ -77,7 +82,7 @@ each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: NAMES[spec.number
 def put(call: Call, offset: int, value: int) -> None:
     """Change a member of a struct that is not given yet, in the Call and in the client's memory."""
     pack_into("<Q", call.command, offset, value)
-    for start, region in call.caller.process.memory.items():  # type: ignore[attr-defined]
+    for start, region in call.caller.process.memory.items():
         if start == call.address:
             pack_into("<Q", region, offset, value)
 
@@ -139,7 +144,7 @@ class Scene:
         return call
 
     def run(self, **how: object) -> int:
-        return self.client.run(self.call(**how))  # type: ignore[arg-type]
+        return self.client.run(self.call(**how))
 
     def member(self, offset: int) -> int:
         """What the client finds in its struct afterwards."""
@@ -167,7 +172,7 @@ def raw(client: Client, number: int) -> int:
 
 
 UNKNOWN = 0xC0089577
-ENDPOINT_COMMANDS = tuple(spec.number for spec in SPECS if spec.number != c.CMD_BUS_MAKE) + (c.CMD_BYEBYE,)
+ENDPOINT_COMMANDS = (*(spec.number for spec in SPECS if spec.number != c.CMD_BUS_MAKE), c.CMD_BYEBYE)
 
 
 def test_gen_1_a_fresh_endpoint_takes_only_endpoint_make_and_hello() -> None:
@@ -229,7 +234,12 @@ ROLES = {
     c.HELLO_ACTIVATOR: {c.CMD_RECV, c.CMD_FREE, c.CMD_NAME_LIST, c.CMD_CONN_INFO, c.CMD_BUS_CREATOR_INFO},
     c.HELLO_POLICY_HOLDER: {c.CMD_CONN_UPDATE, c.CMD_NAME_LIST, c.CMD_CONN_INFO, c.CMD_BUS_CREATOR_INFO},
     c.HELLO_MONITOR: {
-        c.CMD_RECV, c.CMD_FREE, c.CMD_CONN_UPDATE, c.CMD_NAME_LIST, c.CMD_CONN_INFO, c.CMD_BUS_CREATOR_INFO,
+        c.CMD_RECV,
+        c.CMD_FREE,
+        c.CMD_CONN_UPDATE,
+        c.CMD_NAME_LIST,
+        c.CMD_CONN_INFO,
+        c.CMD_BUS_CREATOR_INFO,
     },
 }
 
@@ -296,7 +306,7 @@ def test_gen_7_a_struct_of_exactly_its_limit_is_looked_at(spec: Spec) -> None:
         pack_into("<QQ", item, 0, room, 0x4242)
     assert scene.run(items=bytes(item)) != -EMSGSIZE
     assert scene.client.last_call is not None and len(scene.client.last_call.command) == spec.max_size
-    restored = spec.number == c.CMD_HELLO and scene.client.handle.connection is not None  # type: ignore[union-attr]
+    restored = spec.number == c.CMD_HELLO and scene.client.handle.connection is not None
     assert restored or scene.kernel_flags == spec.flags | 1 << 63
 
 
@@ -437,8 +447,13 @@ def test_gen_17_unknown_attach_flags_are_einval(bad: int) -> None:
 
 
 IGNORING = {
-    c.CMD_NAME_ACQUIRE, c.CMD_NAME_RELEASE, c.CMD_CONN_INFO, c.CMD_BUS_CREATOR_INFO, c.CMD_RECV,
-    c.CMD_ENDPOINT_MAKE, c.CMD_ENDPOINT_UPDATE,
+    c.CMD_NAME_ACQUIRE,
+    c.CMD_NAME_RELEASE,
+    c.CMD_CONN_INFO,
+    c.CMD_BUS_CREATOR_INFO,
+    c.CMD_RECV,
+    c.CMD_ENDPOINT_MAKE,
+    c.CMD_ENDPOINT_UPDATE,
 }
 
 

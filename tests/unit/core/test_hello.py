@@ -164,7 +164,9 @@ def test_hello_6_a_name_is_for_activators_and_holders(fresh: Client, role: int) 
     assert fresh.hello(flags=role, items=NAME if needs else b"") == 0
 
 
-@pytest.mark.parametrize("name", [b"", b"a", b"a..b", b".a", b"a.", b"a.1", b"a b.c", b"*", b"a*", b"a.*.b", b"a." + b"b" * 254])
+@pytest.mark.parametrize(
+    "name", [b"", b"a", b"a..b", b".a", b"a.", b"a.1", b"a b.c", b"*", b"a*", b"a.*.b", b"a." + b"b" * 254]
+)
 def test_hello_6_the_name_is_valid(fresh: Client, name: bytes) -> None:
     """HELLO-6"""
     for role in SPECIAL[:2]:
@@ -224,9 +226,14 @@ def test_hello_6_policy_and_match_items_are_ignored(stranger: Client, item: byte
 @pytest.mark.parametrize(
     "item",
     [
-        make_item(0x4242, b""), i.string(c.ITEM_MAKE_NAME, b"x"), i.u64(c.ITEM_ATTACH_FLAGS_SEND, 0),
-        make_item(c.ITEM_AUXGROUPS, b""), i.string(c.ITEM_DST_NAME, b"a.b"), i.bloom_parameter(64),
-        make_item(c.ITEM_REPLY_DEAD, b""), i.string(c.ITEM_EXE, b"/bin/x"),
+        make_item(0x4242, b""),
+        i.string(c.ITEM_MAKE_NAME, b"x"),
+        i.u64(c.ITEM_ATTACH_FLAGS_SEND, 0),
+        make_item(c.ITEM_AUXGROUPS, b""),
+        i.string(c.ITEM_DST_NAME, b"a.b"),
+        i.bloom_parameter(64),
+        make_item(c.ITEM_REPLY_DEAD, b""),
+        i.string(c.ITEM_EXE, b"/bin/x"),
     ],
 )
 def test_hello_6_other_items_are_einval(fresh: Client, item: bytes) -> None:
@@ -412,8 +419,19 @@ def test_hello_17_what_comes_back(world: World) -> None:
     send, recv = c.ATTACH_ALL, c.ATTACH_CREDS | c.ATTACH_NAMES
     assert client.hello(send=send, recv=recv, pool_size=16 << 12, free=False) == 0
     assert client.last == pack(
-        "<QQQQQQQQQQQ16s", 104, c.HELLO_ACCEPT_FD, 0, 0, c.ATTACH_PIDS | 1 << 63, recv, c.MAKE_ACCESS_GROUP, 1,
-        16 << 12, 0, 40, world.domain.buses["1000-x"].id128,
+        "<QQQQQQQQQQQ16s",
+        104,
+        c.HELLO_ACCEPT_FD,
+        0,
+        0,
+        c.ATTACH_PIDS | 1 << 63,
+        recv,
+        c.MAKE_ACCESS_GROUP,
+        1,
+        16 << 12,
+        0,
+        40,
+        world.domain.buses["1000-x"].id128,
     )
     assert bytes(client.pool[:40]) == pack("<QQQQQ", 40, 32, c.ITEM_BLOOM_PARAMETER, 128, 1)
     assert len(client.pool) == 16 << 12 and not any(client.pool[40:])
@@ -457,7 +475,7 @@ def test_hello_20_passive_checks_use_the_credentials_of_hello(world: World) -> N
 def test_hello_21_a_failed_hello_can_be_tried_again(world: World, fresh: Client) -> None:
     """HELLO-21"""
     for how in ({"pool_size": 1}, {"flags": 6}, {"send": 1 << 30}, {"items": make_item(0x4242, b"")}):
-        assert fresh.hello(**how) < 0  # type: ignore[arg-type]
+        assert fresh.hello(**how) < 0
     assert fresh.hello() == 0
 
 

@@ -37,11 +37,13 @@ def result(client: Client) -> tuple[int, int, list[tuple[int, bytes]]]:
 
 
 def info(client: Client, flags: int = 0, **whom: object) -> tuple[int, int, list[tuple[int, bytes]]]:
-    assert client.conn_info(flags=flags, **whom) == 0  # type: ignore[arg-type]
+    assert client.conn_info(flags=flags, **whom) == 0
     return result(client)
 
 
-def creator(client: Client, flags: int, *, id: int = 0, items: bytes = b"") -> tuple[int, int, list[tuple[int, bytes]]]:
+def creator(
+    client: Client, flags: int, *, id: int = 0, items: bytes = b""
+) -> tuple[int, int, list[tuple[int, bytes]]]:
     assert client.command(c.CMD_BUS_CREATOR_INFO, pack("<QQQQQQQ", 0, flags, 0, 0, id, 0, 0), items) == 0
     return result(client)
 
@@ -60,7 +62,12 @@ def test_info_1_without_id_one_valid_name_is_needed(world: World, client: Client
     """INFO-1: EINVAL otherwise, not EEXIST or EBADMSG."""
     assert client.acquire(b"a.b") == 0
     for items in (
-        b"", NAME + NAME, i.name(b"a"), i.name(b"a.*"), i.name(b""), i.string(c.ITEM_DST_NAME, b"a.b"),
+        b"",
+        NAME + NAME,
+        i.name(b"a"),
+        i.name(b"a.*"),
+        i.name(b""),
+        i.string(c.ITEM_DST_NAME, b"a.b"),
         make_item(c.ITEM_OWNED_NAME, pack("<Q", 0) + b"a.b\0"),
     ):
         assert client.command(c.CMD_CONN_INFO, INFO, items) == -EINVAL
@@ -91,7 +98,9 @@ def test_info_3_every_kind_of_connection_is_found_by_id(world: World, client: Cl
     """INFO-3, INFO-5: with its HELLO flags."""
     assert world.open().make_endpoint(b"1000-ep") == 0
     for flags, items in (
-        (c.HELLO_MONITOR | c.HELLO_ACCEPT_FD, b""), (c.HELLO_ACTIVATOR, NAME), (c.HELLO_POLICY_HOLDER, i.name(b"h.h")),
+        (c.HELLO_MONITOR | c.HELLO_ACCEPT_FD, b""),
+        (c.HELLO_ACTIVATOR, NAME),
+        (c.HELLO_POLICY_HOLDER, i.name(b"h.h")),
     ):
         peer = world.connect(flags=flags, items=items)
         assert info(client, id=peer.id) == (peer.id, flags, [])
@@ -114,8 +123,19 @@ def test_info_4_a_name_stands_for_its_owner_of_the_moment(world: World, client: 
 
 
 ALL_KINDS = [
-    c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_AUXGROUPS, c.ITEM_TID_COMM, c.ITEM_PID_COMM, c.ITEM_EXE, c.ITEM_CMDLINE,
-    c.ITEM_CGROUP, c.ITEM_CAPS, c.ITEM_SECLABEL, c.ITEM_AUDIT, c.ITEM_OWNED_NAME, c.ITEM_OWNED_NAME,
+    c.ITEM_CREDS,
+    c.ITEM_PIDS,
+    c.ITEM_AUXGROUPS,
+    c.ITEM_TID_COMM,
+    c.ITEM_PID_COMM,
+    c.ITEM_EXE,
+    c.ITEM_CMDLINE,
+    c.ITEM_CGROUP,
+    c.ITEM_CAPS,
+    c.ITEM_SECLABEL,
+    c.ITEM_AUDIT,
+    c.ITEM_OWNED_NAME,
+    c.ITEM_OWNED_NAME,
     c.ITEM_CONN_DESCRIPTION,
 ]
 
@@ -176,7 +196,8 @@ def test_info_6_in_the_readers_namespaces(world: World) -> None:
     peer = world.connect(FakeProcess(uid=1000, gid=1000, pid=50))
     reader = world.connect(FakeProcess(uid=1000, uid_map={0: 1000}, user_ns=2, pid_ns=2))
     assert info(reader, c.ATTACH_CREDS | c.ATTACH_PIDS, id=peer.id)[2] == [
-        (c.ITEM_CREDS, pack("<8I", *[0] * 8)), (c.ITEM_PIDS, pack("<QQQ", 0, 0, 0)),
+        (c.ITEM_CREDS, pack("<8I", *[0] * 8)),
+        (c.ITEM_PIDS, pack("<QQQ", 0, 0, 0)),
     ]
 
 
@@ -216,7 +237,12 @@ def test_cre_1_id_flags_and_name_of_the_bus(client: Client) -> None:
     """CRE-1: byte for byte; id and items are ignored."""
     assert client.command(c.CMD_BUS_CREATOR_INFO, INFO) == 0
     offset, size = client.out(40), client.out(48)
-    expected = pack("<QQQ", 56, 1, c.MAKE_ACCESS_WORLD) + pack("<QQ", 26, c.ITEM_MAKE_NAME) + b"1000-test\0" + bytes(6)
+    expected = (
+        pack("<QQQ", 56, 1, c.MAKE_ACCESS_WORLD)
+        + pack("<QQ", 26, c.ITEM_MAKE_NAME)
+        + b"1000-test\0"
+        + bytes(6)
+    )
     assert bytes(client.pool[offset : offset + size]) == expected
     assert creator(client, 0, id=77, items=make_item(0x4242, b"")) == (1, c.MAKE_ACCESS_WORLD, [BUS_NAME])
 
@@ -268,4 +294,3 @@ def test_cre_pools_exhausted_are_enobufs(world: World) -> None:
     client = world.connect(pool_size=4096)
     results = [client.command(c.CMD_BUS_CREATOR_INFO, INFO) for _ in range(4096 // 56 + 1)]
     assert results == [0] * (4096 // 56) + [-ENOBUFS]
-

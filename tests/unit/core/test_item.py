@@ -14,7 +14,13 @@ from tests.support import items as i
 from tests.support.core_client import World
 
 STRINGS = (
-    c.ITEM_NAME, c.ITEM_DST_NAME, c.ITEM_PID_COMM, c.ITEM_TID_COMM, c.ITEM_EXE, c.ITEM_CMDLINE, c.ITEM_CGROUP,
+    c.ITEM_NAME,
+    c.ITEM_DST_NAME,
+    c.ITEM_PID_COMM,
+    c.ITEM_TID_COMM,
+    c.ITEM_EXE,
+    c.ITEM_CMDLINE,
+    c.ITEM_CGROUP,
     c.ITEM_SECLABEL,
 )
 SYSNAMES = (c.ITEM_MAKE_NAME, c.ITEM_CONN_DESCRIPTION)
@@ -63,7 +69,7 @@ def test_item_1_items_are_walked_in_steps_of_8() -> None:
 def test_item_1_the_last_item_may_be_unpadded(length: int) -> None:
     """ITEM-1: padded fully, partly or not at all, the walk ends at ALIGN8 of the end."""
     exact = header(16 + length) + b"x" * length
-    for pad in range(0, -length % 8 + 1):
+    for pad in range(-length % 8 + 1):
         assert outcome(exact + bytes(pad)) == 0
     assert outcome(exact[:-1]) == EINVAL
 
@@ -138,7 +144,7 @@ def test_item_6_descriptors_are_an_array_of_ints() -> None:
 
 def test_item_7_bloom_items_have_their_sizes() -> None:
     """ITEM-7"""
-    for length in range(0, 33):
+    for length in range(33):
         assert one(c.ITEM_BLOOM_PARAMETER, bytes(length)) == (0 if length == 16 else EINVAL)
         assert one(c.ITEM_BLOOM_FILTER, bytes(length)) == (0 if length >= 8 else EINVAL)
         assert one(c.ITEM_BLOOM_MASK, bytes(length)) == 0
@@ -149,7 +155,21 @@ def test_item_8_names_of_buses_and_descriptions_obey_the_sysname_rule(kind: int)
     """ITEM-8, LIM-7"""
     for good in (b"a", b"1", b"_", b"a-b", b"a.b", b"A-Z.0_9", b"a--..b", b"0-0", b"x" * 63):
         assert one(kind, good + b"\0") == 0, good
-    for bad in (b"-", b".", b"-a", b"a-", b".a", b"a.", b"a b", b"a/b", b"a:b", b"a\n", b"a\x7f", b"a*", b"a@b"):
+    for bad in (
+        b"-",
+        b".",
+        b"-a",
+        b"a-",
+        b".a",
+        b"a.",
+        b"a b",
+        b"a/b",
+        b"a:b",
+        b"a\n",
+        b"a\x7f",
+        b"a*",
+        b"a@b",
+    ):
         assert one(kind, bad + b"\0") == EINVAL, bad
     for bad in (b"", b"\0", b"a", b"ab", b"a\0\0", b"a\0b\0", b"\0a", b"\0\0", b"x" * 64):
         assert one(kind, bad) == EINVAL, bad
@@ -158,8 +178,16 @@ def test_item_8_names_of_buses_and_descriptions_obey_the_sysname_rule(kind: int)
 
 
 EXACT = {
-    c.ITEM_ATTACH_FLAGS_SEND: 8, c.ITEM_ATTACH_FLAGS_RECV: 8, c.ITEM_ID: 8, c.ITEM_TIMESTAMP: 24, c.ITEM_CREDS: 32,
-    c.ITEM_AUDIT: 8, c.ITEM_POLICY_ACCESS: 24, c.ITEM_ID_ADD: 16, c.ITEM_ID_REMOVE: 16, c.ITEM_REPLY_TIMEOUT: 0,
+    c.ITEM_ATTACH_FLAGS_SEND: 8,
+    c.ITEM_ATTACH_FLAGS_RECV: 8,
+    c.ITEM_ID: 8,
+    c.ITEM_TIMESTAMP: 24,
+    c.ITEM_CREDS: 32,
+    c.ITEM_AUDIT: 8,
+    c.ITEM_POLICY_ACCESS: 24,
+    c.ITEM_ID_ADD: 16,
+    c.ITEM_ID_REMOVE: 16,
+    c.ITEM_REPLY_TIMEOUT: 0,
     c.ITEM_REPLY_DEAD: 0,
 }
 
@@ -167,13 +195,13 @@ EXACT = {
 @pytest.mark.parametrize("kind", EXACT)
 def test_item_9_fixed_payloads_have_exactly_their_size(kind: int) -> None:
     """ITEM-9, ITEM-11"""
-    for length in range(0, 49):
+    for length in range(49):
         assert one(kind, b"\xff" * length) == (0 if length == EXACT[kind] else EINVAL), length
 
 
 def test_item_9_pids_and_caps_are_not_measured_here() -> None:
     """ITEM-9: but AUXGROUPS is an array."""
-    for length in range(0, 49):
+    for length in range(49):
         assert one(c.ITEM_PIDS, bytes(length)) == 0
         assert one(c.ITEM_CAPS, bytes(length)) == 0
         assert one(c.ITEM_AUXGROUPS, bytes(length)) == (EINVAL if length % 4 else 0)
@@ -191,7 +219,7 @@ def test_item_10_strings_end_at_their_only_nul(kind: int) -> None:
 @pytest.mark.parametrize("kind", NAME_CHANGES)
 def test_item_11_name_changes_may_carry_a_name(kind: int) -> None:
     """ITEM-11"""
-    for length in range(0, 32):
+    for length in range(32):
         assert one(kind, b"\1" * length) == EINVAL
     assert one(kind, b"\xff" * 32) == 0
     for good in (b"\0", b"a.b\0", b"anything at all\0"):

@@ -44,8 +44,8 @@ def off(size: int, offset: int) -> bytes:
     return pack("<QQQQ", 32, c.ITEM_PAYLOAD_OFF, size, offset)
 
 
-def header(size: int, *, flags: int = 0, priority: int = 0, dst: int, src: int, cookie: int = 1, reply: int = 0) -> bytes:
-    return pack("<QQqQQQQQ", size, flags, priority, dst, src, c.PAYLOAD_DBUS, cookie, reply)
+def header(size: int, *, flags: int = 0, priority: int = 0, dst: int, src: int, cookie: int = 1) -> bytes:
+    return pack("<QQqQQQQQ", size, flags, priority, dst, src, c.PAYLOAD_DBUS, cookie, 0)
 
 
 def test_lay_1_payload_has_a_slice_when_sent_and_the_message_when_received(pair):

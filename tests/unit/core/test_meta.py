@@ -17,8 +17,19 @@ NONE = 0xFFFFFFFF
 DESCRIPTION = i.string(c.ITEM_CONN_DESCRIPTION, b"sender")
 BROADCAST = {"dst": c.DST_ID_BROADCAST, "flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
 ORDER = [
-    c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_AUXGROUPS, c.ITEM_TID_COMM, c.ITEM_PID_COMM, c.ITEM_EXE, c.ITEM_CMDLINE,
-    c.ITEM_CGROUP, c.ITEM_CAPS, c.ITEM_SECLABEL, c.ITEM_AUDIT, c.ITEM_OWNED_NAME, c.ITEM_CONN_DESCRIPTION,
+    c.ITEM_CREDS,
+    c.ITEM_PIDS,
+    c.ITEM_AUXGROUPS,
+    c.ITEM_TID_COMM,
+    c.ITEM_PID_COMM,
+    c.ITEM_EXE,
+    c.ITEM_CMDLINE,
+    c.ITEM_CGROUP,
+    c.ITEM_CAPS,
+    c.ITEM_SECLABEL,
+    c.ITEM_AUDIT,
+    c.ITEM_OWNED_NAME,
+    c.ITEM_CONN_DESCRIPTION,
     c.ITEM_TIMESTAMP,
 ]
 
@@ -139,7 +150,12 @@ def test_meta_9_to_12_strings_end_with_a_nul(world: World) -> None:
     message = passed(full_sender(world), world.connect(recv=c.ATTACH_ALL))
     strings = (c.ITEM_TID_COMM, c.ITEM_PID_COMM, c.ITEM_EXE, c.ITEM_CMDLINE, c.ITEM_CGROUP, c.ITEM_SECLABEL)
     assert [message.item(kind) for kind in strings] == [
-        b"fake\0", b"fake\0", b"/bin/fake\0", b"fake\0", b"/\0", b"label\0",
+        b"fake\0",
+        b"fake\0",
+        b"/bin/fake\0",
+        b"fake\0",
+        b"/\0",
+        b"label\0",
     ]
 
 
@@ -162,7 +178,9 @@ def test_meta_14_seclabel_and_audit_may_be_missing(world: World) -> None:
     """META-14, META-21"""
     reader = world.connect(recv=c.ATTACH_SECLABEL | c.ATTACH_AUDIT)
     assert passed(world.connect(), reader).kinds() == []
-    assert passed(world.connect(FakeProcess(audit=(9, NONE))), reader).item(c.ITEM_AUDIT) == pack("<II", 9, NONE)
+    assert passed(world.connect(FakeProcess(audit=(9, NONE))), reader).item(c.ITEM_AUDIT) == pack(
+        "<II", 9, NONE
+    )
     sender = world.connect(FakeProcess(audit=(NONE, 1000)))
     assert passed(sender, reader).item(c.ITEM_AUDIT) == pack("<II", NONE, 1000)
     for uid_map, expected in (({7: 1000}, 7), ({0: 5}, NONE)):
@@ -182,7 +200,8 @@ def test_meta_15_owned_names_are_those_of_the_moment_of_sending(world: World) ->
     message = receiver.receive()
     both = c.NAME_ALLOW_REPLACEMENT | c.NAME_QUEUE
     assert message.items == [
-        (c.ITEM_OWNED_NAME, pack("<Q", both) + b"z.z\0"), (c.ITEM_OWNED_NAME, pack("<Q", 0) + b"a.b\0"),
+        (c.ITEM_OWNED_NAME, pack("<Q", both) + b"z.z\0"),
+        (c.ITEM_OWNED_NAME, pack("<Q", 0) + b"a.b\0"),
     ]
     assert message.size == 64 + 32 + 32
     assert sender.acquire(b"z.z") == 0
@@ -228,9 +247,13 @@ def test_meta_18_a_faked_identity_sends_no_process_items(world: World) -> None:
     assert receiver.receive().kinds() == monitor.receive().kinds() == expected
 
 
-@pytest.mark.parametrize(("recv", "mask", "stamped"), [(c.ATTACH_ALL, c.ATTACH_ALL, True), (0, c.ATTACH_ALL, False),
-                                                      (c.ATTACH_ALL, 0, False)])
-def test_meta_19_notifications_carry_only_a_timestamp(world: World, recv: int, mask: int, stamped: bool) -> None:
+@pytest.mark.parametrize(
+    ("recv", "mask", "stamped"),
+    [(c.ATTACH_ALL, c.ATTACH_ALL, True), (0, c.ATTACH_ALL, False), (c.ATTACH_ALL, 0, False)],
+)
+def test_meta_19_notifications_carry_only_a_timestamp(
+    world: World, recv: int, mask: int, stamped: bool
+) -> None:
     """META-19: on request."""
     watcher = world.connect(recv=recv)
     assert watcher.add_match(1) == 0

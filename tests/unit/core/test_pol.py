@@ -33,7 +33,7 @@ def own(client: Client, name: bytes = b"a.b") -> int:
 
 
 def stranger(world: World, uid: int = 2000, **how: object) -> Client:
-    return world.connect(FakeProcess(uid=uid, **how))  # type: ignore[arg-type]
+    return world.connect(FakeProcess(uid=uid, **how))
 
 
 def test_pol_1_one_entry_for_a_name_whoever_owns_it(world: World) -> None:
@@ -54,8 +54,17 @@ def test_pol_1_one_entry_for_a_name_whoever_owns_it(world: World) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        i.access(0, OWN), i.access(4, OWN), i.access(c.U64_MAX, OWN), i.access(257, OWN), i.world(3), i.world(c.U64_MAX),
-        i.world(256), i.user(OWN, 1001), i.group(OWN, 1001), i.user(OWN, 0xFFFFFFFF), i.group(OWN, 1 << 32 | 0xFFFFFFFF),
+        i.access(0, OWN),
+        i.access(4, OWN),
+        i.access(c.U64_MAX, OWN),
+        i.access(257, OWN),
+        i.world(3),
+        i.world(c.U64_MAX),
+        i.world(256),
+        i.user(OWN, 1001),
+        i.group(OWN, 1001),
+        i.user(OWN, 0xFFFFFFFF),
+        i.group(OWN, 1 << 32 | 0xFFFFFFFF),
     ],
 )
 def test_pol_2_unknown_kinds_rights_and_ids_are_einval(world: World, bad: bytes) -> None:
@@ -92,7 +101,7 @@ def test_pol_3_users_by_euid_groups_by_egid_and_supplementary_groups(
 ) -> None:
     """POL-3"""
     hold(world, b"a.b", i.user(OWN, 2000), i.group(OWN, 77))
-    assert own(stranger(world, **who)) == (0 if granted else -EPERM)  # type: ignore[arg-type]
+    assert own(stranger(world, **who)) == (0 if granted else -EPERM)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -117,7 +126,14 @@ def test_pol_4_accesses_belong_to_the_name_before_them(world: World) -> None:
     assert world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, items + i.make_item(0x4242, b"")) == 0
     client = world.connect(FakeProcess(uid=2), endpoint="1000-ep")
     assert [client.conn_info(name=name) == 0 for name in (b"a.b", b"c.d", b"e.f")] == [False, False, True]
-    for bad in (i.world(SEE), i.world(SEE) + i.name(b"a.b"), i.name(b"a"), i.name(b""), i.name(b"*"), i.name(b"a*")):
+    for bad in (
+        i.world(SEE),
+        i.world(SEE) + i.name(b"a.b"),
+        i.name(b"a"),
+        i.name(b""),
+        i.name(b"*"),
+        i.name(b"a*"),
+    ):
         assert world.open().make_endpoint(b"1000-bad", items=bad) == -EINVAL
 
 
@@ -150,8 +166,15 @@ def test_pol_7_a_wildcard_matches_exactly_one_level(world: World) -> None:
     """POL-7: as documented; the reference never matches."""
     hold(world, b"a.b.*", i.world(OWN))
     client = stranger(world)
-    for name, result in ((b"a.b.c", 0), (b"a.b.x-1", 0), (b"a.b", -EPERM), (b"a.b.c.d", -EPERM), (b"a.bc.d", -EPERM),
-                         (b"a.c", -EPERM), (b"x.a.b.c", -EPERM)):
+    for name, result in (
+        (b"a.b.c", 0),
+        (b"a.b.x-1", 0),
+        (b"a.b", -EPERM),
+        (b"a.b.c.d", -EPERM),
+        (b"a.bc.d", -EPERM),
+        (b"a.c", -EPERM),
+        (b"x.a.b.c", -EPERM),
+    ):
         assert own(client, name) == result, name
     hold(world, b"z.*", i.world(OWN))
     assert own(client, b"z.z") == 0 and own(client, b"z.z.z") == -EPERM
@@ -168,7 +191,9 @@ def test_pol_8_no_wildcards_for_activators_but_for_endpoints(world: World) -> No
 
 @pytest.mark.parametrize("endpoint", [None, SEE, TALK, OWN])
 @pytest.mark.parametrize("bus", [None, SEE, TALK, OWN])
-def test_pol_9_owning_needs_own_in_the_endpoint_and_in_the_bus(world: World, endpoint: int | None, bus: int | None) -> None:
+def test_pol_9_owning_needs_own_in_the_endpoint_and_in_the_bus(
+    world: World, endpoint: int | None, bus: int | None
+) -> None:
     """POL-9, CEP-2: no bypass for the bus' owner on a custom endpoint."""
     rights = [i.name(b"a.b") + i.world(level) if level is not None else b"" for level in (endpoint, bus)]
     assert world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, rights[0]) == 0
@@ -247,7 +272,9 @@ def test_pol_13_what_a_thread_does_is_judged_by_its_credentials_now(world: World
     assert own(client) == -EPERM
     assert client.send(dst=receiver.id) == 0, "the same user as the receiver"
 
-    assert world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, i.name(b"c.d") + i.user(SEE, 2000)) == 0
+    assert (
+        world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, i.name(b"c.d") + i.user(SEE, 2000)) == 0
+    )
     inside = world.connect(FakeProcess(uid=3000), endpoint="1000-ep")
     for euid, visible in ((3000, False), (2000, True)):
         inside.process.euid = euid
@@ -274,7 +301,9 @@ def test_pol_14_what_a_connection_receives_is_judged_by_those_of_hello(world: Wo
 
 def test_pol_14_notifications_too(world: World) -> None:
     """POL-14, NOTE-5"""
-    assert world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, i.name(b"a.b") + i.user(SEE, 3000)) == 0
+    assert (
+        world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, i.name(b"a.b") + i.user(SEE, 3000)) == 0
+    )
     clients = [world.connect(FakeProcess(uid=uid), endpoint="1000-ep") for uid in (3000, 4000)]
     for client in clients:
         client.process.uid = 7000 - client.process.uid
@@ -348,8 +377,14 @@ def test_pol_20_a_holder_reserves_nothing(world: World) -> None:
     assert own(world.connect()) == 0
 
 
-@pytest.mark.parametrize("roles", [(c.HELLO_ACTIVATOR, c.HELLO_POLICY_HOLDER), (c.HELLO_POLICY_HOLDER, c.HELLO_ACTIVATOR),
-                                   (c.HELLO_ACTIVATOR, c.HELLO_ACTIVATOR)])
+@pytest.mark.parametrize(
+    "roles",
+    [
+        (c.HELLO_ACTIVATOR, c.HELLO_POLICY_HOLDER),
+        (c.HELLO_POLICY_HOLDER, c.HELLO_ACTIVATOR),
+        (c.HELLO_ACTIVATOR, c.HELLO_ACTIVATOR),
+    ],
+)
 def test_pol_21_an_activator_always_has_an_entry(world: World, roles: tuple[int, int]) -> None:
     """POL-21, ACT-2: even one that grants nothing excludes another."""
     first = world.connect(flags=roles[0], items=i.name(b"a.b"))
@@ -426,7 +461,7 @@ def test_cep_5_updates_act_at_once(world: World) -> None:
 def test_ns_1_rights_go_by_global_ids(world: World) -> None:
     """NS-1, NS-3: uid 0 of a child namespace is an ordinary foreign user."""
     child = {"uid": 100000, "user_ns": 2, "uid_map": {0: 100000, 1000: 101000}}
-    client = stranger(world, **child)  # type: ignore[arg-type]
+    client = stranger(world, **child)
     assert own(client) == -EPERM
     assert client.send(dst=world.connect().id) == -EPERM
     same_number = stranger(world, 101000, user_ns=2, uid_map={1000: 101000})

@@ -163,7 +163,7 @@ def test_rep_2_rep_3_every_end_of_a_request_gives_exactly_one_slot_back(sync, en
     if sync and end == "reply":
         sync_reply(client)
     client.close()
-    assert client.connection.user.memory == server.connection.pool._charged
+    assert client.connection.user.account.used == server.connection.pool._charged
 
 
 def test_rep_4_timeout_is_absolute_and_reported_once(world, pair):

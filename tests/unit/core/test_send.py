@@ -53,6 +53,7 @@ from tests.support.core_scenes import (
 )
 from tests.support.fake_host import FakeFile, sealed_memfd
 
+
 @pytest.fixture
 def world() -> World:
     return World()
@@ -307,7 +308,8 @@ def test_send_20_one_valid_destination_name(pair):
 
 
 @pytest.mark.parametrize(
-    "kind", [c.ITEM_PAYLOAD_OFF, c.ITEM_CANCEL_FD, c.ITEM_NAME, c.ITEM_CREDS, c.ITEM_TIMESTAMP, c.ITEM_BLOOM_MASK, 0, 99]
+    "kind",
+    [c.ITEM_PAYLOAD_OFF, c.ITEM_CANCEL_FD, c.ITEM_NAME, c.ITEM_CREDS, c.ITEM_TIMESTAMP, c.ITEM_BLOOM_MASK, 0, 99],
 )
 def test_send_21_other_items_are_einval(pair, kind):
     sender, receiver = pair
