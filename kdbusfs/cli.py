@@ -138,7 +138,7 @@ class Daemon:
         def stats() -> dict[str, object]:
             return {**requests.stats()}
 
-        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats)
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, host.namespaces.owner)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd, wakeup.signal_fd)

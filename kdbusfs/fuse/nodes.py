@@ -112,8 +112,8 @@ class StaticDirectory(Node):
 
     __slots__ = ("children", "parent_ino")
 
-    def __init__(self, nodeid: int, ino: int, changed_ns: int, parent_ino: int) -> None:
-        super().__init__(nodeid, ino, stat.S_IFDIR | 0o555, 0, 0, changed_ns)
+    def __init__(self, nodeid: int, ino: int, owner: tuple[int, int], changed_ns: int, parent_ino: int) -> None:
+        super().__init__(nodeid, ino, stat.S_IFDIR | 0o555, *owner, changed_ns)
         self.parent_ino = parent_ino
         self.children: dict[str, Node] = {}
 
@@ -193,10 +193,14 @@ class _Shown:
 
 
 class NodeTable:
-    """All node ids of a mount.  `realtime` gives CLOCK_REALTIME in nanoseconds."""
+    """All node ids of a mount.
 
-    def __init__(self, realtime: Callable[[], int]) -> None:
+    realtime: gives CLOCK_REALTIME in nanoseconds; owner: uid and gid of what is there as long as the domain (FS-4).
+    """
+
+    def __init__(self, realtime: Callable[[], int], owner: tuple[int, int] = (0, 0)) -> None:
         self._realtime = realtime
+        self._owner = owner
         self._nodes: dict[int, Node] = {}
         # By identity of the core's object, which a node here keeps alive.
         self._of_bus: dict[int, BusNode] = {}
@@ -207,8 +211,8 @@ class NodeTable:
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
         now = realtime()
-        self.root = StaticDirectory(ROOT_ID, ROOT_ID, now, ROOT_ID)
-        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | 0o666, 0, 0, now)
+        self.root = StaticDirectory(ROOT_ID, ROOT_ID, owner, now, ROOT_ID)
+        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | 0o666, *owner, now)
         self._nodes[ROOT_ID] = self.root
         self._nodes[CONTROL_ID] = self.control
         self.root.children["control"] = self.control
@@ -224,14 +228,14 @@ class NodeTable:
     def add_directory(self, parent: StaticDirectory, name: str) -> StaticDirectory:
         """Add a directory that lives as long as the table, found by name in `parent`."""
         nodeid = self._static_nodeid()
-        node = StaticDirectory(nodeid, _STATIC_INO + nodeid, parent.changed_ns, parent.ino)
+        node = StaticDirectory(nodeid, _STATIC_INO + nodeid, self._owner, parent.changed_ns, parent.ino)
         self._nodes[nodeid] = parent.children[name] = node
         return node
 
     def add_file(self, parent: StaticDirectory, name: str, mode: int) -> Node:
-        """Add a file of root's with permissions `mode` that lives as long as the table."""
+        """Add a file of the owner's with permissions `mode` that lives as long as the table."""
         nodeid = self._static_nodeid()
-        node = Node(nodeid, _STATIC_INO + nodeid, stat.S_IFREG | mode, 0, 0, parent.changed_ns)
+        node = Node(nodeid, _STATIC_INO + nodeid, stat.S_IFREG | mode, *self._owner, parent.changed_ns)
         self._nodes[nodeid] = parent.children[name] = node
         return node
 

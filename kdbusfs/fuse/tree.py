@@ -128,7 +128,7 @@ class Tree(pyfuse3.Operations):
     `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
-    `files` has to be set before the first request.
+    `owner` has what is there as long as the domain.  `files` has to be set before the first request.
     """
 
     files: OpenFiles
@@ -143,13 +143,14 @@ class Tree(pyfuse3.Operations):
         realtime: Callable[[], int],
         report: Callable[[str], None],
         more_stats: Callable[[], Mapping[str, object]] = dict,
+        owner: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self._report = report
         self._domain = domain
         self._host = host
         self._installer = installer
-        self._nodes = NodeTable(realtime)
+        self._nodes = NodeTable(realtime, owner)
         self._directories: dict[int, Node] = {}  # open directories
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
