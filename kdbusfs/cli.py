@@ -118,7 +118,7 @@ class Daemon:
         from kdbusfs.host.store_memory import Storer
 
         self.mounted: Mount | None = None
-        self._signalled = False
+        self._ending: threading.Thread | None = None
         self._ended = contextlib.ExitStack()
         self._ended.callback(os.close, fuse_fd)
         faults = Faults()
@@ -177,7 +177,10 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self._session.start()
         served = self._server.run()
-        if served and (self._signalled or not is_mounted(self.mounted)):
+        if self._ending is not None:
+            # It still wakes the server when it is through, so nothing may be closed before.
+            self._ending.join(2 * _UNMOUNT_PATIENCE)
+        if served and (self._ending is not None or not is_mounted(self.mounted)):
             return EXIT_OK
         log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
         return EXIT_INTERNAL
@@ -190,9 +193,9 @@ class Daemon:
 
     def _on_signal(self, number: int, frame: object) -> None:
         # The unmounting may need answers of this very thread, so it goes by another one.
-        if not self._signalled:
-            self._signalled = True
-            threading.Thread(target=self._end, name="kdbusfs-end", daemon=True).start()
+        if self._ending is None:
+            self._ending = threading.Thread(target=self._end, name="kdbusfs-end", daemon=True)
+            self._ending.start()
 
     def _end(self) -> None:
         assert self.mounted is not None

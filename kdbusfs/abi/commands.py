@@ -5,11 +5,13 @@ Sources: GEN-6, GEN-7, GEN-9, GEN-12, GEN-15.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from struct import Struct
 from typing import Final
 
 from . import constants as c
 from . import limits
+from .layouts import U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class Command:
     number: the ioctl number; name: as in kdbus.h, without KDBUS_CMD_;
     size: bytes of the fixed struct, which is also the least legal size; max_size: the greatest legal size;
     flags: mask of valid flags; flags_offset, kernel_flags_offset, return_flags_offset: of the generic members;
-    copies_out: whether the fixed struct travels back with the answer (`_IOWR`).
+    copies_out: whether the fixed struct travels back with the answer (`_IOWR`);
+    offered, offer: what kernel_flags are set to, as a number and in bytes; head: size, flags and kernel_flags.
     """
 
     number: int
@@ -29,15 +32,20 @@ class Command:
     flags: int
     flags_offset: int
     copies_out: bool
+    kernel_flags_offset: int = field(init=False)
+    return_flags_offset: int = field(init=False)
+    offered: int = field(init=False)
+    offer: bytes = field(init=False)
+    head: Struct = field(init=False)
 
-    @property
-    def kernel_flags_offset(self) -> int:
-        return self.flags_offset + 8
-
-    @property
-    def return_flags_offset(self) -> int:
+    def __post_init__(self) -> None:
         # SEND has kernel_msg_flags between the two.
-        return self.flags_offset + (24 if self.number == c.CMD_SEND else 16)
+        to_return_flags = 24 if self.number == c.CMD_SEND else 16
+        object.__setattr__(self, "kernel_flags_offset", self.flags_offset + 8)
+        object.__setattr__(self, "return_flags_offset", self.flags_offset + to_return_flags)
+        object.__setattr__(self, "offered", self.flags | c.FLAG_KERNEL)
+        object.__setattr__(self, "offer", U64.pack(self.offered))
+        object.__setattr__(self, "head", Struct("<QQQ" if self.flags_offset == 8 else "<Q8xQQ"))
 
 
 _NAME_MAX: Final = 32 + 16 + limits.NAME_MAX_LEN + 1

@@ -164,14 +164,16 @@ def parse_items(buffer: bytes | bytearray | memoryview, start: int, end: int) ->
     """
     items: list[Item] = []
     unpack = ITEM_HEADER.unpack_from
+    # Slices of bytes are cheaper than those of a memoryview, which have to be copied as well.
+    data = buffer if type(buffer) is bytes else bytes(buffer[:end])
     at = start
     while at < end:
         if end - at < ITEM_HEADER_SIZE:
             raise KdbusError(EINVAL, "item header cut off")
-        size, kind = unpack(buffer, at)
+        size, kind = unpack(data, at)
         if size < ITEM_HEADER_SIZE or size > end - at:
             raise KdbusError(EINVAL, "item does not fit")
-        payload = bytes(buffer[at + ITEM_HEADER_SIZE : at + size])
+        payload = data[at + ITEM_HEADER_SIZE : at + size]
         check = _CHECKS.get(kind)
         if check is not None:
             check(payload)

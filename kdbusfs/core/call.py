@@ -6,7 +6,6 @@ from errno import EFAULT, EINVAL, EMSGSIZE
 from typing import TYPE_CHECKING, Final
 
 from ..abi.commands import Command
-from ..abi.constants import FLAG_KERNEL
 from ..abi.errors import KdbusError
 from ..abi.items import Item, parse_items
 from ..abi.layouts import U64
@@ -49,9 +48,9 @@ class Call:
     The reader reuses one object for all requests; whoever keeps a call beyond its ioctl takes `defer()`.
 
     number, address: ioctl number and argument; command: the struct as copied, whose first bytes travel back for
-    `_IOWR`; error: errno of that copy or 0; message, message_error: the same for the message of a SEND;
-    result: of a deferred call; installation: descriptors to install; tag: the caller of the core's own;
-    deferred: the copy that the last `defer()` made.
+    `_IOWR`; error: errno of that copy or 0; flags: of the command, set by `begin`; message, message_error: the same as
+    command and error for the message of a SEND; result: of a deferred call; installation: descriptors to install;
+    tag: the caller of the core's own; deferred: the copy that the last `defer()` made.
     """
 
     __slots__ = (
@@ -60,6 +59,7 @@ class Call:
         "command",
         "deferred",
         "error",
+        "flags",
         "installation",
         "message",
         "message_error",
@@ -72,6 +72,7 @@ class Call:
     address: int
     command: memoryview
     error: int
+    flags: int
     message: memoryview | None
     message_error: int
     caller: Caller
@@ -86,12 +87,24 @@ class Call:
         Raises KdbusError: EFAULT, EINVAL (too small, unknown flags, bad items), EMSGSIZE (too big), and what
         `parse_items` raises.
         """
-        self.check_size(command)
-        self.negotiate(command)
         buffer = self.command
-        if len(buffer) == command.size:
+        length = len(buffer)
+        if self.error or length < command.size:
+            self.check_size(command)
+        size, flags, kernel_flags = command.head.unpack_from(buffer)
+        if size != length or size > command.max_size:
+            self.check_size(command)
+        self.flags = flags
+        # Tell which flags are valid, then refuse the others (GEN-9, GEN-11).
+        if command.copies_out:
+            U64.pack_into(buffer, command.kernel_flags_offset, command.offered)
+        elif kernel_flags != command.offered:
+            self._write_back(command.kernel_flags_offset, command.offer)
+        if flags & ~command.flags:
+            raise KdbusError(EINVAL, "unknown flags")
+        if length == command.size:
             return []
-        return parse_items(buffer, command.size, len(buffer))
+        return parse_items(buffer, command.size, length)
 
     def check_size(self, command: Command) -> None:
         """GEN-5 to GEN-7."""
@@ -105,12 +118,6 @@ class Call:
         if size != len(self.command):
             raise KdbusError(EFAULT, "command struct cut off")
 
-    def negotiate(self, command: Command) -> None:
-        """Tell which flags are valid, then refuse the others (GEN-9, GEN-11)."""
-        self.put(command, command.kernel_flags_offset, command.flags | FLAG_KERNEL)
-        if U64.unpack_from(self.command, command.flags_offset)[0] & ~command.flags:
-            raise KdbusError(EINVAL, "unknown flags")
-
     def put(self, command: Command, offset: int, value: int) -> None:
         """Store a u64 member of the client's struct.  Raises KdbusError(EFAULT) for `_IOW` commands.
 
@@ -119,13 +126,18 @@ class Call:
         if command.copies_out:
             U64.pack_into(self.command, offset, value)
         elif U64.unpack_from(self.command, offset)[0] != value:
-            data = U64.pack(value)
-            self.caller.write(self.address + offset, data)
-            self.command[offset : offset + 8] = data
+            self._write_back(offset, U64.pack(value))
+
+    def _write_back(self, offset: int, data: bytes) -> None:
+        self.caller.write(self.address + offset, data)
+        self.command[offset : offset + len(data)] = data
 
     def clear_return_flags(self, command: Command) -> None:
         """Store return_flags = 0 (GEN-12)."""
-        self.put(command, command.return_flags_offset, 0)
+        if command.copies_out:
+            U64.pack_into(self.command, command.return_flags_offset, 0)
+        else:
+            self.put(command, command.return_flags_offset, 0)
 
     def defer(self) -> Call:
         """A copy of this call that outlives the present request."""

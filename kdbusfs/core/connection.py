@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.errors import KdbusError
 from ..abi.items import make_item
-from ..abi.layouts import U64
+from ..abi.layouts import MSG_SIZE, U64
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
 from .call import Installation
 from .match import MatchDb
@@ -151,7 +151,7 @@ class Connection:
         """POLL-2, POLL-3."""
         if not self.active:
             return DEAD
-        return _READY_TO_RECEIVE if len(self.queue) else _READY_TO_SEND
+        return _READY_TO_RECEIVE if self.queue.count else _READY_TO_SEND
 
     def wake(self) -> None:
         """Have the pollers look again."""
@@ -175,10 +175,10 @@ class Connection:
         EFAULT, ENOBUFS (quota).
         """
         queue = self.queue
-        if len(queue) >= CONN_MAX_MSGS:
+        if queue.count >= CONN_MAX_MSGS:
             raise KdbusError(ENOBUFS, "queue full")
         entry = self.make_entry(message, process, metadata, caller)
-        if source is not None and len(queue) >= CONN_MAX_MSGS_UNACCOUNTED:
+        if queue.count >= CONN_MAX_MSGS_UNACCOUNTED and source is not None:
             try:
                 queue.quota.take(source.user)
             except KdbusError:
@@ -219,13 +219,14 @@ class Connection:
         """
         if not self.active:
             raise KdbusError(ECONNRESET, "receiver is gone")
-        if message.has_files and not self.accepts_files:
+        resources = message.resources
+        if resources is not None and resources.files and not self.accepts_files:
             raise KdbusError(ECOMM, "receiver takes no descriptors")
         payload: Slice | None = None
         size = message.payload_size
         if size:
             pool = self.pool
-            available = pool.remaining
+            available = pool.size - pool.busy
             if available // 2 < size < available:
                 raise KdbusError(EXFULL, "more than half of the receiver's free pool")
             payload = pool.allocate(size)
@@ -235,8 +236,8 @@ class Connection:
             except KdbusError:
                 pool.release(payload)
                 raise
-        if message.resources is not None:
-            message.resources.retain()
+        if resources is not None:
+            resources.retain()
         return QueueEntry(message, payload, process, metadata)
 
     def install(
@@ -250,31 +251,36 @@ class Connection:
         message = entry.message
         resources = message.resources
         payload = entry.payload
-        items = b""
         places: list[tuple[File, int]] = []
+        body = message.extra
         if resources is not None:
             items, places = resources.make_items(payload.offset if payload is not None else 0)
-        mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
-        body = message.extra + items + export(entry.proc_meta, entry.conn_meta, mask, reader)
-        size = 64 + len(body)
+            body += items
+        if entry.proc_meta is not None or entry.conn_meta is not None:
+            mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
+            body += export(entry.proc_meta, entry.conn_meta, mask, reader)
+        size = MSG_SIZE + len(body)
         pool = self.pool
         part = pool.put(message.header(size) + body)
         pool.publish(part, payload)
         if not places or not with_files or resources is None:
             return part.offset, size, None
-        base = part.offset + 64 + len(message.extra)
+        base = part.offset + MSG_SIZE + len(message.extra)
         entries = [(file, pool.memory, base + place) for file, place in places]
         return part.offset, size, Installation(entries, resources.retain())
 
     def discard(self, entry: QueueEntry) -> None:
         """Give back all that a queue entry holds; it is in no queue any more."""
-        if entry.payload is not None:
-            self.pool.release(entry.payload)
+        payload = entry.payload
+        if payload is not None:
+            self.pool.release(payload)
             entry.payload = None
-        if entry.message.resources is not None:
-            entry.message.resources.release()
-        if entry.reply is not None:
-            entry.reply.drop()
+        resources = entry.message.resources
+        if resources is not None:
+            resources.release()
+        reply = entry.reply
+        if reply is not None:
+            reply.drop()
             entry.reply = None
 
     def take_over_messages(self, source: Connection, name_id: int) -> None:

@@ -67,7 +67,8 @@ class Domain:
     host: the world; memory_limit: bytes that the connections of one user may make the daemon hold;
     attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
     changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
-    caller to take after every entry; waiting: the blocked SENDs.
+    caller to take after every entry; waiting: the blocked SENDs;
+    next_deadline: tells when `expire` has to be called next, in ns of CLOCK_MONOTONIC, 0: never.
     """
 
     def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
@@ -80,6 +81,7 @@ class Domain:
         self.completed: list[Call] = []
         self.waiting: dict[Call, Reply] = {}
         self.deadlines = Deadlines()
+        self.next_deadline = self.deadlines.next
         self._seqnums = count(1)
         self._bus_ids = count(1)
         self._free_inos: list[int] = []
@@ -145,10 +147,6 @@ class Domain:
     def cancelled(self, token: CancelToken) -> None:
         """The CANCEL_FD that `host.watch` was given with `token` is readable."""
         token.cancelled()
-
-    def next_deadline(self) -> int:
-        """When `expire` has to be called next, in ns of CLOCK_MONOTONIC; 0: never."""
-        return self.deadlines.next()
 
     def expire(self, now: int) -> None:
         """End the trackers whose deadline has come (REP-4, SYNC-3)."""

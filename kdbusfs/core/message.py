@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .quota import Account
 
 F_SEALS_REQUIRED: Final = 0x0001 | 0x0002 | 0x0004 | 0x0008  # SEAL, SHRINK, GROW, WRITE
+_OFFERED_FLAGS: Final = c.MSG_FLAGS_ALL | c.FLAG_KERNEL
 ZERO_VEC_OFFSET: Final = c.U64_MAX
 MESSAGE_COST: Final = 2048
 """What a message is charged with beside its size, in bytes."""
@@ -151,7 +152,6 @@ class Message:
 
     def __init__(
         self,
-        *,
         flags: int = 0,
         priority: int = 0,
         dst_id: int = 0,
@@ -212,28 +212,18 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *
     """
     if call.message_error or call.message is None:
         raise KdbusError(call.message_error or EFAULT, "message not readable")
-    buffer = call.message
-    size: int = U64.unpack_from(buffer, 0)[0]
-    if not MSG_SIZE <= size <= MSG_MAX_SIZE:
-        raise KdbusError(EINVAL, "message too small or too big")
-    if size != len(buffer):
-        raise KdbusError(EFAULT, "message cut off")
-    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(buffer, 0)
-    U64.pack_into(call.command, CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, c.MSG_FLAGS_ALL | c.FLAG_KERNEL)
+    data = bytes(call.message)
+    size = len(data)
+    if size < MSG_SIZE or size > MSG_MAX_SIZE or size != U64.unpack_from(data)[0]:
+        raise _bad_size(data)
+    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(data)
+    U64.pack_into(call.command, CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, _OFFERED_FLAGS)
     if flags & ~c.MSG_FLAGS_ALL:
         raise KdbusError(EINVAL, "unknown message flags")
-    items = parse_items(buffer, MSG_SIZE, size)
+    items = parse_items(data, MSG_SIZE, size)
     _check_header(flags, dst_id, payload_type, cookie, cookie_reply, sync=sync)
 
-    message = Message(
-        flags=flags,
-        priority=priority,
-        dst_id=dst_id,
-        src_id=conn_id,
-        payload_type=payload_type,
-        cookie=cookie,
-        cookie_reply=cookie_reply,
-    )
+    message = Message(flags, priority, dst_id, conn_id, payload_type, cookie, cookie_reply)
     message.resources = Resources(account, MESSAGE_COST + size)
     try:
         _Scan(message, message.resources, call.caller, bloom_size).run(items)
@@ -243,6 +233,13 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *
         message.resources.release()
         raise
     return message
+
+
+def _bad_size(data: bytes) -> KdbusError:
+    """What is wrong with a message whose size is not that of `data`, or out of range."""
+    if MSG_SIZE <= U64.unpack_from(data)[0] <= MSG_MAX_SIZE:
+        return KdbusError(EFAULT, "message cut off")
+    return KdbusError(EINVAL, "message too small or too big")
 
 
 def _check_header(

@@ -27,16 +27,22 @@ class Slice:
 
     __slots__ = ("after", "before", "child", "free", "held", "offset", "parents", "published", "size")
 
-    def __init__(self, offset: int, size: int, before: Slice | None, after: Slice | None) -> None:
+    def __init__(
+        self, offset: int, size: int, before: Slice | None, after: Slice | None, *, free: bool = False
+    ) -> None:
         self.offset = offset
         self.size = size
         self.before = before
         self.after = after
-        self.free = True
+        self.free = free
         self.held = False
         self.published = False
         self.parents = 0
         self.child: Slice | None = None
+
+
+_Free = tuple[int, int, Slice]
+"""A free part by size, then offset, which no two have in common."""
 
 
 class Pool:
@@ -45,7 +51,7 @@ class Pool:
     `account` is charged for the part of the memory that was ever in use and for the bookkeeping.
     """
 
-    __slots__ = ("_charged", "_free", "_free_at", "_high", "_slices", "account", "busy", "memory", "size")
+    __slots__ = ("_charged", "_free", "_high", "_slices", "account", "busy", "memory", "size")
 
     def __init__(self, size: int, memory: Memory, account: Account) -> None:
         self.size = size
@@ -54,9 +60,7 @@ class Pool:
         self.busy = 0
         self._high = 0
         self._charged = 0
-        first = Slice(0, size, None, None)
-        self._free: list[tuple[int, int]] = [(size, 0)]  # by size, then offset
-        self._free_at: dict[int, Slice] = {0: first}
+        self._free: list[_Free] = [(size, 0, Slice(0, size, None, None, free=True))]
         self._slices: dict[int, Slice] = {}  # allocated ones, by offset
 
     @property
@@ -76,21 +80,32 @@ class Pool:
         """
         size = (size + 7) & ~7
         free = self._free
-        index = bisect_left(free, (size, 0))
+        # Most pools are free in one piece.
+        index = 0 if len(free) == 1 and free[0][0] >= size else bisect_left(free, (size,))
         if index == len(free):
             raise KdbusError(ENOBUFS, "no room in the pool")
-        found, offset = free[index]
-        self._charge(offset + size)
-        del free[index]
-        part = self._free_at.pop(offset)
+        found, offset, part = free[index]
+        end = offset + size
+        if end > self._high:
+            self._grow(end)
+        self.account.charge(SLICE_COST)
+        self._charged += SLICE_COST
         if found > size:
-            rest = Slice(offset + size, found - size, part, part.after)
-            if part.after is not None:
-                part.after.before = rest
-            part.after = rest
-            part.size = size
-            self._add_free(rest)
-        part.free = False
+            rest = part
+            before = part.before
+            part = Slice(offset, size, before, rest)
+            if before is not None:
+                before.after = part
+            rest.before = part
+            rest.offset = end
+            rest.size = found - size
+            if len(free) == 1:
+                free[0] = (found - size, end, rest)
+            else:
+                self._replace_free(index, rest)
+        else:
+            del free[index]
+            part.free = False
         part.held = True
         self._slices[offset] = part
         self.busy += size
@@ -117,7 +132,8 @@ class Pool:
     def release(self, part: Slice) -> None:
         """The core needs a held slice no more."""
         part.held = False
-        self._drop(part)
+        if not part.parents:
+            self._drop(part)
 
     def free(self, offset: int) -> None:
         """The client's FREE of a published slice (FREE-1).  Raises KdbusError(ENXIO) for every other offset."""
@@ -133,25 +149,25 @@ class Pool:
         self._charged = 0
         self._slices.clear()
         self._free.clear()
-        self._free_at.clear()
         self.busy = self.size
 
-    def _charge(self, end: int) -> None:
-        amount = SLICE_COST
-        if end > self._high:
-            amount += end - self._high
+    def _grow(self, end: int) -> None:
+        """Charge for memory up to `end`, with room for the slice that wants it.  Raises KdbusError(ENOBUFS)."""
+        amount = end - self._high
+        self.account.check(amount + SLICE_COST)
         self.account.charge(amount)
         self._charged += amount
-        if end > self._high:
-            self._high = end
+        self._high = end
 
-    def _add_free(self, part: Slice) -> None:
-        insort(self._free, (part.size, part.offset))
-        self._free_at[part.offset] = part
-
-    def _remove_free(self, part: Slice) -> None:
-        del self._free[bisect_left(self._free, (part.size, part.offset))]
-        del self._free_at[part.offset]
+    def _replace_free(self, index: int, part: Slice) -> None:
+        """Let `part` take the place of the free part at `index`, or the one that its size asks for."""
+        free = self._free
+        entry = (part.size, part.offset, part)
+        if (index == 0 or free[index - 1] < entry) and (index + 1 == len(free) or entry < free[index + 1]):
+            free[index] = entry
+        else:
+            del free[index]
+            insort(free, entry)
 
     def _drop(self, part: Slice) -> None:
         """Give `part` back if nobody needs it, with the payload that hangs on it."""
@@ -162,22 +178,30 @@ class Pool:
         self._charged -= SLICE_COST
         child, part.child = part.child, None
         part.free = True
-        after = part.after
+        free = self._free
+        before, after = part.before, part.after
+        index = -1  # of the free part that this one grows
         if after is not None and after.free:
-            self._remove_free(after)
+            index = bisect_left(free, (after.size, after.offset)) if len(free) > 1 else 0
             part.size += after.size
-            part.after = after.after
-            if part.after is not None:
-                part.after.before = part
-        before = part.before
+            part.after = after = after.after
+            if after is not None:
+                after.before = part
         if before is not None and before.free:
-            self._remove_free(before)
+            if index >= 0:
+                del free[index]
+            index = bisect_left(free, (before.size, before.offset))
             before.size += part.size
-            before.after = part.after
-            if part.after is not None:
-                part.after.before = before
+            before.after = after
+            if after is not None:
+                after.before = before
             part = before
-        self._add_free(part)
+        if index < 0:
+            insort(free, (part.size, part.offset, part))
+        elif len(free) == 1:
+            free[0] = (part.size, part.offset, part)
+        else:
+            self._replace_free(index, part)
         if child is not None:
             child.parents -= 1
             self._drop(child)

@@ -45,15 +45,16 @@ class Queue:
     """Entries in order of arrival, and beside it in order of priority.
 
     An entry leaves as the oldest of all or as the oldest of the most urgent priority: either way as the oldest of its
-    own priority, so a plain queue for each priority suffices.
+    own priority, so a plain queue for each priority suffices.  count: of entries, the same as len().
     """
 
-    __slots__ = ("_entries", "_number", "_priorities", "quota")
+    __slots__ = ("_entries", "_number", "_priorities", "count", "quota")
 
     def __init__(self) -> None:
         self._entries: OrderedDict[int, QueueEntry] = OrderedDict()
         self._priorities: dict[int, deque[QueueEntry]] = {}
         self._number = 0
+        self.count = 0
         self.quota = QueueQuota()
 
     def __len__(self) -> int:
@@ -61,9 +62,10 @@ class Queue:
 
     def add(self, entry: QueueEntry) -> None:
         """Append `entry`."""
-        self._number += 1
-        entry.number = self._number
-        self._entries[self._number] = entry
+        self.count += 1
+        self._number = number = self._number + 1
+        entry.number = number
+        self._entries[number] = entry
         priority = entry.message.priority
         same = self._priorities.get(priority)
         if same is None:
@@ -86,6 +88,7 @@ class Queue:
     def remove(self, entry: QueueEntry) -> None:
         """Take `entry` out and give its quota back (QUO-4)."""
         del self._entries[entry.number]
+        self.count -= 1
         priority = entry.message.priority
         same = self._priorities[priority]
         if len(same) == 1:
@@ -97,7 +100,7 @@ class Queue:
         if entry.user is not None:
             self.quota.give_back(entry.user)
             entry.user = None
-        if not self._entries:
+        if not self.count:
             self.quota.clear()
 
     def entries(self) -> list[QueueEntry]:

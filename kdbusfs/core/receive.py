@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
-from ..abi.layouts import CMD_RECV, CMD_RECV_DROPPED_OFFSET, U64
+from ..abi.layouts import CMD_RECV_DROPPED_OFFSET, I64, U64
 from .sync import fail
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _RECV: Final = COMMANDS[c.CMD_RECV]
 _FREE: Final = COMMANDS[c.CMD_FREE]
 _RECV_RESULT: Final = Struct("<QQQQ")  # dropped_msgs, then kdbus_msg_info
+_PRIORITY_OFFSET: Final = 32
 _FREE_OFFSET: Final = 8
 
 
@@ -29,11 +30,11 @@ def recv(connection: Connection, call: Call) -> int:
     Raises KdbusError: ENOMSG (nothing as urgent), ENOBUFS (no room for the message slice; it stays queued).
     """
     call.begin(_RECV)
-    _, flags, _, _, priority, *_ = CMD_RECV.unpack_from(call.command)
+    flags = call.flags
     queue = connection.queue
     if flags & c.RECV_USE_PRIORITY:
         entry = queue.most_urgent()
-        if entry is not None and entry.message.priority > priority:
+        if entry is not None and entry.message.priority > I64.unpack_from(call.command, _PRIORITY_OFFSET)[0]:
             raise KdbusError(ENOMSG, "no message of that priority")
     else:
         entry = queue.oldest()
@@ -51,7 +52,7 @@ def recv(connection: Connection, call: Call) -> int:
     if not peek:
         queue.remove(entry)
         connection.discard(entry)
-        if not len(queue):
+        if not queue.count:
             connection.wake()
     return _store(call, 0, offset, size)
 

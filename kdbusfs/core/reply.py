@@ -160,9 +160,12 @@ class Deadlines:
     def next(self) -> int:
         """The earliest deadline of a linked tracker, 0 when there is none."""
         heap = self._heap
-        while heap and not heap[0][2].linked:
+        while heap:
+            deadline, _, reply = heap[0]
+            if reply.linked:
+                return deadline
             heapq.heappop(heap)
-        return heap[0][0] if heap else 0
+        return 0
 
     def expired(self, now: int) -> list[Reply]:
         """Take out the linked trackers whose deadline is not after `now`, newest request first (NOTE-10)."""

@@ -20,7 +20,7 @@ from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
 from ..abi.items import Item
-from ..abi.layouts import I32, U64
+from ..abi.layouts import I32
 from .call import PENDING
 from .message import Message, parse_message
 from .metadata import ConnMetadata
@@ -104,7 +104,7 @@ def send(connection: Connection, call: Call) -> int:
     Raises KdbusError with the errno of the row of SEND-1's order that fails first.
     """
     items = call.begin(_COMMAND)
-    sync = bool(U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY)
+    sync = bool(call.flags & c.SEND_SYNC_REPLY)
     message = parse_message(call, connection.id, connection.bus.bloom_size, connection.user.account, sync=sync)
     assert message.resources is not None
     token = CancelToken()
@@ -132,7 +132,7 @@ def _watch_cancel_fd(
     connection: Connection, call: Call, items: list[Item], token: CancelToken
 ) -> Cancellation | None:
     """SEND-29, SEND-30.  Raises KdbusError: EINVAL, EEXIST, EBADF."""
-    sync = U64.unpack_from(call.command, _COMMAND.flags_offset)[0] & c.SEND_SYNC_REPLY
+    sync = call.flags & c.SEND_SYNC_REPLY
     watched: Cancellation | None = None
     try:
         for kind, payload in items:
@@ -182,7 +182,7 @@ def _unicast(
     outgoing: Outgoing, token: CancelToken, cancellation: Cancellation | None, *, sync: bool
 ) -> int:
     source, message, call = outgoing.source, outgoing.message, outgoing.call
-    if sync:
+    if sync and source.replies:
         reply = find_interrupted(source, message.address, message.cookie)
         if reply is not None:
             return _resume(reply, call, token, cancellation)
@@ -202,8 +202,9 @@ def _unicast(
     elif not source.may_talk(receiver, call.caller):
         raise KdbusError(EPERM, "may not talk to the receiver")
 
-    for monitor in list(source.bus.monitors.values()):
-        outgoing.offer(monitor)
+    if source.bus.monitors:
+        for monitor in list(source.bus.monitors.values()):
+            outgoing.offer(monitor)
     if awaited is not None:
         answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
         return 0

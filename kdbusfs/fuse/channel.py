@@ -39,6 +39,9 @@ NOTHING: Final = -2147483647
 
 NS_PER_MS: Final = 1_000_000
 
+_from_buffer: Final[Any] = ffi.from_buffer
+_set_events: Final[Any] = lib.kfs_channel_set_events
+_answer_now: Final[Any] = lib.kfs_channel_answer_now
 _REQUEST: Final = Struct("=QQQIIIii")  # unique fh arg cmd tid command_len command_error pidfd
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds")
 
@@ -107,7 +110,7 @@ class Channel:
     def described(self) -> tuple[int, int, int, int, int, int, int, int]:
         """Of the current ioctl: unique, fh, arg, cmd, tid, length and errno of the copied command, pidfd.
 
-        The pidfd is of the calling thread, and the channel's; it is -1 unless memory had to be read.
+        The pidfd is of the calling thread, and the channel's; it is -1 where no memory has to be read or written.
         """
         return _REQUEST.unpack_from(self._view)
 
@@ -123,10 +126,8 @@ class Channel:
 
     def answer(self, unique: int, result: int, out: memoryview | bytes | bytearray) -> bool:
         """Answer a deferred ioctl at once.  Returns False when nobody waits for it any more."""
-        if len(out):
-            r = lib.kfs_channel_answer_now(self.native, unique, result, ffi.from_buffer(out), len(out))
-        else:
-            r = lib.kfs_channel_answer_now(self.native, unique, result, ffi.NULL, 0)
+        size = len(out)
+        r = _answer_now(self.native, unique, result, _from_buffer(out) if size else ffi.NULL, size)
         return bool(r == 0)
 
     def slot_new(self) -> int:
@@ -148,7 +149,7 @@ class Channel:
 
     def set_events(self, fh: int, revents: int) -> None:
         """Polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
-        lib.kfs_channel_set_events(self.native, fh, revents)
+        _set_events(self.native, fh, revents)
 
     def set_tree_timeout(self, milliseconds: int) -> None:
         """How long the tree may take for one answer."""

@@ -40,12 +40,13 @@ class OpenFiles:
     A handle has two for as long as the descriptor of a connection is being swapped at its HELLO.
     """
 
-    __slots__ = ("_answers", "_fhs", "_slots", "handles")
+    __slots__ = ("_answers", "_fhs", "_set_events", "_slots", "handles")
 
     handles: dict[int, Handle]
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
+        self._set_events = slots.set_events
         self._answers: dict[int, OpenAnswer] = {}
         self._fhs: dict[Handle, list[int]] = {}
         self.handles = {}
@@ -93,4 +94,4 @@ class OpenFiles:
         if fhs is not None:
             revents = handle.poll()
             for fh in fhs:
-                self._slots.set_events(fh, revents)
+                self._set_events(fh, revents)

@@ -31,6 +31,8 @@ _identity: Final[Any] = ffi.new("uint64_t[3]")
 _vectors: Final[Any] = ffi.new("uint64_t[]", 2 * _VECTORS)
 _unpack: Final[Any] = ffi.unpack
 _make_ids: Final = Ids._make
+_payload: Final[Any] = lib.kfs_client_payload
+_write: Final[Any] = lib.kfs_client_write
 
 Root = tuple[int, int, int]
 """Device, inode and mount of a root directory."""
@@ -285,7 +287,8 @@ class LinuxCaller:
         """Store `data` in the caller's memory.  Raises KdbusError: EFAULT, ESRCH, EPERM (not ours to write
         to).
         """
-        r: int = lib.kfs_client_write(self.pidfd, self.tid, address, data, len(data))
+        pidfd = self._pidfd
+        r: int = _write(pidfd if pidfd >= 0 else self.pidfd, self.tid, address, data, len(data))
         if r < 0:
             raise fail(r, "client memory")
 
@@ -297,21 +300,28 @@ class LinuxCaller:
         ENOMEM.
         """
         assert isinstance(memory, PoolMemory)
-        for start in range(0, len(vectors), _VECTORS):
-            batch = vectors[start : start + _VECTORS]
-            i = total = 0
-            for address, size in batch:
-                _vectors[i] = address
-                _vectors[i + 1] = size
-                total += size
-                i += 2
-            base = memory.mapped(offset + total, offset)
-            r: int = lib.kfs_client_payload(
-                self.pidfd, self.tid, memory.fd, base, offset, _vectors, len(batch)
-            )
-            if r < 0:
-                raise fail(r, "payload")
-            offset += total
+        while len(vectors) > _VECTORS:
+            offset = self._copy_vectors(memory, offset, vectors[:_VECTORS])
+            vectors = vectors[_VECTORS:]
+        self._copy_vectors(memory, offset, vectors)
+
+    def _copy_vectors(self, memory: PoolMemory, offset: int, vectors: list[tuple[int, int]]) -> int:
+        """At most _VECTORS of them; the offset behind what they fill."""
+        i = 0
+        end = offset
+        for address, size in vectors:
+            _vectors[i] = address
+            _vectors[i + 1] = size
+            end += size
+            i += 2
+        base = memory.mapped(end, offset)
+        pidfd = self._pidfd
+        r: int = _payload(
+            pidfd if pidfd >= 0 else self.pidfd, self.tid, memory.fd, base, offset, _vectors, len(vectors)
+        )
+        if r < 0:
+            raise fail(r, "payload")
+        return end
 
     def take_file(self, fd: int) -> LinuxFile:
         """The caller's descriptor `fd`, pinned.  Raises KdbusError: EBADF, EMFILE at the limits, ESRCH,

@@ -23,6 +23,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _SIZE_MAX: Final = (1 << 63) - 1
 _NO_MEMORY: Final = frozenset((ENOMEM, ENOSPC, EMFILE, ENFILE))
 _from_buffer: Final[Any] = ffi.from_buffer
+_store: Final[Any] = lib.kfs_store
 
 
 class Mapping:
@@ -97,7 +98,7 @@ class PoolMemory:
         if offset + size > self.size:
             raise KdbusError(ENOMEM, "store beyond the pool")
         source = data if type(data) is bytes else _from_buffer(data)
-        r: int = lib.kfs_store(self.fd, offset, source, size)
+        r: int = _store(self.fd, offset, source, size)
         if r < 0:
             raise _store_error(r)
 

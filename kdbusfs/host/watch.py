@@ -19,6 +19,7 @@ from kdbusfs.abi.errors import KdbusError
 
 from .files import LinuxFile
 
+_IDLE: Final = 1.0  # seconds
 _SAFE_TYPES: Final = frozenset((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR))
 _SAFE_ANONYMOUS: Final = frozenset(
     f"anon_inode:[{name}]" for name in ("eventfd", "timerfd", "signalfd", "pidfd")
@@ -45,15 +46,18 @@ class LinuxWatch:
 class Watcher:
     """The watched descriptors.  `event_fd` is written to when `drain` has something to give.
 
-    All methods belong to the reader; the thread only waits.  It is started by the first watch.
+    All methods belong to the reader; the thread only waits.  It is started by the first watch, and ends when
+    there was none for a second.
     """
 
-    __slots__ = ("_epoll", "_event_fd", "_ready", "_stop", "_thread", "_watches")
+    __slots__ = ("_closed", "_epoll", "_event_fd", "_lock", "_ready", "_thread", "_wake", "_watches")
 
     def __init__(self, event_fd: int) -> None:
         self._event_fd = event_fd
         self._epoll: select.epoll | None = None
-        self._stop = -1
+        self._wake = -1
+        self._lock = threading.Lock()  # of what the thread takes away when it ends: `_epoll`, `_wake`, `_thread`
+        self._closed = False
         self._thread: threading.Thread | None = None
         self._watches: dict[int, LinuxWatch] = {}
         self._ready: deque[int] = deque()
@@ -68,19 +72,24 @@ class Watcher:
             raise KdbusError(EBADF, "O_PATH descriptor")
         if not _is_safe(file):
             raise KdbusError(EINVAL, "file that cannot be watched")
-        epoll = self._start()
-        try:
-            epoll.register(file.fd, select.EPOLLIN | select.EPOLLONESHOT)
-        except OSError:
-            raise KdbusError(EINVAL, "file that cannot be polled") from None
-        watch = LinuxWatch(self, file, token)
-        self._watches[file.fd] = watch
-        return watch
+        with self._lock:
+            epoll = self._start()
+            try:
+                epoll.register(file.fd, select.EPOLLIN | select.EPOLLONESHOT)
+            except OSError:
+                raise KdbusError(EINVAL, "file that cannot be polled") from None
+            watch = LinuxWatch(self, file, token)
+            self._watches[file.fd] = watch
+            return watch
 
     def remove(self, watch: LinuxWatch) -> None:
         """Forget `watch`, while its descriptor is still open."""
-        if self._watches.pop(watch.file.fd, None) is not None and self._epoll is not None:
+        with self._lock:
+            if self._watches.pop(watch.file.fd, None) is None or self._epoll is None:
+                return
             self._epoll.unregister(watch.file.fd)
+            if not self._watches:
+                os.eventfd_write(self._wake, 1)
 
     def drain(self) -> list[Any]:
         """The tokens whose descriptors got readable since the last call."""
@@ -102,34 +111,41 @@ class Watcher:
 
     def close(self) -> None:
         """End the thread."""
-        if self._thread is None:
-            return
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
-        self._thread = None
-        assert self._epoll is not None
-        self._epoll.close()
-        self._epoll = None
-        os.close(self._stop)
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+            if thread is not None:
+                os.eventfd_write(self._wake, 1)
+        if thread is not None:
+            thread.join()
 
     def _start(self) -> select.epoll:
+        """With the lock held."""
         if self._epoll is None:
             self._epoll = select.epoll()
-            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._epoll.register(self._stop, select.EPOLLIN)
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll.register(self._wake, select.EPOLLIN)
             self._thread = threading.Thread(
-                target=self._wait, args=(self._epoll, self._stop), name="kdbusfs-watch", daemon=True
+                target=self._wait, args=(self._epoll, self._wake), name="kdbusfs-watch", daemon=True
             )
             self._thread.start()
         return self._epoll
 
-    def _wait(self, epoll: select.epoll, stop: int) -> None:
+    def _wait(self, epoll: select.epoll, wake: int) -> None:
         while True:
-            for fd, _ in epoll.poll():
-                if fd == stop:
+            events = epoll.poll(None if self._watches else _IDLE)
+            ready = [fd for fd, _ in events if fd != wake]
+            if len(ready) < len(events):
+                os.eventfd_read(wake)
+            if ready:
+                self._ready.extend(ready)
+                os.eventfd_write(self._event_fd, 1)
+            with self._lock:
+                if self._closed or (not events and not self._watches):
+                    epoll.close()
+                    os.close(wake)
+                    self._epoll = self._thread = None
                     return
-                self._ready.append(fd)
-            os.eventfd_write(self._event_fd, 1)
 
 
 def _is_safe(file: LinuxFile) -> bool:

@@ -400,6 +400,23 @@ static void fetch(struct kfs_channel *ch, const struct command *command, uint64_
 	}
 }
 
+/* Makes the slot's pidfd one of the calling thread, which lives.  Returns 0 or -errno; without pidfds the slot has none. */
+static int tie_alive(struct kfs_channel *ch, struct slot *slot)
+{
+	/* The second round is for a pidfd kept from a thread that is no more. */
+	for (int round = 0; round < 2; round++) {
+		int r = tie(ch, slot);
+
+		if (r < 0 || slot->pidfd < 0)
+			return r;
+		if (is_alive(slot->pidfd))
+			return 0;
+		close(slot->pidfd);
+		slot->pidfd = -1;
+	}
+	return -ESRCH;
+}
+
 static void read_command(struct kfs_channel *ch, struct slot *slot, const struct command *command)
 {
 	uint64_t size;
@@ -415,8 +432,14 @@ static void read_command(struct kfs_channel *ch, struct slot *slot, const struct
 		ch->command_error = EMSGSIZE;
 	else if (ch->arg + size < ch->arg)
 		ch->command_error = EFAULT;
-	if (ch->command_error || (size == command->size && !command->pointer_offset))
+	if (ch->command_error)
 		return;
+	if (size == command->size && !command->pointer_offset) {
+		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
+		if (!ch->out_size && tie_alive(ch, slot) == 0)
+			ch->pidfd = slot->pidfd;
+		return;
+	}
 	/* The second round is for a pidfd kept from a thread that is no more. */
 	for (int round = 0; round < 2; round++) {
 		r = tie(ch, slot);

@@ -1,0 +1,85 @@
+"""The self-tests of kdbus, built unmodified, against a mount: where the tool that runs them is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DomainMount
+
+pytestmark = pytest.mark.mount
+
+_BESIDE = Path(__file__).parents[2].parent / "shared/tools/selftests"
+TOOL = Path(os.environ.get("KDBUSFS_SELFTESTS", _BESIDE))
+PATIENCE = 60.0  # seconds for one test
+BENCHMARK = 8.0  # seconds after which a benchmark, which never ends by itself, is ended
+BUILD_PATIENCE = 300.0
+
+# One of them prints bytes that it has received, which are random, and the tool takes what they print for text: it is
+# run as it is, in an interpreter that is lenient about that.
+_LENIENT = """
+import runpy, subprocess, sys
+
+class Lenient(subprocess.Popen):
+    def __init__(self, *arguments, **keywords):
+        if keywords.get("text"):
+            keywords.setdefault("errors", "replace")
+        super().__init__(*arguments, **keywords)
+
+subprocess.Popen = Lenient
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+TESTS = [
+    "bus-make", "hello", "byebye", "chat", "daemon", "fd-passing", "endpoint", "monitor", "name-basics",
+    "name-conflict", "name-queue", "message-basic", "message-prio", "message-quota", "timeout", "sync-byebye",
+    "sync-reply", "message-free", "connection-info", "connection-update", "writable-pool", "policy",
+    "policy-priv", "policy-ns", "metadata-ns", "match-id-add", "match-id-remove", "match-replace",
+    "match-name-add", "match-name-remove", "match-name-change", "match-bloom", "activator", "benchmark",
+    "benchmark-nomemfds", "race-byebye", "race-byebye-match", "attach-flags",
+]
+
+Run = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def run(private_mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs one self-test in a domain that all of them share; gives the tool's last lines."""
+    if not TOOL.exists():
+        pytest.skip(f"the tool that runs the self-tests is not there: {TOOL}")
+    path = tmp_path_factory.mktemp("selftests")
+    for folder in (path, path.parent, path.parent.parent):
+        folder.chmod(0o755)  # some of the tests enter as other users
+    domain = DomainMount(path)
+    try:
+        domain.wait_until_ready()
+
+        def one(test: str) -> str:
+            timeout = BENCHMARK if test.startswith("benchmark") else PATIENCE
+            arguments = [str(path), "--timeout", str(timeout), "--verbose", test]
+            done = subprocess.run(
+                [sys.executable, "-c", _LENIENT, str(TOOL), *arguments],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=BUILD_PATIENCE + timeout,
+            )
+            return done.stdout + done.stderr
+
+        yield one
+        assert domain.stop() == 0
+        assert domain.log() == ""
+    finally:
+        domain.clean_up()
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_selftest(run: Run, test: str) -> None:
+    output = run(test)
+    assert output.splitlines()[-1] == "1 passed, 0 failed, 0 skipped", output

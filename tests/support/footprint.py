@@ -1,0 +1,70 @@
+"""What a daemon holds at one moment, and that it goes back there."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.conftest import DomainMount
+
+_KEPT = ("users", "waiting", "buses", "open_files", "deferred", "jobs", "faults")
+
+
+class Footprint:
+    """The counts of a domain that has come to rest; `settles` waits until they are there again.
+
+    threads: whether its workers have to have ended too, which they do after a second without work;
+    slack: MiB that the daemon's memory may have grown by: the allocator keeps some of what was freed.
+    """
+
+    def __init__(self, domain: DomainMount) -> None:
+        self._domain = domain
+        self._before = self._now()
+        self._resident = resident(domain.pid)
+        idle = {"buses": [], "open_files": 0, "deferred": 0, "jobs": 0, "faults": 0, "waiting": 0}
+        self.is_idle = all(self._before[key] == value for key, value in idle.items())
+
+    def _now(self) -> dict[str, Any]:
+        stats = self._domain.stats()
+        found = {key: stats[key] for key in _KEPT}
+        found["descriptors"] = sorted(descriptors(self._domain.pid))
+        found["threads"] = len(os.listdir(f"/proc/{self._domain.pid}/task"))
+        return found
+
+    def settles(self, timeout: float = 30.0, slack: int = 64, threads: bool = True) -> None:
+        """AssertionError with what differs if the counts are not back after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while True:
+            now = self._now()
+            if not threads:
+                now["threads"] = self._before["threads"]
+            if now == self._before:
+                break
+            if time.monotonic() > end:
+                differing = {key: (self._before[key], now[key]) for key in now if now[key] != self._before[key]}
+                raise AssertionError(f"after {timeout:g} s not back at the start: {differing}")
+            time.sleep(0.02)
+        grown = resident(self._domain.pid) - self._resident
+        assert grown < slack << 20, f"the daemon has grown by {grown >> 10} KiB"
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the open descriptors of a process are, without numbers that differ from time to time."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(re.sub(r"\[\d+\]", "", os.readlink(entry)))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has for itself: shared pools do not count."""
+    match = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) << 10
