@@ -12,6 +12,7 @@ reading first, and content only ever gets newer.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -87,7 +88,7 @@ class Stores:
 class StoredMemory(PoolMemory):
     """A pool that clients have copies of, in the inodes `nodeids`."""
 
-    __slots__ = ("_changed",)
+    __slots__ = ("_changed", "_is_size_told")
 
     nodeids: set[int]
 
@@ -95,11 +96,11 @@ class StoredMemory(PoolMemory):
         super().__init__()
         self.nodeids = set()
         self._changed = PageSet()
+        self._is_size_told = True
 
     def seal(self) -> None:
         super().seal()
-        # The kernel takes the end of what is stored for the size of a file that it knew as empty.
-        self._changed.add(self.size - 1, 1)
+        self._is_size_told = False
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         super().store(offset, data)
@@ -125,26 +126,44 @@ class StoredMemory(PoolMemory):
         slots: offsets of int32 that will be written later, and whose pages go first.
         Raises KdbusError(ENOMEM); then they are still to be taken.
         """
-        if not (self._changed or slots):
+        if not (self._changed or slots) and self._is_size_told:
             return None
         if not self.nodeids or self.fd < 0:
             # Nobody has a copy: what is opened later begins with none.
             self._changed.clear()
+            self._is_size_told = True
             return None
         numbered = PageSet()
         for offset in slots:
             numbered.add(offset, 4)
         first, rest = numbered.parts(), self._changed.parts()
-        base = self.mapped(min(max(offset + size for offset, size in first + rest), self.size))
+        base = self.mapped(min(max((offset + size for offset, size in first + rest), default=1), self.size))
         rows = [
             (nodeid, offset, min(size, self.size - offset), base + offset)
             for part in (first, rest)
             for offset, size in part
             for nodeid in self.nodeids
         ]
+        tail = self._tail() if not self._is_size_told else None
+        if tail is not None:
+            data = ffi.from_buffer(tail)
+            rows += [(nodeid, self.size - len(tail), len(tail), data) for nodeid in self.nodeids]
         self._changed.clear()
+        self._is_size_told = True
         array = ffi.new("struct kfs_store[]", rows)
-        return Stores(array, len(rows), len(first) * len(self.nodeids), self._mapping)
+        return Stores(array, len(rows), len(first) * len(self.nodeids), (self._mapping, tail))
+
+    def _tail(self) -> mmap.mmap | None:
+        """The last page, for a store at the end of a file that the kernel knows as empty: that tells it the size.
+
+        Mapped by itself: most of a pool is never used.
+        """
+        start = (self.size - 1) // _PAGE * _PAGE
+        try:
+            return mmap.mmap(self.fd, self.size - start, prot=mmap.PROT_READ, offset=start)
+        except OSError:
+            # What matters only to a client that cannot be given a descriptor of a file with that size.
+            return None
 
 
 class Storer:

@@ -58,6 +58,19 @@ def test_sealed_pool_tells_its_size_by_its_last_page() -> None:
     memory.close()
 
 
+def test_huge_pools_take_no_address_space() -> None:
+    memories = [pool(1 << 42) for _ in range(64)]
+    kept = []
+    for memory in memories:
+        memory.store(0, b"x")
+        stores = memory.take_stores([])
+        assert stores is not None
+        assert [stores.array[i].offset for i in range(stores.count)] == [0, (1 << 42) - PAGE]
+        kept.append(stores)
+    for memory in memories:
+        memory.close()
+
+
 def test_every_way_of_writing_is_noticed() -> None:
     memory, source = pool(), pool()
     taken(memory, [])
