@@ -1,6 +1,9 @@
 # make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
+# make venv   only what these three begin with: .venv, with the package and its tools
+# make bench  what a message costs
+# make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
 PYTHON ?= python3
@@ -14,7 +17,7 @@ PYTEST_FLAGS ?=
 MAKEFLAGS += --no-print-directory
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make /make /p' Makefile
 
 venv: .venv/installed .venv/built
 
@@ -34,20 +37,24 @@ install-deps:
 	@$(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@touch $@
 
+.venv/ready-to-test: .venv/installed .ci/prepare
+	@.ci/prepare tests
+	@touch $@
+
 run: venv
-	@.ci/serve run $(MOUNTPOINT)
+	@.ci/serve run '$(MOUNTPOINT)'
 
 demo: venv
 	@.ci/serve demo
 
-test: lint types
+test: lint types .venv/ready-to-test
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: venv
 	@$(BIN)/ruff check -q .
 
 types: venv
-	@$(BIN)/mypy --strict kdbusfs
+	@$(BIN)/mypy --strict --no-error-summary kdbusfs
 
 bench: venv
 	@$(BIN)/python tests/bench/run.py

@@ -95,9 +95,14 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
             os.write(announce, b"+")
             os.close(announce)
             _leave_terminal(options.loglevel)
-        return daemon.serve()
+        code = daemon.serve()
     finally:
         daemon.close()
+    if daemon.has_stuck_readers:
+        # An orderly exit could wait for threads that only the end of the process can end.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 class Daemon:
@@ -141,7 +146,7 @@ class Daemon:
         tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, host.namespaces.owner)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
-        channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd, wakeup.signal_fd)
+        channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
         self._ended.callback(channel.close)
         files = tree.files = OpenFiles(channel)
         requests = Requests(
@@ -149,7 +154,7 @@ class Daemon:
             files,
             domain,
             Call,
-            host.caller(os.getpid()),
+            lambda: host.caller(os.getpid()),
             pending=PENDING,
             installer=installer,
             make_job=Job,
@@ -158,7 +163,7 @@ class Daemon:
             storer=storer,
             faults=faults,
         )
-        amendments = Amendments(channel, tree, files.open_answer, passthrough=True)
+        amendments = Amendments(tree, files.open_answer, passthrough=True)
 
         def cancel() -> None:
             for token in host.cancelled():
@@ -170,12 +175,15 @@ class Daemon:
 
     def serve(self) -> int:
         """Serve the mount to its end; gives the exit code."""
+        from kdbusfs.fuse.ownership import signals_blocked
+
         assert self.mounted is not None
         major, minor = (int(number) for number in self.mounted.device.split(":"))
         self._host.set_own_device(os.makedev(major, minor))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._session.start()
+        with signals_blocked():
+            self._session.start()
         served = self._server.run()
         if self._ending is not None:
             # It still wakes the server when it is through, so nothing may be closed before.
@@ -184,6 +192,11 @@ class Daemon:
             return EXIT_OK
         log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
         return EXIT_INTERNAL
+
+    @property
+    def has_stuck_readers(self) -> bool:
+        """Whether a client still holds up a thread that read its memory; known after `serve`."""
+        return self._server.has_stuck_readers
 
     def close(self) -> None:
         """Take the mount away and end everything."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EBADMSG, EEXIST, EINVAL
+from errno import EBADMSG, EEXIST, EINVAL, ESHUTDOWN
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -155,6 +155,11 @@ def make_bus(domain: Domain, call: Call) -> Bus:
     if bus.name in domain.buses:
         raise KdbusError(EEXIST, "bus exists")
     caller.collect(bus.creator_metadata, c.ATTACH_PROCESS)
+    # Looked at again: `collect` may be held up by the client.
+    if not domain.active:
+        raise KdbusError(ESHUTDOWN, "domain is gone")
+    if bus.name in domain.buses:
+        raise KdbusError(EEXIST, "bus exists")
     domain.add_bus(bus, caller.user)
     bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid))
     return bus

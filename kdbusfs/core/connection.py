@@ -122,6 +122,11 @@ class Connection:
         self.request_count = 0
         self.lost = 0
 
+    def check_active(self) -> None:
+        """Raises KdbusError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
+        if not self.active:
+            raise KdbusError(ECONNRESET, "disconnected")
+
     # Names
 
     def own(self, entry: NameEntry) -> None:
@@ -178,6 +183,14 @@ class Connection:
         if queue.count >= CONN_MAX_MSGS:
             raise KdbusError(ENOBUFS, "queue full")
         entry = self.make_entry(message, process, metadata, caller)
+        # Looked at again: others may have been served during the copy (`Caller.copy_payload`).
+        if queue.count >= CONN_MAX_MSGS:
+            self.discard(entry)
+            raise KdbusError(ENOBUFS, "queue full")
+        if reply is not None and not reply.requester.active:
+            # Nobody would ever take the tracker out again.
+            self.discard(entry)
+            raise KdbusError(ECONNRESET, "requester is gone")
         if queue.count >= CONN_MAX_MSGS_UNACCOUNTED and source is not None:
             try:
                 queue.quota.take(source.user)
@@ -236,6 +249,10 @@ class Connection:
             except KdbusError:
                 pool.release(payload)
                 raise
+            if not self.active:
+                # It left the bus during the copy, with its queue emptied for good.
+                pool.release(payload)
+                raise KdbusError(ECONNRESET, "receiver is gone")
         if resources is not None:
             resources.retain()
         return QueueEntry(message, payload, process, metadata)

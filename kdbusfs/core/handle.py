@@ -65,6 +65,7 @@ def _match_add(connection: Connection, call: Call) -> int:
     items = call.begin(_MATCH_ADD)
     cookie = U64.unpack_from(call.command, _MATCH_COOKIE_OFFSET)[0]
     flags = U64.unpack_from(call.command, _MATCH_ADD.flags_offset)[0]
+    connection.check_active()
     connection.matches.add(cookie, items, replace=bool(flags & c.MATCH_REPLACE))
     call.clear_return_flags(_MATCH_ADD)
     return 0
@@ -72,6 +73,7 @@ def _match_add(connection: Connection, call: Call) -> int:
 
 def _match_remove(connection: Connection, call: Call) -> int:
     call.begin(_MATCH_REMOVE)
+    connection.check_active()
     connection.matches.remove(U64.unpack_from(call.command, _MATCH_COOKIE_OFFSET)[0])
     call.clear_return_flags(_MATCH_REMOVE)
     return 0
@@ -111,10 +113,11 @@ def _role(connection: Connection) -> int:
 class ControlHandle:
     """An open `control` file, perhaps the owner of a bus (BUS-1, FS-22 to FS-24)."""
 
-    __slots__ = ("_domain", "bus")
+    __slots__ = ("_busy", "_domain", "bus")
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
+        self._busy = False
         self.bus: Bus | None = None
 
     def ioctl(self, call: Call) -> int:
@@ -123,12 +126,16 @@ class ControlHandle:
             return -ESHUTDOWN
         if call.number != c.CMD_BUS_MAKE:
             return -ENOTTY
-        if self.bus is not None:
+        # Busy: a command that is held up by its client's memory is about to make something of this file.
+        if self.bus is not None or self._busy:
             return -EBADFD
+        self._busy = True
         try:
             self.bus = make_bus(self._domain, call)
         except KdbusError as error:
             return -error.errno
+        finally:
+            self._busy = False
         return 0
 
     def poll(self) -> int:
@@ -150,7 +157,7 @@ class EndpointHandle:
     and cannot be a pool.
     """
 
-    __slots__ = ("_role", "connection", "endpoint", "memory", "memory_is_shared", "owned", "privileged")
+    __slots__ = ("_busy", "_role", "connection", "endpoint", "memory", "memory_is_shared", "owned", "privileged")
 
     def __init__(self, endpoint: Endpoint, memory: Memory, *, privileged: bool) -> None:
         self.endpoint = endpoint
@@ -159,6 +166,7 @@ class EndpointHandle:
         self.privileged = privileged
         self.connection: Connection | None = None
         self.owned: Endpoint | None = None
+        self._busy = False
         self._role = 0
 
     @property
@@ -175,16 +183,26 @@ class EndpointHandle:
                 if call.number != c.CMD_ENDPOINT_UPDATE:
                     return -ENOTTY
                 return update_endpoint(self.owned, call)
-            if call.number == c.CMD_HELLO:
-                result = hello(self, call)
-                self.endpoint.bus.domain.changed.append(self)
-                return result
+            if call.number not in (c.CMD_HELLO, c.CMD_ENDPOINT_MAKE):
+                return -ENOTTY
+            return self._become(call)
+        except KdbusError as error:
+            return -error.errno
+
+    def _become(self, call: Call) -> int:
+        # A command that is held up by its client's memory is about to make something of this file.
+        if self._busy:
+            return -EBADFD
+        self._busy = True
+        try:
             if call.number == c.CMD_ENDPOINT_MAKE:
                 self.owned = make_endpoint(self, call)
                 return 0
-        except KdbusError as error:
-            return -error.errno
-        return -ENOTTY
+            result = hello(self, call)
+            self.endpoint.bus.domain.changed.append(self)
+            return result
+        finally:
+            self._busy = False
 
     def _connected(self, connection: Connection, call: Call) -> int:
         """GEN-3, GEN-4: BYEBYE, then liveness, then the command table."""

@@ -152,6 +152,7 @@ def conn_update(connection: Connection, call: Call) -> int:
             policy = True
         else:
             raise KdbusError(EINVAL, "item that no CONN_UPDATE may have")
+    connection.check_active()
     bus = connection.bus
     if send_flags is not None and bus.attach_flags_required & ~send_flags:
         raise KdbusError(EINVAL, "bus requires more metadata")

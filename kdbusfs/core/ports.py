@@ -135,7 +135,11 @@ class File(Protocol):
 
 
 class Caller(Reader, Protocol):
-    """The thread that issued a command: valid until that command is answered."""
+    """The thread that issued a command: valid until that command is answered.
+
+    `write`, `copy_payload` and `collect` may be held up by the client.  Other commands are carried out meanwhile, and
+    whatever was looked at before such a call has to be looked at again after it.
+    """
 
     @property
     def user(self) -> int:

@@ -38,17 +38,29 @@ _SIGN_BIT: Final = 1 << 63
 
 
 class CancelToken:
-    """What a watched CANCEL_FD stands for: the blocked SEND, once it blocks."""
+    """What a watched CANCEL_FD stands for: the blocked SEND, once it blocks.
 
-    __slots__ = ("reply",)
+    It may be cancelled before that, while the SEND is held up by its own client's memory; it then ends as it blocks.
+    """
+
+    __slots__ = ("is_cancelled", "reply")
 
     def __init__(self) -> None:
+        self.is_cancelled = False
         self.reply: Reply | None = None
 
     def cancelled(self) -> None:
         """The descriptor got readable (SYNC-1)."""
+        self.is_cancelled = True
         if self.reply is not None and self.reply.call is not None:
             finish(self.reply, ECANCELED)
+
+    def block(self, reply: Reply, call: Call, cancellation: Cancellation | None) -> None:
+        """Let the SEND `call` wait for `reply`."""
+        self.reply = reply
+        wait(reply, call, cancellation)
+        if self.is_cancelled:
+            finish(reply, ECANCELED)
 
 
 class Outgoing:
@@ -267,8 +279,7 @@ def _expect(request: Reply, call: Call, token: CancelToken, cancellation: Cancel
         request.drop()
         raise KdbusError(ETIMEDOUT, "deadline is in the past")
     domain.deadlines.add(request, deadline)
-    token.reply = request
-    wait(request, call, cancellation)
+    token.block(request, call, cancellation)
     return PENDING
 
 
@@ -288,6 +299,5 @@ def _resume(reply: Reply, call: Call, token: CancelToken, cancellation: Cancella
         reply.unlink()
         reply.drop()
         raise KdbusError(ETIMEDOUT, "deadline passed during the restart")
-    token.reply = reply
-    wait(reply, call, cancellation)
+    token.block(reply, call, cancellation)
     return PENDING

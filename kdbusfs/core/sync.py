@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ECOMM, ECONNRESET, EREMOTEIO
+from errno import ECOMM, ECONNRESET, EPERM, EREMOTEIO
 from typing import TYPE_CHECKING
 
 from ..abi.errors import KdbusError
@@ -73,15 +73,25 @@ def answer(
 ) -> None:
     """Attach the reply `message` to a blocked or interrupted SEND; it never enters the queue (REP-15).
 
-    Raises KdbusError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).
+    Raises KdbusError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).  EPERM when
+    the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and then not by this reply.
     """
+    _check_awaited(reply)
     errno = 0
     failed: KdbusError | None = None
     try:
-        reply.answer = reply.requester.make_entry(message, process, metadata, caller)
+        entry = reply.requester.make_entry(message, process, metadata, caller)
     except KdbusError as error:
+        _check_awaited(reply)
         failed = error
         errno = EREMOTEIO if error.errno == ECOMM else error.errno
+    else:
+        try:
+            _check_awaited(reply)
+        except KdbusError:
+            reply.requester.discard(entry)
+            raise
+        reply.answer = entry
     if reply.call is not None:
         finish(reply, errno)
     else:
@@ -89,6 +99,11 @@ def answer(
         reply.settle()
     if failed is not None:
         raise failed
+
+
+def _check_awaited(reply: Reply) -> None:
+    if not reply.linked or reply.answered:
+        raise KdbusError(EPERM, "reply is not expected any more")
 
 
 def fail(reply: Reply, errno: int) -> None:

@@ -33,6 +33,8 @@ TREE: Final = 3
 TIMER: Final = 4
 EVENT: Final = 5
 GONE: Final = 6
+OWNER: Final = 7
+END: Final = 8
 
 NOTHING: Final = -2147483647
 """Of a result: there is nothing to answer."""
@@ -43,6 +45,7 @@ _from_buffer: Final[Any] = ffi.from_buffer
 _set_events: Final[Any] = lib.kfs_channel_set_events
 _answer_now: Final[Any] = lib.kfs_channel_answer_now
 _REQUEST: Final = Struct("=QQQIIIii")  # unique fh arg cmd tid command_len command_error pidfd
+_OWNERS: Final = ("spares", "stuck", "deposed", "shunned")
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds")
 
 
@@ -56,12 +59,14 @@ class Tree(Protocol):
 class Channel:
     """One mount's /dev/fuse, split: ioctls and interrupts for `requests`, the rest for pyfuse3.
 
-    fuse_fd: /dev/fuse; it is made non-blocking.  tree_fd: our end of the SOCK_SEQPACKET pair.  event_fd,
-    signal_fd: descriptors that end a wait when they become readable, and are drained then.
-    No descriptor is closed here.
+    fuse_fd: /dev/fuse; it is made non-blocking.  tree_fd: our end of the SOCK_SEQPACKET pair.
+    event_fd: an eventfd that ends a wait when it is written.  No descriptor is closed here.
+
+    A channel belongs to one thread.  Other threads of the same mount have a `twin`, and all of them share the fhs;
+    which one may use them now is a matter of ownership (fuse.ownership).
     """
 
-    __slots__ = ("_view", "command", "message", "native", "reply", "request")
+    __slots__ = ("_owners", "_view", "command", "message", "native", "reply", "request")
 
     native: Any
     """The native structure: its members, and those of the request, are read directly where speed counts."""
@@ -72,20 +77,48 @@ class Channel:
     message: memoryview
     """The message of the current SEND starts here."""
 
-    def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int, signal_fd: int = -1) -> None:
+    def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int) -> None:
         os.set_blocking(fuse_fd, False)
-        native = lib.kfs_channel_new(fuse_fd, tree_fd, event_fd, signal_fd)
+        self._use(lib.kfs_channel_new(fuse_fd, tree_fd, event_fd))
+        for command in COMMANDS.values():
+            pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0
+            check(lib.kfs_channel_command(self.native, command.number, command.size, command.max_size, pointer))
+
+    def _use(self, native: Any) -> None:
         if native == ffi.NULL:
             raise MemoryError
         self.native = native
-        for command in COMMANDS.values():
-            pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0
-            check(lib.kfs_channel_command(native, command.number, command.size, command.max_size, pointer))
+        self._owners = ffi.new("struct kfs_owners *")
         self._view = memoryview(ffi.buffer(native, _REQUEST.size))
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
         self.message = memoryview(ffi.buffer(native.message, lib.KFS_MESSAGE_MAX))
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
+
+    def twin(self) -> Channel:
+        """Another channel of the mount, for another thread.  Raises MemoryError."""
+        twin = Channel.__new__(Channel)
+        twin._use(lib.kfs_channel_twin(self.native))
+        return twin
+
+    def take(self) -> int:
+        """Let the calling thread have this channel, and wait until it owns the core: OWNER; or END.
+
+        Raises OSError when ownership cannot be watched over.
+        """
+        kind: int = lib.kfs_channel_take(self.native)
+        check(kind)
+        return kind
+
+    def end(self) -> None:
+        """As the owner: the service has ended, and no other thread goes on."""
+        lib.kfs_channel_end(self.native)
+
+    def owners(self) -> dict[str, int]:
+        """Of all threads of the mount: spares and stuck ones now; deposed and shunned: how often that happened."""
+        owners = self._owners
+        lib.kfs_channel_owners(self.native, owners)
+        return {name: getattr(owners, name) for name in _OWNERS}
 
     def close(self) -> None:
         """Free the native side.  Nothing else may be asked of the channel then."""
@@ -95,6 +128,7 @@ class Channel:
 
     def step(self, deadline: int, result: int) -> int:
         """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, TREE, TIMER, EVENT or GONE.
+        OWNER: others have owned the core meanwhile; END: they do, and the thread is not needed any more.
 
         deadline: CLOCK_MONOTONIC ns after which TIMER comes; 0: none.
         result: of the ioctl that the last step brought, 0 or -errno; the caller of an `_IOWR` command gets
@@ -157,7 +191,8 @@ class Channel:
 
     def counters(self) -> dict[str, int]:
         """What went through: for `stats`.  lost: answers that nobody waited for."""
-        return {name: getattr(self.native, f"count_{name}") for name in _COUNTERS}
+        counts = self.native.counts
+        return {name: getattr(counts, name) for name in _COUNTERS}
 
 
 class Amendments:
@@ -166,26 +201,23 @@ class Amendments:
     passthrough: whether it is wanted; after INIT whether the mount has it.
     """
 
-    __slots__ = ("_channel", "_open_answer", "_tree", "passthrough")
+    __slots__ = ("_open_answer", "_tree", "passthrough")
 
     def __init__(
         self,
-        channel: Channel,
         tree: Tree,
         open_answer: Callable[[int], OpenAnswer | None],
         passthrough: bool,
     ) -> None:
-        self._channel = channel
         self._tree = tree
         self._open_answer = open_answer
         self.passthrough = passthrough
 
-    def apply(self) -> None:
-        """Amend the answer that the channel holds, if it holds one.  It is sent with the next step.
+    def apply(self, channel: Channel) -> None:
+        """Amend the answer that `channel` holds, if it holds one.  It is sent with the next step.
 
         Raises ProtocolError; the answer then goes on as it is.
         """
-        channel = self._channel
         length: int = channel.native.reply_len
         if not length:
             return

@@ -140,6 +140,21 @@ class _Deferred:
         self.tid = tid
 
 
+class Ledger:
+    """What all threads' requests share: the calls that are not answered yet, by unique, and the running jobs.
+
+    apart: the commands whose success may take more than an answer.
+    """
+
+    __slots__ = ("apart", "deferred", "jobs", "requests")
+
+    def __init__(self) -> None:
+        self.apart = {CMD_HELLO}
+        self.deferred: dict[int, _Deferred] = {}
+        self.jobs = 0
+        self.requests: list[Requests] = []
+
+
 class JobContext:
     """What a job of the installer keeps alive."""
 
@@ -154,10 +169,13 @@ class JobContext:
 class Requests:
     """Takes the channel's ioctls to the handles, and their answers back.
 
+    The object belongs to the thread that has `channel`; other threads of the mount have a `twin`.
+
     pending: what a handle's ioctl returns for a call that is answered later.
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
     tid, user, unique, result, out, entries, flags_offset, swap and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
+    make_caller: gives a caller of the thread's own.
     make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
     storer: None where clients have the memory of their pools itself, and never copies.
     """
@@ -168,23 +186,24 @@ class Requests:
         "_caller",
         "_channel",
         "_command",
-        "_deferred",
         "_described",
         "_domain",
         "_faults",
         "_files",
         "_handles",
         "_installer",
+        "_interrupted",
+        "_ledger",
         "_make_job",
         "_make_memory",
         "_message",
         "_native",
+        "_options",
         "_pending",
         "_reset",
         "_storer",
         "_swap_path",
         "_views",
-        "jobs",
     )
 
     def __init__(
@@ -193,7 +212,7 @@ class Requests:
         files: OpenFiles,
         domain: Domain,
         make_call: Callable[[], Any],
-        caller: Caller,
+        make_caller: Callable[[], Caller],
         *,
         pending: int,
         installer: Installer | None = None,
@@ -202,7 +221,25 @@ class Requests:
         make_memory: Callable[[], Any] | None = None,
         storer: Storer | None = None,
         faults: Faults | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
+        self._faults = faults if faults is not None else Faults()
+        self._ledger = ledger if ledger is not None else Ledger()
+        self._options: dict[str, Any] = {
+            "files": files,
+            "domain": domain,
+            "make_call": make_call,
+            "make_caller": make_caller,
+            "pending": pending,
+            "installer": installer,
+            "make_job": make_job,
+            "swap_path": swap_path,
+            "make_memory": make_memory,
+            "storer": storer,
+            "faults": self._faults,
+            "ledger": self._ledger,
+        }
+        caller = make_caller()
         self._channel = channel
         self._native: Any = channel.native
         self._described = channel.described
@@ -223,13 +260,29 @@ class Requests:
         self._make_job = make_job
         self._make_memory = make_memory
         self._swap_path = swap_path if installer is not None else None
-        self._faults = faults if faults is not None else Faults()
-        self._deferred: dict[int, _Deferred] = {}
         self._storer = storer
-        self._apart = {CMD_HELLO}  # commands whose success may take more than an answer
+        self._apart = apart = self._ledger.apart
         if storer is not None:
-            storer.when_needed(lambda: self._apart.update(_TELLING))
-        self.jobs = 0
+            storer.when_needed(lambda: apart.update(_TELLING))
+        self._interrupted = 0
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs of the installer are under way, of all threads together."""
+        return self._ledger.jobs
+
+    def twin(self, channel: Channel) -> Requests:
+        """The same for another thread, whose channel is `channel`; `leave` when it ends."""
+        twin = Requests(channel, **self._options)
+        self._ledger.requests.append(twin)
+        return twin
+
+    def leave(self) -> None:
+        """The thread of this twin ends."""
+        self._ledger.requests.remove(self)
+        close = getattr(self._caller, "close", None)
+        if close is not None:
+            close()
 
     def ioctl(self) -> int:
         """Carry out the channel's current ioctl.  Returns its result for the next step.
@@ -254,9 +307,11 @@ class Requests:
                 self._own_memory(handle)
             result = handle.ioctl(call)
             if result == self._pending:
-                self._deferred[unique] = _Deferred(call.deferred, fh, tid)
+                deferred = self._ledger.deferred[unique] = _Deferred(call.deferred, fh, tid)
                 call.deferred = None
                 result = NOTHING
+                if self._interrupted == unique:
+                    self._domain.interrupt(deferred.call)
             elif call.installation is not None or (number in self._apart and not result):
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
@@ -270,10 +325,16 @@ class Requests:
 
     def interrupt(self) -> None:
         """Pass a FUSE_INTERRUPT on to the call that it is about; most are about requests answered already."""
-        deferred = self._deferred.get(self._channel.interrupted)
+        unique = self._channel.interrupted
+        deferred = self._ledger.deferred.get(unique)
         if deferred is not None:
             self._domain.interrupt(deferred.call)
             self.drain()
+            return
+        # The kernel does not tell twice; a thread that is stuck finds it when it comes to defer its call.
+        for other in self._ledger.requests:
+            if other is not self and other._native.unique == unique:
+                other._interrupted = unique
 
     def drain(self) -> None:
         """Publish changed readiness, and answer the calls that were completed."""
@@ -289,7 +350,7 @@ class Requests:
         completed = self._domain.completed
         while completed:
             call = completed.pop(0)
-            deferred = self._deferred.pop(call.tag, None)
+            deferred = self._ledger.deferred.pop(call.tag, None)
             if deferred is None:
                 self._let_go(call)
                 continue
@@ -304,23 +365,24 @@ class Requests:
         """Let go of what the installer is through with."""
         if self._installer is not None:
             for job in self._installer.finished():
-                self.jobs -= 1
+                self._ledger.jobs -= 1
                 installation = job.context.installation
                 if installation is not None:
                     installation.done()
 
     def abandon(self) -> None:
         """Answer whatever is still deferred when the domain ends."""
-        for unique in list(self._deferred):
-            del self._deferred[unique]
+        for unique in list(self._ledger.deferred):
+            del self._ledger.deferred[unique]
             self._channel.answer(unique, -ESHUTDOWN, b"")
 
     def stats(self) -> dict[str, int]:
         """For the statistics of the mount."""
         return {
             **self._channel.counters(),
+            **self._channel.owners(),
             "open_files": len(self._files),
-            "deferred": len(self._deferred),
+            "deferred": len(self._ledger.deferred),
             "jobs": self.jobs,
             "faults": self._faults.count,
         }
@@ -408,7 +470,7 @@ class Requests:
         except Exception:
             self._faults.report("descriptors cannot be installed")
             return False
-        self.jobs += 1
+        self._ledger.jobs += 1
         return True
 
     def _own_memory(self, handle: Handle) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from .channel import (
+    END,
     EVENT,
     GONE,
     INTERRUPT,
     IOCTL,
     NOTHING,
+    OWNER,
     TIMER,
     TREE,
     Amendments,
@@ -25,6 +24,7 @@ from .channel import (
     check,
     lib,
 )
+from .ownership import Readers
 from .requests import Domain as RequestsDomain
 from .requests import Faults, Requests
 
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 _LINGER_NS: Final = 2_000_000_000
 """How long a stopped server goes on for the sake of descriptors that are being installed."""
+
+_END_PATIENCE: Final = 2.0
+"""Seconds that the reader threads may take to end; those that are stuck never do."""
 
 
 class Domain(RequestsDomain, Protocol):
@@ -48,61 +51,42 @@ class Domain(RequestsDomain, Protocol):
 
 
 class Wakeup:
-    """What ends the reader's wait from outside.
+    """What ends the reader's wait from outside: an eventfd that any thread may write."""
 
-    event_fd: an eventfd that any thread may write.  signal_fd: gets a byte for every signal, so that one that
-    arrives on the way into a wait ends it too.
-    """
-
-    __slots__ = ("_signal_writer", "_signals", "event_fd")
+    __slots__ = ("event_fd",)
 
     def __init__(self) -> None:
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._signals, self._signal_writer = socket.socketpair()
-        self._signals.setblocking(False)
-        self._signal_writer.setblocking(False)
-
-    @property
-    def signal_fd(self) -> int:
-        """The end to wait on."""
-        return self._signals.fileno()
 
     def wake(self) -> None:
         """End the wait.  May be called by any thread and by signal handlers."""
         os.eventfd_write(self.event_fd, 1)
 
-    @contextlib.contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Meanwhile signals end the wait, too.  Has no effect in a thread that gets none."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(previous)
-
     def close(self) -> None:
-        """Close the descriptors."""
+        """Close the descriptor."""
         os.close(self.event_fd)
-        self._signals.close()
-        self._signal_writer.close()
 
 
 class Server:
-    """Drives a channel.  `on_event` are called when the event descriptor was written."""
+    """Drives a mount.  `on_event` are called when the event descriptor was written.
+
+    channel, requests: of the mount; every reader thread has its own twins of them (fuse.ownership).
+    """
 
     __slots__ = (
         "_amendments",
         "_channel",
         "_domain",
+        "_ended",
         "_faults",
         "_limit",
         "_on_event",
+        "_readers",
         "_requests",
+        "_served",
         "_stopping",
         "_wakeup",
+        "has_stuck_readers",
     )
 
     def __init__(
@@ -123,8 +107,13 @@ class Server:
         self._wakeup = wakeup
         self._faults = faults
         self._on_event = on_event
+        self._readers = Readers(channel, self._read)
+        self._ended = threading.Event()
+        self._served = False
         self._stopping = False
         self._limit = 0
+        self.has_stuck_readers = False
+        """Whether threads are left after `run`, so that the process can only be ended by os._exit."""
 
     def stop(self) -> None:
         """Let `run` return soon.  May be called by any thread and by signal handlers."""
@@ -134,27 +123,53 @@ class Server:
     def run(self) -> bool:
         """Serve until the mount is gone or `stop`.  Then the domain is shut down and every call answered.
 
+        The calling thread only waits: in the main thread Python's signal handlers run meanwhile.
         Returns False when the channel failed: the reason is in the log.
         """
+        self._readers.start()
+        self._ended.wait()
+        self.has_stuck_readers = not self._readers.join(_END_PATIENCE)
+        return self._served
+
+    def _read(self, channel: Channel) -> None:
+        """The life of a reader thread, from when it first owns the core."""
         try:
-            with self._wakeup.catching_signals():
-                return self._serve()
+            requests = self._requests.twin(channel)
+            try:
+                if not self._take_turns(channel, requests):
+                    return
+            finally:
+                requests.leave()
+        except Exception:
+            log.exception("a reader failed unexpectedly")
+        channel.end()
+        self._ended.set()
+
+    def _take_turns(self, channel: Channel, requests: Requests) -> bool:
+        """Serve as often as this thread owns the core.  Returns False if the others go on without it."""
+        try:
+            served = self._serve(channel, requests)
         except OSError as fault:
             log.error("the mount cannot be served any longer: %s", fault)
+            served = False
+        if served is None:
             return False
-        finally:
-            self._shut_down()
+        self._served = served
+        self._shut_down(channel, requests)
+        return True
 
-    def _serve(self) -> bool:
+    def _serve(self, channel: Channel, requests: Requests) -> bool | None:
+        """Returns whether the service came to a regular end; None when it goes on without this thread."""
         step = lib.kfs_channel_step
-        native = self._channel.native
-        ioctl = self._requests.ioctl
+        native = channel.native
+        ioctl = requests.ioctl
         next_deadline = self._domain.next_deadline
         answer = NOTHING
+        self._other(OWNER, channel, requests)
         while True:
             deadline = next_deadline() if not self._stopping else self._linger()
             if deadline < 0:
-                self._channel.flush(answer)
+                channel.flush(answer)
                 return True
             kind = step(native, deadline, answer)
             if kind == IOCTL:
@@ -163,9 +178,11 @@ class Server:
             answer = NOTHING
             if kind == GONE:
                 return True
+            if kind == END:
+                return None
             if kind < 0:
                 check(kind)
-            self._other(kind)
+            self._other(kind, channel, requests)
 
     def _linger(self) -> int:
         """Until when a stopped server goes on; -1 when it ends now."""
@@ -178,34 +195,36 @@ class Server:
             self._limit = now + _LINGER_NS
         return self._limit if now < self._limit else -1
 
-    def _other(self, kind: int) -> None:
+    def _other(self, kind: int, channel: Channel, requests: Requests) -> None:
         try:
             if kind == TREE:
-                self._amendments.apply()
+                self._amendments.apply(channel)
             elif kind == INTERRUPT:
-                self._requests.interrupt()
+                requests.interrupt()
             elif kind == TIMER:
                 self._domain.expire(time.monotonic_ns())
             elif kind == EVENT:
-                self._requests.finish_jobs()
+                requests.finish_jobs()
                 for action in self._on_event:
                     action()
+            elif kind == OWNER:
+                self._readers.refill()
         except Exception:
             self._faults.report("a request failed unexpectedly")
-        self._drain()
+        self._drain(requests)
 
-    def _drain(self) -> None:
+    def _drain(self, requests: Requests) -> None:
         try:
-            self._requests.drain()
+            requests.drain()
         except Exception:
             self._faults.report("an effect of a command failed unexpectedly")
 
-    def _shut_down(self) -> None:
+    def _shut_down(self, channel: Channel, requests: Requests) -> None:
         try:
             self._domain.shutdown()
         except Exception:
             self._faults.report("the domain does not end as it should")
-        self._drain()
-        self._requests.finish_jobs()
-        self._requests.abandon()
-        self._channel.flush(NOTHING)
+        self._drain(requests)
+        requests.finish_jobs()
+        requests.abandon()
+        channel.flush(NOTHING)

@@ -28,7 +28,6 @@ _PID_LIMIT: Final = 1 << 22  # the kernel's greatest pid_max
 _VECTORS: Final = 128
 _ids: Final[Any] = ffi.new("uint32_t[11]")
 _identity: Final[Any] = ffi.new("uint64_t[3]")
-_vectors: Final[Any] = ffi.new("uint64_t[]", 2 * _VECTORS)
 _unpack: Final[Any] = ffi.unpack
 _make_ids: Final = Ids._make
 _payload: Final[Any] = lib.kfs_client_payload
@@ -68,6 +67,7 @@ class LinuxCaller:
         "_root",
         "_status",
         "_user_ns",
+        "_vectors",
         "namespaces",
         "own_root",
         "tid",
@@ -79,6 +79,7 @@ class LinuxCaller:
         self._descriptors = descriptors
         self._owned = False
         self._pidfd = -1
+        self._vectors: Any = None
         self.reset(0, -1)
 
     def reset(self, tid: int, pidfd: int = -1) -> None:
@@ -307,20 +308,26 @@ class LinuxCaller:
 
     def _copy_vectors(self, memory: PoolMemory, offset: int, vectors: list[tuple[int, int]]) -> int:
         """At most _VECTORS of them; the offset behind what they fill."""
+        # Of its own, and the mapping by reference: others may own the core during the copy (fuse.ownership).
+        array = self._vectors
+        if array is None:
+            array = self._vectors = ffi.new("uint64_t[]", 2 * _VECTORS)
         i = 0
         end = offset
         for address, size in vectors:
-            _vectors[i] = address
-            _vectors[i + 1] = size
+            array[i] = address
+            array[i + 1] = size
             end += size
             i += 2
-        base = memory.mapped(end, offset)
+        mapping = memory.mapped(end)
         pidfd = self._pidfd
         r: int = _payload(
-            pidfd if pidfd >= 0 else self.pidfd, self.tid, memory.fd, base, offset, _vectors, len(vectors)
+            pidfd if pidfd >= 0 else self.pidfd, self.tid, memory.fd, mapping.base, offset, array, len(vectors)
         )
         if r < 0:
             raise fail(r, "payload")
+        if memory.nodeids is not None:
+            memory.written(offset, end - offset)
         return end
 
     def take_file(self, fd: int) -> LinuxFile:

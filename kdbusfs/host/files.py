@@ -55,6 +55,7 @@ class InlineCloser:
 
 _facts: Final[Any] = ffi.new("struct kfs_file *")
 _type: Final[Any] = ffi.new("char[]", 64)
+_mount_id: Final[Any] = ffi.new("uint64_t *")
 
 
 class Facts:
@@ -251,8 +252,5 @@ def _is_bus_mount(fd: int, tid: int) -> bool:
 
 
 def _mount_of(fd: int) -> bytes | None:
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        for line in file:
-            if line.startswith(b"mnt_id:"):
-                return line[7:].strip()
-    return None
+    r: int = lib.kfs_file_mount_id(fd, _mount_id)
+    return b"%d" % _mount_id[0] if r == 0 else None

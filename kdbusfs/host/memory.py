@@ -107,21 +107,22 @@ class PoolMemory:
         assert isinstance(source, PoolMemory)
         if offset + size > self.size:
             raise KdbusError(ENOMEM, "store beyond the pool")
-        base = source.mapped(source_offset + size)
-        r: int = lib.kfs_store(self.fd, offset, base + source_offset, size)
+        mapping = source.mapped(source_offset + size)
+        r: int = lib.kfs_store(self.fd, offset, mapping.base + source_offset, size)
         if r < 0:
             raise _store_error(r)
 
-    def mapped(self, end: int, written_from: int = -1) -> Any:
-        """The pool's first byte, mapped at least up to `end`; valid until the next call.
+    def written(self, offset: int, size: int) -> None:
+        """Something was written to a mapping.  Matters only where clients have copies."""
 
-        written_from: where the part that the caller is going to write begins; -1: nowhere.
-        Raises KdbusError(ENOMEM).
+    def mapped(self, end: int) -> Mapping:
+        """The pool, mapped at least up to `end`; valid as long as it is referred to.  Raises
+        KdbusError(ENOMEM).
         """
         mapping = self._mapping
         if mapping is None or mapping.size < end:
             mapping = self._map(end)
-        return mapping.base
+        return mapping
 
     def _map(self, end: int) -> Mapping:
         if end > self.size or self.fd < 0:
@@ -138,8 +139,8 @@ class PoolMemory:
 
         Works for a thread of its own, also after `close`.  Raises KdbusError(ENOMEM).
         """
-        pointer = ffi.cast("int32_t *", self.mapped(offset + 4) + offset)
-        return pointer, self._mapping
+        mapping = self.mapped(offset + 4)
+        return ffi.cast("int32_t *", mapping.base + offset), mapping
 
     def close(self) -> None:
         """Forget the backing; the clients' maps keep the memory itself alive (POOL-6)."""

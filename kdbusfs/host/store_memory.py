@@ -110,11 +110,8 @@ class StoredMemory(PoolMemory):
         super().copy_from(offset, size, source, source_offset)
         self._changed.add(offset, size)
 
-    def mapped(self, end: int, written_from: int = -1) -> Any:
-        base = super().mapped(end)
-        if written_from >= 0:
-            self._changed.add(written_from, end - written_from)
-        return base
+    def written(self, offset: int, size: int) -> None:
+        self._changed.add(offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
         """For a READ of the kernel's: a page that it has no copy of."""
@@ -137,7 +134,9 @@ class StoredMemory(PoolMemory):
         for offset in slots:
             numbered.add(offset, 4)
         first, rest = numbered.parts(), self._changed.parts()
-        base = self.mapped(min(max((offset + size for offset, size in first + rest), default=1), self.size))
+        end = max((offset + size for offset, size in first + rest), default=1)
+        mapping = self.mapped(min(end, self.size))
+        base = mapping.base
         rows = [
             (nodeid, offset, min(size, self.size - offset), base + offset)
             for part in (first, rest)
@@ -151,7 +150,7 @@ class StoredMemory(PoolMemory):
         self._changed.clear()
         self._is_size_told = True
         array = ffi.new("struct kfs_store[]", rows)
-        return Stores(array, len(rows), len(first) * len(self.nodeids), (self._mapping, tail))
+        return Stores(array, len(rows), len(first) * len(self.nodeids), (mapping, tail))
 
     def _tail(self) -> mmap.mmap | None:
         """The last page, for a store at the end of a file that the kernel knows as empty: that tells it the size.

@@ -51,39 +51,56 @@ struct slot {
 	uint32_t next_free;
 };
 
-struct kfs_channel_private {
-	int fuse_fd, tree_fd, event_fd, signal_fd;
-	unsigned unpolled;
+/* What the channels of a mount share; it belongs to whoever owns the core. */
+struct mount {
+	unsigned channels;
+	int fuse_fd, tree_fd, event_fd;
 	int no_thread_pidfds;
 	uint32_t generation;
 	uint32_t slots_made, slots_used, first_free;
 	struct slot *slots;
 	struct command commands[256];
+	struct kfs_counts counts;
+	struct kfs_ownership *ownership;
+};
+
+struct kfs_channel_private {
+	struct mount *mount;
+	struct kfs_seat *seat;
+	unsigned unpolled;
+	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */
+	int pidfd, pidfd_detached;
 	uint8_t message[8192];
 };
 
 #define NO_SLOT UINT32_MAX
 #define IOCTL_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_ioctl_in))
 
-struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd, int signal_fd)
+static void detach(void *channel);
+
+/* With one more channel counted already; gives that back on failure. */
+static struct kfs_channel *new_channel(struct mount *mount)
 {
 	struct kfs_channel *ch = calloc(1, sizeof(*ch));
 	struct kfs_channel_private *p = calloc(1, sizeof(*p));
+	struct kfs_seat *seat = kfs_seat_new(mount->ownership, detach, ch);
 	void *request = NULL, *reply = NULL;
 
-	if (!ch || !p || posix_memalign(&request, PAGE, KFS_REQUEST_MAX) ||
+	if (!ch || !p || !seat || posix_memalign(&request, PAGE, KFS_REQUEST_MAX) ||
 	    posix_memalign(&reply, PAGE, KFS_REQUEST_MAX)) {
+		if (seat)
+			kfs_seat_free(seat);
 		free(request);
 		free(ch);
 		free(p);
 		return NULL;
 	}
-	p->fuse_fd = fuse_fd;
-	p->tree_fd = tree_fd;
-	p->event_fd = event_fd;
-	p->signal_fd = signal_fd;
-	p->first_free = NO_SLOT;
+	__atomic_add_fetch(&mount->channels, 1, __ATOMIC_SEQ_CST);
+	p->mount = mount;
+	p->seat = seat;
+	p->pidfd = -1;
 	ch->private_ = p;
+	ch->counts = &mount->counts;
 	ch->request = request;
 	ch->reply = reply;
 	/* The fixed part of a command stays where the request put it; the rest is read in behind it. */
@@ -94,27 +111,84 @@ struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd, int 
 	return ch;
 }
 
+struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd)
+{
+	struct mount *mount = calloc(1, sizeof(*mount));
+	struct kfs_channel *ch;
+
+	if (!mount)
+		return NULL;
+	mount->fuse_fd = fuse_fd;
+	mount->tree_fd = tree_fd;
+	mount->event_fd = event_fd;
+	mount->first_free = NO_SLOT;
+	mount->ownership = kfs_ownership_new(event_fd);
+	ch = mount->ownership ? new_channel(mount) : NULL;
+	if (!ch) {
+		if (mount->ownership)
+			kfs_ownership_free(mount->ownership);
+		free(mount);
+	}
+	return ch;
+}
+
+/* Another channel of the same mount, for another thread: with buffers and a request of its own. */
+struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch)
+{
+	struct kfs_channel *twin = new_channel(ch->private_->mount);
+
+	if (twin)
+		twin->tree_timeout_ms = ch->tree_timeout_ms;
+	return twin;
+}
+
+static void free_mount(struct mount *mount)
+{
+	kfs_ownership_free(mount->ownership);
+	for (uint32_t i = 0; i < mount->slots_made; i++)
+		if (mount->slots[i].fh && mount->slots[i].pidfd >= 0)
+			close(mount->slots[i].pidfd);
+	free(mount->slots);
+	free(mount);
+}
+
 void kfs_channel_free(struct kfs_channel *ch)
 {
-	struct kfs_channel_private *p;
+	struct mount *mount;
 
 	if (!ch)
 		return;
-	p = ch->private_;
-	for (uint32_t i = 0; i < p->slots_made; i++)
-		if (p->slots[i].fh && p->slots[i].pidfd >= 0)
-			close(p->slots[i].pidfd);
-	free(p->slots);
+	mount = ch->private_->mount;
+	kfs_seat_free(ch->private_->seat);
 	free(ch->request);
 	free(ch->reply);
-	free(p);
+	free(ch->private_);
 	free(ch);
+	if (__atomic_sub_fetch(&mount->channels, 1, __ATOMIC_SEQ_CST) == 0)
+		free_mount(mount);
+}
+
+/* The calling thread works with `ch` from now on.  Waits until it owns the core: KFS_OWNER, KFS_END, or -errno. */
+int kfs_channel_take(struct kfs_channel *ch)
+{
+	return kfs_seat_take(ch->private_->seat);
+}
+
+/* The owner has ended the service: no other thread goes on. */
+void kfs_channel_end(struct kfs_channel *ch)
+{
+	kfs_seat_end(ch->private_->seat);
+}
+
+void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners)
+{
+	kfs_ownership_look(ch->private_->mount->ownership, owners);
 }
 
 int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset)
 {
-	struct command *command = &ch->private_->commands[number & 0xff];
+	struct command *command = &ch->private_->mount->commands[number & 0xff];
 
 	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size ||
 	    command->number)
@@ -125,7 +199,7 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, 
 
 /* --- open files ------------------------------------------------------------------------------------- */
 
-static struct slot *slot_of(struct kfs_channel_private *p, uint64_t fh)
+static struct slot *slot_of(struct mount *p, uint64_t fh)
 {
 	uint32_t index = (uint32_t)fh;
 
@@ -138,7 +212,7 @@ static struct slot *slot_of(struct kfs_channel_private *p, uint64_t fh)
  */
 int64_t kfs_channel_slot_new(struct kfs_channel *ch)
 {
-	struct kfs_channel_private *p = ch->private_;
+	struct mount *p = ch->private_->mount;
 	uint32_t index = p->first_free;
 	struct slot *slot;
 
@@ -164,7 +238,7 @@ int64_t kfs_channel_slot_new(struct kfs_channel *ch)
 
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh)
 {
-	struct kfs_channel_private *p = ch->private_;
+	struct mount *p = ch->private_->mount;
 	struct slot *slot = slot_of(p, fh);
 
 	if (!slot)
@@ -179,7 +253,7 @@ int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh)
 
 int kfs_channel_slots(struct kfs_channel *ch)
 {
-	return (int)ch->private_->slots_used;
+	return (int)ch->private_->mount->slots_used;
 }
 
 /* --- answers ---------------------------------------------------------------------------------------- */
@@ -188,7 +262,7 @@ static int sent(struct kfs_channel *ch, ssize_t n)
 {
 	if (n >= 0)
 		return 0;
-	ch->count_lost++;
+	ch->counts->lost++;
 	return -errno;
 }
 
@@ -198,7 +272,7 @@ static int put(struct kfs_channel *ch, const struct fuse_out_header *header)
 	ssize_t n;
 
 	do
-		n = write(ch->private_->fuse_fd, header, header->len);
+		n = write(ch->private_->mount->fuse_fd, header, header->len);
 	while (n < 0 && errno == EINTR);
 	return sent(ch, n);
 }
@@ -225,7 +299,7 @@ int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t unique, int32_t resu
 	ssize_t n;
 
 	do
-		n = writev(ch->private_->fuse_fd, parts, 2);
+		n = writev(ch->private_->mount->fuse_fd, parts, 2);
 	while (n < 0 && errno == EINTR);
 	return sent(ch, n);
 }
@@ -247,10 +321,21 @@ static int pass_reply(struct kfs_channel *ch)
 	ssize_t n;
 
 	do
-		n = write(ch->private_->fuse_fd, ch->reply, ch->reply_len);
+		n = write(ch->private_->mount->fuse_fd, ch->reply, ch->reply_len);
 	while (n < 0 && errno == EINTR);
 	ch->reply_len = 0;
 	return sent(ch, n);
+}
+
+/* The request is through with the thread that made it. */
+static void let_go(struct kfs_channel *ch)
+{
+	struct kfs_channel_private *p = ch->private_;
+
+	if (p->pidfd_detached)
+		close(p->pidfd);
+	p->pidfd_detached = 0;
+	p->pidfd = -1;
 }
 
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
@@ -261,12 +346,13 @@ int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
 		r = answer_current(ch, result);
 	if (ch->reply_len)
 		r = pass_reply(ch);
+	let_go(ch);
 	return r;
 }
 
 int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents)
 {
-	struct slot *slot = slot_of(ch->private_, fh);
+	struct slot *slot = slot_of(ch->private_->mount, fh);
 	struct {
 		struct fuse_out_header header;
 		struct fuse_notify_poll_wakeup_out wakeup;
@@ -282,7 +368,7 @@ int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents
 		return 0;
 	slot->armed = 0;
 	notice.wakeup.kh = slot->kh;
-	ch->count_notifies++;
+	ch->counts->notifies++;
 	return put(ch, &notice.header);
 }
 
@@ -292,7 +378,7 @@ static void serve_poll(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_poll_in *poll_in = (void *)(in + 1);
-	struct slot *slot = slot_of(ch->private_, poll_in->fh);
+	struct slot *slot = slot_of(ch->private_->mount, poll_in->fh);
 	struct {
 		struct fuse_out_header header;
 		struct fuse_poll_out out;
@@ -301,7 +387,7 @@ static void serve_poll(struct kfs_channel *ch)
 		.out = { .revents = slot ? slot->revents : DEFAULT_EVENTS },
 	};
 
-	ch->count_polls++;
+	ch->counts->polls++;
 	if (slot && poll_in->flags & FUSE_POLL_SCHEDULE_NOTIFY) {
 		slot->kh = poll_in->kh;
 		slot->armed = 1;
@@ -316,13 +402,17 @@ static int read_client(uint32_t tid, uint64_t address, void *to, size_t size)
 {
 	struct iovec local = { to, size };
 	struct iovec remote = { (void *)(uintptr_t)address, size };
+	uint64_t ticket;
 	ssize_t n;
+	int error;
 
-	if (address + size < address)
+	if (address + size < address || kfs_access_begin(&ticket) < 0)
 		return -EFAULT;
 	n = process_vm_readv((pid_t)tid, &local, 1, &remote, 1, 0);
+	error = errno;
+	kfs_access_end(ticket);
 	if (n < 0)
-		return -errno;
+		return -error;
 	return (size_t)n == size ? 0 : -EFAULT;
 }
 
@@ -364,7 +454,7 @@ static int tie(struct kfs_channel *ch, struct slot *slot)
 {
 	if (!ch->tid)
 		return -ESRCH;
-	if (ch->private_->no_thread_pidfds)
+	if (ch->private_->mount->no_thread_pidfds)
 		return 0;
 	if (slot->pidfd >= 0) {
 		if (slot->tid == ch->tid)
@@ -373,12 +463,12 @@ static int tie(struct kfs_channel *ch, struct slot *slot)
 	}
 	slot->tid = ch->tid;
 	slot->pidfd = syscall(SYS_pidfd_open, ch->tid, PIDFD_THREAD);
-	ch->count_pidfds++;
+	ch->counts->pidfds++;
 	if (slot->pidfd >= 0)
 		return 0;
 	if (errno != EINVAL)
 		return -errno;
-	ch->private_->no_thread_pidfds = 1;
+	ch->private_->mount->no_thread_pidfds = 1;
 	return 0;
 }
 
@@ -400,25 +490,52 @@ static void fetch(struct kfs_channel *ch, const struct command *command, uint64_
 	}
 }
 
-/* Makes the slot's pidfd one of the calling thread, which lives.  Returns 0 or -errno; without pidfds the slot has none. */
-static int tie_alive(struct kfs_channel *ch, struct slot *slot)
+/*
+ * The thread of `ch` is stuck in the memory of its client, and others go on: they may tie the slot to another
+ * thread.  This request keeps the pidfd that it has; its number must not come to mean anybody else.
+ */
+static void detach(void *channel)
 {
-	/* The second round is for a pidfd kept from a thread that is no more. */
-	for (int round = 0; round < 2; round++) {
-		int r = tie(ch, slot);
+	struct kfs_channel *ch = channel;
+	struct kfs_channel_private *p = ch->private_;
+	struct slot *slot = slot_of(p->mount, ch->fh);
 
-		if (r < 0 || slot->pidfd < 0)
-			return r;
-		if (is_alive(slot->pidfd))
-			return 0;
+	if (p->pidfd >= 0 && slot && slot->pidfd == p->pidfd) {
+		slot->pidfd = -1;
+		p->pidfd_detached = 1;
+	}
+}
+
+/* The pidfd is of a thread that is no more. */
+static void untie(struct kfs_channel *ch)
+{
+	struct slot *slot = slot_of(ch->private_->mount, ch->fh);
+
+	if (!ch->private_->pidfd_detached && slot) {
 		close(slot->pidfd);
 		slot->pidfd = -1;
 	}
-	return -ESRCH;
+	let_go(ch);
 }
 
-static void read_command(struct kfs_channel *ch, struct slot *slot, const struct command *command)
+/* Makes the slot's pidfd one of the calling thread, which lives.  Without pidfds there is none, as on an error. */
+static int tie_alive(struct kfs_channel *ch)
 {
+	struct slot *slot = slot_of(ch->private_->mount, ch->fh);
+
+	/* The second round is for a pidfd kept from a thread that is no more. */
+	for (int round = 0; round < 2 && tie(ch, slot) == 0 && slot->pidfd >= 0; round++) {
+		if (is_alive(slot->pidfd))
+			return slot->pidfd;
+		close(slot->pidfd);
+		slot->pidfd = -1;
+	}
+	return -1;
+}
+
+static void read_command(struct kfs_channel *ch, const struct command *command)
+{
+	struct kfs_channel_private *p = ch->private_;
 	uint64_t size;
 	int r;
 
@@ -436,24 +553,27 @@ static void read_command(struct kfs_channel *ch, struct slot *slot, const struct
 		return;
 	if (size == command->size && !command->pointer_offset) {
 		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
-		if (!ch->out_size && tie_alive(ch, slot) == 0)
-			ch->pidfd = slot->pidfd;
+		if (!ch->out_size)
+			ch->pidfd = p->pidfd = tie_alive(ch);
 		return;
 	}
 	/* The second round is for a pidfd kept from a thread that is no more. */
 	for (int round = 0; round < 2; round++) {
-		r = tie(ch, slot);
+		/* Looked up anew: the table may have moved while this thread was deposed. */
+		struct slot *slot = slot_of(p->mount, ch->fh);
+
+		r = slot ? tie(ch, slot) : -ESRCH;
 		if (r < 0)
 			break;
+		p->pidfd = slot->pidfd;
 		fetch(ch, command, size);
-		if (slot->pidfd < 0)
+		if (p->pidfd < 0)
 			return;
-		if (is_alive(slot->pidfd)) {
-			ch->pidfd = slot->pidfd;
+		if (is_alive(p->pidfd)) {
+			ch->pidfd = p->pidfd;
 			return;
 		}
-		close(slot->pidfd);
-		slot->pidfd = -1;
+		untie(ch);
 		ch->command_error = ch->message_error = 0;
 		ch->message_len = 0;
 		r = -ESRCH;
@@ -466,10 +586,10 @@ static int serve_ioctl(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_ioctl_in *ioctl_in = (void *)(in + 1);
-	struct slot *slot = slot_of(ch->private_, ioctl_in->fh);
+	struct slot *slot = slot_of(ch->private_->mount, ioctl_in->fh);
 	const struct command *command;
 
-	ch->count_ioctls++;
+	ch->counts->ioctls++;
 	ch->unique = in->unique;
 	ch->fh = ioctl_in->fh;
 	ch->arg = ioctl_in->arg;
@@ -483,6 +603,7 @@ static int serve_ioctl(struct kfs_channel *ch)
 	ch->command_len = ch->message_len = 0;
 	ch->command_error = ch->message_error = 0;
 	ch->pidfd = -1;
+	kfs_seat_request(ch->private_->seat, ch->uid);
 	if (ch->request_len < IOCTL_DATA || ch->in_size > ch->request_len - IOCTL_DATA ||
 	    ch->in_size > (uint32_t)KFS_COMMAND_MAX || ch->out_size > (uint32_t)KFS_COMMAND_MAX) {
 		put_error(ch, in->unique, -EIO);
@@ -495,9 +616,9 @@ static int serve_ioctl(struct kfs_channel *ch)
 		answer_current(ch, -ENOTTY);
 		return AGAIN;
 	}
-	command = &ch->private_->commands[ch->cmd & 0xff];
+	command = &ch->private_->mount->commands[ch->cmd & 0xff];
 	if (command->number == ch->cmd && ch->cmd && ch->in_size >= command->size)
-		read_command(ch, slot, command);
+		read_command(ch, command);
 	return KFS_IOCTL;
 }
 
@@ -515,7 +636,7 @@ static uint64_t now_ns(void)
 static int wait_tree(struct kfs_channel *ch, short events, uint64_t limit_ns)
 {
 	for (;;) {
-		struct pollfd pfd = { ch->private_->tree_fd, events, 0 };
+		struct pollfd pfd = { ch->private_->mount->tree_fd, events, 0 };
 		uint64_t now = now_ns();
 		int n;
 
@@ -535,7 +656,7 @@ static int wait_tree(struct kfs_channel *ch, short events, uint64_t limit_ns)
 static int take_reply(struct kfs_channel *ch, uint64_t unique)
 {
 	const struct fuse_out_header *out = (void *)ch->reply;
-	ssize_t n = recv(ch->private_->tree_fd, ch->reply, KFS_REQUEST_MAX, MSG_DONTWAIT | MSG_TRUNC);
+	ssize_t n = recv(ch->private_->mount->tree_fd, ch->reply, KFS_REQUEST_MAX, MSG_DONTWAIT | MSG_TRUNC);
 
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
@@ -563,7 +684,7 @@ static int ask_tree(struct kfs_channel *ch, uint64_t unique, int answered)
 	uint64_t limit_ns = now_ns() + ch->tree_timeout_ms * 1000000ull;
 	int r;
 
-	while (send(ch->private_->tree_fd, ch->request, ch->request_len, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+	while (send(ch->private_->mount->tree_fd, ch->request, ch->request_len, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
 		if (errno == EINTR)
 			continue;
 		if (errno != EAGAIN && errno != ENOBUFS)
@@ -590,7 +711,7 @@ static int serve_tree(struct kfs_channel *ch)
 	int answered = in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET;
 	int r;
 
-	ch->count_tree++;
+	ch->counts->tree++;
 	ch->opcode = in->opcode;
 	r = ask_tree(ch, in->unique, answered);
 	if (r < 0) {
@@ -610,7 +731,7 @@ static int serve(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 
-	ch->count_requests++;
+	ch->counts->requests++;
 	switch (in->opcode) {
 	case FUSE_IOCTL:
 		return serve_ioctl(ch);
@@ -618,7 +739,7 @@ static int serve(struct kfs_channel *ch)
 		serve_poll(ch);
 		return AGAIN;
 	case FUSE_INTERRUPT:
-		ch->count_interrupts++;
+		ch->counts->interrupts++;
 		ch->unique = ((const struct fuse_interrupt_in *)(in + 1))->unique;
 		return KFS_INTERRUPT;
 	default:
@@ -636,12 +757,11 @@ static int drain(int fd)
 /* Waits for anything, until `deadline_ns`; looks only when that is UINT64_MAX.  Returns AGAIN, a kind, or -errno. */
 static int wait_any(struct kfs_channel *ch, uint64_t deadline_ns)
 {
-	struct kfs_channel_private *p = ch->private_;
+	struct mount *mount = ch->private_->mount;
 	struct pollfd pfds[] = {
-		{ p->fuse_fd, POLLIN, 0 },
-		{ p->event_fd, POLLIN, 0 },
-		{ p->signal_fd, POLLIN, 0 },
-		{ p->tree_fd, POLLIN, 0 },
+		{ mount->fuse_fd, POLLIN, 0 },
+		{ mount->event_fd, POLLIN, 0 },
+		{ mount->tree_fd, POLLIN, 0 },
 	};
 	struct timespec timeout = { 0, 0 };
 	int n;
@@ -654,17 +774,15 @@ static int wait_any(struct kfs_channel *ch, uint64_t deadline_ns)
 		timeout.tv_sec = (time_t)((deadline_ns - now) / 1000000000u);
 		timeout.tv_nsec = (long)((deadline_ns - now) % 1000000000u);
 	}
-	n = ppoll(pfds, 4, deadline_ns ? &timeout : NULL, NULL);
-	p->unpolled = 0;
+	n = ppoll(pfds, 3, deadline_ns ? &timeout : NULL, NULL);
+	ch->private_->unpolled = 0;
 	if (n < 0)
 		return errno == EINTR ? KFS_EVENT : -errno;
 	if (n == 0)
 		return deadline_ns == UINT64_MAX ? AGAIN : KFS_TIMER;
 	if (pfds[1].revents)
-		return drain(p->event_fd);
-	if (pfds[2].revents)
-		return drain(p->signal_fd);
-	if (pfds[3].revents) {
+		return drain(mount->event_fd);
+	if (pfds[2].revents) {
 		n = take_reply(ch, 0);
 		return n < 0 ? n : AGAIN;
 	}
@@ -680,6 +798,9 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 	for (;;) {
 		ssize_t n;
 
+		kind = kfs_seat_pass(p->seat);
+		if (kind)
+			return kind;
 		if (++p->unpolled >= REQUESTS_BETWEEN_POLLS) {
 			kind = wait_any(ch, UINT64_MAX);
 			if (kind)
@@ -687,7 +808,7 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 		}
 		if (deadline_ns && now_ns() >= deadline_ns)
 			return KFS_TIMER;
-		n = read(p->fuse_fd, ch->request, KFS_REQUEST_MAX);
+		n = read(p->mount->fuse_fd, ch->request, KFS_REQUEST_MAX);
 		if (n < 0 && errno == EAGAIN)
 			kind = wait_any(ch, deadline_ns);
 		else if (n < 0 && errno == EINTR)

@@ -1,4 +1,5 @@
 #pragma once
+#include "ownership.h"
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,6 +18,18 @@ static const int KFS_MESSAGE_MAX = 8192;
 static const int KFS_REQUEST_MAX = 1056768;
 
 struct kfs_channel_private;
+
+/* Of all channels of a mount together. */
+struct kfs_counts {
+	uint64_t requests;
+	uint64_t ioctls;
+	uint64_t polls;
+	uint64_t notifies;
+	uint64_t interrupts;
+	uint64_t tree;
+	uint64_t lost;
+	uint64_t pidfds;
+};
 
 /* The members up to `pidfd` describe the last request: Python unpacks them in one go. */
 struct kfs_channel {
@@ -47,22 +60,20 @@ struct kfs_channel {
 	uint8_t *request;
 	uint8_t *reply;
 
-	uint64_t count_requests;
-	uint64_t count_ioctls;
-	uint64_t count_polls;
-	uint64_t count_notifies;
-	uint64_t count_interrupts;
-	uint64_t count_tree;
-	uint64_t count_lost;
-	uint64_t count_pidfds;
+	struct kfs_counts *counts;
 
 	struct kfs_channel_private *private_;
 };
 
-struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd, int signal_fd);
+struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd);
+struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
 int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);
+
+int kfs_channel_take(struct kfs_channel *ch);
+void kfs_channel_end(struct kfs_channel *ch);
+void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners);
 
 int64_t kfs_channel_slot_new(struct kfs_channel *ch);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);

@@ -2,6 +2,7 @@
 
 #define _GNU_SOURCE
 #include "client.h"
+#include "ownership.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -162,15 +163,10 @@ static int proc_path(char *path, size_t size, int tid, const char *name)
     return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
 }
 
-/* Bytes read; `size` of them mean that there may be more. */
-int kfs_proc_read(int tid, const char *name, char *buffer, int size)
+static int read_all(const char *path, char *buffer, int size)
 {
-    char path[64];
-    int fd, r, error = 0, done = 0;
+    int fd, error = 0, done = 0;
 
-    r = proc_path(path, sizeof(path), tid, name);
-    if (r < 0)
-        return r;
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
@@ -187,6 +183,29 @@ int kfs_proc_read(int tid, const char *name, char *buffer, int size)
     }
     close(fd);
     return error ? -error : done;
+}
+
+/*
+ * Bytes read; `size` of them mean that there may be more.
+ *
+ * For cmdline the kernel takes the lock of the process' memory map.  A process can hold that for as long as it likes,
+ * by a page fault in a file whose system does not answer and a mmap in another thread.
+ */
+int kfs_proc_read(int tid, const char *name, char *buffer, int size)
+{
+    uint64_t ticket;
+    char path[64];
+    int r;
+
+    r = proc_path(path, sizeof(path), tid, name);
+    if (r < 0 || strcmp(name, "cmdline") != 0)
+        return r < 0 ? r : read_all(path, buffer, size);
+    r = kfs_access_begin(&ticket);
+    if (r < 0)
+        return r;
+    r = read_all(path, buffer, size);
+    kfs_access_end(ticket);
+    return r;
 }
 
 int kfs_proc_link(int tid, const char *name, char *buffer, int size)
@@ -289,17 +308,22 @@ int kfs_client_write(int pidfd, int tid, uint64_t address, const char *data, uin
 {
     struct iovec local = { .iov_base = (void *)data, .iov_len = size };
     struct iovec remote = { .iov_base = (void *)(uintptr_t)address, .iov_len = size };
+    uint64_t ticket;
     ssize_t n;
-    int r;
+    int error, r;
 
     r = check_range(address, size);
     if (r == 0)
         r = check_alive(pidfd);
+    if (r == 0)
+        r = kfs_access_begin(&ticket);
     if (r < 0)
         return r;
     n = process_vm_writev(tid, &local, 1, &remote, 1, 0);
+    error = errno;
+    kfs_access_end(ticket);
     if (n < 0)
-        return -errno;
+        return -error;
     return (uint64_t)n == size ? 0 : -EFAULT;
 }
 
@@ -338,13 +362,19 @@ static int store_zeros(int fd, uint64_t offset, uint64_t size)
 
 static int read_batch(int tid, const struct iovec *local, const struct iovec *remote, int count, size_t total)
 {
+    uint64_t ticket;
     ssize_t n;
+    int error;
 
     if (count == 0)
         return 0;
+    if (kfs_access_begin(&ticket) < 0)
+        return -EFAULT;
     n = process_vm_readv(tid, local, count, remote, count, 0);
+    error = errno;
+    kfs_access_end(ticket);
     if (n < 0)
-        return -errno;
+        return -error;
     return (size_t)n == total ? 0 : -EFAULT;
 }
 
@@ -353,21 +383,26 @@ static int read_batch(int tid, const struct iovec *local, const struct iovec *re
  * mapped from its start on, as far as the payload goes.
  *
  * Zero bytes go through pwrite: a store through the mapping would be fatal to the daemon when the kernel cannot
- * provide the page, while process_vm_readv and pwrite report it.
+ * provide the page, while process_vm_readv and pwrite report it.  They go first: once the client's memory is
+ * touched others may own the core (ownership.h), and the number `memfd` may mean another file.
  */
 int kfs_client_payload(int pidfd, int tid, int memfd, char *map, uint64_t offset, const uint64_t *vectors, int count)
 {
     struct iovec local[KFS_BATCH], remote[KFS_BATCH];
+    uint64_t at = offset;
     size_t total = 0;
     int i, n = 0, r;
 
     r = check_alive(pidfd);
     for (i = 0; i < count && r == 0; i++) {
+        if (vectors[2 * i] == 0)
+            r = store_zeros(memfd, at, vectors[2 * i + 1]);
+        at += vectors[2 * i + 1];
+    }
+    for (i = 0; i < count && r == 0; i++) {
         uint64_t address = vectors[2 * i], size = vectors[2 * i + 1];
 
-        if (address == 0) {
-            r = store_zeros(memfd, offset, size);
-        } else {
+        if (address != 0) {
             r = check_range(address, size);
             if (r < 0)
                 break;
@@ -464,6 +499,18 @@ int kfs_file_seals(int fd)
     int r = fcntl(fd, F_GET_SEALS);
 
     return r < 0 ? -errno : r;
+}
+
+/* The mount that `fd` was opened on, numbered as in mountinfo; fdinfo would tell it too, but an epoll's takes its lock. */
+int kfs_file_mount_id(int fd, uint64_t *id)
+{
+    union kfs_statx buf;
+
+    memset(&buf, 0, sizeof(buf));
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &buf.stx) < 0)
+        return -errno;
+    *id = buf.more.mnt_id;
+    return buf.stx.stx_mask & STATX_MNT_ID ? 0 : -ENOSYS;
 }
 
 /*

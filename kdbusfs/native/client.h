@@ -44,6 +44,7 @@ struct kfs_file {
 int kfs_file_take(int pidfd, int fd);
 int kfs_file_look(int fd, struct kfs_file *file);
 int kfs_file_seals(int fd);
+int kfs_file_mount_id(int fd, uint64_t *id);
 int kfs_file_mount(int fd, int tid, char *type, int size);
 
 #endif

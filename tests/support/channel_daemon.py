@@ -42,14 +42,14 @@ def main() -> None:
             end.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
     domain = Domain()
     wakeup = Wakeup()
-    channel = Channel(fuse_fd, ours.fileno(), wakeup.event_fd, wakeup.signal_fd)
+    channel = Channel(fuse_fd, ours.fileno(), wakeup.event_fd)
     if len(sys.argv) > 2:
         channel.set_tree_timeout(int(sys.argv[2]))
     files = OpenFiles(channel)
     tree = Tree(domain, files)
     faults = Faults()
-    requests = Requests(channel, files, domain, Call, Caller(), pending=PENDING, faults=faults)
-    amendments = Amendments(channel, tree, files.open_answer, passthrough=True)
+    requests = Requests(channel, files, domain, Call, Caller, pending=PENDING, faults=faults)
+    amendments = Amendments(tree, files.open_answer, passthrough=True)
     server = Server(channel, amendments, requests, domain, wakeup, faults=faults)
 
     pyfuse3.init(tree, f"/dev/fd/{theirs.fileno()}", {"fsname=channel-test"})

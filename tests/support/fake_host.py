@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EBADF, EFAULT, EINVAL, ESRCH
 
@@ -95,6 +96,12 @@ class FakeProcess:
     audit: tuple[int, int] | None = None  # sessionid, loginuid
     domain_uids: dict[int, int | None] | None = None  # global -> in the domain's user namespace; None: identity
     writable: bool = True
+    meanwhile: Callable[[], object] | None = None  # what others do while it next holds up an access to its memory
+
+    def hold_up(self) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
 
     def place(self, data: bytes) -> int:
         """Put `data` into the process' memory; its 8-aligned address."""
@@ -182,6 +189,7 @@ class FakeCaller:
 
     def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
         process = self.process
+        process.hold_up()
         if kinds & process.failing & ~metadata.collected:
             raise KdbusError(EFAULT, "cannot be collected")
         kinds &= ~metadata.collected
@@ -205,6 +213,7 @@ class FakeCaller:
             metadata.sessionid, metadata.loginuid = process.audit
 
     def write(self, address: int, data: bytes) -> None:
+        self.process.hold_up()
         if not self.process.writable:
             raise KdbusError(EFAULT, "read-only")
         for start, region in self.process.memory.items():
@@ -214,6 +223,7 @@ class FakeCaller:
         raise KdbusError(EFAULT, "not mapped")
 
     def copy_payload(self, memory: FakeMemory, offset: int, vectors: list[tuple[int, int]]) -> None:
+        self.process.hold_up()
         for address, size in vectors:
             memory.store(offset, self.process.read(address, size) if address else bytes(size))
             offset += size

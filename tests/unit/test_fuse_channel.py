@@ -54,9 +54,7 @@ class Kernel:
         self.tree, self.tree_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tree.settimeout(5)
         self.wakeup = Wakeup()
-        self.channel = Channel(
-            self.reader.fileno(), self.tree_end.fileno(), self.wakeup.event_fd, self.wakeup.signal_fd
-        )
+        self.channel = Channel(self.reader.fileno(), self.tree_end.fileno(), self.wakeup.event_fd)
         self.unique = 0
 
     def close(self) -> None:
@@ -481,17 +479,17 @@ def test_amended_answer_waits_for_the_next_step(kernel: Kernel) -> None:
         def ino_of(self, nodeid: int) -> int:
             return nodeid + 1
 
-    amendments = Amendments(kernel.channel, Tree(), {}.get, passthrough=False)
+    amendments = Amendments(Tree(), {}.get, passthrough=False)
     unique = kernel.ask(FUSE_LOOKUP, b"bus\0")
     body = struct.pack("<Q32xQ80x", 1000, 1000)
     thread = serve_tree(kernel, tree_answer(body))
     assert kernel.step() == TREE
     thread.join()
     assert kernel.is_silent()
-    amendments.apply()
+    amendments.apply(kernel.channel)
     kernel.step(timeout_ms=0)
     assert kernel.answer() == (unique, 0, struct.pack("<Q32xQ80x", 1000, 1001))
-    amendments.apply()
+    amendments.apply(kernel.channel)
 
 
 def test_error_of_the_tree_is_not_amended(kernel: Kernel) -> None:
@@ -563,11 +561,9 @@ def test_event_is_noticed_while_requests_keep_coming(kernel: Kernel) -> None:
     assert kinds.count(IOCTL) == 63
 
 
-def test_event_and_signal_end_a_wait_once(kernel: Kernel) -> None:
+def test_an_event_ends_a_wait_once(kernel: Kernel) -> None:
     kernel.wakeup.wake()
     kernel.wakeup.wake()
-    assert kernel.step() == EVENT
-    kernel.wakeup._signal_writer.send(b"xy")
     assert kernel.step() == EVENT
     assert kernel.step(timeout_ms=20) == TIMER
 
@@ -645,7 +641,7 @@ class Bench:
             self.files,
             self.domain,
             fakes.Call,
-            fakes.Caller(),
+            fakes.Caller,
             pending=fakes.PENDING,
             installer=installer,
             make_job=Job,
@@ -826,7 +822,7 @@ class NoTree:
 
 def server_of(bench: Bench) -> Server:
     kernel = bench.kernel
-    amendments = Amendments(kernel.channel, NoTree(), bench.files.open_answer, passthrough=False)
+    amendments = Amendments(NoTree(), bench.files.open_answer, passthrough=False)
     return Server(
         kernel.channel, amendments, bench.requests, bench.domain, kernel.wakeup, faults=bench.faults
     )

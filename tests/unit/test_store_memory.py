@@ -78,7 +78,7 @@ def test_every_way_of_writing_is_noticed() -> None:
     assert taken(memory, []) == [(77, 0, 2 * PAGE)]
     memory.copy_from(5 * PAGE, 8, source, 0)
     assert taken(memory, []) == [(77, 5 * PAGE, PAGE)]
-    memory.mapped(3 * PAGE + 8, 3 * PAGE)
+    memory.written(3 * PAGE, 8)
     assert taken(memory, []) == [(77, 3 * PAGE, PAGE)]
     memory.mapped(9 * PAGE)
     assert taken(memory, []) is None

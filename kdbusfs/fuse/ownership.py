@@ -1,0 +1,123 @@
+"""The reader's threads: one owns the core, and a client that makes it wait only takes that thread away.
+
+Nothing that the reader does waits for a client, but for one thing.  To read or write a client's memory is to touch
+its pages, and those may be of a file whose file system takes its time: a slow disk, a network, or a FUSE server that
+never answers.  Such a copy cannot be given up: the thread is in the kernel and comes back when the page does, which
+may be never.  And a copy by another thread or process would cost every message what only a few need.
+
+So the reader does its copies itself, and is *deposed* when one lasts too long.
+
+- One thread *owns* the core: it reads /dev/fuse, and nobody else touches the domain, the open files or the deferred
+  calls.  That needs no lock, because ownership changes hands only where the owner has said that it may: in an access
+  to client memory, and between two requests.
+- An access is framed by kfs_access_begin and kfs_access_end (native/ownership.c): two atomic additions.  A watchdog
+  looks at the counter every KFS_LOOK_MS while there are accesses, and sleeps when there are none.
+- Once an access has lasted KFS_PATIENCE_MS and its thread is blocked, the watchdog gives the core to a *spare*: a
+  thread that waits for just that, with a channel (buffers, a request, a caller) of its own.  The kernel may still
+  write into the buffers of the other one.  The new owner first publishes what the other one had not come to yet,
+  and starts the next spare.
+- The deposed thread goes on whenever its page comes.  Before anything else, still in C, it gets the core back: it
+  queues, wakes the owner by the event descriptor, and the owner hands over between two requests and becomes a spare
+  (or ends: one spare is enough).  The request then goes on as if nothing had happened, is answered with what it has
+  come to, and its thread is the reader.  Should it get stuck again, it is deposed again.
+
+For the core this means that others may have been served *inside* a copy: connections may have gone, queues may have
+filled, an awaited reply may have come.  What it has looked at before a copy it looks at again after it; a channel does
+the same with its slot.  An interrupt for a request that is stuck is kept for it (`Requests.interrupt`).
+
+A stuck thread costs memory and a kernel thread, and each deposition stalls everybody for KFS_PATIENCE_MS.  So there
+are bounds by the uid of the request: KFS_STUCK_PER_UID threads for one, KFS_STUCK_MAX in all.  A uid that is at its
+bound, or that deposes more than KFS_DEPOSED_MAX times in KFS_DEPOSED_MS, is *shunned* for KFS_SHUNNED_MS: none of its
+memory is touched, and a command that needs it fails with EFAULT.  At the bound of all threads that is so for everybody.
+
+At the end of the service stuck threads stay where they are; should one come back it waits for the end of the process,
+which a fatal signal would bring about as well.  Only a page that a FUSE server has begun to serve holds up even that:
+the process then stays, without mount, descriptors or work, until that server answers or ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from .channel import OWNER, Channel
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Threads that are started meanwhile get no signals: those are the main thread's, which waits for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Readers:
+    """The threads that own the core in turn.
+
+    channel: of the mount; every thread gets a twin of it.  serve: called by a thread that has become the owner for
+    the first time; when it returns the thread ends.
+    """
+
+    __slots__ = ("_channel", "_lock", "_number", "_serve", "_threads")
+
+    def __init__(self, channel: Channel, serve: Callable[[Channel], None]) -> None:
+        self._channel = channel
+        self._serve = serve
+        self._lock = threading.Lock()
+        self._number = 0
+        self._threads: set[threading.Thread] = set()
+
+    def start(self) -> None:
+        """Start a thread, which becomes the owner when there is none, and else a spare.
+
+        Raises RuntimeError, MemoryError.
+        """
+        with self._lock:
+            self._number += 1
+            thread = threading.Thread(target=self._run, name=f"kdbusfs-reader-{self._number}", daemon=True)
+            with signals_blocked():
+                thread.start()
+            self._threads.add(thread)
+
+    def refill(self) -> None:
+        """Have a spare again.  For an owner that has just become it."""
+        if self._channel.owners()["spares"]:
+            return
+        try:
+            self.start()
+        except (RuntimeError, MemoryError):
+            # Until the next change of owners a client can make the reader wait.
+            log.error("no spare reader can be started", exc_info=True)
+
+    def join(self, patience: float) -> bool:
+        """Wait for the threads after the end; False when some are stuck after `patience` seconds."""
+        limit = time.monotonic() + patience
+        while True:
+            with self._lock:
+                self._threads = {thread for thread in self._threads if thread.is_alive()}
+                left = len(self._threads)
+            if left <= self._channel.owners()["stuck"] or time.monotonic() >= limit:
+                return left == 0
+            time.sleep(0.001)
+
+    def _run(self) -> None:
+        try:
+            channel = self._channel.twin()
+        except MemoryError:
+            log.error("no memory for a reader")
+            return
+        try:
+            if channel.take() == OWNER:
+                self._serve(channel)
+        finally:
+            channel.close()
+            with self._lock:
+                self._threads.discard(threading.current_thread())

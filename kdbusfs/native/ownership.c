@@ -1,0 +1,466 @@
+/*
+ * Who owns the core: one thread at a time, which cannot be made to wait by a client.  kdbusfs/fuse/ownership.py
+ * tells the whole mechanism; this is the part of it that has to work while Python's threads cannot.
+ *
+ * `access` counts: odd while the owner is in the memory of a client.  The owner ends its access by adding one, the
+ * watchdog deposes it by adding one; whoever is first has decided.  Everything else is behind the mutex, which
+ * nobody holds while waiting for anything but another seat's turn.
+ */
+#define _GNU_SOURCE
+#include "ownership.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS_PER_MS 1000000ull
+#define ACCOUNTS 128
+#define DEPOSED_KEPT 10
+_Static_assert(ACCOUNTS > 64, "every uid with a stuck thread has an account");
+
+/* What is remembered of a uid that has deposed. */
+struct account {
+	uint32_t uid;
+	uint32_t stuck;
+	uint32_t deposed; /* index of the oldest entry */
+	uint64_t times[DEPOSED_KEPT];
+	uint64_t last; /* 0: the account is free */
+	uint64_t shunned_until;
+};
+
+struct kfs_seat {
+	struct kfs_ownership *ownership;
+	struct kfs_seat *next;
+	pthread_cond_t turn;
+	void (*deposed)(void *);
+	void *context;
+	int tid;
+	uint32_t uid;
+	int shunned;
+};
+
+struct queue {
+	struct kfs_seat *first, **last;
+};
+
+struct kfs_ownership {
+	_Atomic uint64_t access;
+	_Atomic uint32_t asleep;
+	_Atomic uint32_t returned; /* seats in `returning` */
+	_Atomic uint32_t shunning; /* whether anybody may be shunned */
+	_Atomic uint32_t ended;
+	pthread_mutex_t lock;
+	pthread_t watchdog;
+	int watched;
+	int event_fd;
+	struct kfs_seat *owner;
+	struct queue spare, returning;
+	struct kfs_owners count;
+	struct account accounts[ACCOUNTS];
+};
+
+/* The seat of the calling thread; NULL for threads that never own the core, whose accesses nobody waits for. */
+static __thread struct kfs_seat *own_seat;
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void queue_init(struct queue *queue)
+{
+	queue->first = NULL;
+	queue->last = &queue->first;
+}
+
+static void append(struct queue *queue, struct kfs_seat *seat)
+{
+	seat->next = NULL;
+	*queue->last = seat;
+	queue->last = &seat->next;
+}
+
+static struct kfs_seat *shift(struct queue *queue)
+{
+	struct kfs_seat *seat = queue->first;
+
+	queue->first = seat->next;
+	if (!queue->first)
+		queue->last = &queue->first;
+	return seat;
+}
+
+/* --- accounts --------------------------------------------------------------------------------------- */
+
+static struct account *account_of(struct kfs_ownership *o, uint32_t uid)
+{
+	for (int i = 0; i < ACCOUNTS; i++)
+		if (o->accounts[i].last && o->accounts[i].uid == uid)
+			return &o->accounts[i];
+	return NULL;
+}
+
+/* An account for `uid`: its own, or in the place of the one that has done nothing for longest. */
+static struct account *make_account(struct kfs_ownership *o, uint32_t uid)
+{
+	struct account *account = account_of(o, uid);
+
+	if (account)
+		return account;
+	for (int i = 0; i < ACCOUNTS; i++) {
+		struct account *other = &o->accounts[i];
+
+		if (!other->stuck && (!account || other->last < account->last))
+			account = other;
+	}
+	if (account)
+		*account = (struct account){ .uid = uid };
+	return account;
+}
+
+static void charge(struct kfs_ownership *o, uint32_t uid)
+{
+	struct account *account = make_account(o, uid);
+	uint64_t now = now_ns(), *oldest;
+
+	o->count.stuck++;
+	o->count.deposed++;
+	if (o->count.stuck >= (uint32_t)KFS_STUCK_MAX)
+		o->shunning = 1;
+	if (!account)
+		return;
+	oldest = &account->times[account->deposed];
+	account->stuck++;
+	if (account->stuck >= (uint32_t)KFS_STUCK_PER_UID ||
+	    (*oldest && now - *oldest < KFS_DEPOSED_MS * NS_PER_MS)) {
+		account->shunned_until = now + KFS_SHUNNED_MS * NS_PER_MS;
+		o->shunning = 1;
+	}
+	account->last = *oldest = now;
+	account->deposed = (account->deposed + 1) % DEPOSED_KEPT;
+}
+
+static void discharge(struct kfs_ownership *o, uint32_t uid)
+{
+	struct account *account = account_of(o, uid);
+
+	o->count.stuck--;
+	if (account && account->stuck)
+		account->stuck--;
+}
+
+static int is_shunned(struct kfs_ownership *o, uint32_t uid)
+{
+	uint64_t now = now_ns();
+	int shunned, any;
+
+	pthread_mutex_lock(&o->lock);
+	shunned = any = o->count.stuck >= (uint32_t)KFS_STUCK_MAX;
+	for (int i = 0; i < ACCOUNTS; i++) {
+		struct account *account = &o->accounts[i];
+
+		if (account->stuck < (uint32_t)KFS_STUCK_PER_UID && now >= account->shunned_until)
+			continue;
+		any = 1;
+		if (account->uid == uid)
+			shunned = 1;
+	}
+	if (!any)
+		o->shunning = 0;
+	o->count.shunned += shunned;
+	pthread_mutex_unlock(&o->lock);
+	return shunned;
+}
+
+/* --- the watchdog ----------------------------------------------------------------------------------- */
+
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value)
+{
+	syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+static void wake_watchdog(struct kfs_ownership *o)
+{
+	o->asleep = 0;
+	futex(&o->asleep, FUTEX_WAKE, 1);
+}
+
+/* Whether the thread waits for something, rather than for its turn on a cpu. */
+static int is_blocked(int tid)
+{
+	char path[64], text[256], *state;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 1;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return 1;
+	text[n] = 0;
+	state = strrchr(text, ')');
+	return !state || state[1] != ' ' || state[2] != 'R';
+}
+
+/* The access `ticket` has lasted for `age` ns.  Without a successor nothing happens: one is on its way. */
+static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
+{
+	struct kfs_seat *owner;
+
+	pthread_mutex_lock(&o->lock);
+	owner = o->owner;
+	if (owner && (o->returning.first || o->spare.first) &&
+	    (age >= KFS_PATIENCE_MS * KFS_BUSY_FACTOR * NS_PER_MS || is_blocked(owner->tid)) &&
+	    atomic_compare_exchange_strong(&o->access, &ticket, ticket + 1)) {
+		charge(o, owner->uid);
+		owner->deposed(owner->context);
+		if (o->returning.first) {
+			o->owner = shift(&o->returning);
+			o->returned--;
+		} else {
+			o->owner = shift(&o->spare);
+			o->count.spares--;
+		}
+		pthread_cond_signal(&o->owner->turn);
+	}
+	pthread_mutex_unlock(&o->lock);
+}
+
+static void *watch(void *argument)
+{
+	const struct timespec look = { 0, KFS_LOOK_MS * NS_PER_MS };
+	struct kfs_ownership *o = argument;
+	uint64_t seen = 0, since = now_ns();
+
+	while (!o->ended) {
+		uint64_t access = o->access, now = now_ns();
+
+		if (access != seen) {
+			seen = access;
+			since = now;
+		} else if (access & 1) {
+			if (now - since >= KFS_PATIENCE_MS * NS_PER_MS)
+				depose(o, access, now - since);
+		} else if (now - since >= KFS_DOZE_MS * NS_PER_MS) {
+			o->asleep = 1;
+			/* Either the owner sees that we sleep, or we see its access. */
+			while (o->asleep && o->access == seen && !o->ended)
+				futex(&o->asleep, FUTEX_WAIT, 1);
+			o->asleep = 0;
+			continue;
+		}
+		nanosleep(&look, NULL);
+	}
+	return NULL;
+}
+
+/* --- ownership -------------------------------------------------------------------------------------- */
+
+/* `event_fd`: an eventfd that ends the owner's wait; a thread that wants to go on writes it. */
+struct kfs_ownership *kfs_ownership_new(int event_fd)
+{
+	struct kfs_ownership *o = calloc(1, sizeof(*o));
+
+	if (!o)
+		return NULL;
+	o->event_fd = event_fd;
+	pthread_mutex_init(&o->lock, NULL);
+	queue_init(&o->spare);
+	queue_init(&o->returning);
+	return o;
+}
+
+/* No seat of it may be left. */
+void kfs_ownership_free(struct kfs_ownership *o)
+{
+	o->ended = 1;
+	if (o->watched) {
+		wake_watchdog(o);
+		pthread_join(o->watchdog, NULL);
+	}
+	pthread_mutex_destroy(&o->lock);
+	free(o);
+}
+
+void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners)
+{
+	pthread_mutex_lock(&o->lock);
+	*owners = o->count;
+	pthread_mutex_unlock(&o->lock);
+}
+
+/* `deposed` is called while the thread of the seat is stuck and nobody owns the core. */
+struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void *context)
+{
+	struct kfs_seat *seat = calloc(1, sizeof(*seat));
+
+	if (!seat)
+		return NULL;
+	seat->ownership = o;
+	seat->deposed = deposed;
+	seat->context = context;
+	pthread_cond_init(&seat->turn, NULL);
+	return seat;
+}
+
+void kfs_seat_free(struct kfs_seat *seat)
+{
+	if (own_seat == seat)
+		own_seat = NULL;
+	pthread_cond_destroy(&seat->turn);
+	free(seat);
+}
+
+/* With the lock held: without the watchdog there is no guard, so that nobody may own the core. */
+static int start_watchdog(struct kfs_ownership *o)
+{
+	sigset_t all, before;
+	int r;
+
+	if (o->watched)
+		return 0;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	r = pthread_create(&o->watchdog, NULL, watch, o);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	o->watched = !r;
+	return -r;
+}
+
+/* With the lock held. */
+static int wait_as_spare(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+
+	append(&o->spare, seat);
+	o->count.spares++;
+	while (o->owner != seat && !o->ended)
+		pthread_cond_wait(&seat->turn, &o->lock);
+	return o->ended ? KFS_END : KFS_OWNER;
+}
+
+/* Let the calling thread have `seat`, and wait until it owns the core: KFS_OWNER, or KFS_END, or -errno. */
+int kfs_seat_take(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+	int r;
+
+	own_seat = seat;
+	seat->tid = (int)syscall(SYS_gettid);
+	pthread_mutex_lock(&o->lock);
+	r = start_watchdog(o);
+	if (r == 0 && o->ended)
+		r = KFS_END;
+	else if (r == 0 && !o->owner) {
+		o->owner = seat;
+		r = KFS_OWNER;
+	} else if (r == 0)
+		r = wait_as_spare(seat);
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+/*
+ * The owner is between two requests.  If a thread wants to go on with its own it gets the core: then KFS_OWNER
+ * once it is given back, or KFS_END; else 0 at once.
+ */
+int kfs_seat_pass(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+	int r = 0;
+
+	if (!o->returned)
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	if (o->owner == seat && o->returning.first) {
+		o->owner = shift(&o->returning);
+		o->returned--;
+		pthread_cond_signal(&o->owner->turn);
+		r = o->count.spares >= (uint32_t)KFS_SPARES ? KFS_END : wait_as_spare(seat);
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+/* The owner ends it all: spares get KFS_END, and who is stuck never goes on. */
+void kfs_seat_end(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+
+	pthread_mutex_lock(&o->lock);
+	o->ended = 1;
+	for (struct kfs_seat *each = o->spare.first; each; each = each->next)
+		pthread_cond_signal(&each->turn);
+	pthread_mutex_unlock(&o->lock);
+	wake_watchdog(o);
+}
+
+/* The owner takes up a request of `uid`. */
+void kfs_seat_request(struct kfs_seat *seat, uint32_t uid)
+{
+	seat->uid = uid;
+	seat->shunned = seat->ownership->shunning && is_shunned(seat->ownership, uid);
+}
+
+/* --- accesses --------------------------------------------------------------------------------------- */
+
+/* What follows may be held up by a client.  -EFAULT: the client has done that too often, it must not be done. */
+int kfs_access_begin(uint64_t *ticket)
+{
+	struct kfs_seat *seat = own_seat;
+	struct kfs_ownership *o;
+
+	*ticket = 0;
+	if (!seat)
+		return 0;
+	if (seat->shunned)
+		return -EFAULT;
+	o = seat->ownership;
+	*ticket = atomic_fetch_add(&o->access, 1) + 1;
+	if (o->asleep)
+		wake_watchdog(o);
+	return 0;
+}
+
+static void get_back(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+	uint64_t one = 1;
+
+	pthread_mutex_lock(&o->lock);
+	discharge(o, seat->uid);
+	if (!o->ended) {
+		append(&o->returning, seat);
+		o->returned++;
+		/* It fails only when it is about to be read anyway. */
+		if (write(o->event_fd, &one, sizeof(one)) < 0)
+			errno = 0;
+	}
+	while (o->owner != seat || o->ended)
+		pthread_cond_wait(&seat->turn, &o->lock);
+	pthread_mutex_unlock(&o->lock);
+}
+
+/* Returns when the thread owns the core, which is at once unless it was deposed.  Does not keep errno. */
+void kfs_access_end(uint64_t ticket)
+{
+	struct kfs_seat *seat = own_seat;
+
+	if (seat && !atomic_compare_exchange_strong(&seat->ownership->access, &ticket, ticket + 1))
+		get_back(seat);
+}

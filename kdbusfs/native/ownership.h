@@ -1,0 +1,47 @@
+#pragma once
+#include <stdint.h>
+
+/* Kinds of a step (channel.h has the others): the calling thread owns the core now; it is not needed any more. */
+static const int KFS_OWNER = 7;
+static const int KFS_END = 8;
+
+/* How long an access to client memory may take before its reader is deposed, and how often that is looked at. */
+static const int KFS_PATIENCE_MS = 20;
+static const int KFS_LOOK_MS = 5;
+/* A reader that is not blocked but busy (a big copy, no time on a cpu) gets so many times that. */
+static const int KFS_BUSY_FACTOR = 10;
+/* The watchdog goes to sleep when nothing was accessed for this long. */
+static const int KFS_DOZE_MS = 100;
+/* Bounds: threads that are stuck, in all and for one uid. */
+static const int KFS_STUCK_MAX = 64;
+static const int KFS_STUCK_PER_UID = 8;
+/* A uid that deposes more often than DEPOSED_MAX times within DEPOSED_MS, or is at its bound, is shunned. */
+static const int KFS_DEPOSED_MAX = 10;
+static const int KFS_DEPOSED_MS = 10000;
+static const int KFS_SHUNNED_MS = 60000;
+/* Threads that wait to become the owner; who would be one more ends instead. */
+static const int KFS_SPARES = 1;
+
+struct kfs_ownership;
+struct kfs_seat;
+
+struct kfs_owners {
+	uint32_t spares;
+	uint32_t stuck;
+	uint64_t deposed;
+	uint64_t shunned;
+};
+
+struct kfs_ownership *kfs_ownership_new(int event_fd);
+void kfs_ownership_free(struct kfs_ownership *o);
+void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners);
+
+struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void *context);
+void kfs_seat_free(struct kfs_seat *seat);
+int kfs_seat_take(struct kfs_seat *seat);
+int kfs_seat_pass(struct kfs_seat *seat);
+void kfs_seat_end(struct kfs_seat *seat);
+void kfs_seat_request(struct kfs_seat *seat, uint32_t uid);
+
+int kfs_access_begin(uint64_t *ticket);
+void kfs_access_end(uint64_t ticket);

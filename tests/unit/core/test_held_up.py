@@ -1,0 +1,227 @@
+"""Commands that are carried out while another one waits for its client's memory (`ports.Caller`)."""
+
+from __future__ import annotations
+
+from errno import EBADFD, ECANCELED, ECONNRESET, EFAULT, ENOBUFS, EPERM, ETIMEDOUT
+from struct import pack
+
+import pytest
+
+from kdbusfs.abi import constants as c
+from kdbusfs.abi.items import make_item
+from tests.support.core_client import PENDING, Client, FakeProcess, World
+from tests.support.core_scenes import (
+    at_rest,
+    cancel_fd,
+    cookies,
+    drain,
+    expire,
+    observer,
+    reply,
+    request,
+    results,
+    signal,
+    slots,
+)
+from tests.support.fake_host import FakeFile
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def slow(world: World) -> Client:
+    """A connection whose process can be held up, without any other being so."""
+    return world.connect(FakeProcess(uid=1000))
+
+
+@pytest.fixture
+def peer(world: World) -> Client:
+    return world.connect()
+
+
+def test_the_receiver_closes(slow: Client, peer: Client) -> None:
+    slow.process.meanwhile = peer.close
+    assert slow.send(dst=peer.id, items=slow.vec(bytes(100))) == -ECONNRESET
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_the_receiver_says_byebye(slow: Client, peer: Client) -> None:
+    slow.process.meanwhile = peer.byebye
+    assert request(slow, peer.id, 1, items=slow.vec(bytes(100))) == -ECONNRESET
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_the_receiver_closes_and_the_copy_fails(slow: Client, peer: Client) -> None:
+    slow.process.meanwhile = peer.close
+    bad = make_item(c.ITEM_PAYLOAD_VEC, pack("<QQ", 8, 0xDEAD000))
+    assert slow.send(dst=peer.id, items=bad) == -EFAULT
+    assert at_rest(peer)
+
+
+def test_the_bus_ends(world: World, slow: Client, peer: Client) -> None:
+    slow.process.meanwhile = world.control.close
+    assert request(slow, peer.id, 1, items=slow.vec(bytes(100))) == -ECONNRESET
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_the_sender_of_a_request_leaves(slow: Client, peer: Client) -> None:
+    """Its tracker would stay for ever."""
+    slow.process.meanwhile = slow.byebye
+    assert request(slow, peer.id, 1, items=slow.vec(bytes(100))) == -ECONNRESET
+    assert cookies(peer) == []
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_the_sender_of_a_plain_message_leaves(slow: Client, peer: Client) -> None:
+    slow.process.meanwhile = slow.byebye
+    assert slow.send(dst=peer.id, cookie=5, items=slow.vec(bytes(100))) == 0
+    assert cookies(peer) == [5]
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_the_queue_gets_full(
+    world: World, slow: Client, peer: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdbusfs.core.connection.CONN_MAX_MSGS", 1)
+    other = world.connect()
+    slow.process.meanwhile = lambda: other.send(dst=peer.id, cookie=1)
+    assert slow.send(dst=peer.id, cookie=2, items=slow.vec(bytes(100))) == -ENOBUFS
+    assert cookies(peer) == [1]
+    assert at_rest(peer)
+
+
+def test_messages_are_queued_in_the_order_in_which_their_copies_end(world: World, slow: Client, peer: Client) -> None:
+    other = world.connect()
+    slow.process.meanwhile = lambda: other.send(dst=peer.id, cookie=1, items=other.vec(b"first"))
+    assert slow.send(dst=peer.id, cookie=2, items=slow.vec(b"second")) == 0
+    assert cookies(peer) == [1, 2]
+    assert at_rest(peer)
+
+
+def test_a_listener_leaves_during_a_broadcast(world: World, slow: Client) -> None:
+    first, second = observer(world), observer(world)
+    drain(first)
+    slow.process.meanwhile = first.close
+    assert signal(slow, cookie=7, items=slow.vec(bytes(100))) == 0
+    assert 7 in cookies(second)
+    assert at_rest(first) and at_rest(second)
+
+
+def test_a_monitor_leaves_while_it_gets_its_copy(world: World, slow: Client, peer: Client) -> None:
+    monitor = world.connect(flags=c.HELLO_MONITOR)
+    slow.process.meanwhile = monitor.close
+    assert slow.send(dst=peer.id, cookie=7, items=slow.vec(bytes(100))) == 0
+    assert cookies(peer) == [7]
+    assert at_rest(monitor) and at_rest(peer)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_an_awaited_reply_comes_from_another_thread(slow: Client, peer: Client, readable: bool) -> None:
+    """REP-7: a request has one reply; who comes second has none to give."""
+    assert request(peer, slow.id, 1, sync=True) == PENDING
+    done: list[int] = []
+
+    def answer_first() -> None:
+        assert reply(slow, peer.id, 1, cookie=10, items=slow.vec(b"first")) == 0
+        done.extend(results(slow.world))
+
+    slow.process.meanwhile = answer_first
+    late = slow.vec(b"late") if readable else make_item(c.ITEM_PAYLOAD_VEC, pack("<QQ", 8, 0xDEAD000))
+    assert reply(slow, peer.id, 1, cookie=11, items=late) == -EPERM
+    assert done == [0] and results(slow.world) == []
+    assert cookies(slow) == [1]
+    assert slots(peer) == 0 and at_rest(slow)
+    assert not peer.connection.replies
+
+
+def test_the_deadline_of_an_awaited_reply_passes(world: World, slow: Client, peer: Client) -> None:
+    deadline = world.host.clock.now + 5
+    assert request(peer, slow.id, 1, sync=True, timeout=deadline) == PENDING
+    slow.process.meanwhile = lambda: expire(world, deadline)
+    assert reply(slow, peer.id, 1, items=slow.vec(b"late")) == -EPERM
+    assert results(world) == [-ETIMEDOUT]
+    assert cookies(slow) == [1]
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_who_awaits_a_reply_closes(world: World, slow: Client, peer: Client) -> None:
+    assert request(peer, slow.id, 1, sync=True) == PENDING
+    slow.process.meanwhile = peer.close
+    assert reply(slow, peer.id, 1, items=slow.vec(b"late")) == -EPERM
+    assert results(world) == [-ECONNRESET]
+    assert cookies(slow) == [1]
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_a_send_that_was_cancelled_before_it_blocks(world: World, slow: Client, peer: Client) -> None:
+    """SYNC-1: the descriptor does not get readable twice."""
+    cancel = cancel_fd(slow.process, FakeFile())
+
+    def cancelled() -> None:
+        ((_, token, _),) = world.host.watched
+        world.domain.cancelled(token)
+
+    slow.process.meanwhile = cancelled
+    items = slow.vec(bytes(100))
+    assert request(slow, peer.id, 1, sync=True, send_items=cancel, items=items) == PENDING
+    assert results(world) == [-ECANCELED]
+    assert not world.host.watched[0][2].open
+    assert cookies(peer) == [1]
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_a_connection_that_left_gets_no_match(world: World, slow: Client) -> None:
+    slow.process.meanwhile = slow.byebye
+    assert slow.add_match(1) == -ECONNRESET
+    bus = world.domain.buses["1000-test"]
+    assert not len(slow.connection.matches)
+    assert not any(slow.id in listeners for listeners in bus.listeners.values())
+
+
+def test_a_policy_holder_that_left_gets_no_policy(world: World) -> None:
+    name = make_item(c.ITEM_NAME, b"a.b\0")
+    holder = world.connect(FakeProcess(uid=1000), flags=c.HELLO_POLICY_HOLDER, items=name, free=False)
+    bus = world.domain.buses["1000-test"]
+    holder.process.meanwhile = world.control.close
+    assert holder.update(name) == -ECONNRESET
+    assert len(bus.policy) == 0
+
+
+def test_a_file_becomes_one_bus_only(world: World) -> None:
+    control = world.open_control(FakeProcess(uid=1000))
+    inner: list[int] = []
+    control.process.meanwhile = lambda: inner.append(world.make_bus(control, b"1000-b"))
+    assert world.make_bus(control, b"1000-a") == 0
+    assert inner == [-EBADFD]
+    assert sorted(world.domain.buses) == ["1000-a", "1000-test"]
+    control.close()
+    assert list(world.domain.buses) == ["1000-test"]
+
+
+def test_a_name_of_a_bus_is_taken_once(world: World) -> None:
+    slow, quick = world.open_control(FakeProcess(uid=1000)), world.open_control(FakeProcess(uid=1000))
+    inner: list[int] = []
+
+    def make() -> None:
+        slow.process.meanwhile = lambda: inner.append(world.make_bus(quick, b"1000-a"))
+
+    # The first access is the write-back of kernel_flags, before the name is looked at; the next one is after that.
+    slow.process.meanwhile = make
+    assert world.make_bus(slow, b"1000-a") < 0
+    assert inner == [0]
+    quick.close()
+    assert list(world.domain.buses) == ["1000-test"]
+
+
+def test_a_file_becomes_one_connection_only(world: World) -> None:
+    fresh = world.open(FakeProcess(uid=1000))
+    inner: list[int] = []
+    fresh.process.meanwhile = lambda: inner.append(fresh.hello())
+    assert fresh.hello() == 0
+    assert inner == [-EBADFD]
+    assert len(world.domain.buses["1000-test"].connections) == 1
+    fresh.close()
+    assert not world.domain.buses["1000-test"].connections
