@@ -2,7 +2,7 @@
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
-# make bench  what a message costs
+# make bench  what a message costs, beside the floor of FUSE and of sockets
 # make conformance  writes docs/conformance.md anew, from the tests
 # make clean  removes all that was made
 
@@ -12,6 +12,8 @@ BIN := .venv/bin
 NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
 PYTEST_FLAGS ?=
+# Without root there are no mounts and no other users to test with.
+ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
 .PHONY: help venv run demo test lint types conformance bench install-deps clean
 .DELETE_ON_ERROR:
@@ -49,7 +51,8 @@ demo: venv
 	@.ci/serve demo
 
 test: lint types .venv/ready-to-test
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
+	@$(BIN)/python -m pytest $(ROOTLESS) $(PYTEST_FLAGS)
 
 lint: venv
 	@$(BIN)/ruff check -q .
