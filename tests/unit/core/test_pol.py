@@ -81,6 +81,8 @@ def test_pol_2_ids_are_cut_to_32_bits_and_world_ignores_them(world: World) -> No
     hold(world, b"c.d", i.access(c.POLICY_ACCESS_WORLD, OWN, c.U64_MAX))
     assert own(stranger(world)) == 0 and own(stranger(world, 2001)) == -EPERM
     assert own(stranger(world, 2001), b"c.d") == 0
+    hold(world, b"e.f", i.access(c.POLICY_ACCESS_GROUP, OWN, 5 << 32 | 77))
+    assert own(world.connect(FakeProcess(uid=9, gid=77)), b"e.f") == 0
 
 
 @pytest.mark.parametrize(
