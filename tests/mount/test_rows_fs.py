@@ -125,7 +125,7 @@ def test_fs_6_fs_7_fs_8_the_owner_is_the_effective_user_of_who_makes_it(domain_m
             os.setresuid(-1, 0, -1)
             os.setresgid(-1, 0, -1)
             with make_endpoint(owner, "roots") as endpoint:
-                return [(each.st_uid, each.st_gid) for each in map(os.stat, (owner.directory, owner, endpoint))]
+                return [(each.st_uid, each.st_gid) for each in (os.stat(owner.directory), os.stat(owner), os.stat(endpoint))]
 
     assert forked(owners) == [(1000, 1001), (1000, 1001), (0, 0)]
 
@@ -254,7 +254,8 @@ def test_fs_13_fs_21_fs_24_fs_27_fs_28_fs_30_a_bus_goes_with_its_descriptor(doma
         assert os.listdir(directory) == [], "a directory of the old one stays empty"
     for fd in (fresh, found, directory):
         os.close(fd)
-    for each in (connection, guest, endpoint):
+    endpoint.close()
+    for each in (connection, guest):
         each.close()
 
 

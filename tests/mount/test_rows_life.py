@@ -296,23 +296,19 @@ def test_send_16_endpoint_files_and_unix_sockets_are_refused_and_others_are_not(
         os.close(fd)
 
 
-def test_close_5_send_18_files_in_flight_are_held_and_let_go(bus: BusOwner, connection: Connection) -> None:
+@pytest.mark.parametrize("end", ["received", "dropped", "closed"])
+def test_close_5_send_18_files_in_flight_are_held_and_let_go(connection: Connection, end: str) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    for end in (
-        lambda: connection.receive(PATIENT).free(),
-        lambda: connection.recv(drop=True),
-        connection.close,
-    ):
-        connection.send(connection.id, fds=[os.dup(writing)] if end is None else [writing])
-        copy = os.dup(writing)
-        os.close(writing)
-        writing = copy
-        assert polled(reading) == 0
-        if end == connection.close:
-            os.close(writing)
-            assert errno_of(os.read, reading, 1) == errno.EAGAIN, "it is in flight"
-        end()
+    connection.send(connection.id, fds=[writing])
+    os.close(writing)
+    assert errno_of(os.read, reading, 1) == errno.EAGAIN, "it is in flight"
+    if end == "received":
+        connection.receive(PATIENT).free()
+    elif end == "dropped":
+        connection.recv(drop=True)
+    else:
+        connection.close()
     poller = select.poll()
     poller.register(reading, 0)
     assert poller.poll(PATIENT * 1000), "the last writer is gone"
@@ -453,15 +449,16 @@ def test_name_21_shut_3_gen_3_commands_that_race_with_the_end(bus: BusOwner, con
         assert connection.list_names(c.NAME_LIST_NAMES) == []
 
 
+def call_into(caller: Connection, silent: int, results: list[int]) -> None:
+    results.append(errno_of(caller.call, silent, timeout=PATIENT))
+
+
 def test_shut_1_shut_2_shut_3_the_end_of_a_bus_ends_everything_on_it(domain_mount: DomainMount) -> None:
     owner = make_bus(domain_mount.path, "ending")
     silent = Connection(owner.path, pool_size=POOL)
     callers = [Connection(owner.path, pool_size=POOL) for _ in range(4)]
     results: list[int] = []
-    threads = [
-        threading.Thread(target=lambda each=each: results.append(errno_of(each.call, silent.id, timeout=PATIENT)))  # type: ignore[misc]
-        for each in callers
-    ]
+    threads = [threading.Thread(target=call_into, args=(each, silent.id, results)) for each in callers]
     for thread in threads:
         thread.start()
     for _ in callers:
