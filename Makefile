@@ -1,6 +1,10 @@
 # make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
+# make venv   only what these three begin with: .venv, with the package and its tools
+# make bench  what a message costs, beside the floor of FUSE and of sockets
+# make conformance  writes docs/conformance.md anew, from the tests
+# make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
 PYTHON ?= python3
@@ -8,13 +12,15 @@ BIN := .venv/bin
 NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
 PYTEST_FLAGS ?=
+# Without root there are no mounts and no other users to test with.
+ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types bench install-deps clean
+.PHONY: help venv run demo test lint types conformance bench install-deps clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make /make /p' Makefile
 
 venv: .venv/installed .venv/built
 
@@ -34,20 +40,28 @@ install-deps:
 	@$(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@touch $@
 
+.venv/ready-to-test: .venv/installed .ci/prepare
+	@.ci/prepare tests
+	@touch $@
+
 run: venv
-	@.ci/serve run $(MOUNTPOINT)
+	@.ci/serve run '$(MOUNTPOINT)'
 
 demo: venv
 	@.ci/serve demo
 
-test: lint types
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: lint types .venv/ready-to-test
+	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
+	@$(BIN)/python -m pytest $(ROOTLESS) $(PYTEST_FLAGS)
 
 lint: venv
 	@$(BIN)/ruff check -q .
 
 types: venv
-	@$(BIN)/mypy --strict kdbusfs
+	@$(BIN)/mypy --strict --no-error-summary kdbusfs
+
+conformance: venv
+	@$(BIN)/python -m tests.support.conformance
 
 bench: venv
 	@$(BIN)/python tests/bench/run.py

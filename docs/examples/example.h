@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * example.h - what the service and the client of this directory have in common: plain ioctls, nothing hidden.
+ * example.h - what the programs of this directory have in common: plain ioctls, nothing hidden.
  *
  * kdbus carries bytes and does not look into them. These programs send bare text; those that speak D-Bus put their marshalled
  * messages there and set payload_type to KDBUS_PAYLOAD_DBUS.
@@ -24,7 +24,7 @@
 #include "kdbus.h"
 
 #define EXAMPLE_NAME    "org.example.Echo"
-#define EXAMPLE_PAYLOAD 0x747865746f686365ULL /* "echotext" */
+#define EXAMPLE_PAYLOAD 0x6563686f74657874ULL /* "echotext" */
 #define POOL_SIZE       (1UL << 20)
 #define TEXT_MAX        4096 /* of a message's text, with its NUL */
 
@@ -116,12 +116,12 @@ static inline int free_slice(const struct bus *bus, uint64_t offset)
 	return ioctl(bus->fd, KDBUS_CMD_FREE, &cmd);
 }
 
-/* Connects to the endpoint at `path`, for example /run/kdbusfs/0-demo/bus. */
-static inline int bus_connect(struct bus *bus, const char *path, uint64_t attach_recv)
+/* Connects to the endpoint at `path`, for example /run/kdbusfs/0-demo/bus; `flags` say as what. */
+static inline int bus_connect_as(struct bus *bus, const char *path, uint64_t flags, uint64_t attach_recv)
 {
 	struct kdbus_cmd_hello hello = {
 		.size = sizeof(hello),
-		.flags = KDBUS_HELLO_ACCEPT_FD,
+		.flags = flags,
 		.attach_flags_send = _KDBUS_ATTACH_ANY, /* others may know all about us */
 		.attach_flags_recv = attach_recv,       /* what we want to know of others */
 		.pool_size = POOL_SIZE,
@@ -153,6 +153,11 @@ static inline int bus_connect(struct bus *bus, const char *path, uint64_t attach
 		}
 	}
 	return free_slice(bus, hello.offset);
+}
+
+static inline int bus_connect(struct bus *bus, const char *path, uint64_t attach_recv)
+{
+	return bus_connect_as(bus, path, KDBUS_HELLO_ACCEPT_FD, attach_recv);
 }
 
 static inline void bus_disconnect(struct bus *bus)

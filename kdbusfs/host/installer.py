@@ -116,6 +116,13 @@ class Job:
         return bytearray(head) + self.out
 
 
+def _close(fd: int) -> int:
+    """Close `fd` if it is one; gives what to remember instead."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
 class _Worker:
     """A user's queue, and the thread that works on it."""
 
@@ -266,6 +273,7 @@ class Installer:
                 error = fault.errno or errno.EIO
         try:
             if tracer == _ffi.NULL or (swap < 0 and not job.entries):
+                swap = _close(swap)
                 self._answer_without(job, error if tracer != _ffi.NULL else errno.ENOMEM)
                 return
             reply = job.reply()
@@ -278,21 +286,21 @@ class Installer:
             injection.count = len(job.entries)
             injection.files = files
             injection.slots = slots
-            injection.swap = swap
+            injection.swap, swap = swap, -1  # kfs_inject closes it
             injection.flags_offset = job.flags_offset
             job.error = -_lib.kfs_inject(tracer, injection) or error
             job.installed = injection.installed
             job.swapped = bool(injection.swapped)
         except Exception:
             _log.exception("installing descriptors failed")
+            swap = _close(swap)
             self._answer_without(job, errno.EIO)
             return
         finally:
-            if swap >= 0:
-                os.close(swap)
+            if job.swap is not None:
                 # The name means nothing any more: looked up once again, the kernel forgets it.
                 with contextlib.suppress(OSError):
-                    os.stat(str(job.swap))
+                    os.stat(job.swap)
         self._finish(job)
 
     def _install_loop(self, worker: _Worker, user: int) -> None:

@@ -748,6 +748,17 @@ static void fail_rest(struct kfs_injection *job, int error)
 		*job->slots[i] = error;
 }
 
+/*
+ * Closes the daemon's own descriptor of the file that was swapped in.  It is done before the client goes on: a close(2)
+ * of the client must be the last one, or its connection would outlive it for a moment (CLOSE-1).
+ */
+static void drop_swap(struct kfs_injection *job)
+{
+	if (job->swap >= 0)
+		close(job->swap);
+	job->swap = -1;
+}
+
 /* The part of a job after SEIZE: answers the ioctl, catches the thread, and lets it go. */
 static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_injection *job)
 {
@@ -772,6 +783,7 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 			client->store = true;
 		}
 	}
+	drop_swap(job);
 	release(tracer, client);
 	return error;
 }
@@ -781,7 +793,8 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
  * be changed), and has the thread go on with the files installed.
  *
  * slots[i] gets the number of files[i], or -errno; then bit 0 of the 64-bit flags at `flags_offset` of the output
- * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with.
+ * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
+ * closed in every case but -EINVAL.
  * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
  * be looked after by kfs_tracer_sweep().  Returns 0, or -errno of what went wrong first.
  */
@@ -804,6 +817,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 		fail_rest(job, error);
 		if (job->count)
 			mark_incomplete(job->reply + head, job->reply_len - head, job->flags_offset);
+		drop_swap(job);
 		job->reply_error = -write_reply(job);
 	} else {
 		client->tid = job->tid;

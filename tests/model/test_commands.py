@@ -391,7 +391,7 @@ class Scene:
 @given(st.lists(commands, max_size=12))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_hostile_commands_are_answered_and_leave_nothing_behind(todo: list[dict[str, object]]) -> None:
-    """GEN-1 to GEN-21, SEND-23: 0, -errno or PENDING, never an exception."""
+    """SEND-23, and all that GEN says: 0, -errno or PENDING, never an exception."""
     scene = Scene()
     for action in todo:
         scene.command(action)

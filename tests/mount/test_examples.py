@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -103,4 +104,22 @@ def test_the_python_of_the_documents_runs(document: str, domain_mount: DomainMou
         expected = _expected(line)
         if expected is not None:
             assert any(found.startswith(expected) for found in output), f"{line.strip()} did not: {output}"
+    footprint.settles()
+
+
+def _builds_32_bit() -> bool:
+    command = ["cc", "-m32", "-x", "c", "-", "-o", "/dev/null"]
+    program = b"#include <stdint.h>\n#include <stdio.h>\nint main(void) { return puts(\"\") < 0; }"
+    return shutil.which("cc") is not None and not subprocess.run(command, input=program, capture_output=True).returncode
+
+
+@_needs_compiler
+def test_the_demo_of_32_bit_programs(domain_mount: DomainMount, examples: Path, footprint: Footprint) -> None:
+    """GEN-19"""
+    if not _builds_32_bit():
+        pytest.skip("the compiler cannot build 32-bit programs")
+    output = run([str(examples / "demo.sh"), str(domain_mount.path)], env={**os.environ, "CC": "cc -m32"})
+    assert output.rstrip().endswith("All of it was seen.")
+    binary = (examples / "bin/kdbus-client").read_bytes()
+    assert binary[4] == 1  # ELFCLASS32
     footprint.settles()

@@ -18,6 +18,7 @@ from kdbusfs.abi import constants as c
 from kdbusfs.client import Connection, Lost, bloom_rule, make_bus, sealed_memfd
 from kdbusfs.client.encode import Memfd
 from tests.support.actors import Actors, Link
+from tests.support.chatter import chatter
 
 if TYPE_CHECKING:
     from tests.conftest import DomainMount
@@ -112,30 +113,6 @@ def test_ten_thousand_opens_and_closes(domain_mount: DomainMount, actors: Actors
     footprint.settles()
 
 
-def _chatter(path: str) -> object:
-    """Two that talk with each other as long as they are asked to, and tell how often; any error fails them."""
-
-    def chat(link: Link) -> int:
-        rounds = 0
-        with Connection(path, pool_size=1 << 16) as one, Connection(path, pool_size=1 << 16) as other:
-            link.say((one.id, other.id))
-            ended = threading.Event()
-            waiting = threading.Thread(target=lambda: (link.hear("the end", 600), ended.set()), daemon=True)
-            waiting.start()
-            while not ended.is_set():
-                one.send(other.id, b"%d" % rounds)
-                with other.receive(PATIENT) as message:
-                    assert message.data() == b"%d" % rounds
-                    other.send(one.id, message.payload)
-                with one.receive(PATIENT) as message:
-                    assert message.data() == b"%d" % rounds
-                rounds += 1
-                time.sleep(0.002)
-        return rounds
-
-    return chat
-
-
 def _calling(path: str) -> None:
     """Plain commands, one after the other."""
     with Connection(path, pool_size=1 << 16) as client:
@@ -178,8 +155,8 @@ def _entering(path: str) -> None:
 def test_five_hundred_sudden_deaths(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> None:
     """SYNC-5, CLOSE-1: killed at a random moment of whatever it does, while others talk"""
     path = own(domain_mount, actors)
-    chatter = actors(_chatter(path), name="chatter")  # type: ignore[arg-type]
-    chatter.hear("its connections")
+    healthy = actors(chatter(path), name="chatter")
+    healthy.hear("its connections")
     plays = (_calling, _blocked, _receiving, _entering)
 
     def kill_many(number: int) -> object:
@@ -209,7 +186,7 @@ def test_five_hundred_sudden_deaths(domain_mount: DomainMount, actors: Actors, f
 
     killers = [actors(kill_many(number), name=f"killer {number}") for number in range(2)]  # type: ignore[arg-type]
     assert sum(killer.result(240) for killer in killers) == DEATHS
-    chatter.say()
-    assert chatter.result() > 100
+    healthy.say()
+    assert healthy.result() > 100
     actors.clean_up()
     footprint.settles()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import E2BIG, EALREADY, EEXIST, EINVAL, EMSGSIZE, EPERM, ESRCH
+from errno import E2BIG, EALREADY, ECONNRESET, EEXIST, EINVAL, EMSGSIZE, EPERM, ESRCH
 from struct import pack
 
 import pytest
@@ -406,3 +406,14 @@ def test_sync_requests_to_a_name_survive_its_hand_back(world):
     assert reply(taker, sender.id, 4) == 0
     assert results(world) == [0]
     assert not waker.connection.owed
+
+
+def test_name_21_after_the_own_disconnect_nothing_is_acquired(world):
+    client, other = world.connect(), world.connect()
+    other.acquire(N)
+    assert client.acquire(N, QUEUE) == 0
+    assert client.byebye() == 0
+    assert client.acquire(b"org.example.Late") == -ECONNRESET
+    assert client.acquire(N, QUEUE) == -ECONNRESET
+    other.release_name(N)
+    assert other.list_names(c.NAME_LIST_NAMES | c.NAME_LIST_QUEUED) == []

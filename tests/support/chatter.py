@@ -1,0 +1,37 @@
+"""A healthy pair of connections, beside whatever others do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from kdbusfs.client import Connection
+
+from .actors import Link
+
+PATIENT = 60.0  # seconds that a message may take
+
+
+def chatter(path: str) -> Callable[[Link], int]:
+    """Two that talk with each other as long as they are asked to, and tell how often; any error fails them."""
+
+    def chat(link: Link) -> int:
+        rounds = 0
+        with Connection(path, pool_size=1 << 16) as one, Connection(path, pool_size=1 << 16) as other:
+            link.say((one.id, other.id))
+            ended = threading.Event()
+            waiting = threading.Thread(target=lambda: (link.hear("the end", 600), ended.set()), daemon=True)
+            waiting.start()
+            while not ended.is_set():
+                one.send(other.id, b"%d" % rounds)
+                with other.receive(PATIENT) as message:
+                    assert message.data() == b"%d" % rounds
+                    other.send(one.id, message.payload)
+                with one.receive(PATIENT) as message:
+                    assert message.data() == b"%d" % rounds
+                rounds += 1
+                time.sleep(0.002)
+        return rounds
+
+    return chat

@@ -1,0 +1,146 @@
+"""Writes docs/conformance.md: every behaviour, and the tests or the deviation that stand for it.
+
+A test holds a behaviour if its name begins with the id (`test_send_17_...`, `test_match_12_lim_9_...`) or its docstring
+names it (`SEND-17`, `REP-14 to REP-18`).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .behaviours import GROUPS, IDS
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs/conformance.md"
+DEVIATIONS = ROOT / "docs/deviations.md"
+TESTS = ROOT / "tests"
+
+_GROUP = "|".join(GROUPS)
+_MENTION = re.compile(rf"\b({_GROUP})-(\d+)(?: to (?:({_GROUP})-)?(\d+)\b)?")
+_PREFIX = re.compile(rf"_({_GROUP.lower()})((?:_\d+)+)(?=_|$)")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A test function: the file that it stands in, relative to the project, and its name with that of its class."""
+
+    file: str
+    name: str
+
+
+@dataclass
+class Account:
+    """Who stands for which id; `unknown` has the ids that are named and do not exist, with who names them."""
+
+    tests: dict[str, list[Holder]] = field(default_factory=dict)
+    deviations: dict[str, int] = field(default_factory=dict)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[str]:
+        return [each for each in IDS if each not in self.tests and each not in self.deviations]
+
+
+def mentioned(text: str) -> Iterator[str]:
+    """The ids in prose, those of ranges one by one."""
+    for group, first, other_group, last in _MENTION.findall(text):
+        if not last or (other_group and other_group != group):
+            yield f"{group}-{first}"
+            if last:
+                yield f"{other_group}-{last}"
+            continue
+        for number in range(int(first), int(last) + 1):
+            yield f"{group}-{number}"
+
+
+def named(function: str) -> Iterator[str]:
+    """The ids that the name of a test begins with."""
+    at = len("test")
+    while match := _PREFIX.match(function, at):
+        for number in match[2].split("_")[1:]:
+            yield f"{match[1].upper()}-{number}"
+        at = match.end()
+
+
+def test_functions(source: str) -> Iterator[tuple[str, str, str]]:
+    """(name, name with its class, docstring) of every test in a module."""
+    for node in ast.parse(source).body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        where = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for each in inside:
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) and each.name.startswith("test"):
+                yield each.name, where + each.name, ast.get_docstring(each) or ""
+
+
+def take_account() -> Account:
+    """Read the tests and the deviations as they are now."""
+    account = Account()
+    known = set(IDS)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        file = str(path.relative_to(ROOT))
+        for function, name, doc in test_functions(path.read_text()):
+            for each in dict.fromkeys((*named(function), *mentioned(doc))):
+                if each in known:
+                    account.tests.setdefault(each, []).append(Holder(file, name))
+                else:
+                    account.unknown.append((each, f"{file}: {name}"))
+    for number, line in enumerate(DEVIATIONS.read_text().splitlines(), 1):
+        for each in mentioned(line.split("|")[1]) if line.startswith("| ") else ():
+            if each in known:
+                account.deviations[each] = number
+            else:
+                account.unknown.append((each, f"docs/deviations.md:{number}"))
+    return account
+
+
+def _cell(tests: list[Holder]) -> str:
+    files: dict[str, list[str]] = {}
+    for test in tests:
+        files.setdefault(test.file.removeprefix("tests/"), []).append(f"`{test.name}`")
+    return "; ".join(f"[{file}](../tests/{file}): {', '.join(names)}" for file, names in files.items())
+
+
+def document(account: Account) -> str:
+    """The text of docs/conformance.md."""
+    held = sum(each in account.tests for each in IDS)
+    both = sum(each in account.tests and each in account.deviations for each in IDS)
+    alone = sum(each not in account.tests and each in account.deviations for each in IDS)
+    lines = [
+        "# What of kdbus is there",
+        "",
+        *textwrap.wrap(
+            f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by a row"
+            f" of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests hold what"
+            " the row says.",
+            120,
+        ),
+        "",
+        "`make conformance` makes this page from the names and docstrings of the tests and from the tables of the",
+        "deviations; a test fails when it is older than they are, or when a behaviour has neither.",
+    ]
+    for group, count in GROUPS.items():
+        lines += ["", f"## {group}", "", "| id | tests | deviation |", "|---|---|---|"]
+        for each in (f"{group}-{number}" for number in range(1, count + 1)):
+            deviation = "[yes](deviations.md)" if each in account.deviations else ""
+            lines.append(f"| {each} | {_cell(account.tests.get(each, []))} | {deviation} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    account = take_account()
+    DOCUMENT.write_text(document(account))
+    for each, where in account.unknown:
+        print(f"{where}: there is no {each}", file=sys.stderr)
+    if account.missing:
+        print(f"neither test nor deviation: {', '.join(account.missing)}", file=sys.stderr)
+    return 1 if account.missing or account.unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
