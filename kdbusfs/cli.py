@@ -24,6 +24,7 @@ from kdbusfs.fuse.mount import (
     Mount,
     MountError,
     check_mountpoint,
+    check_privilege,
     is_mounted,
     mount,
     open_device,
@@ -50,7 +51,7 @@ mount options:
 
 exit codes:
   0   the domain is mounted; with -f: it was unmounted, or a signal ended it
-  1   wrong usage, or not root
+  1   wrong usage, or no privilege to mount
   2   /dev/fuse cannot be opened
   4   an error inside the program, or the connection to the kernel was aborted
   32  the domain could not be mounted
@@ -66,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         options = parse(given.options)
-        if os.geteuid() != 0:
-            raise MountError(EXIT_USAGE, "only root can mount a domain")
+        check_privilege()
         path = check_mountpoint(given.mountpoint, options.subtype)
         if given.foreground:
             return run_daemon(given.source, path, options)
@@ -120,6 +120,7 @@ class Daemon:
         from kdbusfs.fuse.tree import Tree
         from kdbusfs.host.host import LinuxHost
         from kdbusfs.host.installer import Installer, Job
+        from kdbusfs.host.store_memory import Storer
 
         self.mounted: Mount | None = None
         self._ending: threading.Thread | None = None
@@ -128,9 +129,11 @@ class Daemon:
         faults = Faults()
         wakeup = Wakeup()
         self._ended.callback(wakeup.close)
-        installer = Installer(fuse_fd, wakeup.event_fd)
+        storer = Storer(fuse_fd, wakeup.event_fd)
+        self._ended.callback(storer.close)
+        installer = Installer(fuse_fd, wakeup.event_fd, storer=storer)
         self._ended.callback(installer.close)
-        host = LinuxHost(fuse_fd, wakeup.event_fd, installer)
+        host = LinuxHost(fuse_fd, wakeup.event_fd, installer, storer=storer)
         self._ended.callback(host.close)
         self._host = host
         domain = Domain(host, _memory_limit())
@@ -140,7 +143,7 @@ class Daemon:
         def stats() -> dict[str, object]:
             return {**requests.stats()}
 
-        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats)
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, host.namespaces.owner)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
@@ -157,6 +160,7 @@ class Daemon:
             make_job=Job,
             swap_path=lambda fh: f"{path}/.conn-{fh}",
             make_memory=host.memory,
+            storer=storer,
             faults=faults,
         )
         amendments = Amendments(tree, files.open_answer, passthrough=True)

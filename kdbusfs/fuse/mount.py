@@ -16,6 +16,9 @@ EXIT_INTERNAL = 4
 EXIT_MOUNT = 32
 
 DEVICE = "/dev/fuse"
+MAX_READ = 128 << 10
+"""Bytes in one READ: the answer has to go through a socket whose buffer only root can enlarge."""
+_CAP_SYS_ADMIN = 21
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _OCTAL_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
@@ -28,7 +31,7 @@ _DEVICE_HINTS = {
     errno.ENOENT: _MISSING_DEVICE,
     errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
     errno.ENXIO: "the kernel has no FUSE: load it with 'modprobe fuse'",
-    errno.EACCES: "run as root",
+    errno.EACCES: "it may be root's alone: run as root, or have its mode be 0666, as udev makes it",
     errno.EPERM: f"a container needs '--device {DEVICE}'",
 }
 _MOUNT_HINTS = {
@@ -90,6 +93,22 @@ def visible_mount(path: str) -> MountEntry | None:
     return found
 
 
+def check_privilege() -> None:
+    """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    if not int(fields["CapEff"], 16) >> _CAP_SYS_ADMIN & 1:
+        raise MountError(
+            EXIT_USAGE,
+            "mounting takes CAP_SYS_ADMIN: run as root, or in a user namespace of your own ('unshare -Urm')",
+        )
+    if os.readlink("/proc/self") != str(os.getpid()):
+        raise MountError(
+            EXIT_SYSTEM,
+            "/proc shows another pid namespace than this process': mount one of its own ('unshare --mount-proc')",
+        )
+
+
 def check_mountpoint(path: str, subtype: str) -> str:
     """The real path of a directory that a domain can be mounted on.  Raises MountError."""
     absolute = os.path.abspath(path)
@@ -127,7 +146,7 @@ def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mou
     """
     data = (
         f"fd={fuse_fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
-        ",allow_other,default_permissions"
+        f",allow_other,default_permissions,max_read={MAX_READ}"
     )
     result = _libc.mount(
         os.fsencode(source), os.fsencode(path), os.fsencode(f"fuse.{subtype}"), flags, data.encode()

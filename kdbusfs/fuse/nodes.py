@@ -33,7 +33,13 @@ _REFUSALS_KEPT = 4096
 
 
 class Memory(Protocol):
-    """The backing of a pool, as far as opening needs it."""
+    """The backing of a pool, as far as opening needs it.
+
+    nodeids: the inodes whose page cache has copies of it; None where they have the memory itself.
+    """
+
+    nodeids: set[int] | None
+    size: int
 
     @property
     def backing_id(self) -> int: ...
@@ -106,8 +112,8 @@ class StaticDirectory(Node):
 
     __slots__ = ("children", "parent_ino")
 
-    def __init__(self, nodeid: int, ino: int, changed_ns: int, parent_ino: int) -> None:
-        super().__init__(nodeid, ino, stat.S_IFDIR | 0o555, 0, 0, changed_ns)
+    def __init__(self, nodeid: int, ino: int, owner: tuple[int, int], changed_ns: int, parent_ino: int) -> None:
+        super().__init__(nodeid, ino, stat.S_IFDIR | 0o555, *owner, changed_ns)
         self.parent_ino = parent_ino
         self.children: dict[str, Node] = {}
 
@@ -135,6 +141,13 @@ class PooledNode(Node):
         self.opens: dict[int, EndpointHandle] = {}
         self.placeholder: Memory | None = None
 
+    @property
+    def copied(self) -> Memory | None:
+        """The pool that the kernel has copies of in this inode; None if there is none."""
+        for handle in self.opens.values():
+            return handle.memory if self.placeholder is None and handle.memory.nodeids is not None else None
+        return None
+
 
 class EndpointNode(PooledNode):
     """One LOOKUP of an endpoint file (FS-7, FS-8)."""
@@ -153,6 +166,11 @@ class PoolNode(PooledNode):
     def __init__(self, nodeid: int, handle: EndpointHandle, changed_ns: int) -> None:
         super().__init__(nodeid, handle.endpoint, changed_ns)
         self.handle: EndpointHandle | None = handle
+
+    @property
+    def copied(self) -> Memory | None:
+        handle = self.handle
+        return handle.memory if handle is not None and handle.memory.nodeids is not None else None
 
 
 class Admission(enum.Enum):
@@ -175,10 +193,14 @@ class _Shown:
 
 
 class NodeTable:
-    """All node ids of a mount.  `realtime` gives CLOCK_REALTIME in nanoseconds."""
+    """All node ids of a mount.
 
-    def __init__(self, realtime: Callable[[], int]) -> None:
+    realtime: gives CLOCK_REALTIME in nanoseconds; owner: uid and gid of what is there as long as the domain (FS-4).
+    """
+
+    def __init__(self, realtime: Callable[[], int], owner: tuple[int, int] = (0, 0)) -> None:
         self._realtime = realtime
+        self._owner = owner
         self._nodes: dict[int, Node] = {}
         # By identity of the core's object, which a node here keeps alive.
         self._of_bus: dict[int, BusNode] = {}
@@ -189,8 +211,8 @@ class NodeTable:
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
         now = realtime()
-        self.root = StaticDirectory(ROOT_ID, ROOT_ID, now, ROOT_ID)
-        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | 0o666, 0, 0, now)
+        self.root = StaticDirectory(ROOT_ID, ROOT_ID, owner, now, ROOT_ID)
+        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | 0o666, *owner, now)
         self._nodes[ROOT_ID] = self.root
         self._nodes[CONTROL_ID] = self.control
         self.root.children["control"] = self.control
@@ -206,14 +228,14 @@ class NodeTable:
     def add_directory(self, parent: StaticDirectory, name: str) -> StaticDirectory:
         """Add a directory that lives as long as the table, found by name in `parent`."""
         nodeid = self._static_nodeid()
-        node = StaticDirectory(nodeid, _STATIC_INO + nodeid, parent.changed_ns, parent.ino)
+        node = StaticDirectory(nodeid, _STATIC_INO + nodeid, self._owner, parent.changed_ns, parent.ino)
         self._nodes[nodeid] = parent.children[name] = node
         return node
 
     def add_file(self, parent: StaticDirectory, name: str, mode: int) -> Node:
-        """Add a file of root's with permissions `mode` that lives as long as the table."""
+        """Add a file of the owner's with permissions `mode` that lives as long as the table."""
         nodeid = self._static_nodeid()
-        node = Node(nodeid, _STATIC_INO + nodeid, stat.S_IFREG | mode, 0, 0, parent.changed_ns)
+        node = Node(nodeid, _STATIC_INO + nodeid, stat.S_IFREG | mode, *self._owner, parent.changed_ns)
         self._nodes[nodeid] = parent.children[name] = node
         return node
 
@@ -280,6 +302,8 @@ class NodeTable:
         """
         if node.placeholder is None:
             node.placeholder = next(iter(node.opens.values())).memory
+            if node.placeholder.nodeids is not None:
+                node.placeholder.nodeids.discard(node.nodeid)
         for handle in node.opens.values():
             handle.memory_is_shared = True
         return node.placeholder
@@ -288,6 +312,8 @@ class NodeTable:
         """Note that the file handle number `fh` is an open of `node`."""
         if node.placeholder is not None:
             handle.memory_is_shared = True
+        elif handle.memory.nodeids is not None:
+            handle.memory.nodeids.add(node.nodeid)
         node.opens[fh] = handle
         self._of_file[fh] = node
         if isinstance(node, PoolNode):
@@ -301,12 +327,19 @@ class NodeTable:
         handle = node.opens.pop(fh)
         if node.opens:
             return
+        if handle.memory.nodeids is not None:
+            handle.memory.nodeids.discard(node.nodeid)
         if node.placeholder is not None:
             node.placeholder.close()
             node.placeholder = None
         if isinstance(node, PoolNode):
             del self._moved[id(handle)]
             node.handle = None
+
+    def copied_by(self, fh: int) -> Memory | None:
+        """The pool that the kernel copies into the inode of the open file `fh`; None if there is none."""
+        node = self._of_file.get(fh)
+        return None if node is None else node.copied
 
     def _show(self, endpoint: Endpoint) -> int:
         """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""

@@ -15,6 +15,7 @@ RELEASE: Final = 18
 INIT: Final = 26
 READDIRPLUS: Final = 44
 
+AUTO_INVAL_DATA: Final = 1 << 12
 WRITEBACK_CACHE: Final = 1 << 16
 INIT_EXT: Final = 1 << 30
 PASSTHROUGH: Final = 1 << 37
@@ -60,6 +61,8 @@ def _body(reply: memoryview, least: int) -> memoryview:
 def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> bool:
     """Ask for what pyfuse3 does not know: passthrough, and no limit on background requests that could be met.
 
+    What is stored in the page cache of a client is to stay there whatever the attributes say.
+
     Returns whether the mount has passthrough: it is `passthrough`, wanted, and the kernel offers it.
     """
     body = _body(reply, _INIT_OUT.size)
@@ -71,9 +74,9 @@ def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> boo
     offered = offered_low | offered_high << 32 if offered_low & INIT_EXT else offered_low
     passthrough = passthrough and bool(offered & PASSTHROUGH)
     fields = list(_INIT_OUT.unpack_from(body))
-    flags = fields[3] | fields[10] << 32
+    flags = (fields[3] | fields[10] << 32) & ~(AUTO_INVAL_DATA | WRITEBACK_CACHE)
     if passthrough:
-        flags = (flags | INIT_EXT | PASSTHROUGH) & ~WRITEBACK_CACHE
+        flags |= INIT_EXT | PASSTHROUGH
     fields[3] = flags & 0xFFFFFFFF
     fields[4] = fields[5] = MAX_BACKGROUND
     fields[6] = min(fields[6], MAX_WRITE)

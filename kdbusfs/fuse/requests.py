@@ -10,7 +10,15 @@ from errno import EIO, EPERM, ESHUTDOWN
 from typing import Any, Final, Protocol
 
 from ..abi.commands import COMMANDS
-from ..abi.constants import CMD_HELLO, CMD_SEND, RECV_RETURN_INCOMPLETE_FDS
+from ..abi.constants import (
+    CMD_BUS_CREATOR_INFO,
+    CMD_CONN_INFO,
+    CMD_HELLO,
+    CMD_NAME_LIST,
+    CMD_RECV,
+    CMD_SEND,
+    RECV_RETURN_INCOMPLETE_FDS,
+)
 from ..abi.errors import KdbusError
 from ..abi.layouts import I32, U64
 from .channel import NOTHING, Channel
@@ -19,6 +27,8 @@ from .files import Handle, OpenFiles
 log = logging.getLogger(__name__)
 
 _IOC_READ: Final = 1 << 31
+_TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
+"""The commands whose answers tell where in the pool something is."""
 
 
 class Call(Protocol):
@@ -65,6 +75,31 @@ class Installer(Protocol):
         """Jobs that came to an end since the last time."""
 
 
+class Storer(Protocol):
+    """What brings the copies that clients have of their pools up to date, where it `is_needed`."""
+
+    is_needed: bool
+
+    def when_needed(self, action: Callable[[], None]) -> None:
+        """Have `action` called when it turns out to be needed."""
+
+    @property
+    def jobs(self) -> int:
+        """How many answers it still has to give."""
+
+    def take(self, memory: Any, slots: list[int]) -> Any:
+        """What to store before an answer to the owner of `memory`; None: nothing.
+
+        slots: offsets in it that will get numbers of descriptors.
+        """
+
+    def answer(self, stores: Any, unique: int, result: int, out: bytes | bytearray) -> bool:
+        """Answer an ioctl after `stores`; False, with nothing done, when that cannot be."""
+
+    def announce(self) -> None:
+        """Have the server's wait end when a job is done."""
+
+
 class Faults:
     """The log of errors that no client should be able to cause: each place at most once a minute."""
 
@@ -106,11 +141,15 @@ class _Deferred:
 
 
 class Ledger:
-    """What all threads' requests share: the calls that are not answered yet, by unique, and the running jobs."""
+    """What all threads' requests share: the calls that are not answered yet, by unique, and the running jobs.
 
-    __slots__ = ("deferred", "jobs", "requests")
+    apart: the commands whose success may take more than an answer.
+    """
+
+    __slots__ = ("apart", "deferred", "jobs", "requests")
 
     def __init__(self) -> None:
+        self.apart = {CMD_HELLO}
         self.deferred: dict[int, _Deferred] = {}
         self.jobs = 0
         self.requests: list[Requests] = []
@@ -138,9 +177,11 @@ class Requests:
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
     make_caller: gives a caller of the thread's own.
     make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
+    storer: None where clients have the memory of their pools itself, and never copies.
     """
 
     __slots__ = (
+        "_apart",
         "_call",
         "_caller",
         "_channel",
@@ -160,6 +201,7 @@ class Requests:
         "_options",
         "_pending",
         "_reset",
+        "_storer",
         "_swap_path",
         "_views",
     )
@@ -177,6 +219,7 @@ class Requests:
         make_job: Callable[..., Any] | None = None,
         swap_path: Callable[[int], str] | None = None,
         make_memory: Callable[[], Any] | None = None,
+        storer: Storer | None = None,
         faults: Faults | None = None,
         ledger: Ledger | None = None,
     ) -> None:
@@ -192,6 +235,7 @@ class Requests:
             "make_job": make_job,
             "swap_path": swap_path,
             "make_memory": make_memory,
+            "storer": storer,
             "faults": self._faults,
             "ledger": self._ledger,
         }
@@ -216,6 +260,10 @@ class Requests:
         self._make_job = make_job
         self._make_memory = make_memory
         self._swap_path = swap_path if installer is not None else None
+        self._storer = storer
+        self._apart = apart = self._ledger.apart
+        if storer is not None:
+            storer.when_needed(lambda: apart.update(_TELLING))
         self._interrupted = 0
 
     @property
@@ -264,7 +312,7 @@ class Requests:
                 result = NOTHING
                 if self._interrupted == unique:
                     self._domain.interrupt(deferred.call)
-            elif call.installation is not None or (number == CMD_HELLO and result == 0):
+            elif call.installation is not None or (number in self._apart and not result):
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
         except Exception as fault:
@@ -353,12 +401,31 @@ class Requests:
         swap = None
         if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
             swap = self._swap_path(fh)
-        if (installation is None and swap is None) or not self._submit(
-            unique, call, result, handle, tid, bytes(out), swap, installation
-        ):
+        if installation is not None or swap is not None:
+            if self._submit(unique, call, result, handle, tid, bytes(out), swap, installation):
+                return
             if installation is not None:
                 _refuse(installation, out)
+        stores = self._take_stores(handle, None)
+        if stores is None or self._storer is None or not self._storer.answer(stores, unique, result, out):
             self._channel.answer(unique, result, out)
+
+    def _take_stores(self, handle: Handle | None, installation: Any) -> Any:
+        """What the storer has to do before the owner of `handle` gets an answer; None: nothing."""
+        if self._storer is None or not self._storer.is_needed:
+            return None
+        slots = [] if installation is None else [offset for _, _, offset in installation.entries]
+        return self._storer.take(getattr(handle, "memory", None), slots)
+
+    @property
+    def answering(self) -> bool:
+        """Whether others still have answers to give, which they need the reader for."""
+        return bool(self.jobs) or (self._storer is not None and bool(self._storer.jobs))
+
+    def announce_answers(self) -> None:
+        """Have the server's wait end whenever `answering` may have changed."""
+        if self._storer is not None:
+            self._storer.announce()
 
     def _submit(
         self,
@@ -382,7 +449,10 @@ class Requests:
                     pointer, keepalive = memory.pin(offset)
                     entries.append((file.fd, pointer))
                     pinned.append(keepalive)
+            stores = self._take_stores(handle, installation)
+            more = {} if stores is None else {"stores": stores}
             job = self._make_job(
+                **more,
                 tid=tid,
                 user=call.caller.user,
                 unique=unique,

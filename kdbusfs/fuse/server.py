@@ -186,7 +186,9 @@ class Server:
 
     def _linger(self) -> int:
         """Until when a stopped server goes on; -1 when it ends now."""
-        if not self._requests.jobs:
+        if not self._limit:
+            self._requests.announce_answers()
+        if not self._requests.answering:
             return -1
         now = time.monotonic_ns()
         if not self._limit:

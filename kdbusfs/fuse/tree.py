@@ -28,17 +28,21 @@ from kdbusfs.fuse.nodes import (
     Memory,
     Node,
     NodeTable,
+    PooledNode,
     PoolNode,
     StaticDirectory,
 )
 
 FOPEN_DIRECT_IO = 1 << 0
+FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_NOFLUSH = 1 << 5
 FOPEN_PASSTHROUGH = 1 << 7
 
 # With DIRECT_IO beside PASSTHROUGH only mmap meets the memory; read and write come here, for FS-16.
 _ENDPOINT_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
 _PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+# Without passthrough: what is stored in the page cache stays there.
+_COPIED_FLAGS = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
 
 _UNCHANGING = 1e6  # seconds: attributes never change, and neither do the entries that are always there
 _POOL_PREFIX = ".conn-"
@@ -124,7 +128,7 @@ class Tree(pyfuse3.Operations):
     `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
-    `files` has to be set before the first request.
+    `owner` has what is there as long as the domain.  `files` has to be set before the first request.
     """
 
     files: OpenFiles
@@ -139,13 +143,14 @@ class Tree(pyfuse3.Operations):
         realtime: Callable[[], int],
         report: Callable[[str], None],
         more_stats: Callable[[], Mapping[str, object]] = dict,
+        owner: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self._report = report
         self._domain = domain
         self._host = host
         self._installer = installer
-        self._nodes = NodeTable(realtime)
+        self._nodes = NodeTable(realtime, owner)
         self._directories: dict[int, Node] = {}  # open directories
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
@@ -244,7 +249,7 @@ class Tree(pyfuse3.Operations):
                 raise
         # Before anything can fail: a handle that shares memory must not close it.
         handle.memory_is_shared = admission is Admission.SHARED
-        fh = self._add_file(handle, _ENDPOINT_FLAGS, memory.backing_id)
+        fh = self._add_file(handle, _flags(memory), memory.backing_id)
         self._nodes.opened(node, fh, handle)
         return fh
 
@@ -256,7 +261,8 @@ class Tree(pyfuse3.Operations):
         # A client that reopens its own descriptor through /proc arrives here as well.
         if tid not in self._installer.tids or node.handle is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        fh = self.files.add(node.handle, _ENDPOINT_FLAGS, node.handle.memory.backing_id)
+        memory = node.handle.memory
+        fh = self.files.add(node.handle, _flags(memory), memory.backing_id)
         self._nodes.opened(node, fh, node.handle)
         return fh
 
@@ -279,9 +285,13 @@ class Tree(pyfuse3.Operations):
     @_handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
         file = self.files.get(fh)
-        if not isinstance(file, TextFile):
+        if isinstance(file, TextFile):
+            return file.read(off, size)
+        pool: Any = self._nodes.copied_by(fh)
+        if pool is None:
             raise pyfuse3.FUSEError(errno.EINVAL)  # FS-16
-        return file.read(off, size)
+        data: bytes = pool.read(off, size)
+        return data
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -441,6 +451,11 @@ def _want(fault: Exception) -> int | None:
     return _WANTS.get(fault.errno or 0) if isinstance(fault, OSError) else None
 
 
+def _flags(memory: Memory) -> int:
+    """FOPEN_* of an endpoint file with this memory."""
+    return _ENDPOINT_FLAGS if memory.nodeids is None else _COPIED_FLAGS
+
+
 def _refuse() -> NoReturn:
     """Refuse what kdbus has no operation for (FS-14, FS-15)."""
     raise pyfuse3.FUSEError(errno.EPERM)
@@ -459,6 +474,10 @@ def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
     attributes.st_ino = ino
     attributes.st_mode = node.mode
     attributes.st_nlink = 2 if node.is_directory else 1
+    if isinstance(node, PooledNode):
+        pool = node.copied
+        # The kernel maps no further than that; with passthrough it looks at the memory itself (FS-9).
+        attributes.st_size = 0 if pool is None else pool.size
     attributes.st_uid = node.uid
     attributes.st_gid = node.gid
     attributes.st_blksize = mmap.PAGESIZE

@@ -326,6 +326,8 @@ class LinuxCaller:
         )
         if r < 0:
             raise fail(r, "payload")
+        if memory.nodeids is not None:
+            memory.written(offset, end - offset)
         return end
 
     def take_file(self, fd: int) -> LinuxFile:

@@ -21,6 +21,8 @@ from typing import Any, Final, Protocol, cast
 
 from kdbusfs.native import _native
 
+from .store_memory import Storer, Stores
+
 MAX_WORKERS: Final = 256
 """Threads of one installer."""
 MAX_QUEUED: Final = 1024
@@ -62,6 +64,7 @@ class Job:
     flags_offset: of the return_flags (u64) in `out`, or -1; they get RECV_RETURN_INCOMPLETE_FDS when an entry
     fails (RECV-14);
     swap: path of a file to take the place of the descriptor that the ioctl was made with, opened read-only;
+    stores: what has to be stored in the page cache of the client before its answer; None: nothing;
     context: the submitter's own; it keeps descriptors and pointers of `entries` valid until the end.
 
     When finished, every entry's int32 has a number (the lowest free ones, close-on-exec: LAY-16) or -errno,
@@ -77,6 +80,7 @@ class Job:
         "installed",
         "out",
         "result",
+        "stores",
         "swap",
         "swapped",
         "tid",
@@ -95,6 +99,7 @@ class Job:
         entries: list[tuple[int, Any]],
         flags_offset: int = -1,
         swap: str | None = None,
+        stores: Stores | None = None,
         context: object = None,
     ) -> None:
         self.tid = tid
@@ -105,6 +110,7 @@ class Job:
         self.entries = entries
         self.flags_offset = flags_offset
         self.swap = swap
+        self.stores = stores
         self.context = context
         self.installed = 0
         self.swapped = False
@@ -137,13 +143,21 @@ class _Worker:
 class Installer:
     """The threads that do jobs for the clients of one mount.
 
-    fuse_fd: /dev/fuse of the mount; event_fd: an eventfd, written to whenever a job is finished.
+    fuse_fd: /dev/fuse of the mount; event_fd: an eventfd, written to whenever a job is finished;
+    storer: what answers a job with stores that gets no descriptors.
     All methods are for the reader.  None of them waits, except `close`.
     """
 
     def __init__(
-        self, fuse_fd: int, event_fd: int, *, max_workers: int = MAX_WORKERS, max_queued: int = MAX_QUEUED
+        self,
+        fuse_fd: int,
+        event_fd: int,
+        *,
+        max_workers: int = MAX_WORKERS,
+        max_queued: int = MAX_QUEUED,
+        storer: Storer | None = None,
     ) -> None:
+        self._storer = storer
         self._fuse_fd = fuse_fd
         self._event_fd = event_fd
         self._max_workers = max_workers
@@ -257,6 +271,9 @@ class Installer:
         if job.entries and job.flags_offset >= 0 and at + _FLAGS.size <= len(reply):
             _FLAGS.pack_into(reply, at, _FLAGS.unpack_from(reply, at)[0] | _RETURN_INCOMPLETE_FDS)
         job.error = error
+        if job.stores is not None and self._storer is not None and self._storer.send(job.stores, reply):
+            self._finish(job)
+            return
         try:
             os.write(self._fuse_fd, reply)
         except OSError as fault:
@@ -288,6 +305,10 @@ class Installer:
             injection.slots = slots
             injection.swap, swap = swap, -1  # kfs_inject closes it
             injection.flags_offset = job.flags_offset
+            stores = job.stores
+            injection.stores = _ffi.NULL if stores is None else stores.array
+            injection.store_count = 0 if stores is None else stores.count
+            injection.slot_stores = 0 if stores is None else stores.slots
             job.error = -_lib.kfs_inject(tracer, injection) or error
             job.installed = injection.installed
             job.swapped = bool(injection.swapped)

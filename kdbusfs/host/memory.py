@@ -50,12 +50,13 @@ class Mapping:
 class PoolMemory:
     """ports.Memory.  `fuse_fd` is the /dev/fuse that the backing id is for; -1 for a pool without one.
 
-    `backing_id` is what an OPEN answer names; 0 without.
+    `backing_id` is what an OPEN answer names; 0 without.  `nodeids` is None: see store_memory.StoredMemory.
     """
 
-    __slots__ = ("_fuse_fd", "_mapping", "backing_id", "fd", "size")
+    __slots__ = ("_fuse_fd", "_mapping", "backing_id", "fd", "nodeids", "size")
 
     def __init__(self, fuse_fd: int = -1) -> None:
+        self.nodeids: set[int] | None = None
         self.size = 0
         self.backing_id = 0
         self._fuse_fd = fuse_fd
@@ -110,6 +111,9 @@ class PoolMemory:
         r: int = lib.kfs_store(self.fd, offset, mapping.base + source_offset, size)
         if r < 0:
             raise _store_error(r)
+
+    def written(self, offset: int, size: int) -> None:
+        """Something was written to a mapping.  Matters only where clients have copies."""
 
     def mapped(self, end: int) -> Mapping:
         """The pool, mapped at least up to `end`; valid as long as it is referred to.  Raises

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, ENOTTY, EPERM, ESRCH
+from pathlib import Path
 from typing import NamedTuple
 
 from kdbusfs.core.ports import NO_ID
@@ -66,6 +67,8 @@ class Namespaces:
     A namespace is identified by the number that the kernel never gives to another one.  Kernels without
     NS_GET_ID only have the inode number, which may be used again once a namespace is gone: there no map is
     kept from one request to the next.
+
+    owner: uid and gid of what belongs to root elsewhere: files of an id that is not mapped cannot be written to.
     """
 
     __slots__ = (
@@ -76,6 +79,7 @@ class Namespaces:
         "_word",
         "overflow_gid",
         "overflow_uid",
+        "owner",
         "pid",
         "user",
     )
@@ -86,8 +90,14 @@ class Namespaces:
         self._unique = True
         self._own_user_inode, self.user = self._own("ns/user")
         self._own_pid_inode, self.pid = self._own("ns/pid")
+        self.owner = (self._root_or(os.geteuid(), "uid_map"), self._root_or(os.getegid(), "gid_map"))
         self.overflow_uid = setting("kernel/overflowuid")
         self.overflow_gid = setting("kernel/overflowgid")
+
+    @staticmethod
+    def _root_or(other: int, name: str) -> int:
+        """0, or `other` in a namespace that has no such id."""
+        return 0 if to_outside(parse_id_map(Path("/proc/self", name).read_bytes()), 0) is not None else other
 
     def _own(self, name: str) -> tuple[int, int]:
         fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)

@@ -735,6 +735,7 @@ static int write_reply(const struct kfs_injection *job)
 {
 	ssize_t written;
 
+	kfs_store_pages(job->fuse_fd, job->stores, job->store_count);
 	do
 		written = write(job->fuse_fd, job->reply, job->reply_len);
 	while (written < 0 && errno == EINTR);
@@ -783,6 +784,8 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 			client->store = true;
 		}
 	}
+	if (job->count)
+		kfs_store_pages(job->fuse_fd, job->stores, job->slot_stores);
 	drop_swap(job);
 	release(tracer, client);
 	return error;
@@ -795,6 +798,8 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
  * slots[i] gets the number of files[i], or -errno; then bit 0 of the 64-bit flags at `flags_offset` of the output
  * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
  * closed in every case but -EINVAL.
+ * Where the client has copies of its pool, `stores` bring them up to date before the answer; the first `slot_stores` of
+ * them are of the pages with the slots, and are made again when those have their numbers.
  * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
  * be looked after by kfs_tracer_sweep().  Returns 0, or -errno of what went wrong first.
  */

@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "store.h"
+
 struct kfs_tracer;
 
 struct kfs_injection {
@@ -15,6 +17,9 @@ struct kfs_injection {
 	int32_t **slots;
 	int swap;
 	int flags_offset;
+	const struct kfs_store *stores;
+	uint32_t store_count;
+	uint32_t slot_stores;
 	uint32_t installed;
 	int swapped;
 	int reply_error;

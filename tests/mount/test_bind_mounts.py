@@ -173,15 +173,19 @@ def test_two_domains_share_nothing(domain_mount: DomainMount, actors: Actors, fo
         other.wait_until_ready()
 
         def play() -> None:
-            with make_bus(domain_mount.path, "same") as one, make_bus(path, "same") as two:
-                with Connection(one, pool_size=POOL) as here, Connection(two, pool_size=POOL) as there:
-                    assert here.id == there.id == 1
-                    assert here.id128 != there.id128
-                    here.acquire("org.example.Only")
-                    assert there.list_names() == []
-                    there.send(1, b"to myself")
-                    assert here.recv() is None
-                    assert errno_of(here.send, 1, fds=[there]) == errno.EOPNOTSUPP
+            with (
+                make_bus(domain_mount.path, "same") as one,
+                make_bus(path, "same") as two,
+                Connection(one, pool_size=POOL) as here,
+                Connection(two, pool_size=POOL) as there,
+            ):
+                assert here.id == there.id == 1
+                assert here.id128 != there.id128
+                here.acquire("org.example.Only")
+                assert there.list_names() == []
+                there.send(1, b"to myself")
+                assert here.recv() is None
+                assert errno_of(here.send, 1, fds=[there]) == errno.EOPNOTSUPP
 
         actors.run(play)
         assert other.stop() == 0
@@ -209,7 +213,8 @@ def test_umount_is_refused_while_files_are_open_and_a_lazy_one_is_not(
 
     client = actors(talk)
     client.hear("its connections")
-    refused = subprocess.run(["umount", str(domain_mount.path)], capture_output=True, text=True, timeout=30, check=False)
+    command = ["umount", str(domain_mount.path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert refused.returncode == 32 and "busy" in refused.stderr
     subprocess.run(["umount", "-l", str(domain_mount.path)], check=True, timeout=30)
     client.say()

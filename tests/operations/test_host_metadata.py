@@ -140,6 +140,25 @@ say(sub=sub.pid)
         assert collected(host, sub, c.ATTACH_PIDS).pids == {own: Pids(sub, sub, inner), there: Pids(2, 2, 1)}
 
 
+def test_a_thread_in_a_child_pid_namespace(host: LinuxHost) -> None:
+    """META-7: the thread has a number of its own there too."""
+    text = """
+def other():
+    say(tid=tid())
+    threading.Event().wait()
+threading.Thread(target=other, daemon=True).start()
+"""
+    with Child(text, prefix=("unshare", "-p", "-f", "--kill-child")) as child:
+        assert child.hear()["tid"] == 2
+        inner = inner_pid(child)
+        (thread,) = [int(each) for each in os.listdir(f"/proc/{inner}/task") if int(each) != inner]
+        own, there = host.namespaces.pid, host.caller(inner).pid_ns
+        assert collected(host, thread, c.ATTACH_PIDS).pids == {
+            own: Pids(inner, thread, child.pid),
+            there: Pids(1, 2, 0),
+        }
+
+
 def test_numbers_in_nested_pid_namespaces(host: LinuxHost) -> None:
     prefix = ("unshare", "-p", "-f", "--kill-child", "unshare", "-p", "-f", "--kill-child")
     with Child(prefix=prefix) as child:

@@ -116,8 +116,8 @@ def document(account: Account) -> str:
         "",
         *textwrap.wrap(
             f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by a row"
-            f" of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests hold what"
-            " the row says.",
+            f" of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests hold"
+            " what the row says.",
             120,
         ),
         "",

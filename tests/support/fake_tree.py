@@ -14,6 +14,8 @@ class FakeMemory:
 
     backing_id: int
     closed: int = 0
+    nodeids: set[int] | None = None
+    size: int = 0
 
     def close(self) -> None:
         self.closed += 1

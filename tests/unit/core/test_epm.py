@@ -215,6 +215,9 @@ def test_epu_1_an_update_replaces_the_whole_policy(world: World, owner: Client) 
     assert [sees(client, name) for name in names] == [False, True, True]
     assert owner.update_endpoint(i.make_item(0x4242, b"ignored")) == 0
     assert [sees(client, name) for name in names] == [False, False, False]
+    assert owner.update_endpoint(more) == 0
+    assert owner.update_endpoint() == 0
+    assert [sees(client, name) for name in names] == [False, False, False]
 
 
 def test_epu_1_a_failed_update_changes_nothing(world: World, owner: Client) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ENXIO, EOPNOTSUPP
+from errno import ENXIO, EOPNOTSUPP, EOVERFLOW
 from struct import unpack
 
 import pytest
@@ -103,6 +103,19 @@ def test_mon_3_limits_count_for_monitors_and_only_make_them_lose(world):
     assert drain_after != 0 and watcher.out(40) == 10
     assert len(drain(watcher)) == 32
     assert at_rest(watcher)
+
+
+def test_mon_3_note_11_notifications_that_find_no_place_are_counted_too(world):
+    watcher = monitor(world)
+    client = world.connect()
+    drain(watcher)
+    for _ in range(129):
+        assert client.acquire(b"org.example.Name") == 0
+        assert client.release_name(b"org.example.Name") == 0
+    assert len(watcher.connection.queue) == 256
+    assert watcher.recv() == -EOVERFLOW
+    assert watcher.out(40) == 2
+    assert len(drain(watcher)) == 256
 
 
 def test_mon_4_a_monitor_is_not_announced_but_listed_and_answers_conn_info(world):

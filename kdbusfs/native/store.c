@@ -1,0 +1,229 @@
+/*
+ * Puts what the daemon wrote into the page cache of its clients (FUSE_NOTIFY_STORE), where the kernel does not let it
+ * pass its own memory through.
+ *
+ * The kernel takes the lock of every page that it stores, and a page that waits for the answer to a READ is locked.
+ * So a store may wait for the reader of /dev/fuse, and must never be made by it: the storer has a thread of its own.
+ * That thread waits for nobody else.  A lock of such a page is held for a READ or a WRITE, which the reader answers
+ * without waiting for any store, or within the kernel for a moment; no client can keep it.
+ *
+ * The data are copied under that lock, out of the mapping of the pool.  So of two stores, or a store and a READ's
+ * answer, the one that is done last has the newer content, whatever order they were asked for in.
+ */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <errno.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define MOST_AT_ONCE (1u << 20)
+
+struct job {
+	struct job *next;
+	uint32_t count, reply_len;
+	struct kfs_store stores[];
+};
+
+struct kfs_storer {
+	int fuse_fd, event_fd;
+	pthread_mutex_t lock;
+	pthread_cond_t work;
+	pthread_t thread;
+	struct job *first, **last;
+	uint64_t submitted, done;
+	bool started, ending, announcing;
+};
+
+static int put(int fuse_fd, const struct iovec *parts, int count)
+{
+	ssize_t n;
+
+	do
+		n = writev(fuse_fd, parts, count);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+static int store(int fuse_fd, const struct kfs_store *what, uint64_t done, uint32_t size)
+{
+	struct {
+		struct fuse_out_header header;
+		struct fuse_notify_store_out out;
+	} head = {
+		.header = { .len = sizeof(head) + size, .error = FUSE_NOTIFY_STORE },
+		.out = { .nodeid = what->nodeid, .offset = what->offset + done, .size = size },
+	};
+	struct iovec parts[] = { { &head, sizeof(head) }, { (void *)(what->data + done), size } };
+
+	return put(fuse_fd, parts, 2);
+}
+
+/* Has the kernel forget its copy; it will ask for it with a READ. */
+static int forget(int fuse_fd, const struct kfs_store *what)
+{
+	struct {
+		struct fuse_out_header header;
+		struct fuse_notify_inval_inode_out out;
+	} notice = {
+		.header = { .len = sizeof(notice), .error = FUSE_NOTIFY_INVAL_INODE },
+		.out = { .ino = what->nodeid, .off = (int64_t)what->offset, .len = (int64_t)what->size },
+	};
+	struct iovec part = { &notice, sizeof(notice) };
+
+	return put(fuse_fd, &part, 1);
+}
+
+/* Not for the reader of /dev/fuse.  Returns 0, or -errno of the last failure: ENOENT for an inode that is gone. */
+int kfs_store_pages(int fuse_fd, const struct kfs_store *stores, uint32_t count)
+{
+	int result = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		const struct kfs_store *what = &stores[i];
+		uint64_t done = 0;
+		int r = 0;
+
+		while (done < what->size && r == 0) {
+			uint64_t left = what->size - done;
+			uint32_t size = left < MOST_AT_ONCE ? (uint32_t)left : MOST_AT_ONCE;
+
+			r = store(fuse_fd, what, done, size);
+			done += size;
+		}
+		if (r < 0 && r != -ENOENT)
+			forget(fuse_fd, what);
+		if (r < 0)
+			result = r;
+	}
+	return result;
+}
+
+static void serve(struct kfs_storer *storer, struct job *job)
+{
+	struct iovec reply = { job->stores + job->count, job->reply_len };
+
+	kfs_store_pages(storer->fuse_fd, job->stores, job->count);
+	if (job->reply_len)
+		put(storer->fuse_fd, &reply, 1);
+}
+
+static void *run(void *argument)
+{
+	struct kfs_storer *storer = argument;
+	const uint64_t one = 1;
+
+	pthread_mutex_lock(&storer->lock);
+	for (;;) {
+		struct job *job = storer->first;
+		bool announced;
+
+		if (!job && storer->ending)
+			break;
+		if (!job) {
+			pthread_cond_wait(&storer->work, &storer->lock);
+			continue;
+		}
+		storer->first = job->next;
+		if (!storer->first)
+			storer->last = &storer->first;
+		pthread_mutex_unlock(&storer->lock);
+		serve(storer, job);
+		free(job);
+		pthread_mutex_lock(&storer->lock);
+		__atomic_fetch_add(&storer->done, 1, __ATOMIC_RELEASE);
+		announced = storer->announcing && write(storer->event_fd, &one, sizeof(one)) == sizeof(one);
+		(void)announced;
+	}
+	pthread_mutex_unlock(&storer->lock);
+	return NULL;
+}
+
+/* NULL: no memory. */
+struct kfs_storer *kfs_storer_new(int fuse_fd, int event_fd)
+{
+	struct kfs_storer *storer = calloc(1, sizeof(*storer));
+
+	if (!storer)
+		return NULL;
+	storer->fuse_fd = fuse_fd;
+	storer->event_fd = event_fd;
+	storer->last = &storer->first;
+	pthread_mutex_init(&storer->lock, NULL);
+	pthread_cond_init(&storer->work, NULL);
+	return storer;
+}
+
+/*
+ * Makes the stores, then writes `reply` (a whole FUSE answer, or nothing).  The stores' data must stay mapped until
+ * `kfs_storer_done` has reached the number that this returns; stores and reply themselves are copied.
+ * -errno: nothing will be done.
+ */
+int64_t kfs_storer_submit(struct kfs_storer *storer, const struct kfs_store *stores, uint32_t count,
+			  const void *reply, uint32_t reply_len)
+{
+	struct job *job = malloc(sizeof(*job) + count * sizeof(*stores) + reply_len);
+	int64_t number;
+
+	if (!job)
+		return -ENOMEM;
+	*job = (struct job){ .count = count, .reply_len = reply_len };
+	memcpy(job->stores, stores, count * sizeof(*stores));
+	memcpy(job->stores + count, reply, reply_len);
+	pthread_mutex_lock(&storer->lock);
+	if (!storer->started && !storer->ending) {
+		number = -pthread_create(&storer->thread, NULL, run, storer);
+		storer->started = number == 0;
+	}
+	if (!storer->started || storer->ending) {
+		pthread_mutex_unlock(&storer->lock);
+		free(job);
+		return -EAGAIN;
+	}
+	*storer->last = job;
+	storer->last = &job->next;
+	number = (int64_t)++storer->submitted;
+	pthread_cond_signal(&storer->work);
+	pthread_mutex_unlock(&storer->lock);
+	return number;
+}
+
+/* How many of the jobs are done, in the order of their submission. */
+uint64_t kfs_storer_done(struct kfs_storer *storer)
+{
+	return __atomic_load_n(&storer->done, __ATOMIC_ACQUIRE);
+}
+
+/* From now on the event descriptor is written to after every job. */
+int kfs_storer_announce(struct kfs_storer *storer)
+{
+	pthread_mutex_lock(&storer->lock);
+	storer->announcing = true;
+	pthread_mutex_unlock(&storer->lock);
+	return 0;
+}
+
+/* Ends the thread if it has nothing left to do; one that has is left alone, together with what it needs: -EBUSY. */
+int kfs_storer_free(struct kfs_storer *storer)
+{
+	bool busy;
+
+	pthread_mutex_lock(&storer->lock);
+	storer->ending = true;
+	busy = storer->submitted != storer->done;
+	pthread_cond_signal(&storer->work);
+	pthread_mutex_unlock(&storer->lock);
+	if (busy)
+		return -EBUSY;
+	if (storer->started)
+		pthread_join(storer->thread, NULL);
+	pthread_cond_destroy(&storer->work);
+	pthread_mutex_destroy(&storer->lock);
+	free(storer);
+	return 0;
+}

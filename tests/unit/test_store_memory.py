@@ -1,0 +1,133 @@
+"""Pools that clients have copies of: which pages have to be stored, and the native storer."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import struct
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdbusfs.host.memory import PoolMemory
+from kdbusfs.host.store_memory import PageSet, StoredMemory, Storer
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+NOTIFY_STORE = 4
+
+spans = st.tuples(st.integers(0, 40 * PAGE), st.integers(0, 6 * PAGE))
+
+
+@given(st.lists(spans, max_size=30))
+def test_page_set_has_the_pages_of_all_parts_once(parts: list[tuple[int, int]]) -> None:
+    """Disjoint, in order, with pages between them that are not in it."""
+    pages = PageSet()
+    wanted: set[int] = set()
+    for offset, size in parts:
+        pages.add(offset, size)
+        wanted.update(range(offset // PAGE, -(-(offset + size) // PAGE)) if size else ())
+    found = pages.parts()
+    assert [p for offset, size in found for p in range(offset // PAGE, (offset + size) // PAGE)] == sorted(wanted)
+    assert all(a + size < b for (a, size), (b, _) in itertools.pairwise(found))
+    assert bool(pages) == bool(wanted)
+    pages.clear()
+    assert not pages and not pages.parts()
+
+
+def pool(size: int = 16 * PAGE) -> StoredMemory:
+    memory = StoredMemory()
+    memory.resize(size)
+    memory.seal()
+    memory.nodeids.add(77)
+    return memory
+
+
+def taken(memory: StoredMemory, slots: list[int]) -> list[tuple[int, int, int]] | None:
+    stores = memory.take_stores(slots)
+    if stores is None:
+        return None
+    return [(stores.array[i].nodeid, stores.array[i].offset, stores.array[i].size) for i in range(stores.count)]
+
+
+def test_sealed_pool_tells_its_size_by_its_last_page() -> None:
+    memory = pool()
+    assert taken(memory, []) == [(77, 15 * PAGE, PAGE)]
+    assert taken(memory, []) is None
+    memory.close()
+
+
+def test_huge_pools_take_no_address_space() -> None:
+    memories = [pool(1 << 42) for _ in range(64)]
+    kept = []
+    for memory in memories:
+        memory.store(0, b"x")
+        stores = memory.take_stores([])
+        assert stores is not None
+        assert [stores.array[i].offset for i in range(stores.count)] == [0, (1 << 42) - PAGE]
+        kept.append(stores)
+    for memory in memories:
+        memory.close()
+
+
+def test_every_way_of_writing_is_noticed() -> None:
+    memory, source = pool(), pool()
+    taken(memory, [])
+    memory.store(PAGE - 1, b"ab")
+    assert taken(memory, []) == [(77, 0, 2 * PAGE)]
+    memory.copy_from(5 * PAGE, 8, source, 0)
+    assert taken(memory, []) == [(77, 5 * PAGE, PAGE)]
+    memory.written(3 * PAGE, 8)
+    assert taken(memory, []) == [(77, 3 * PAGE, PAGE)]
+    memory.mapped(9 * PAGE)
+    assert taken(memory, []) is None
+    memory.store(0, b"x")
+    assert taken(memory, [8 * PAGE + 4]) == [(77, 8 * PAGE, PAGE), (77, 0, PAGE)]
+    assert memory.read(0, 2) == b"x\0"
+    memory.close()
+    source.close()
+    assert memory.read(0, 2) == b""
+
+
+def test_who_has_no_copy_yet_needs_no_store() -> None:
+    memory = pool()
+    memory.nodeids.clear()
+    assert taken(memory, [8]) is None
+    memory.nodeids.add(78)
+    assert taken(memory, []) is None
+    memory.close()
+
+
+def test_storer_stores_and_then_answers() -> None:
+    """The notification as FUSE defines it, with the pool's content; the answer after it; then it is done."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+    ours.settimeout(10)
+    storer = Storer(theirs.fileno(), event_fd)
+    memory = pool()
+    memory.take_stores([])
+    memory.store(PAGE + 100, b"content")
+    calls: list[int] = []
+    storer.when_needed(lambda: calls.append(1))
+    assert not storer.is_needed
+    storer.need()
+    assert storer.is_needed and calls == [1]
+    assert storer.take(PoolMemory(), []) is None and storer.take(None, []) is None
+    storer.announce()
+    stores = storer.take(memory, [])
+    assert stores is not None and storer.answer(stores, 42, -5, b"out")
+    note = ours.recv(1 << 20)
+    assert struct.unpack_from("=IiQQQII", note) == (len(note), NOTIFY_STORE, 0, 77, PAGE, PAGE, 0)
+    assert len(note) == 40 + PAGE and note[40 + 100 :].startswith(b"content\0")
+    assert ours.recv(1 << 20) == struct.pack("=IiQiIII", 35, 0, 42, -5, 0, 0, 0) + b"out"
+    limit = time.monotonic() + 10
+    while storer.jobs and time.monotonic() < limit:
+        time.sleep(0.001)
+    assert storer.jobs == 0
+    assert os.eventfd_read(event_fd) == 1
+    storer.close()
+    memory.close()
+    os.close(event_fd)
+    ours.close()
+    theirs.close()
