@@ -125,7 +125,8 @@ def test_fs_6_fs_7_fs_8_the_owner_is_the_effective_user_of_who_makes_it(domain_m
             os.setresuid(-1, 0, -1)
             os.setresgid(-1, 0, -1)
             with make_endpoint(owner, "roots") as endpoint:
-                return [(each.st_uid, each.st_gid) for each in (os.stat(owner.directory), os.stat(owner), os.stat(endpoint))]
+                found = [os.stat(owner.directory), os.stat(owner.path), os.stat(endpoint.path)]
+                return [(each.st_uid, each.st_gid) for each in found]
 
     assert forked(owners) == [(1000, 1001), (1000, 1001), (0, 0)]
 
