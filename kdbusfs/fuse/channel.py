@@ -35,6 +35,7 @@ EVENT: Final = 5
 GONE: Final = 6
 OWNER: Final = 7
 END: Final = 8
+RELEASE: Final = 9
 
 NOTHING: Final = -2147483647
 """Of a result: there is nothing to answer."""
@@ -57,7 +58,7 @@ class Tree(Protocol):
 
 
 class Channel:
-    """One mount's /dev/fuse, split: ioctls and interrupts for `requests`, the rest for pyfuse3.
+    """One mount's /dev/fuse, split: ioctls, interrupts and closes are brought, the rest is for pyfuse3.
 
     fuse_fd: /dev/fuse; it is made non-blocking.  tree_fd: our end of the SOCK_SEQPACKET pair.
     event_fd: an eventfd that ends a wait when it is written.  No descriptor is closed here.
@@ -127,7 +128,7 @@ class Channel:
             lib.kfs_channel_free(native)
 
     def step(self, deadline: int, result: int) -> int:
-        """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, TREE, TIMER, EVENT or GONE.
+        """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, TREE, RELEASE, TIMER, EVENT or GONE.
         OWNER: others have owned the core meanwhile; END: they do, and the thread is not needed any more.
 
         deadline: CLOCK_MONOTONIC ns after which TIMER comes; 0: none.
@@ -147,6 +148,12 @@ class Channel:
         The pidfd is of the calling thread, and the channel's; it is -1 where no memory has to be read or written.
         """
         return _REQUEST.unpack_from(self._view)
+
+    @property
+    def released(self) -> int:
+        """The fh whose last descriptor is gone."""
+        fh: int = self.native.fh
+        return fh
 
     @property
     def interrupted(self) -> int:

@@ -1,11 +1,12 @@
 """The node table: what every FUSE node id stands for, and which opens it carries.
 
 The kernel ties page cache and passthrough backing to the inode, and an inode to a node id; kdbus gives every
-open of an endpoint a pool of its own.  So each LOOKUP of an endpoint answers with a fresh node id: whoever
-opens a path has an inode to himself, while st_ino, which programs see, stays the endpoint's (FS-33).
+open of an endpoint a pool of its own.  So each LOOKUP of an endpoint answers with a node id that nobody has open:
+whoever opens a path has an inode to himself, while st_ino, which programs see, stays the endpoint's (FS-33).
 
-A node id is met by a second open only where no LOOKUP comes in between: an endpoint file that is
-bind-mounted, an O_PATH descriptor, /proc/self/fd/N.  `NodeTable.admit` decides what becomes of that open:
+A node id is met by a second open where two threads looked it up before either opened it, and where no LOOKUP comes in
+between: an endpoint file that is bind-mounted, an O_PATH descriptor, /proc/self/fd/N.  `NodeTable.admit` decides what
+becomes of that open:
 
 1. The thread is told ESTALE once.  The kernel then walks the path again, and wherever the path leads through
    this file system that walk ends at a fresh node id.
@@ -129,9 +130,12 @@ class BusNode(Node):
 
 
 class PooledNode(Node):
-    """A node whose inode has the memory of its `opens` as backing: file handle number -> handle."""
+    """A node whose inode has the memory of its `opens` as backing: file handle number -> handle.
 
-    __slots__ = ("endpoint", "opens", "placeholder")
+    has_copies: the page cache may still show what a former open had, so nobody else may get this inode.
+    """
+
+    __slots__ = ("endpoint", "has_copies", "opens", "placeholder")
 
     def __init__(self, nodeid: int, endpoint: Endpoint, changed_ns: int) -> None:
         mode = stat.S_IFREG | endpoint.mode
@@ -140,6 +144,7 @@ class PooledNode(Node):
         self.endpoint = endpoint
         self.opens: dict[int, EndpointHandle] = {}
         self.placeholder: Memory | None = None
+        self.has_copies = False
 
     @property
     def copied(self) -> Memory | None:
@@ -206,6 +211,7 @@ class NodeTable:
         self._of_bus: dict[int, BusNode] = {}
         self._of_endpoint: dict[int, _Shown] = {}
         self._of_file: dict[int, PooledNode] = {}
+        self._latest: dict[int, EndpointNode] = {}  # of each endpoint, by identity
         self._moved: dict[int, PoolNode] = {}  # by identity of the handle, which an open here keeps alive
         self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
         self._next_nodeid = _FIRST_DYNAMIC_ID
@@ -249,9 +255,17 @@ class NodeTable:
         return node
 
     def look_up_endpoint(self, endpoint: Endpoint) -> EndpointNode:
-        """A fresh node of `endpoint`, looked up once."""
-        node = EndpointNode(self._fresh_nodeid(), endpoint, self._show(endpoint))
-        self._nodes[node.nodeid] = node
+        """A node of `endpoint` that nobody has open, counted as looked up once more.
+
+        The last one serves again as long as that is so: the kernel, which asks whenever it walks the path, then finds
+        the node id that it knows instead of walking a second time.
+        """
+        node = self._latest.get(id(endpoint))
+        if node is None or node.opens or node.has_copies:
+            node = EndpointNode(self._fresh_nodeid(), endpoint, self._show(endpoint))
+            self._nodes[node.nodeid] = self._latest[id(endpoint)] = node
+        else:
+            node.lookups += 1
         return node
 
     def look_up_pool(self, handle: EndpointHandle) -> PoolNode | None:
@@ -278,10 +292,13 @@ class NodeTable:
         if isinstance(node, BusNode):
             del self._of_bus[id(node.bus)]
         elif isinstance(node, PooledNode):
-            shown = self._of_endpoint[id(node.endpoint)]
+            key = id(node.endpoint)
+            if self._latest.get(key) is node:
+                del self._latest[key]
+            shown = self._of_endpoint[key]
             shown.nodes -= 1
             if not shown.nodes:
-                del self._of_endpoint[id(node.endpoint)]
+                del self._of_endpoint[key]
 
     def admit(self, node: EndpointNode, tid: int) -> Admission:
         """Decide on an OPEN of `node` by thread `tid`; the module's head has the rules."""
@@ -314,6 +331,7 @@ class NodeTable:
             handle.memory_is_shared = True
         elif handle.memory.nodeids is not None:
             handle.memory.nodeids.add(node.nodeid)
+            node.has_copies = True
         node.opens[fh] = handle
         self._of_file[fh] = node
         if isinstance(node, PoolNode):

@@ -17,6 +17,7 @@ from .channel import (
     IOCTL,
     NOTHING,
     OWNER,
+    RELEASE,
     TIMER,
     TREE,
     Amendments,
@@ -71,11 +72,13 @@ class Server:
     """Drives a mount.  `on_event` are called when the event descriptor was written.
 
     channel, requests: of the mount; every reader thread has its own twins of them (fuse.ownership).
+    close_file: is told the fh whose last descriptor is gone.
     """
 
     __slots__ = (
         "_amendments",
         "_channel",
+        "_close_file",
         "_domain",
         "_ended",
         "_faults",
@@ -96,6 +99,7 @@ class Server:
         requests: Requests,
         domain: Domain,
         wakeup: Wakeup,
+        close_file: Callable[[int], object],
         *,
         faults: Faults,
         on_event: Sequence[Callable[[], None]] = (),
@@ -105,6 +109,7 @@ class Server:
         self._requests = requests
         self._domain = domain
         self._wakeup = wakeup
+        self._close_file = close_file
         self._faults = faults
         self._on_event = on_event
         self._readers = Readers(channel, self._read)
@@ -199,6 +204,8 @@ class Server:
         try:
             if kind == TREE:
                 self._amendments.apply(channel)
+            elif kind == RELEASE:
+                self._close_file(channel.released)
             elif kind == INTERRUPT:
                 requests.interrupt()
             elif kind == TIMER:

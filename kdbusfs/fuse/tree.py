@@ -274,8 +274,8 @@ class Tree(pyfuse3.Operations):
             handle.release()
             raise
 
-    @_handler
-    async def release(self, fh: int) -> None:
+    def close_file(self, fh: int) -> None:
+        """The last descriptor of `fh` is gone.  The reader carries RELEASE here itself, beside pyfuse3."""
         # The handle goes first: memory that it shares is closed with the last open of the node.
         try:
             self.files.remove(fh)

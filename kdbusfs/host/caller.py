@@ -8,7 +8,7 @@ a second line: memory and descriptors are only reached while it says that the th
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENOTTY, EPERM, ESRCH
+from errno import EACCES, EINVAL, ENOTTY, EPERM, ESRCH
 from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.abi.errors import KdbusError
@@ -272,7 +272,7 @@ class LinuxCaller:
                 return None
             return meta.numbers_of(found, self.namespaces.pid_chain(found)) or None
         except KdbusError as error:
-            if error.errno in (ESRCH, EPERM):
+            if error.errno in (ESRCH, EPERM, EACCES):
                 return None
             raise
 

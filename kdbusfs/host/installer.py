@@ -34,6 +34,9 @@ _IDLE: Final = 1.0  # seconds
 _LIMBO_POLL: Final = 0.05
 _RETURN_INCOMPLETE_FDS: Final = 1
 _FLAGS: Final = struct.Struct("=Q")
+_NOTIFY_INVAL_ENTRY: Final = 3
+_ROOT: Final = 1  # node id
+_INVAL_ENTRY: Final = struct.Struct("=IiQQII")  # fuse_out_header, fuse_notify_inval_entry_out; then the name
 _REPLY: Final = struct.Struct("=IiQiIII")  # fuse_out_header, fuse_ioctl_out
 
 
@@ -319,10 +322,19 @@ class Installer:
             return
         finally:
             if job.swap is not None:
-                # The name means nothing any more: looked up once again, the kernel forgets it.
-                with contextlib.suppress(OSError):
-                    os.stat(job.swap)
+                self._forget_name(os.fsencode(os.path.basename(job.swap)))
         self._finish(job)
+
+    def _forget_name(self, name: bytes) -> None:
+        """Have the kernel forget a private name in the root: it means nothing any more.
+
+        This takes the lock of the root directory, and whoever holds that may wait for the reader: it is no call for
+        the reader itself.
+        """
+        size = _INVAL_ENTRY.size + len(name) + 1
+        notice = _INVAL_ENTRY.pack(size, _NOTIFY_INVAL_ENTRY, 0, _ROOT, len(name), 0) + name + b"\0"
+        with contextlib.suppress(OSError):
+            os.write(self._fuse_fd, notice)
 
     def _install_loop(self, worker: _Worker, user: int) -> None:
         tracer = _lib.kfs_tracer_new()

@@ -742,6 +742,11 @@ static int serve(struct kfs_channel *ch)
 		ch->counts->interrupts++;
 		ch->unique = ((const struct fuse_interrupt_in *)(in + 1))->unique;
 		return KFS_INTERRUPT;
+	case FUSE_RELEASE:
+		/* Nobody waits for its answer; its effects come before the next request is read. */
+		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
+		put_error(ch, in->unique, 0);
+		return KFS_RELEASE;
 	default:
 		return serve_tree(ch);
 	}

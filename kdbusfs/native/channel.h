@@ -9,6 +9,7 @@ static const int KFS_TREE = 3;
 static const int KFS_TIMER = 4;
 static const int KFS_EVENT = 5;
 static const int KFS_GONE = 6;
+static const int KFS_RELEASE = 9; /* 7 and 8 are in ownership.h */
 
 /* Of `result` in a step: nothing is to be answered. */
 static const int KFS_NOTHING = -2147483647;

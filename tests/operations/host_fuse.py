@@ -72,6 +72,7 @@ class FuseChild(Child):
         os.kill(self.server, signal.SIGSTOP)
 
     def end(self) -> None:
-        if self.server:
-            os.kill(self.server, signal.SIGKILL)
+        server, self.server = self.server, 0  # once: its number may be somebody else's afterwards
+        if server:
+            os.kill(server, signal.SIGKILL)
         super().end()

@@ -151,7 +151,9 @@ class TestAttributes:
 
     def test_st_ino_is_the_node_s_number_whatever_the_node_id(self, mount: Mount, bus: FakeBus) -> None:
         """FS-11"""
-        first, second = mount.lookup("1000-test/bus"), mount.lookup("1000-test/bus")
+        first = mount.lookup("1000-test/bus")
+        mount.open(first.st_ino)
+        second = mount.lookup("1000-test/bus")
         assert first.st_ino != second.st_ino
         for entry in (first, second):
             assert mount.tree.ino_of(entry.st_ino) == bus.endpoints["bus"].ino
@@ -283,7 +285,7 @@ class TestOpen:
         infos = [mount.open(mount.lookup("1000-test/bus").st_ino) for _ in range(3)]
         assert [mount.files.answers[info.fh] for info in infos] == [(ENDPOINT_FLAGS, n) for n in (1, 2, 3)]
         for info in infos:
-            run(mount.tree.release, info.fh)
+            mount.tree.close_file(info.fh)
         assert [memory.closed for memory in mount.host.memories] == [1, 1, 1]
         assert mount.files.handles == {}
 
@@ -332,9 +334,9 @@ class TestOpen:
         second = mount.open(nodeid)
         assert mount.files.answers[first.fh] == mount.files.answers[second.fh]
         assert all(mount.files.handles[info.fh].memory_is_shared for info in (first, second))
-        run(mount.tree.release, first.fh)
+        mount.tree.close_file(first.fh)
         assert mount.host.memories[0].closed == 0
-        run(mount.tree.release, second.fh)
+        mount.tree.close_file(second.fh)
         assert mount.host.memories[0].closed == 1
         third = mount.open(nodeid)
         assert mount.files.answers[third.fh] == (ENDPOINT_FLAGS, 2)
@@ -375,10 +377,10 @@ class TestPrivateNodes:
         assert mount.files.answers[second] == mount.files.answers[first]
         assert mount.files.handles[second] is handle
         refused(errno.ENOENT, mount.lookup, f".conn-{first}", WORKER)
-        run(mount.tree.release, first)
+        mount.tree.close_file(first)
         assert handle.released == 0
         assert mount.files.answers[mount.open(nodeid).fh] == (ENDPOINT_FLAGS, 2)
-        run(mount.tree.release, second)
+        mount.tree.close_file(second)
         assert handle.released == 1
         refused(errno.ENOENT, mount.open, private.st_ino, WORKER)
 

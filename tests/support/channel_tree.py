@@ -83,6 +83,3 @@ class Tree(pyfuse3.Operations):
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         return TEXT[off : off + size]
-
-    async def release(self, fh: pyfuse3.FileHandleT) -> None:
-        self.files.remove(fh)

@@ -824,7 +824,13 @@ def server_of(bench: Bench) -> Server:
     kernel = bench.kernel
     amendments = Amendments(NoTree(), bench.files.open_answer, passthrough=False)
     return Server(
-        kernel.channel, amendments, bench.requests, bench.domain, kernel.wakeup, faults=bench.faults
+        kernel.channel,
+        amendments,
+        bench.requests,
+        bench.domain,
+        kernel.wakeup,
+        bench.files.remove,
+        faults=bench.faults,
     )
 
 

@@ -72,12 +72,40 @@ def test_a_new_bus_of_an_old_name_has_another_node_id(table: NodeTable) -> None:
     assert old.nodeid != new.nodeid
 
 
-def test_every_lookup_of_an_endpoint_is_a_node_of_its_own_with_the_same_ino(
+def test_every_lookup_of_an_endpoint_is_a_node_that_nobody_has_open_with_the_same_ino(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    nodes = [table.look_up_endpoint(endpoint) for _ in range(5)]
+    """FS-33"""
+    nodes = []
+    for fh in range(5):
+        node = table.look_up_endpoint(endpoint)
+        assert table.look_up_endpoint(endpoint) is node
+        assert not node.opens
+        open_first(table, node, fh)
+        nodes.append(node)
     assert len({node.nodeid for node in nodes}) == 5
     assert {node.ino for node in nodes} == {endpoint.ino}
+
+
+def test_the_last_node_serves_again_when_it_is_closed_and_as_long_as_the_kernel_knows_it(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    node = table.look_up_endpoint(endpoint)
+    open_first(table, node, 1)
+    table.closed(1)
+    assert table.look_up_endpoint(endpoint) is node
+    table.forget(node.nodeid, 2)
+    assert table.look_up_endpoint(endpoint) is not node
+
+
+def test_an_inode_whose_page_cache_has_copies_serves_once(table: NodeTable, endpoint: FakeEndpoint) -> None:
+    """FS-33: what a pool held must not show in the pool of whoever opens the endpoint next."""
+    node = table.look_up_endpoint(endpoint)
+    handle = FakeHandle(endpoint, FakeMemory(1))
+    handle.memory.nodeids = set()
+    table.opened(node, 1, handle)
+    table.closed(1)
+    assert table.look_up_endpoint(endpoint) is not node
 
 
 def test_times_stay_while_an_inode_is_held_and_are_new_after_the_last(
