@@ -170,7 +170,7 @@ class Daemon:
                 domain.cancelled(token)
 
         self._server: Server = Server(
-            channel, amendments, requests, domain, wakeup, tree.close_file, faults=faults, on_event=(cancel,)
+            channel, amendments, requests, domain, wakeup, tree, faults=faults, on_event=(cancel,)
         )
 
     def serve(self) -> int:

@@ -22,6 +22,7 @@ from .protocol import (
     amend_lookup,
     amend_open,
     amend_readdirplus,
+    parse_forget,
 )
 
 ffi: Final[Any] = _untyped.ffi
@@ -36,6 +37,7 @@ GONE: Final = 6
 OWNER: Final = 7
 END: Final = 8
 RELEASE: Final = 9
+FORGET: Final = 10
 
 NOTHING: Final = -2147483647
 """Of a result: there is nothing to answer."""
@@ -128,8 +130,8 @@ class Channel:
             lib.kfs_channel_free(native)
 
     def step(self, deadline: int, result: int) -> int:
-        """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, TREE, RELEASE, TIMER, EVENT or GONE.
-        OWNER: others have owned the core meanwhile; END: they do, and the thread is not needed any more.
+        """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, RELEASE, FORGET, TREE, TIMER, EVENT
+        or GONE.  OWNER: others have owned the core meanwhile; END: they do, and the thread is not needed any more.
 
         deadline: CLOCK_MONOTONIC ns after which TIMER comes; 0: none.
         result: of the ioctl that the last step brought, 0 or -errno; the caller of an `_IOWR` command gets
@@ -148,6 +150,11 @@ class Channel:
         The pidfd is of the calling thread, and the channel's; it is -1 where no memory has to be read or written.
         """
         return _REQUEST.unpack_from(self._view)
+
+    @property
+    def forgotten(self) -> list[tuple[int, int]]:
+        """Node ids that the kernel forgets, and how many lookups of each."""
+        return parse_forget(self.native.opcode, self.request[: self.native.request_len])
 
     @property
     def released(self) -> int:

@@ -1,6 +1,6 @@
-"""The FUSE messages that are amended between pyfuse3 and the kernel: their numbers, layouts and amendments.
+"""The FUSE messages that pyfuse3 does not see as they are: their numbers, layouts and amendments.
 
-Pure: every function changes the answer in place and keeps its length.
+Pure: an amendment changes the answer in place and keeps its length.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from struct import Struct, error
 from typing import Final
 
 LOOKUP: Final = 1
+FORGET: Final = 2
 OPEN: Final = 14
 RELEASE: Final = 18
 INIT: Final = 26
+BATCH_FORGET: Final = 42
 READDIRPLUS: Final = 44
 
 AUTO_INVAL_DATA: Final = 1 << 12
@@ -42,6 +44,9 @@ _ENTRY_INO_OFFSET: Final = 40
 _ENTRY_SIZE: Final = 128
 _DIRENT: Final = Struct("<QQII")  # ino off namelen type
 _U64: Final = Struct("<Q")
+_IN_NODEID_OFFSET: Final = 16
+_FORGET_ONE: Final = Struct("<QQ")  # nodeid nlookup
+_BATCH_COUNT: Final = Struct("<II")
 
 OpenAnswer = tuple[int, int]
 """What an OPEN answers besides the fh: open_flags (FOPEN_*) and backing_id."""
@@ -56,6 +61,20 @@ def _body(reply: memoryview, least: int) -> memoryview:
     if len(body) < least:
         raise ProtocolError(f"answer of {len(body)} bytes, at least {least} expected")
     return body
+
+
+def parse_forget(opcode: int, request: memoryview) -> list[tuple[int, int]]:
+    """Node ids, and how many lookups of each are given back, of a FORGET or BATCH_FORGET."""
+    try:
+        if opcode == FORGET:
+            (nodeid,) = _U64.unpack_from(request, _IN_NODEID_OFFSET)
+            (lookups,) = _U64.unpack_from(request, IN_HEADER_SIZE)
+            return [(nodeid, lookups)]
+        count, _ = _BATCH_COUNT.unpack_from(request, IN_HEADER_SIZE)
+        start = IN_HEADER_SIZE + _BATCH_COUNT.size
+        return [_FORGET_ONE.unpack_from(request, start + i * _FORGET_ONE.size) for i in range(count)]
+    except error:
+        raise ProtocolError("FORGET cut off") from None
 
 
 def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> bool:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from .channel import (
     END,
     EVENT,
+    FORGET,
     GONE,
     INTERRUPT,
     IOCTL,
@@ -51,6 +52,16 @@ class Domain(RequestsDomain, Protocol):
         """Everything ends."""
 
 
+class Tree(Protocol):
+    """What the loop carries to the tree by itself."""
+
+    def close_file(self, fh: int) -> object:
+        """The last descriptor of `fh` is gone."""
+
+    def forget_nodes(self, nodes: list[tuple[int, int]]) -> None:
+        """The kernel gives back lookups: node ids and counts."""
+
+
 class Wakeup:
     """What ends the reader's wait from outside: an eventfd that any thread may write."""
 
@@ -72,13 +83,12 @@ class Server:
     """Drives a mount.  `on_event` are called when the event descriptor was written.
 
     channel, requests: of the mount; every reader thread has its own twins of them (fuse.ownership).
-    close_file: is told the fh whose last descriptor is gone.
+    tree: is told what needs no answer of pyfuse3.
     """
 
     __slots__ = (
         "_amendments",
         "_channel",
-        "_close_file",
         "_domain",
         "_ended",
         "_faults",
@@ -88,6 +98,7 @@ class Server:
         "_requests",
         "_served",
         "_stopping",
+        "_tree",
         "_wakeup",
         "has_stuck_readers",
     )
@@ -99,7 +110,7 @@ class Server:
         requests: Requests,
         domain: Domain,
         wakeup: Wakeup,
-        close_file: Callable[[int], object],
+        tree: Tree,
         *,
         faults: Faults,
         on_event: Sequence[Callable[[], None]] = (),
@@ -109,7 +120,7 @@ class Server:
         self._requests = requests
         self._domain = domain
         self._wakeup = wakeup
-        self._close_file = close_file
+        self._tree = tree
         self._faults = faults
         self._on_event = on_event
         self._readers = Readers(channel, self._read)
@@ -205,7 +216,9 @@ class Server:
             if kind == TREE:
                 self._amendments.apply(channel)
             elif kind == RELEASE:
-                self._close_file(channel.released)
+                self._tree.close_file(channel.released)
+            elif kind == FORGET:
+                self._tree.forget_nodes(channel.forgotten)
             elif kind == INTERRUPT:
                 requests.interrupt()
             elif kind == TIMER:

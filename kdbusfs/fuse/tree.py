@@ -11,7 +11,7 @@ import functools
 import mmap
 import os
 import stat
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping
 from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -201,9 +201,10 @@ class Tree(pyfuse3.Operations):
                 return node
         raise pyfuse3.FUSEError(errno.ENOENT)
 
-    @_handler
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for nodeid, count in inode_list:
+    def forget_nodes(self, nodes: Iterable[tuple[int, int]]) -> None:
+        """The kernel gives back lookups: node ids and counts.  The reader carries FORGET here itself: pyfuse3 would
+        run beside it, as there is no answer to wait for."""
+        for nodeid, count in nodes:
             self._nodes.forget(nodeid, count)
 
     @_handler

@@ -679,7 +679,7 @@ static int is_amended(uint32_t opcode)
 	return opcode == FUSE_INIT || opcode == FUSE_LOOKUP || opcode == FUSE_OPEN || opcode == FUSE_READDIRPLUS;
 }
 
-static int ask_tree(struct kfs_channel *ch, uint64_t unique, int answered)
+static int ask_tree(struct kfs_channel *ch, uint64_t unique)
 {
 	uint64_t limit_ns = now_ns() + ch->tree_timeout_ms * 1000000ull;
 	int r;
@@ -693,7 +693,7 @@ static int ask_tree(struct kfs_channel *ch, uint64_t unique, int answered)
 		if (r < 0)
 			return r;
 	}
-	while (answered) {
+	for (;;) {
 		r = wait_tree(ch, POLLIN, limit_ns);
 		if (r < 0)
 			return r;
@@ -701,26 +701,23 @@ static int ask_tree(struct kfs_channel *ch, uint64_t unique, int answered)
 		if (r)
 			return r < 0 ? r : 0;
 	}
-	return 0;
 }
 
 static int serve_tree(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_out_header *out = (void *)ch->reply;
-	int answered = in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET;
 	int r;
 
 	ch->counts->tree++;
 	ch->opcode = in->opcode;
-	r = ask_tree(ch, in->unique, answered);
+	r = ask_tree(ch, in->unique);
 	if (r < 0) {
 		ch->reply_len = 0;
-		if (answered)
-			put_error(ch, in->unique, -EIO);
+		put_error(ch, in->unique, -EIO);
 		return r;
 	}
-	if (answered && (out->error || !is_amended(in->opcode)))
+	if (out->error || !is_amended(in->opcode))
 		pass_reply(ch);
 	return KFS_TREE;
 }
@@ -747,6 +744,10 @@ static int serve(struct kfs_channel *ch)
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
 		put_error(ch, in->unique, 0);
 		return KFS_RELEASE;
+	case FUSE_FORGET:
+	case FUSE_BATCH_FORGET:
+		ch->opcode = in->opcode;
+		return KFS_FORGET;
 	default:
 		return serve_tree(ch);
 	}

@@ -10,6 +10,7 @@ static const int KFS_TIMER = 4;
 static const int KFS_EVENT = 5;
 static const int KFS_GONE = 6;
 static const int KFS_RELEASE = 9; /* 7 and 8 are in ownership.h */
+static const int KFS_FORGET = 10;
 
 /* Of `result` in a step: nothing is to be answered. */
 static const int KFS_NOTHING = -2147483647;

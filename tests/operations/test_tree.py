@@ -214,9 +214,9 @@ class TestLookup:
     def test_forgetting_gives_the_node_back(self, mount: Mount, bus: FakeBus) -> None:
         entries = [mount.lookup("1000-test/bus") for _ in range(3)]
         directory = mount.lookup("1000-test")
-        run(mount.tree.forget, [(entry.st_ino, 1) for entry in entries])
+        mount.tree.forget_nodes([(entry.st_ino, 1) for entry in entries])
         refused(errno.ESTALE, mount.getattr, entries[0].st_ino)
-        run(mount.tree.forget, [(directory.st_ino, 4)])
+        mount.tree.forget_nodes([(directory.st_ino, 4)])
         refused(errno.ESTALE, mount.getattr, directory.st_ino)
 
 

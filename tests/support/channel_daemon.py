@@ -50,7 +50,7 @@ def main() -> None:
     faults = Faults()
     requests = Requests(channel, files, domain, Call, Caller, pending=PENDING, faults=faults)
     amendments = Amendments(tree, files.open_answer, passthrough=True)
-    server = Server(channel, amendments, requests, domain, wakeup, files.remove, faults=faults)
+    server = Server(channel, amendments, requests, domain, wakeup, tree, faults=faults)
 
     pyfuse3.init(tree, f"/dev/fd/{theirs.fileno()}", {"fsname=channel-test"})
     threading.Thread(target=trio.run, args=(pyfuse3.main,), daemon=True).start()

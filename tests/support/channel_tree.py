@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Sequence
 
 import pyfuse3
 import trio
@@ -56,8 +55,11 @@ class Tree(pyfuse3.Operations):
         self.next_nodeid += 1
         return self._attributes(self.next_nodeid)
 
-    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
-        self.forgotten += len(inode_list)
+    def forget_nodes(self, nodes: list[tuple[int, int]]) -> None:
+        self.forgotten += len(nodes)
+
+    def close_file(self, fh: int) -> None:
+        self.files.remove(fh)
 
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         entry = self._attributes(inode)

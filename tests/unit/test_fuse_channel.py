@@ -20,9 +20,11 @@ from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.fuse.channel import (
     EVENT,
+    FORGET,
     INTERRUPT,
     IOCTL,
     NOTHING,
+    RELEASE,
     TIMER,
     TREE,
     Amendments,
@@ -36,6 +38,7 @@ from tests.support.channel_client import aligned
 
 FUSE_GETATTR = 3
 FUSE_FORGET = 2
+FUSE_RELEASE = 18
 FUSE_LOOKUP = 1
 FUSE_IOCTL = 39
 FUSE_POLL = 40
@@ -501,11 +504,19 @@ def test_error_of_the_tree_is_not_amended(kernel: Kernel) -> None:
     assert kernel.answer() == (unique, -errno.ENOENT, b"")
 
 
-def test_forget_has_no_answer(kernel: Kernel) -> None:
-    kernel.ask(FUSE_FORGET, struct.pack("<Q", 1))
-    assert kernel.step() == TREE
-    assert kernel.tree.recv(100)[40:] == struct.pack("<Q", 1)
+def test_forget_has_no_answer_and_is_not_for_pyfuse3(kernel: Kernel) -> None:
+    kernel.ask(FUSE_FORGET, struct.pack("<Q", 3))
+    assert kernel.step() == FORGET
+    assert [lookups for _, lookups in kernel.channel.forgotten] == [3]
     assert kernel.is_silent()
+
+
+def test_release_is_answered_and_is_not_for_pyfuse3(kernel: Kernel) -> None:
+    """FUSE: the order of close"""
+    unique = kernel.ask(FUSE_RELEASE, struct.pack("<QIIQ", 1 << 32 | 7, 0, 0, 0))
+    assert kernel.step() == RELEASE
+    assert kernel.channel.released == 1 << 32 | 7
+    assert kernel.answer() == (unique, 0, b"")
 
 
 def test_tree_that_does_not_answer_ends_the_channel(kernel: Kernel) -> None:
@@ -514,14 +525,6 @@ def test_tree_that_does_not_answer_ends_the_channel(kernel: Kernel) -> None:
     with pytest.raises(TimeoutError):
         kernel.step()
     assert kernel.answer() == (unique, -errno.EIO, b"")
-
-
-def test_tree_that_takes_nothing_more_ends_the_channel(kernel: Kernel) -> None:
-    kernel.channel.set_tree_timeout(50)
-    with pytest.raises(TimeoutError):
-        for _ in range(100_000):
-            kernel.ask(FUSE_FORGET, bytes(60_000))
-            assert kernel.step() == TREE
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -819,6 +822,12 @@ class NoTree:
     def ino_of(self, nodeid: int) -> int:
         raise AssertionError
 
+    def close_file(self, fh: int) -> None:
+        raise AssertionError
+
+    def forget_nodes(self, nodes: list[tuple[int, int]]) -> None:
+        raise AssertionError
+
 
 def server_of(bench: Bench) -> Server:
     kernel = bench.kernel
@@ -829,7 +838,7 @@ def server_of(bench: Bench) -> Server:
         bench.requests,
         bench.domain,
         kernel.wakeup,
-        bench.files.remove,
+        NoTree(),
         faults=bench.faults,
     )
 

@@ -116,3 +116,12 @@ def test_short_answers_are_refused() -> None:
         p.amend_lookup(short, {}.__getitem__)
     with pytest.raises(p.ProtocolError):
         p.amend_readdirplus(short)
+
+
+def test_forgets_name_their_nodes_one_or_many() -> None:
+    header = struct.pack("<IIQQIIII", 0, 0, 0, 77, 0, 0, 0, 0)
+    assert p.parse_forget(p.FORGET, memoryview(header + struct.pack("<Q", 3))) == [(77, 3)]
+    batch = struct.pack("<II", 2, 0) + struct.pack("<QQQQ", 5, 1, 6, 9)
+    assert p.parse_forget(p.BATCH_FORGET, memoryview(header + batch)) == [(5, 1), (6, 9)]
+    with pytest.raises(p.ProtocolError):
+        p.parse_forget(p.BATCH_FORGET, memoryview(header + batch[:-8]))
