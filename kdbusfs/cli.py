@@ -40,6 +40,8 @@ _START_PATIENCE = 30.0  # seconds until the server must have mounted
 _ANSWER_PATIENCE = 10.0  # seconds until the mount must answer
 _UNMOUNT_PATIENCE = 5.0  # seconds that umount2(2) may take before the server ends all the same
 _MAX_FILES = 1 << 20
+_NICE = -10
+_SLICE_NS = 100_000  # the least that the kernel takes
 
 _EPILOG = """\
 mount options:
@@ -86,6 +88,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
     """
     _log_to_stderr(options.loglevel)
     _raise_file_limit()
+    _take_precedence()
     fuse_fd = open_device()
     daemon = Daemon(fuse_fd, path, options)
     try:
@@ -292,6 +295,15 @@ def _leave_terminal(level: str) -> None:
         handlers=handlers,
         force=True,
     )
+
+
+def _take_precedence() -> None:
+    """Run before ordinary programs, and for short at a time: a call of a client waits for several wake-ups of ours, and
+    on a busy machine every one of them would wait its turn.  Without the right to it things are slower, no more.
+    """
+    from kdbusfs.native._native import lib
+
+    lib.kfs_precedence(_NICE, _SLICE_NS)
 
 
 def _memory_limit() -> int:

@@ -1,0 +1,4 @@
+#pragma once
+#include <stdint.h>
+
+int kfs_precedence(int nice, uint64_t slice_ns);
