@@ -9,7 +9,7 @@ between: an endpoint file that is bind-mounted, an O_PATH descriptor, /proc/self
 becomes of that open:
 
 1. The thread is told ESTALE once.  The kernel then walks the path again, and wherever the path leads through
-   this file system that walk ends at a fresh node id.
+   this file system that walk ends at a fresh node id, which is for this thread alone.
 2. If the thread comes back with the same node id, there is no other inode for it.  The kernel takes a second
    open of an inode only with the same backing file, so the open shares the memory of the present ones, which
    is from then on a mere *placeholder*: each of the handles gets memory of its own at HELLO, with a
@@ -254,16 +254,20 @@ class NodeTable:
         node.lookups += 1
         return node
 
-    def look_up_endpoint(self, endpoint: Endpoint) -> EndpointNode:
-        """A node of `endpoint` that nobody has open, counted as looked up once more.
+    def look_up_endpoint(self, endpoint: Endpoint, tid: int) -> EndpointNode:
+        """A node of `endpoint` for thread `tid` that nobody has open, counted as looked up once more.
 
         The last one serves again as long as that is so: the kernel, which asks whenever it walks the path, then finds
-        the node id that it knows instead of walking a second time.
+        the node id that it knows instead of walking a second time.  A thread that was told ESTALE gets one that no
+        other thread is given: the kernel tries only once more.
         """
-        node = self._latest.get(id(endpoint))
+        alone = tid in self._refused
+        node = None if alone else self._latest.get(id(endpoint))
         if node is None or node.opens or node.has_copies:
             node = EndpointNode(self._fresh_nodeid(), endpoint, self._show(endpoint))
-            self._nodes[node.nodeid] = self._latest[id(endpoint)] = node
+            self._nodes[node.nodeid] = node
+            if not alone:
+                self._latest[id(endpoint)] = node
         else:
             node.lookups += 1
         return node

@@ -180,7 +180,7 @@ class Tree(pyfuse3.Operations):
         if isinstance(parent, BusNode):
             endpoint = parent.bus.endpoints.get(text) if self._is_present(parent.bus) else None
             if endpoint is not None:
-                return _entry(self._nodes.look_up_endpoint(endpoint), 0)
+                return _entry(self._nodes.look_up_endpoint(endpoint, ctx.pid), 0)
         elif isinstance(parent, StaticDirectory):
             child = parent.children.get(text)
             if child is not None:

@@ -78,8 +78,8 @@ def test_every_lookup_of_an_endpoint_is_a_node_that_nobody_has_open_with_the_sam
     """FS-33"""
     nodes = []
     for fh in range(5):
-        node = table.look_up_endpoint(endpoint)
-        assert table.look_up_endpoint(endpoint) is node
+        node = table.look_up_endpoint(endpoint, ME)
+        assert table.look_up_endpoint(endpoint, ME) is node
         assert not node.opens
         open_first(table, node, fh)
         nodes.append(node)
@@ -90,43 +90,57 @@ def test_every_lookup_of_an_endpoint_is_a_node_that_nobody_has_open_with_the_sam
 def test_the_last_node_serves_again_when_it_is_closed_and_as_long_as_the_kernel_knows_it(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, 1)
     table.closed(1)
-    assert table.look_up_endpoint(endpoint) is node
+    assert table.look_up_endpoint(endpoint, ME) is node
     table.forget(node.nodeid, 2)
-    assert table.look_up_endpoint(endpoint) is not node
+    assert table.look_up_endpoint(endpoint, ME) is not node
+
+
+def test_a_thread_that_was_told_estale_gets_a_node_that_no_other_thread_is_given(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    """The kernel walks the path once more, and not a third time."""
+    first = table.look_up_endpoint(endpoint, ME)
+    open_first(table, first, 1)
+    assert table.admit(first, OTHER) is Admission.STALE
+    mine = table.look_up_endpoint(endpoint, OTHER)
+    assert table.look_up_endpoint(endpoint, ME) is not mine
+    again = table.look_up_endpoint(endpoint, OTHER)
+    assert again is not mine
+    assert table.admit(again, OTHER) is Admission.FIRST
 
 
 def test_an_inode_whose_page_cache_has_copies_serves_once(table: NodeTable, endpoint: FakeEndpoint) -> None:
     """FS-33: what a pool held must not show in the pool of whoever opens the endpoint next."""
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     handle = FakeHandle(endpoint, FakeMemory(1))
     handle.memory.nodeids = set()
     table.opened(node, 1, handle)
     table.closed(1)
-    assert table.look_up_endpoint(endpoint) is not node
+    assert table.look_up_endpoint(endpoint, ME) is not node
 
 
 def test_times_stay_while_an_inode_is_held_and_are_new_after_the_last(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
     """FS-10"""
-    first = table.look_up_endpoint(endpoint)
-    second = table.look_up_endpoint(endpoint)
+    first = table.look_up_endpoint(endpoint, ME)
+    second = table.look_up_endpoint(endpoint, ME)
     table.forget(first.nodeid, 1)
-    third = table.look_up_endpoint(endpoint)
+    third = table.look_up_endpoint(endpoint, ME)
     assert first.changed_ns == second.changed_ns == third.changed_ns
     table.forget(second.nodeid, 1)
     table.forget(third.nodeid, 1)
-    assert table.look_up_endpoint(endpoint).changed_ns > first.changed_ns
+    assert table.look_up_endpoint(endpoint, ME).changed_ns > first.changed_ns
 
 
 def test_the_table_is_back_at_its_size_when_everything_is_forgotten(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
     before = len(table)
-    ids = [table.look_up_endpoint(endpoint).nodeid for _ in range(100)]
+    ids = [table.look_up_endpoint(endpoint, ME).nodeid for _ in range(100)]
     ids += [table.look_up_bus(endpoint.bus).nodeid for _ in range(100)]
     ids += [private_node(table, FakeHandle(endpoint, FakeMemory(1))).nodeid for _ in range(100)]
     for nodeid in ids:
@@ -136,13 +150,13 @@ def test_the_table_is_back_at_its_size_when_everything_is_forgotten(
 
 
 def test_the_first_open_of_a_node_is_admitted(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    assert table.admit(table.look_up_endpoint(endpoint), ME) is Admission.FIRST
+    assert table.admit(table.look_up_endpoint(endpoint, ME), ME) is Admission.FIRST
 
 
 def test_a_second_open_is_told_to_look_again_and_shares_if_there_is_nothing_else(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     first = open_first(table, node, fh=1)
     assert table.admit(node, ME) is Admission.STALE
     assert not first.memory_is_shared
@@ -154,15 +168,15 @@ def test_a_second_open_is_told_to_look_again_and_shares_if_there_is_nothing_else
 def test_a_thread_that_found_a_fresh_node_is_told_to_look_again_the_next_time(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
     assert table.admit(node, ME) is Admission.STALE
-    assert table.admit(table.look_up_endpoint(endpoint), ME) is Admission.FIRST
+    assert table.admit(table.look_up_endpoint(endpoint, ME), ME) is Admission.FIRST
     assert table.admit(node, ME) is Admission.STALE
 
 
 def test_every_thread_is_told_for_itself(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
     assert table.admit(node, ME) is Admission.STALE
     assert table.admit(node, OTHER) is Admission.STALE
@@ -171,7 +185,7 @@ def test_every_thread_is_told_for_itself(table: NodeTable, endpoint: FakeEndpoin
 
 
 def test_a_node_whose_holder_said_hello_is_busy(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1).connection = object()
     assert table.admit(node, ME) is Admission.STALE
     assert table.admit(node, ME) is Admission.BUSY
@@ -180,7 +194,7 @@ def test_a_node_whose_holder_said_hello_is_busy(table: NodeTable, endpoint: Fake
 def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     handle = open_first(table, node, fh=1)
     handle.connection = object()
     table.opened(private_node(table, handle), 2, handle)
@@ -191,7 +205,7 @@ def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
 def test_a_private_node_is_found_until_it_is_opened_and_holds_nothing_after_its_close(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    handle = open_first(table, table.look_up_endpoint(endpoint), fh=1)
+    handle = open_first(table, table.look_up_endpoint(endpoint, ME), fh=1)
     private_node(table, handle)
     private = private_node(table, handle)
     table.opened(private, 2, handle)
@@ -202,7 +216,7 @@ def test_a_private_node_is_found_until_it_is_opened_and_holds_nothing_after_its_
 
 
 def test_shared_memory_is_closed_once_with_the_last_open(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     first = open_first(table, node, fh=1)
     memory = first.memory
     assert memory is not None
@@ -222,7 +236,7 @@ def test_shared_memory_is_closed_once_with_the_last_open(table: NodeTable, endpo
 
 
 def test_memory_that_was_never_shared_is_left_to_its_handle(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     handle = open_first(table, node, fh=1)
     table.closed(1)
     assert handle.memory is not None and handle.memory.closed == 0
@@ -235,7 +249,7 @@ def test_closing_what_is_no_endpoint_file_is_ignored(table: NodeTable) -> None:
 def test_threads_that_do_not_come_back_leave_no_more_than_a_bounded_trace(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
-    node = table.look_up_endpoint(endpoint)
+    node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
     for tid in range(20_000):
         assert table.admit(node, tid) is Admission.STALE
