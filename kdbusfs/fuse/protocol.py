@@ -12,7 +12,6 @@ from typing import Final
 LOOKUP: Final = 1
 FORGET: Final = 2
 OPEN: Final = 14
-RELEASE: Final = 18
 INIT: Final = 26
 BATCH_FORGET: Final = 42
 READDIRPLUS: Final = 44
@@ -23,6 +22,7 @@ INIT_EXT: Final = 1 << 30
 PASSTHROUGH: Final = 1 << 37
 
 FOPEN_DIRECT_IO: Final = 1 << 0
+FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 

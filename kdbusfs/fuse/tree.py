@@ -32,11 +32,7 @@ from kdbusfs.fuse.nodes import (
     PoolNode,
     StaticDirectory,
 )
-
-FOPEN_DIRECT_IO = 1 << 0
-FOPEN_KEEP_CACHE = 1 << 1
-FOPEN_NOFLUSH = 1 << 5
-FOPEN_PASSTHROUGH = 1 << 7
+from kdbusfs.fuse.protocol import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH
 
 # With DIRECT_IO beside PASSTHROUGH only mmap meets the memory; read and write come here, for FS-16.
 _ENDPOINT_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
