@@ -10,10 +10,10 @@ from ..abi.errors import KdbusError
 from ..abi.items import Item
 from ..abi.layouts import POLICY_ACCESS
 from .names import is_valid_name
+from .quota import Account
 
 if TYPE_CHECKING:
     from .ports import Caller, Ids
-    from .quota import Account
 
 DENIED = -1
 ENTRY_COST: Final = 512

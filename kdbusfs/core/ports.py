@@ -52,7 +52,7 @@ class ProcessMetadata:
     tid_comm: bytes = b""
     pid_comm: bytes = b""
     exe: bytes = b""  # absolute, as seen from `root`
-    root: object = None  # identity of the thread's root directory; equal for two threads that share it
+    root: Any = None  # identity of the thread's root directory; equal for two threads that share it
     cmdline: bytes = b""
     cgroup: bytes = b""
     caps: bytes = b""  # struct kdbus_caps with four sets, ready to send (META-13)

@@ -121,7 +121,7 @@ def send(connection: Connection, call: Call) -> int:
     assert message.resources is not None
     token = CancelToken()
     cancellation: Cancellation | None = None
-    result: int | None = None
+    waits = False
     try:
         cancellation = _watch_cancel_fd(connection, call, items, token) if items else None
         message.seqnum = connection.bus.domain.next_seqnum()
@@ -131,9 +131,10 @@ def send(connection: Connection, call: Call) -> int:
             result = 0
         else:
             result = _unicast(outgoing, token, cancellation, sync=sync)
+            waits = result == PENDING
     finally:
         message.resources.release()
-        if cancellation is not None and result is not PENDING:
+        if cancellation is not None and not waits:
             cancellation.close()
     if result == 0:
         call.clear_return_flags(_COMMAND)

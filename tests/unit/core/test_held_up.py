@@ -9,6 +9,7 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
+from kdbusfs.abi.limits import CONN_MAX_MSGS
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,
@@ -82,13 +83,13 @@ def test_the_sender_of_a_plain_message_leaves(slow: Client, peer: Client) -> Non
     assert at_rest(slow) and at_rest(peer)
 
 
-def test_the_queue_gets_full(
-    world: World, slow: Client, peer: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kdbusfs.core.connection.CONN_MAX_MSGS", 1)
+def test_the_queue_gets_full(world: World, slow: Client, peer: Client) -> None:
+    queue = peer.connection.queue
+    queue.count = CONN_MAX_MSGS - 1
     other = world.connect()
     slow.process.meanwhile = lambda: other.send(dst=peer.id, cookie=1)
     assert slow.send(dst=peer.id, cookie=2, items=slow.vec(bytes(100))) == -ENOBUFS
+    queue.count = 1
     assert cookies(peer) == [1]
     assert at_rest(peer)
 
