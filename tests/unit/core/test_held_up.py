@@ -28,11 +28,6 @@ from tests.support.fake_host import FakeFile
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def slow(world: World) -> Client:
     """A connection whose process can be held up, without any other being so."""
     return world.connect(FakeProcess(uid=1000))

@@ -9,7 +9,7 @@ import pytest
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
 from kdbusfs.core.call import ERESTARTSYS
-from tests.support.core_client import PENDING, Client, World
+from tests.support.core_client import PENDING, World
 from tests.support.core_scenes import (
     FAR,
     at_rest,
@@ -26,16 +26,6 @@ from tests.support.core_scenes import (
     slots,
 )
 from tests.support.fake_host import FakeFile
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def pair(world: World) -> tuple[Client, Client]:
-    return world.connect(), world.connect()
 
 
 def interrupt(world: World) -> None:
