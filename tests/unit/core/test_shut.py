@@ -9,14 +9,9 @@ import pytest
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.constants import CMD_BYEBYE
 from kdbusfs.abi.errors import KdbusError
-from tests.support.core_client import PENDING, World
+from tests.support.core_client import PENDING
 from tests.support.core_scenes import cookies, drain, events, observer, request, results
 from tests.support.fake_host import FakeCaller, FakeMemory
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def test_shut_1_survivors_of_the_moment_are_told_of_each_end(world):
