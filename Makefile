@@ -64,7 +64,8 @@ conformance: venv
 	@$(BIN)/python -m tests.support.conformance
 
 bench: venv
-	@$(BIN)/python tests/bench/run.py
+	@.ci/prepare bench
+	@$(BIN)/python -m tests.bench.run
 
 clean:
 	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.so kdbusfs/native/*.o
