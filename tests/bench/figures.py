@@ -7,6 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "build/bench.json"
+
 
 class Figures:
     """mode -> measure -> peer -> part -> kind -> one value for each round.

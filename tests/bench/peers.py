@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .figures import ROOT
 from .measures import BROKER, DAEMON, FLOOR, KDBUSFS, SOCKETS
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests/bench"
 PROGRAMS = ROOT / "build/bench"
 
@@ -33,7 +33,6 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {
     "floor": ("floor.c",),
     "broker": ("broker.c", "-lsystemd"),
 }
-_NEED_SD_BUS = ("dbus", "broker")
 
 # Everything is allowed, and no limit is in the way: much like the session bus that comes with dbus-daemon.
 _LIMITS = (
@@ -64,18 +63,31 @@ _DAEMON_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Co
 
 
 def build() -> dict[str, str]:
-    """Compile the programs; give those that cannot be, with the reason.  Raises where it is not for lack of sd-bus."""
+    """Compile what is not up to date; give the programs that cannot be for lack of sd-bus, with the reason."""
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
-    for program, (*sources, last) in _PROGRAMS.items():
-        files = [str(SOURCES / name) if name.endswith(".c") else name for name in (*sources, last)]
-        command = ["cc", "-O2", "-Wall", "-Wextra", f"-I{ROOT}/kdbusfs/include", "-o", str(PROGRAMS / program), *files]
-        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-        if done.returncode and program in _NEED_SD_BUS and "sd-bus.h" in done.stderr:
-            failed[program] = "libsystemd-dev is not installed"
-        elif done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    for program, parts in _PROGRAMS.items():
+        files = [str(SOURCES / part) if part.endswith(".c") else part for part in parts]
+        done = _compile(PROGRAMS / program, files)
+        if done is None or done.returncode == 0:
+            continue
+        if "systemd/sd-bus.h" not in done.stderr:
+            raise RuntimeError(f"{' '.join(done.args)}\n{done.stderr}")
+        failed[program] = "libsystemd-dev is not installed"
     return failed
+
+
+def _compile(program: Path, files: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """None if there is nothing to do.  Another run may use the old program meanwhile."""
+    sources = [*SOURCES.glob("*.[ch]"), ROOT / "kdbusfs/include/kdbus.h"]
+    if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+        return None
+    fresh = program.with_suffix(f".{os.getpid()}")
+    command = ["cc", "-O2", "-Wall", "-Wextra", f"-I{ROOT}/kdbusfs/include", "-o", str(fresh), *files]
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        fresh.replace(program)
+    return done
 
 
 def raise_file_limit() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .figures import Figures
@@ -24,6 +24,8 @@ from .measures import (
     VECTORS,
     size_name,
 )
+
+BEGIN, END = "<!-- made by make bench-docs: begin -->", "<!-- made by make bench-docs: end -->"
 
 _NAMES = {PINNED: "all on one cpu", DEFAULT: "default scheduling"}
 _COLUMNS = (KDBUSFS, BROKER, DAEMON, SOCKETS)
@@ -129,7 +131,8 @@ ROWS = (
         for kind, levels in GROWTH.items()
         for level in levels
     ),
-    Row("connect and disconnect", "connect"),
+    Row("connect", "connect", "connect"),
+    Row("disconnect", "connect", "disconnect"),
     Row("start to first call, ms", "start", "first call", _MS),
     Row("call 8 B beside 2 busy loops", "busy"),
 )
@@ -159,6 +162,14 @@ def peers_table(figures: Figures, mode: str) -> Iterator[str]:
         if any(cell.strip() for cell in cells):
             ratios = "".join(_ratio(figures, mode, row, peer) for peer in _COLUMNS[1:])
             yield f"{row.what:38}{''.join(cells)}{ratios}".rstrip()
+
+
+def rates(figures: Figures, mode: str) -> Iterator[str]:
+    """Messages a second."""
+    for what, measure in (("one sender, messages a second", "oneway"), ("8 senders, messages a second", "senders")):
+        times = [figures.get(mode, measure, peer) for peer in _COLUMNS]
+        if any(times):
+            yield what.ljust(38) + "".join(f"{1e6 / time:9.0f}{'':9}" if time else " " * 18 for time in times).rstrip()
 
 
 def own_table(figures: Figures, mode: str) -> Iterator[str]:
@@ -236,7 +247,7 @@ def report(figures: Figures) -> str:
     """All that a person wants to know."""
     lines: list[str] = []
     for mode in MODES:
-        tables = (peers_table, own_table, copies, wakeups, daemon_table)
+        tables = (peers_table, rates, own_table, copies, wakeups, daemon_table)
         parts = [list(table(figures, mode)) for table in tables]
         if len(parts[0]) > 2 or any(parts[1:]):
             for part in parts:
@@ -244,3 +255,12 @@ def report(figures: Figures) -> str:
             lines.append("")
     lines += [*targets(figures), "", *about(figures)]
     return "\n".join(lines)
+
+
+def replace_section(page: str, lines: Iterable[str]) -> str:
+    """What stands between the marks becomes `lines`.  Raises ValueError if the page has no such marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no line {BEGIN} and {END} after it")
+    return "\n".join((before + begin, *lines, end + after))

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import peers as servers
-from .figures import Figures
+from .figures import OUTPUT, Figures
 from .measures import (
     BESIDE_LOOPS,
     DEFAULT,
@@ -35,9 +35,9 @@ from .measures import (
 )
 from .report import report
 
-OUTPUT = servers.ROOT / "build/bench.json"
 PATIENCE = 60.0  # seconds for one measurement, beyond which it has failed
-BUDGET = 570.0  # seconds: no further round is begun that would not end by then
+BUDGET = 540.0  # seconds: no further round is begun that would not end by then
+ROUNDS = 5
 BUSY_LOOPS = 2
 HELD_CONNECTIONS = 500
 HELD_MESSAGES = 1024
@@ -238,7 +238,7 @@ def main() -> int:
     servers.raise_file_limit()
     figures = Figures(about)
     try:
-        measure_all(figures, measures, arguments.rounds or (1 if arguments.quick else 99))
+        measure_all(figures, measures, arguments.rounds or (1 if arguments.quick else ROUNDS))
     except KeyboardInterrupt:
         print("stopped; these are the figures so far", file=sys.stderr)
     print(report(figures))

@@ -7,7 +7,7 @@
  *   broadcast N                          to N connections that match; time of one delivery
  *   nonmatching N                        to one that matches, beside N that do not; time of one broadcast
  *   growth KIND LEVEL...                 call of 8 bytes at each level of connections, names, matches or queued
- *   connect                              a connection that is made and given up
+ *   connect                              a connection that is made, and given up
  *   hold connections|queued              makes COUNT of them between two lines, ends with standard input
  *
  * COUNT operations or SECONDS, whichever ends first.  Prints a JSON object of durations in us.
@@ -463,16 +463,20 @@ static void measure_growth(const struct run *run)
 
 static void measure_connect(const struct run *run)
 {
-	struct samples s = samples_new(run->count, run->seconds);
+	struct samples opens = samples_new(run->count, run->seconds), closes = samples_new(run->count, run->seconds);
 
-	while (samples_more(&s)) {
+	while (samples_more(&opens)) {
 		double start = now_us();
+		struct connection *c = connection_open(SMALL_POOL_SIZE);
 
-		connection_close(connection_open(SMALL_POOL_SIZE));
-		samples_add(&s, start);
+		samples_add(&opens, start);
+		start = now_us();
+		connection_close(c);
+		samples_add(&closes, start);
 	}
-	operations += s.count;
-	samples_print("time", &s, 1);
+	operations += opens.count;
+	samples_print("connect", &opens, 1);
+	samples_print("disconnect", &closes, 1);
 }
 
 /* Says a line before and after the daemon has got something to hold, and stays until somebody has looked. */
