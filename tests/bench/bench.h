@@ -2,6 +2,7 @@
 #ifndef BENCH_H
 #define BENCH_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdint.h>
@@ -82,8 +83,55 @@ static inline void print_value(const char *part, const char *kind, double value)
 	printf("%s\"%s\": {\"%s\": %.6f}", members++ ? ", " : "{", part, kind, value);
 }
 
-/* How much was done in all, also where it was not counted: what the daemon's cpu time is divided by. */
-static double operations __attribute__((unused));
+/* --- cpu time of the server ------------------------------------------------------------------------- */
+
+static double operations, server_us;
+
+/* us that all threads of the server have run, whose pid is in the environment. */
+static inline double server_cpu_time(void)
+{
+	const char *pid = getenv("BENCH_SERVER");
+	unsigned long long ns, sum = 0;
+	struct dirent *entry;
+	char path[300];
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%s/task", pid ? pid : "-");
+	tasks = opendir(path);
+	while (tasks && (entry = readdir(tasks))) {
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/%s/task/%s/schedstat", pid, entry->d_name);
+		file = fopen(path, "r");
+		if (file && fscanf(file, "%llu", &ns) == 1)
+			sum += ns;
+		if (file)
+			fclose(file);
+	}
+	if (tasks)
+		closedir(tasks);
+	return (double)sum / 1e3;
+}
+
+/* Between these two the server works for what is measured, and for nothing else. */
+static inline void loop_begins(void)
+{
+	server_us -= server_cpu_time();
+}
+
+static inline void loop_ended(double count)
+{
+	server_us += server_cpu_time();
+	operations += count;
+}
+
+static inline void print_operations(void)
+{
+	print_value("operations", "count", operations);
+	if (operations > 0 && server_us > 0)
+		print_value("server", "cpu", server_us / operations);
+	printf("}\n");
+}
 
 /* The first tenth is warming up and not counted.  `per`: by how much a duration is divided. */
 static inline void samples_print(const char *part, struct samples *s, double per)

@@ -80,6 +80,7 @@ MEASURES = (
         Measure(f"broadcast {n}", ("broadcast", str(n)), count, rounds=2 if n >= 1000 else 99)
         for n, count in RECEIVERS.items()
     ),
+    Measure("matches 256", ("broadcast", "10", "256"), 800, modes=(PINNED,)),
     *(
         Measure(f"nonmatching {n}", ("nonmatching", str(n)), count, modes=(PINNED,), rounds=2 if n >= 1000 else 99)
         for n, count in BYSTANDERS.items()

@@ -142,16 +142,6 @@ class Peer:
             raise RuntimeError(f"{self.name} does not start")
         return line
 
-    def cpu_time(self) -> float:
-        """us that all its threads have run; 0 without a server."""
-        if self.pid is None:
-            return 0.0
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                total += int((task / "schedstat").read_text().split()[0])
-        return total / 1000
-
     def memory(self) -> int:
         """Bytes of its own: neither files, nor pools, nor what lies in sockets."""
         status = Path(f"/proc/{self.pid}/status").read_text()

@@ -28,13 +28,14 @@ static struct samples time_free(int fd, int count, double seconds)
 	struct kdbus_cmd_free cmd = { .size = sizeof(cmd), .offset = 8 };
 	struct samples s = samples_new(count, seconds);
 
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 
 		must(ioctl(fd, KDBUS_CMD_FREE, &cmd) < 0 && errno == ENXIO, "FREE of a wrong offset");
 		samples_add(&s, start);
 	}
-	operations += s.count;
+	loop_ended(s.count);
 	return s;
 }
 
@@ -42,6 +43,7 @@ static struct samples time_poll(int fd, int count, double seconds)
 {
 	struct samples s = samples_new(count, seconds);
 
+	loop_begins();
 	while (samples_more(&s)) {
 		struct pollfd pfd = { fd, POLLIN, 0 };
 		double start = now_us();
@@ -49,7 +51,7 @@ static struct samples time_poll(int fd, int count, double seconds)
 		must(poll(&pfd, 1, 0) == 0, "poll");
 		samples_add(&s, start);
 	}
-	operations += s.count;
+	loop_ended(s.count);
 	return s;
 }
 
@@ -83,6 +85,7 @@ static void measure_open(const char *mountpoint, int count, double seconds)
 	char path[BUS_PATH_SIZE];
 
 	make_bus(mountpoint, path);
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 		int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -91,7 +94,7 @@ static void measure_open(const char *mountpoint, int count, double seconds)
 		close(fd);
 		samples_add(&s, start);
 	}
-	operations += s.count;
+	loop_ended(s.count);
 	samples_print("time", &s, 1);
 }
 
@@ -145,6 +148,7 @@ static void measure_socket_calls(size_t size, int count, double seconds)
 		}
 	}
 	close(pair[1]);
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 
@@ -152,7 +156,7 @@ static void measure_socket_calls(size_t size, int count, double seconds)
 		transfer(pair[0], answer, sizeof(answer), 0);
 		samples_add(&s, start);
 	}
-	operations += s.count;
+	loop_ended(s.count);
 	samples_print("time", &s, 1);
 }
 
@@ -179,6 +183,7 @@ static void measure_socket_oneway(size_t size, int count, double seconds)
 				pipe_write(ready[1], "", 1);
 		}
 	}
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 
@@ -187,7 +192,7 @@ static void measure_socket_oneway(size_t size, int count, double seconds)
 		pipe_read(ready[0], &byte, 1);
 		samples_add(&s, start);
 	}
-	operations += s.count * WINDOW;
+	loop_ended(s.count * WINDOW);
 	samples_print("time", &s, WINDOW);
 }
 
@@ -236,6 +241,7 @@ static void measure_copy(const char *mountpoint, int count, double seconds)
 	if (fork_helper())
 		for (;;)
 			pause();
+	loop_begins();
 	while (samples_more(&send1)) {
 		double start;
 
@@ -248,7 +254,7 @@ static void measure_copy(const char *mountpoint, int count, double seconds)
 		__asm__ volatile("" : : "r"(target) : "memory");
 		samples_add(&copied, start);
 	}
-	operations += 2 * send1.count;
+	loop_ended(2 * send1.count);
 	samples_print("send 1 MiB", &send1, 1);
 	samples_print("send 2 MiB", &send2, 1);
 	samples_print("readv 1 MiB", &read1, 1);
@@ -285,8 +291,7 @@ int main(int argc, char **argv)
 		measure_open(where, count, seconds);
 	else
 		return 2;
-	print_value("operations", "count", operations);
-	printf("}\n");
+	print_operations();
 	end_helpers();
 	return 0;
 }

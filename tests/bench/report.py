@@ -125,6 +125,7 @@ ROWS = (
     Row("message without reply, 256 B", "oneway"),
     Row("message from one of 8 senders, 256 B", "senders"),
     *(Row(f"broadcast to {n}, a delivery", f"broadcast {n}") for n in RECEIVERS),
+    Row("the same to 10 with 256 matches each", "matches 256"),
     *(Row(f"broadcast beside {n} who do not match", f"nonmatching {n}") for n in BYSTANDERS),
     *(
         Row(f"call 8 B, {level} {'queued messages' if kind == 'queued' else kind}", f"growth {kind}", str(level))
@@ -214,9 +215,9 @@ def wakeups(figures: Figures, mode: str) -> Iterator[str]:
 def daemon_table(figures: Figures, mode: str) -> Iterator[str]:
     """Cpu time and memory of the servers."""
     rows = (
-        ("cpu time of a call 8 B, us", ("call 8 B", "daemon", "cpu"), 1.0),
-        ("cpu time of a message 256 B, us", ("oneway", "daemon", "cpu"), 1.0),
-        ("cpu time of a delivery to 100, us", ("broadcast 100", "daemon", "cpu"), 1.0),
+        ("cpu time of a call 8 B, us", ("call 8 B", "server", "cpu"), 1.0),
+        ("cpu time of a message 256 B, us", ("oneway", "server", "cpu"), 1.0),
+        ("cpu time of a delivery to 100, us", ("broadcast 100", "server", "cpu"), 1.0),
         ("memory of an idle server, KiB", ("start", "memory", "server"), KIB),
         ("memory of a connection, KiB", ("start", "memory", "connection"), KIB),
         ("memory of a queued message, KiB", ("start", "memory", "message"), KIB),

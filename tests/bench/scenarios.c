@@ -4,7 +4,7 @@
  *   call vec|memfd SIZE [ATTACH_FLAGS]   call with SIZE bytes, reply with 8
  *   oneway SIZE                          messages without reply, 16 at a time; time of one
  *   senders N SIZE                       N processes send to one receiver; time of one message
- *   broadcast N                          to N connections that match; time of one delivery
+ *   broadcast N [MATCHES]                to N connections that match, with that many matches each; time of one delivery
  *   nonmatching N                        to one that matches, beside N that do not; time of one broadcast
  *   growth KIND LEVEL...                 call of 8 bytes at each level of connections, names, matches or queued
  *   connect                              a connection that is made, and given up
@@ -27,6 +27,7 @@
 #define RECEIVE_BATCH 64
 #define NAMES_EACH 250 /* kdbus: at most 256 for each connection */
 #define EVENTS 64
+#define TOPICS 400
 
 struct run {
 	int count;
@@ -121,13 +122,14 @@ static void time_calls(const struct run *run, const char *part, struct connectio
 {
 	struct samples s = samples_new(run->count, run->seconds);
 
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 
 		connection_call(c, to, payload);
 		samples_add(&s, start);
 	}
-	operations += s.count;
+	loop_ended(s.count);
 	samples_print(part, &s, 1);
 }
 
@@ -192,6 +194,7 @@ static void measure_oneway(const struct run *run)
 		take_messages(ready[1], size);
 	pipe_read(ready[0], &receiver, sizeof(receiver));
 	c = connection_open(SMALL_POOL_SIZE);
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 
@@ -201,7 +204,7 @@ static void measure_oneway(const struct run *run)
 		pipe_read(ready[0], &byte, 1);
 		samples_add(&s, start);
 	}
-	operations += s.count * WINDOW;
+	loop_ended(s.count * WINDOW);
 	samples_print("time", &s, WINDOW);
 }
 
@@ -246,6 +249,7 @@ static void measure_senders(const struct run *run)
 		pipe_write(credit[1], bytes, (size_t)share);
 	}
 	poller = poller_of(c);
+	loop_begins();
 	while (samples_more(&s)) {
 		double start = now_us();
 
@@ -268,7 +272,7 @@ static void measure_senders(const struct run *run)
 		}
 		samples_add(&s, start);
 	}
-	operations += s.count * RECEIVE_BATCH;
+	loop_ended(s.count * RECEIVE_BATCH);
 	samples_print("time", &s, RECEIVE_BATCH);
 }
 
@@ -279,7 +283,7 @@ struct wakeups {
 	uint32_t matching, others;
 };
 
-static void take_broadcasts(int ready, int matching, int others)
+static void take_broadcasts(int ready, int matching, int others, int matches)
 {
 	int total = matching + others, poller = epoll_create1(EPOLL_CLOEXEC), received = 0, first = 1;
 	struct connection **all = calloc((size_t)total, sizeof(struct connection *));
@@ -291,7 +295,9 @@ static void take_broadcasts(int ready, int matching, int others)
 		struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)i };
 
 		all[i] = connection_open(SMALL_POOL_SIZE);
-		connection_match(all[i], i < matching ? 0 : 1);
+		for (int j = 1; j < matches; j++)
+			connection_match(all[i], (unsigned)j);
+		connection_match(all[i], i < matching ? 0 : 1 + (unsigned)i % TOPICS);
 		must(epoll_ctl(poller, EPOLL_CTL_ADD, connection_fd(all[i]), &event) == 0, "epoll_ctl");
 	}
 	pipe_write(ready, &wakeups, sizeof(wakeups));
@@ -320,7 +326,7 @@ static void take_broadcasts(int ready, int matching, int others)
 	}
 }
 
-static void measure_broadcast(const struct run *run, int matching, int others)
+static void measure_broadcast(const struct run *run, int matching, int others, int matches)
 {
 	struct payload payload = { buffer_of(MESSAGE_SIZE), MESSAGE_SIZE, -1 };
 	struct samples whole, sending;
@@ -330,11 +336,12 @@ static void measure_broadcast(const struct run *run, int matching, int others)
 
 	must(pipe(ready) == 0, "pipe");
 	if (fork_helper())
-		take_broadcasts(ready[1], matching, others);
+		take_broadcasts(ready[1], matching, others, matches);
 	pipe_read(ready[0], &told, sizeof(told));
 	c = connection_open(SMALL_POOL_SIZE);
 	whole = samples_new(run->count, run->seconds);
 	sending = samples_new(run->count, run->seconds);
+	loop_begins();
 	while (samples_more(&whole)) {
 		double start = now_us();
 
@@ -347,7 +354,7 @@ static void measure_broadcast(const struct run *run, int matching, int others)
 		sum.others += told.others;
 	}
 	count = whole.count;
-	operations += (double)count * matching;
+	loop_ended((double)count * matching);
 	print_value("wakeups", "matching", (double)sum.matching / count / matching);
 	print_value("others", "wakeups", (double)sum.others / count);
 	samples_print("send", &sending, 1);
@@ -465,6 +472,7 @@ static void measure_connect(const struct run *run)
 {
 	struct samples opens = samples_new(run->count, run->seconds), closes = samples_new(run->count, run->seconds);
 
+	loop_begins();
 	while (samples_more(&opens)) {
 		double start = now_us();
 		struct connection *c = connection_open(SMALL_POOL_SIZE);
@@ -474,7 +482,7 @@ static void measure_connect(const struct run *run)
 		connection_close(c);
 		samples_add(&closes, start);
 	}
-	operations += opens.count;
+	loop_ended(opens.count);
 	samples_print("connect", &opens, 1);
 	samples_print("disconnect", &closes, 1);
 }
@@ -533,9 +541,10 @@ int main(int argc, char **argv)
 	else if (!strcmp(what, "senders"))
 		measure_senders(&run);
 	else if (!strcmp(what, "broadcast"))
-		measure_broadcast(&run, (int)size_argument(&run, 0), 0);
+		measure_broadcast(&run, (int)size_argument(&run, 0), 0,
+				  run.n_arguments > 1 ? (int)size_argument(&run, 1) : 1);
 	else if (!strcmp(what, "nonmatching"))
-		measure_broadcast(&run, 1, (int)size_argument(&run, 0));
+		measure_broadcast(&run, 1, (int)size_argument(&run, 0), 1);
 	else if (!strcmp(what, "growth") && run.n_arguments >= 2)
 		measure_growth(&run);
 	else if (!strcmp(what, "connect"))
@@ -544,8 +553,7 @@ int main(int argc, char **argv)
 		measure_hold(&run);
 	else
 		return 2;
-	print_value("operations", "count", operations);
-	printf("}\n");
+	print_operations();
 	end_helpers();
 	return 0;
 }
