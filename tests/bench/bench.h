@@ -101,6 +101,8 @@ static inline double server_cpu_time(void)
 	while (tasks && (entry = readdir(tasks))) {
 		FILE *file;
 
+		if (*entry->d_name == '.')
+			continue;
 		snprintf(path, sizeof(path), "/proc/%s/task/%s/schedstat", pid, entry->d_name);
 		file = fopen(path, "r");
 		if (file && fscanf(file, "%llu", &ns) == 1)

@@ -95,16 +95,18 @@ TARGETS = (
 
 
 def targets(figures: Figures) -> list[str]:
-    """A line for each target."""
+    """A line for each target; of a run of some measures only those that it can tell about."""
     lines = [f"{'what is aimed at':62} {'ratio':>7} {'at most':>8}"]
     for target in TARGETS:
         ratio = target.measured(figures)
         what = f"{target.what} ({target.mode})"
+        if ratio is None and figures.about["partial"]:
+            continue
         if ratio is None:
             lines.append(f"{what:62} {'-':>7} {target.limit:8.2f}  not measured")
         else:
             lines.append(f"{what:62} {ratio:7.2f} {target.limit:8.2f}  {'ok' if ratio <= target.limit else 'over'}")
-    return lines
+    return lines if len(lines) > 1 else []
 
 
 # --- tables -------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def report(figures: Figures) -> str:
             for part in parts:
                 lines += part
             lines.append("")
-    lines += [*targets(figures), "", *about(figures)]
+    lines += [*(aims := targets(figures)), *([""] if aims else []), *about(figures)]
     return "\n".join(lines)
 
 

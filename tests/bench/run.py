@@ -228,6 +228,7 @@ def main() -> int:
         "peers": {name: version for name, version in versions.items() if version},
         "missing": missing,
         "quick": arguments.quick,
+        "partial": bool(arguments.only or arguments.mode or arguments.peers),
         "rounds": 0,
         "seconds": 0,
         "failed": [],

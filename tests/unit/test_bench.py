@@ -18,6 +18,7 @@ ABOUT = {
     "peers": {KDBUSFS: "1"},
     "missing": {BROKER: "is not installed"},
     "quick": False,
+    "partial": False,
     "rounds": 3,
     "seconds": 9,
     "failed": ["oneway, kdbusfs, pinned: exit code 1"],
@@ -62,6 +63,16 @@ def test_a_target_is_met_at_its_limit_and_over_above_it(figures: Figures) -> Non
     assert line_of(text, "call 8 B, against dbus-broker").split()[-3:] == ["2.50", "2.50", "ok"]
     assert line_of(text, "call 8 B, against dbus-daemon").split()[-3:] == ["2.00", "1.80", "over"]
     assert line_of(text, "broadcast to 100, a delivery, against").endswith("not measured")
+
+
+def test_a_run_of_some_measures_shows_only_their_targets(figures: Figures) -> None:
+    figures.about["partial"] = True
+    assert "what is aimed at" not in report(figures)
+    add(figures, PINNED, "oneway", KDBUSFS, 30.0)
+    add(figures, PINNED, "oneway", BROKER, 20.0)
+    text = report(figures)
+    assert line_of(text, "message without reply, 256 B, against").split()[-3:] == ["1.50", "1.50", "ok"]
+    assert "not measured" not in text
 
 
 def test_the_better_of_two_peers_is_the_one_that_counts(figures: Figures) -> None:
