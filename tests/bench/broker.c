@@ -33,6 +33,14 @@ static void worked(int r, const char *what)
 	must(r >= 0, what);
 }
 
+/* Whoever starts this ends it by a signal; dbus-broker is gone when it has ended. */
+static void end(int signal)
+{
+	(void)signal;
+	end_helpers();
+	_exit(0);
+}
+
 static int listen_at(const char *path)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -113,7 +121,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: %s SOCKET [PROGRAM]\n", argv[0]);
 		return 2;
 	}
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
+	signal(SIGTERM, end);
 	fd = listen_at(argv[1]);
 	for (int i = 0; r < 0 && types[i]; i++) {
 		end_helpers();

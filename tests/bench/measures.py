@@ -21,6 +21,9 @@ MESSAGE = 256  # bytes of a message without reply
 PLAIN, BESIDE_LOOPS, FRESH = "plain", "beside loops", "fresh daemon"
 """How a measure is run: just so, beside two busy loops of nice 0, or with a daemon that begins and ends with it."""
 
+MANY, FEW = 99, 2
+"""Rounds: as many as there are, and for what takes long to set up."""
+
 
 class Measure(NamedTuple):
     """`scenario` is what `scenarios.c` (or `raw.c`, with `raw`) is called with; `count` operations or `seconds`,
@@ -35,11 +38,16 @@ class Measure(NamedTuple):
     raw: bool = False
     how: str = PLAIN
     seconds: float = 4.0
-    rounds: int = 99
+    rounds: int = MANY
 
     def shortened(self) -> Measure:
-        """The same for a run that only shows that all works."""
-        return self._replace(count=min(self.count, max(self.count // 50, 64)), seconds=0.2, rounds=1)
+        """The same for a run that only shows that all works; what takes long to set up, in one mode."""
+        return self._replace(
+            count=min(self.count, max(self.count // 50, 64)),
+            modes=self.modes[:1] if self.rounds <= FEW else self.modes,
+            seconds=0.2,
+            rounds=1,
+        )
 
 
 def size_name(size: int) -> str:
@@ -77,12 +85,12 @@ MEASURES = (
     Measure("oneway", ("oneway", str(MESSAGE)), 16000, ALL),
     Measure("senders", ("senders", "8", str(MESSAGE)), 16000),
     *(
-        Measure(f"broadcast {n}", ("broadcast", str(n)), count, rounds=2 if n >= 1000 else 99)
+        Measure(f"broadcast {n}", ("broadcast", str(n)), count, rounds=FEW if n >= 1000 else MANY)
         for n, count in RECEIVERS.items()
     ),
     Measure("matches 256", ("broadcast", "10", "256"), 800, modes=(PINNED,)),
     *(
-        Measure(f"nonmatching {n}", ("nonmatching", str(n)), count, modes=(PINNED,), rounds=2 if n >= 1000 else 99)
+        Measure(f"nonmatching {n}", ("nonmatching", str(n)), count, modes=(PINNED,), rounds=FEW if n >= 1000 else MANY)
         for n, count in BYSTANDERS.items()
     ),
     *(
@@ -96,8 +104,8 @@ MEASURES = (
     Measure("copy", ("copy",), 150, (KDBUSFS,), raw=True),
     Measure("open", ("open",), 600, (KDBUSFS,), raw=True),
     Measure("connect", ("connect",), 600),
-    Measure("start", _call(8), 1, how=FRESH, rounds=3),
-    Measure("busy", _call(8), 3000, modes=(DEFAULT,), how=BESIDE_LOOPS, seconds=5.0, rounds=3),
+    Measure("start", _call(8), 1, how=FRESH, rounds=FEW),
+    Measure("busy", _call(8), 3000, modes=(DEFAULT,), how=BESIDE_LOOPS, seconds=5.0),
 )
 
 

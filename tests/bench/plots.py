@@ -114,22 +114,23 @@ def broadcasts(figures: Figures) -> Axes:
     _finish(left, "a delivery of a broadcast", "receivers that match", "us")
     _lines(right, figures, PINNED, {n: f"nonmatching {n}" for n in BYSTANDERS}, BUSES)
     _finish(right, "a broadcast to one", "others that do not match", "us")
-    for axes in (left, right):
+    for axes, counts in ((left, RECEIVERS), (right, BYSTANDERS)):
         axes.set_xscale("log")
+        axes.set_xticks(list(counts), [f"{n:,}" for n in counts])
         axes.set_ylim(bottom=0)
     left.legend(fontsize=8)
     return figure
 
 
 def growth(figures: Figures) -> Axes:
-    figure, panels = plt.subplots(1, len(GROWTH), figsize=(11, 3.4), sharey=True)
+    figure, panels = plt.subplots(1, len(GROWTH), figsize=(11, 3.2), sharey=True)
     for axes, (kind, levels) in zip(panels, GROWTH.items(), strict=True):
         for index, peer in enumerate(BUSES):
             times = [figures.get(PINNED, f"growth {kind}", peer, str(level)) or 0.0 for level in levels]
             axes.bar([x + index * 0.27 for x in range(len(levels))], times, 0.25, color=_COLOURS[peer], label=peer)
         axes.set_xticks([x + 0.27 for x in range(len(levels))], [f"{level:,}" for level in levels])
         _finish(axes, "call 8 B", "queued messages" if kind == "queued" else kind, "us" if axes is panels[0] else "")
-    panels[0].legend(fontsize=8)
+    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
@@ -152,7 +153,7 @@ def aims(figures: Figures) -> Axes:
     bars = axes.barh([target.what for target, _ in found], shares, color=colours)
     axes.bar_label(bars, [f"{ratio:.2f} of {target.limit:g}" for target, ratio in found], fontsize=8, padding=2)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlim(right=max(shares, default=1) * 1.18)
+    axes.set_xlim(right=max(shares, default=1) * 1.25)
     _finish(axes, "", "measured ratio, as a share of the one aimed at", "")
     return figure
 
@@ -189,9 +190,7 @@ def main() -> int:
         return 1
     figures = Figures.read(OUTPUT)
     if figures.about["quick"] or figures.about["partial"] or figures.about["failed"]:
-        print(
-            "the last run was a quick one, or of some measures only, or something failed: make bench", file=sys.stderr
-        )
+        print("the last run was a quick one, a partial one, or something failed in it: make bench", file=sys.stderr)
         return 1
     shown = draw(figures, PLOTS)
     lines = ["", *shown[1:], "", "```", report(figures), "```", ""]
