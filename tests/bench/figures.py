@@ -9,6 +9,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "build/bench.json"
+PARTIAL_OUTPUT = ROOT / "build/bench-partial.json"
+"""Of a full run, and of any other."""
 
 
 class Figures:

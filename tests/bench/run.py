@@ -1,7 +1,8 @@
 """`make bench`: what kdbusfs costs, beside dbus-broker, dbus-daemon and plain sockets in the same run.
 
 Every measure is made once a round by all peers in turn, with everything pinned to one cpu and under default
-scheduling, by servers of their own for each.  Prints tables; all figures go to build/bench.json.
+scheduling, by servers of their own for each.  Prints tables; all figures go to build/bench.json, those of a quick run or
+of some measures only to build/bench-partial.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import peers as servers
-from .figures import OUTPUT, Figures
+from .figures import OUTPUT, PARTIAL_OUTPUT, Figures
 from .measures import (
     BESIDE_LOOPS,
     DEFAULT,
@@ -196,7 +197,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mode", default=environ("BENCH_MODE", ""), help="pinned or default; both if empty")
     parser.add_argument("--peers", default=environ("BENCH_PEERS", ""), help="kdbusfs,dbus-broker,dbus-daemon,sockets")
     parser.add_argument("--rounds", type=int, default=int(environ("BENCH_ROUNDS", "0")))
-    parser.add_argument("--output", type=Path, default=Path(environ("BENCH_OUTPUT", str(OUTPUT))))
+    parser.add_argument("--output", type=Path, help=f"instead of {OUTPUT.name} and {PARTIAL_OUTPUT.name}")
     return parser.parse_args()
 
 
@@ -220,6 +221,7 @@ def main() -> int:
     if not measures:
         print("nothing to measure; the names are in tests/bench/measures.py", file=sys.stderr)
         return 1
+    partial = bool(arguments.only or arguments.mode or arguments.peers)
     about = {
         "machine": f"{os.cpu_count()} cpus, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // KIB**3} GiB",
         "kernel": platform.release(),
@@ -228,7 +230,7 @@ def main() -> int:
         "peers": {name: version for name, version in versions.items() if version},
         "missing": missing,
         "quick": arguments.quick,
-        "partial": bool(arguments.only or arguments.mode or arguments.peers),
+        "partial": partial,
         "rounds": 0,
         "seconds": 0,
         "failed": [],
@@ -240,7 +242,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; these are the figures so far", file=sys.stderr)
     print(report(figures))
-    figures.write(arguments.output)
+    figures.write(arguments.output or (PARTIAL_OUTPUT if partial or arguments.quick else OUTPUT))
     return 1 if about["failed"] else 0
 
 
