@@ -38,7 +38,7 @@ class Figures:
             found = found.get(key)
             if found is None:
                 return None
-        return statistics.median(found)
+        return float(statistics.median(found))
 
     def ratio(self, mode: str, over: tuple[str, ...], under: tuple[str, ...]) -> float | None:
         """Of two that are named by the other arguments of `get`."""

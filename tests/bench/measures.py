@@ -26,13 +26,13 @@ MANY, FEW = 99, 2
 
 
 class Measure(NamedTuple):
-    """`scenario` is what `scenarios.c` (or `raw.c`, with `raw`) is called with; `count` operations or `seconds`,
+    """`scenario` is what `scenarios.c` (or `raw.c`, with `raw`) is called with; `operations` or `seconds`,
     whichever ends first; no more than `rounds` times.
     """
 
     name: str
     scenario: tuple[str, ...]
-    count: int
+    operations: int
     peers: tuple[str, ...] = BUSES
     modes: tuple[str, ...] = MODES
     raw: bool = False
@@ -43,7 +43,7 @@ class Measure(NamedTuple):
     def shortened(self) -> Measure:
         """The same for a run that only shows that all works; what takes long to set up, in one mode."""
         return self._replace(
-            count=min(self.count, max(self.count // 50, 64)),
+            operations=min(self.operations, max(self.operations // 50, 64)),
             modes=self.modes[:1] if self.rounds <= FEW else self.modes,
             seconds=0.2,
             rounds=1,
@@ -63,6 +63,7 @@ VECTORS = {8: 15000, 4 * KIB: 6000, 32 * KIB: 6000, 256 * KIB: 2000, 2 * MIB: 50
 MEMFDS = {KIB: 1500, MIB: 1500, 256 * MIB: 1500}
 RECEIVERS = {1: 3000, 10: 800, 100: 150, 1000: 20}
 BYSTANDERS = {1: 2000, 10: 2000, 100: 2000, 1000: 500}
+WAITING = {"epoll": "level", "epoll, EPOLLET": "edge", "poll(2)": "poll"}
 METADATA = {"none": 0, "default set": DEFAULT_MASK, "all": ATTACH_ALL}
 GROWTH = {
     "connections": (2, 100, 1000),
@@ -93,6 +94,7 @@ MEASURES = (
         Measure(f"nonmatching {n}", ("nonmatching", str(n)), count, modes=(PINNED,), rounds=FEW if n >= 1000 else MANY)
         for n, count in BYSTANDERS.items()
     ),
+    *(Measure(f"waiting {way}", (*_call(8), "0", way), 3000, modes=(PINNED,)) for way in WAITING.values()),
     *(
         Measure(f"metadata {name}", (*_call(8), hex(flags)), 3000, (KDBUSFS,), (PINNED,))
         for name, flags in METADATA.items()

@@ -22,6 +22,7 @@ from .measures import (
     RECEIVERS,
     SOCKETS,
     VECTORS,
+    WAITING,
     size_name,
 )
 
@@ -124,6 +125,7 @@ class Row(NamedTuple):
 ROWS = (
     *(Row(f"call {size_name(size)}", f"call {size_name(size)}") for size in VECTORS),
     *(Row(f"call with a memfd of {size_name(size)}", f"memfd {size_name(size)}") for size in MEMFDS),
+    *(Row(f"call 8 B, service waits by {what}", f"waiting {way}") for what, way in WAITING.items()),
     Row("message without reply, 256 B", "oneway"),
     Row("message from one of 8 senders, 256 B", "senders"),
     *(Row(f"broadcast to {n}, a delivery", f"broadcast {n}") for n in RECEIVERS),
@@ -157,14 +159,14 @@ def _ratio(figures: Figures, mode: str, row: Row, peer: str) -> str:
 
 def peers_table(figures: Figures, mode: str) -> Iterator[str]:
     """All that more than one peer does: us, and ratios of medians."""
-    head = f"{_NAMES[mode]}, us".ljust(38) + "".join(f"{name:>18}" for name in _COLUMNS)
+    head = f"{_NAMES[mode]}, us".ljust(40) + "".join(f"{name:>18}" for name in _COLUMNS)
     yield f"{head}      kdbusfs against"
-    yield " " * 38 + f"{'median':>9}{'90 %':>9}" * len(_COLUMNS) + f"{'broker':>8}{'daemon':>8}{'sockets':>8}"
+    yield " " * 40 + f"{'median':>9}{'90 %':>9}" * len(_COLUMNS) + f"{'broker':>8}{'daemon':>8}{'sockets':>8}"
     for row in ROWS:
         cells = [_pair(figures, mode, row, peer) for peer in _COLUMNS]
         if any(cell.strip() for cell in cells):
             ratios = "".join(_ratio(figures, mode, row, peer) for peer in _COLUMNS[1:])
-            yield f"{row.what:38}{''.join(cells)}{ratios}".rstrip()
+            yield f"{row.what:40}{''.join(cells)}{ratios}".rstrip()
 
 
 def rates(figures: Figures, mode: str) -> Iterator[str]:
@@ -172,7 +174,7 @@ def rates(figures: Figures, mode: str) -> Iterator[str]:
     for what, measure in (("one sender, messages a second", "oneway"), ("8 senders, messages a second", "senders")):
         times = [figures.get(mode, measure, peer) for peer in _COLUMNS]
         if any(times):
-            yield what.ljust(38) + "".join(f"{1e6 / time:9.0f}{'':9}" if time else " " * 18 for time in times).rstrip()
+            yield what.ljust(40) + "".join(f"{1e6 / time:9.0f}{'':9}" if time else " " * 18 for time in times).rstrip()
 
 
 def own_table(figures: Figures, mode: str) -> Iterator[str]:
@@ -188,7 +190,7 @@ def own_table(figures: Figures, mode: str) -> Iterator[str]:
             continue
         floor = figures.get(mode, "floor", *other) if other else None
         against = f"   {median / floor:.2f} of a server in C ({floor:.2f})" if floor else ""
-        yield f"{what:38}{median:9.2f}{p90:9.2f}{against}"
+        yield f"{what:40}{median:9.2f}{p90:9.2f}{against}"
 
 
 def copies(figures: Figures, mode: str) -> Iterator[str]:
@@ -229,9 +231,9 @@ def daemon_table(figures: Figures, mode: str) -> Iterator[str]:
         values = [figures.get(mode, measure, peer, part, kind) for peer in _COLUMNS[:3]]
         if any(value is not None for value in values):
             cells = "".join(f"{value / scale:18.2f}" if value is not None else " " * 18 for value in values)
-            lines.append(f"{what:38}{cells}".rstrip())
+            lines.append(f"{what:40}{cells}".rstrip())
     if lines:
-        yield "the server".ljust(38) + "".join(f"{name:>18}" for name in _COLUMNS[:3])
+        yield "the server".ljust(40) + "".join(f"{name:>18}" for name in _COLUMNS[:3])
         yield from lines
 
 

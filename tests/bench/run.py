@@ -1,8 +1,8 @@
 """`make bench`: what kdbusfs costs, beside dbus-broker, dbus-daemon and plain sockets in the same run.
 
 Every measure is made once a round by all peers in turn, with everything pinned to one cpu and under default
-scheduling, by servers of their own for each.  Prints tables; all figures go to build/bench.json, those of a quick run or
-of some measures only to build/bench-partial.json.
+scheduling, by servers of their own for each.  Prints tables; all figures go to build/bench.json, or to
+build/bench-partial.json if the run was a quick one or of some measures only.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Bench:
 
     def _run(self, measure: Measure, mode: str, peer: servers.Peer) -> Parts:
         done = subprocess.run(
-            self._command(measure, peer, str(measure.count), str(measure.seconds)),
+            self._command(measure, peer, str(measure.operations), str(measure.seconds)),
             stdout=subprocess.PIPE,
             text=True,
             timeout=PATIENCE,

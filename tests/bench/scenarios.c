@@ -1,7 +1,8 @@
 /*
  * What is measured over a bus, the same for every transport: PROGRAM WHERE SCENARIO ... COUNT SECONDS
  *
- *   call vec|memfd SIZE [ATTACH_FLAGS]   call with SIZE bytes, reply with 8
+ *   call vec|memfd SIZE [ATTACH_FLAGS [level|edge|poll]]
+ *                                        call with SIZE bytes, reply with 8; how the service waits
  *   oneway SIZE                          messages without reply, 16 at a time; time of one
  *   senders N SIZE                       N processes send to one receiver; time of one message
  *   broadcast N [MATCHES]                to N connections that match, with that many matches each; time of one delivery
@@ -14,6 +15,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -42,11 +44,18 @@ static size_t size_argument(const struct run *run, int index)
 	return strtoull(run->arguments[index], NULL, 0);
 }
 
+/* How a service waits: by level-triggered epoll as sd-event does, by edge-triggered epoll, or by poll(2). */
+static enum { LEVEL, EDGE, POLL } waiting = LEVEL;
+
+/* What wait_for() takes. */
 static int poller_of(struct connection *c)
 {
-	struct epoll_event event = { .events = EPOLLIN };
-	int poller = epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event event = { .events = waiting == EDGE ? EPOLLIN | EPOLLET : EPOLLIN };
+	int poller;
 
+	if (waiting == POLL)
+		return connection_fd(c);
+	poller = epoll_create1(EPOLL_CLOEXEC);
 	must(epoll_ctl(poller, EPOLL_CTL_ADD, connection_fd(c), &event) == 0, "epoll_ctl");
 	return poller;
 }
@@ -54,8 +63,12 @@ static int poller_of(struct connection *c)
 static void wait_for(int poller)
 {
 	struct epoll_event event;
+	struct pollfd fd = { poller, POLLIN, 0 };
 
-	must(epoll_wait(poller, &event, 1, -1) == 1, "epoll_wait");
+	if (waiting == POLL)
+		must(poll(&fd, 1, -1) == 1, "poll");
+	else
+		must(epoll_wait(poller, &event, 1, -1) == 1, "epoll_wait");
 }
 
 /* The length of every message is looked at, and the bytes of the first. */
@@ -85,13 +98,17 @@ static void serve_calls(int ready, size_t size, const char *own, unsigned matche
 	for (unsigned topic = 1; topic <= matches; topic++)
 		connection_match(c, topic);
 	pipe_write(ready, &address, sizeof(address));
-	for (;;) {
-		wait_for(poller);
-		if (!connection_receive(c, &message))
+	for (int more = 0;;) {
+		/* An edge tells of the first of several messages only: there one looks until there are none. */
+		if (!more)
+			wait_for(poller);
+		more = connection_receive(c, &message);
+		if (!more)
 			continue;
 		check(&message, size, first);
 		first = 0;
 		connection_answer(c, &message);
+		more = waiting == EDGE;
 	}
 }
 
@@ -142,6 +159,8 @@ static void measure_call(const struct run *run)
 
 	if (run->n_arguments > 2)
 		bus_want_metadata(size_argument(run, 2));
+	if (run->n_arguments > 3)
+		waiting = !strcmp(run->arguments[3], "edge") ? EDGE : !strcmp(run->arguments[3], "poll") ? POLL : LEVEL;
 	if (!strcmp(run->arguments[0], "memfd"))
 		payload.memfd = sealed_memfd(size);
 	else
