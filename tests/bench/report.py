@@ -193,6 +193,22 @@ def own_table(figures: Figures, mode: str) -> Iterator[str]:
         yield f"{what:40}{median:9.2f}{p90:9.2f}{against}"
 
 
+def floors(figures: Figures, mode: str) -> Iterator[str]:
+    """What the requests alone cost that something needs, by a server that does nothing but answer."""
+    ioctl, poll = figures.get(mode, "floor", FLOOR, "noop"), figures.get(mode, "floor", FLOOR, "poll")
+    if ioctl is None or poll is None:
+        return
+    for what, measure, ioctls, polls in (
+        ("a call 8 B", "call 8 B", 5, 2),
+        ("a message without reply", "oneway", 3, 0),
+        ("a delivery to one of 100", "broadcast 100", 2, 2),
+    ):
+        least = ioctls * ioctl + polls * poll
+        broker = figures.get(mode, measure, BROKER)
+        against = f", {least / broker:.2f} of {BROKER}" if broker else ""
+        yield f"{ioctls} ioctls and {polls} polls of the server in C, as {what} needs: {least:.1f} us{against}"
+
+
 def copies(figures: Figures, mode: str) -> Iterator[str]:
     """How often the bytes of a message are copied, by the slope of its time over its size."""
     parts = ("send 1 MiB", "send 2 MiB", "readv 1 MiB", "readv 2 MiB", "memcpy 2 MiB")
@@ -252,7 +268,7 @@ def report(figures: Figures) -> str:
     """All that a person wants to know."""
     lines: list[str] = []
     for mode in MODES:
-        tables = (peers_table, rates, own_table, copies, wakeups, daemon_table)
+        tables = (peers_table, rates, own_table, floors, copies, wakeups, daemon_table)
         parts = [list(table(figures, mode)) for table in tables]
         if len(parts[0]) > 2 or any(parts[1:]):
             for part in parts:
