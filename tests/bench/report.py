@@ -222,14 +222,14 @@ def copies(figures: Figures, mode: str) -> Iterator[str]:
 
 def wakeups(figures: Figures, mode: str) -> Iterator[str]:
     """How often those are woken whom a broadcast does not concern."""
-    for n in BYSTANDERS:
-        counts = [
-            f"{name} {woken:.2f}"
-            for name in _COLUMNS
-            if (woken := figures.get(mode, f"nonmatching {n}", name, "others", "wakeups")) is not None
-        ]
-        if counts:
-            yield f"wake-ups of {n} connections that do not match, a broadcast: {', '.join(counts)}"
+    found = []
+    for peer in _COLUMNS:
+        counts = [figures.get(mode, f"nonmatching {n}", peer, "others", "wakeups") for n in BYSTANDERS]
+        known = [count for count in counts if count is not None]
+        if known:
+            found.append(f"{peer} {max(known):.2f}")
+    if found:
+        yield f"wake-ups of those who do not match, at most, a broadcast: {', '.join(found)}"
 
 
 def daemon_table(figures: Figures, mode: str) -> Iterator[str]:
