@@ -130,6 +130,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if quiet else None,
             text=True,
+            process_group=0,  # Ctrl-C is for the benchmark, which then ends its servers in order
         )
         self.pid = self._process.pid
         self._mount = mount

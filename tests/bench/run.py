@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import peers as servers
 from .figures import OUTPUT, PARTIAL_OUTPUT, Figures
@@ -55,9 +56,13 @@ class Bench:
         self._cpus = {PINNED: {max(every)}, DEFAULT: every}
         self._launched = 0
         self._running: dict[tuple[str, str], servers.Peer] = {}
-        for mode in modes:
-            for name in names:
-                self._running[mode, name] = self._launch(name, mode)
+        try:
+            for mode in modes:
+                for name in names:
+                    self._running[mode, name] = self._launch(name, mode)
+        except BaseException:
+            self.close()
+            raise
 
     def _launch(self, name: str, mode: str) -> servers.Peer:
         self._launched += 1
@@ -221,8 +226,7 @@ def main() -> int:
     if not measures:
         print("nothing to measure; the names are in tests/bench/measures.py", file=sys.stderr)
         return 1
-    partial = bool(arguments.only or arguments.mode or arguments.peers)
-    about = {
+    about: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cpus, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // KIB**3} GiB",
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -230,7 +234,7 @@ def main() -> int:
         "peers": {name: version for name, version in versions.items() if version},
         "missing": missing,
         "quick": arguments.quick,
-        "partial": partial,
+        "partial": bool(arguments.only or arguments.mode or arguments.peers),
         "rounds": 0,
         "seconds": 0,
         "failed": [],
@@ -241,8 +245,9 @@ def main() -> int:
         measure_all(figures, measures, arguments.rounds or (1 if arguments.quick else ROUNDS))
     except KeyboardInterrupt:
         print("stopped; these are the figures so far", file=sys.stderr)
+        about["partial"] = True
     print(report(figures))
-    figures.write(arguments.output or (PARTIAL_OUTPUT if partial or arguments.quick else OUTPUT))
+    figures.write(arguments.output or (PARTIAL_OUTPUT if about["partial"] or arguments.quick else OUTPUT))
     return 1 if about["failed"] else 0
 
 
