@@ -63,6 +63,7 @@ VECTORS = {8: 15000, 4 * KIB: 6000, 32 * KIB: 6000, 256 * KIB: 2000, 2 * MIB: 50
 MEMFDS = {KIB: 1500, MIB: 1500, 256 * MIB: 1500}
 RECEIVERS = {1: 3000, 10: 800, 100: 150, 1000: 20}
 BYSTANDERS = {1: 2000, 10: 2000, 100: 2000, 1000: 500}
+COMMANDS = ("SEND", "RECV", "FREE", "RECV of nothing")
 WAITING = {"epoll": "level", "epoll, EPOLLET": "edge", "poll(2)": "poll"}
 METADATA = {"none": 0, "default set": DEFAULT_MASK, "all": ATTACH_ALL}
 GROWTH = {
@@ -81,6 +82,7 @@ MEASURES = (
     Measure("floor", ("floor",), 15000, (FLOOR,), raw=True),
     Measure("noop", ("noop",), 15000, (KDBUSFS,), raw=True),
     Measure("poll", ("poll",), 15000, (KDBUSFS,), raw=True),
+    Measure("commands", ("commands",), 8000, (KDBUSFS,), raw=True),
     *(Measure(f"call {size_name(size)}", _call(size), count, ALL, seconds=8.0) for size, count in VECTORS.items()),
     *(Measure(f"memfd {size_name(size)}", _call(size, "memfd"), count) for size, count in MEMFDS.items()),
     Measure("oneway", ("oneway", str(MESSAGE)), 16000, ALL),

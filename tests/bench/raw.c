@@ -3,6 +3,7 @@
  *
  *   MOUNTPOINT noop       FREE of a wrong offset
  *   MOUNTPOINT poll       poll(2) of a connection
+ *   MOUNTPOINT commands   SEND, RECV and FREE of a message of 256 bytes, and a RECV that finds nothing, in turn
  *   MOUNTPOINT open       open and close of an endpoint
  *   MOUNTPOINT copy       SEND of 1 and 2 MiB, beside what copies them once
  *   FILE floor            both of the first two on the file of `floor`, with the same arguments
@@ -77,6 +78,45 @@ static void measure_bare(const char *mountpoint, int polled, int count, double s
 	bus = bus_connect(path, POOL_SIZE, 0);
 	s = polled ? time_poll(bus.fd, count, seconds) : time_free(bus.fd, count, seconds);
 	samples_print("time", &s, 1);
+}
+
+static void measure_commands(const char *mountpoint, int count, double seconds)
+{
+	static const char *const names[] = { "SEND", "RECV", "FREE", "RECV of nothing" };
+	struct samples all[4];
+	char path[BUS_PATH_SIZE];
+	uint8_t data[256] = "";
+	struct bus from, to;
+
+	make_bus(mountpoint, path);
+	from = bus_connect(path, POOL_SIZE, 0);
+	to = bus_connect(path, POOL_SIZE, 0);
+	for (int i = 0; i < 4; i++)
+		all[i] = samples_new(count, seconds);
+	loop_begins();
+	while (samples_more(&all[0])) {
+		struct builder b;
+		uint64_t offset;
+		double start;
+
+		begin_message(&from, &b, to.id, 0);
+		add_vec(&b, data, sizeof(data));
+		start = now_us();
+		send_message(&from, &b, 0);
+		samples_add(&all[0], start);
+		start = now_us();
+		must(receive(&to, &offset) != NULL, "RECV");
+		samples_add(&all[1], start);
+		start = now_us();
+		free_slice(&to, offset);
+		samples_add(&all[2], start);
+		start = now_us();
+		must(receive(&to, &offset) == NULL, "RECV of nothing");
+		samples_add(&all[3], start);
+	}
+	loop_ended(all[0].count);
+	for (int i = 0; i < 4; i++)
+		samples_print(names[i], &all[i], 1);
 }
 
 static void measure_open(const char *mountpoint, int count, double seconds)
@@ -290,6 +330,8 @@ int main(int argc, char **argv)
 		measure_socket_oneway(strtoull(argv[3], NULL, 10), count, seconds);
 	else if (!strcmp(what, "copy"))
 		measure_copy(where, count, seconds);
+	else if (!strcmp(what, "commands"))
+		measure_commands(where, count, seconds);
 	else if (!strcmp(what, "open"))
 		measure_open(where, count, seconds);
 	else

@@ -9,6 +9,7 @@ from .figures import Figures
 from .measures import (
     BROKER,
     BYSTANDERS,
+    COMMANDS,
     DAEMON,
     DEFAULT,
     FLOOR,
@@ -178,17 +179,18 @@ def rates(figures: Figures, mode: str) -> Iterator[str]:
 
 
 def own_table(figures: Figures, mode: str) -> Iterator[str]:
-    """What only kdbusfs does, beside a server in C that does nothing."""
-    for what, measure, other in (
-        ("no-op ioctl (FREE of a wrong offset)", "noop", (FLOOR, "noop")),
-        ("poll", "poll", (FLOOR, "poll")),
-        ("open and close of an endpoint", "open", None),
-        *((f"call 8 B, metadata: {name}", f"metadata {name}", None) for name in METADATA),
+    """What only kdbusfs does, some of it beside a server in C that does nothing."""
+    for what, measure, part, other in (
+        ("no-op ioctl (FREE of a wrong offset)", "noop", "time", "noop"),
+        ("poll", "poll", "time", "poll"),
+        *((f"{command}, 256 B, in one process", "commands", command, "noop") for command in COMMANDS),
+        ("open and close of an endpoint", "open", "time", None),
+        *((f"call 8 B, metadata: {name}", f"metadata {name}", "time", None) for name in METADATA),
     ):
-        median, p90 = figures.get(mode, measure, KDBUSFS), figures.get(mode, measure, KDBUSFS, "time", "p90")
+        median, p90 = (figures.get(mode, measure, KDBUSFS, part, kind) for kind in ("median", "p90"))
         if median is None or p90 is None:
             continue
-        floor = figures.get(mode, "floor", *other) if other else None
+        floor = figures.get(mode, "floor", FLOOR, other) if other else None
         against = f"   {median / floor:.2f} of a server in C ({floor:.2f})" if floor else ""
         yield f"{what:40}{median:9.2f}{p90:9.2f}{against}"
 
