@@ -114,12 +114,16 @@ MEASURES = (
 
 
 def chosen(only: str, modes: tuple[str, ...], peers: tuple[str, ...], quick: bool) -> list[Measure]:
-    """Those whose name begins with, or matches, one of the words between commas in `only`; all if that is empty."""
+    """Those whose name begins with, or matches, one of the words between commas in `only`; all if that is empty, but
+    for the largest broadcasts where it is to be quick.
+    """
     words = [word.strip().lower() for word in only.split(",") if word.strip()]
     found = []
     for measure in MEASURES:
         name = measure.name.lower()
         if words and not any(name.startswith(word) or fnmatch.fnmatchcase(name, word) for word in words):
+            continue
+        if quick and not words and measure.rounds == FEW and measure.how == PLAIN:
             continue
         wanted = measure._replace(
             modes=tuple(mode for mode in measure.modes if mode in modes),

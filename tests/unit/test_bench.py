@@ -111,6 +111,9 @@ def test_what_is_measured_can_be_chosen() -> None:
     assert [measure.peers for measure in chosen("oneway", MODES, (SOCKETS, FLOOR), quick=True)] == [(SOCKETS,)]
     assert chosen("metadata", (DEFAULT,), ALL, quick=False) == []
     assert len(chosen("", MODES, (*ALL, FLOOR), quick=False)) == len(MEASURES)
+    assert {measure.name for measure in MEASURES} - {
+        measure.name for measure in chosen("", MODES, (*ALL, FLOOR), quick=True)
+    } == {"broadcast 1000", "nonmatching 1000"}
 
 
 def test_figures_are_read_as_they_were_written(figures: Figures, tmp_path: Path) -> None:
