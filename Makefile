@@ -2,8 +2,9 @@
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
-# make bench  what a message costs, beside the floor of FUSE and of sockets
 # make pure   takes the compiled modules away, so that the sources themselves run
+# make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
+# make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
 # make clean  removes all that was made
 
@@ -17,7 +18,7 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types pure conformance bench install-deps clean
+.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -69,7 +70,16 @@ conformance: venv
 	@$(BIN)/python -m tests.support.conformance
 
 bench: venv
-	@$(BIN)/python tests/bench/run.py
+	@.ci/prepare bench
+	@$(BIN)/python -m tests.bench.run
+
+.venv/ready-to-plot: .venv/installed
+	@echo "installing matplotlib"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --root-user-action ignore -e '.[bench]'
+	@touch $@ .venv/built
+
+bench-docs: venv .venv/ready-to-plot
+	@$(BIN)/python -m tests.bench.plots
 
 clean:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so
