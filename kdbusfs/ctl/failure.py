@@ -43,12 +43,16 @@ _CODES: Final = {
 
 
 class Failure(Exception):  # noqa: N818 - of the command, not of the program
-    """A command that cannot be done.  The message is one line; what it quotes is escaped when it is shown."""
+    """A command that cannot be done.  The message is one line; what it quotes is escaped when it is shown.
 
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+    reason: why, without what was tried.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED, reason: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
+        self.reason = reason or message
 
 
 def exit_code_of(error: OSError) -> int:
@@ -67,5 +71,5 @@ def failing(doing: str, hints: dict[int, str] | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = (hints or {}).get(error.errno or 0)
-        raise Failure(f"cannot {doing}: {hint or explain(error)}", exit_code_of(error)) from error
+        reason = (hints or {}).get(error.errno or 0) or explain(error)
+        raise Failure(f"cannot {doing}: {reason}", exit_code_of(error), reason) from error

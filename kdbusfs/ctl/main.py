@@ -23,7 +23,33 @@ SECTIONS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
     (
         "Look",
         {
+            "tree": "Show domains, buses, endpoints and connections as a tree.",
             "list": "List the names and connections of a bus.",
+            "status": "Show all that is known of a connection or of the bus.",
+            "wait": "Wait until a name has an owner.",
+        },
+    ),
+    (
+        "Talk",
+        {
+            "call": "Send a request and print the reply.",
+            "send": "Send a message without waiting for anything.",
+            "emit": "Broadcast a signal.",
+        },
+    ),
+    (
+        "Hold",
+        {
+            "own": "Own a name until Ctrl-C, and tell what happens to it.",
+            "make-bus": "Make a bus and hold it until Ctrl-C.",
+            "make-endpoint": "Make a custom endpoint with a policy and hold it until Ctrl-C.",
+            "policy": "Check a policy file, and hold its policy on a bus.",
+        },
+    ),
+    (
+        "Other",
+        {
+            "completion": "Print a script that makes a shell complete kdbusctl.",
         },
     ),
 )

@@ -35,18 +35,24 @@ def common_options() -> list[click.Option]:
     """Fresh copies of the common options, in the order of --help."""
     shared: dict[str, Any] = {"expose_value": False, "callback": _keep, "is_eager": True}
     return [
-        click.Option(["--mount"], metavar="PATH", help=_HELP["mount"], shell_complete=complete.mounts, **shared),
+        click.Option(
+            ["--mount"], metavar="PATH", help=_HELP["mount"], shell_complete=complete.option(complete.mounts), **shared
+        ),
         click.Option(
             ["--bus"],
             metavar="BUS",
             envvar="KDBUS_BUS",
             show_envvar=True,
             help=_HELP["bus"],
-            shell_complete=complete.buses,
+            shell_complete=complete.option(complete.buses),
             **shared,
         ),
         click.Option(
-            ["--endpoint"], metavar="NAME", help=_HELP["endpoint"], shell_complete=complete.endpoints, **shared
+            ["--endpoint"],
+            metavar="NAME",
+            help=_HELP["endpoint"],
+            shell_complete=complete.option(complete.endpoints),
+            **shared,
         ),
         click.Option(["--json"], is_flag=True, help=_HELP["json"], **shared),
         click.Option(

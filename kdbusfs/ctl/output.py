@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Colour = Literal["auto", "always", "never"]
 
 _WIDE = 1 << 16  # columns of what is no terminal
+_LEAST = 12  # columns that stay of a column that gives way
 
 
 class Output:
@@ -64,6 +65,7 @@ class Output:
         """One line of text, escaped."""
         if style is None or not (sys.stdout.isatty() or self.colour == "always"):
             sys.stdout.write(escape(text) + "\n")
+            sys.stdout.flush()
             return
         from rich.text import Text
 
@@ -73,8 +75,18 @@ class Output:
         """Something of rich, whose text is escaped already (`escape`) and stands in Text objects."""
         self.console.print(renderable)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-        """Rows of text below their headings; the columns named in `right` hold numbers."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        right: Sequence[str] = (),
+        last_gives_way: bool = False,
+    ) -> None:
+        """Rows of text below their headings; the columns named in `right` hold numbers.
+
+        last_gives_way: what does not fit on the terminal is missing from the last column first.
+        """
         lines = [[escape(cell) for cell in row] for row in rows]
         if not sys.stdout.isatty() and self.colour != "always":
             self._plain_table(columns, lines, right)
@@ -87,6 +99,11 @@ class Output:
             table.add_column(
                 Text(column), justify="right" if column in right else "left", no_wrap=True, overflow="ellipsis"
             )
+        if last_gives_way:
+            others = [
+                max(map(len, cells)) + 2 for cells in zip(columns[:-1], *[line[:-1] for line in lines], strict=True)
+            ]
+            table.columns[-1].max_width = max(_LEAST, self.console.width - sum(others))
         for line in lines:
             table.add_row(*[Text(cell) for cell in line])
         self.show(table)
@@ -99,6 +116,18 @@ class Output:
                 for column, cell, width in zip(columns, line, widths, strict=True)
             ]
             sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+    def fields(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Labels and texts, one below the other."""
+        width = max(len(label) for label, _ in lines)
+        bold = sys.stdout.isatty() or self.colour == "always"
+        for label, text in lines:
+            if not bold:
+                sys.stdout.write(f"{label + ':':<{width + 1}} {escape(text)}\n")
+                continue
+            from rich.text import Text
+
+            self.console.print(Text.assemble((f"{label + ':':<{width + 1}} ", "bold"), escape(text)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A remark on standard error, escaped: what is missing, what was dropped, what happens now."""

@@ -69,8 +69,8 @@ def domains(entries: Iterable[Mounted]) -> list[str]:
 
 
 def check_domain(path: str) -> str:
-    """`path` without a slash at its end, which has to be where a domain is mounted.  Raises Failure."""
-    path = os.path.normpath(path)
+    """The absolute path of a domain, which has to be mounted at `path`.  Raises Failure."""
+    path = os.path.abspath(path)
     try:
         os.stat(os.path.join(path, "control"))
         if stat.S_ISDIR(os.stat(os.path.join(path, ".kdbusfs")).st_mode):
@@ -124,7 +124,7 @@ def all_buses(entries: Iterable[Mounted] | None = None) -> list[BusPlace]:
     found: list[BusPlace] = []
     for domain in domains(entries):
         try:
-            found += [_below(domain, name) for name in bus_names(domain)]
+            found += [below(domain, name) for name in bus_names(domain)]
         except OSError:
             continue  # a mount whose daemon has ended has no buses
     for entry in entries:
@@ -136,7 +136,8 @@ def all_buses(entries: Iterable[Mounted] | None = None) -> list[BusPlace]:
     return found
 
 
-def _below(domain: str, name: str) -> BusPlace:
+def below(domain: str, name: str) -> BusPlace:
+    """The bus called `name` of the domain at a path."""
     directory = os.path.join(domain, name)
     return BusPlace(name, directory, os.path.join(directory, DEFAULT_ENDPOINT))
 
@@ -151,7 +152,7 @@ def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusPla
     if mount is not None:
         domain = check_domain(mount)
         try:
-            candidates = [_below(domain, name) for name in bus_names(domain)]
+            candidates = [below(domain, name) for name in bus_names(domain)]
         except OSError as error:
             raise _not_there(domain, error) from error
         where = f"in '{domain}'"
@@ -193,7 +194,7 @@ def _only(places: list[BusPlace], several: str) -> BusPlace:
 
 def _at_path(path: str) -> BusPlace:
     """The bus of an endpoint file or of a bus directory."""
-    path = os.path.normpath(path)
+    path = os.path.abspath(path)
     try:
         is_directory = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
@@ -202,10 +203,10 @@ def _at_path(path: str) -> BusPlace:
             raise _not_there(path, error) from error
         raise Failure(f"cannot reach the bus at '{path}': {explain(error)}", code) from error
     if not is_directory:
-        return BusPlace(os.path.basename(os.path.dirname(os.path.abspath(path))), None, path)
+        return BusPlace(os.path.basename(os.path.dirname(path)), None, path)
     if os.path.exists(os.path.join(path, "control")):
         raise Failure(f"'{path}' is a mount, not a bus; say --mount {path}", EXIT_USAGE)
-    return BusPlace(os.path.basename(os.path.abspath(path)), path, os.path.join(path, DEFAULT_ENDPOINT))
+    return BusPlace(os.path.basename(path), path, os.path.join(path, DEFAULT_ENDPOINT))
 
 
 def _with_endpoint(place: BusPlace, endpoint: str | None) -> BusPlace:
