@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 _ENTER_HINTS = {
     errno.EACCES: "no permission: its file belongs to somebody else, or the policy forbids it",
-    errno.ENOTTY: "that is no endpoint of kdbusfs",
     errno.ESHUTDOWN: "the bus has ended",
     errno.ENOTCONN: "the daemon of the mount has ended; umount it and mount it again",
     errno.EMFILE: "too many connections or open files of this user",
 }
+
+# What files answer that are none of ours, and what the domain's control file does.
+_NO_ENDPOINT = (errno.ENOTTY, errno.EINVAL, errno.EISDIR, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass
@@ -53,22 +55,24 @@ class Context:
         """The bus that is meant.  Raises Failure."""
         return places.find_bus(self.mount, self.bus, self.endpoint)
 
-    def connect(self, place: places.BusPlace | None = None, **arguments: Any) -> Connection:
+    def connect(
+        self, place: places.BusPlace | None = None, *, hints: dict[int, str] | None = None, **arguments: Any
+    ) -> Connection:
         """A connection to the bus that is meant, or to `place`.  Raises Failure.
 
-        arguments: those of Connection.
+        hints: what an errno of HELLO means here; arguments: those of Connection.
         """
         from kdbusfs.client import Connection
 
         place = self.place() if place is None else place
         arguments.setdefault("description", "kdbusctl")
-        with failing(f"enter '{place.endpoint}'", _ENTER_HINTS):
+        hints = {**_ENTER_HINTS, **(hints or {})}
+        with failing(f"enter '{place.endpoint}'", hints):
             try:
                 return Connection(place.endpoint, **arguments)
             except OSError as error:
-                if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENODEV):
-                    message = f"'{place.endpoint}' is no endpoint of kdbusfs"
-                    raise Failure(message, EXIT_NO_MOUNT) from error
+                if error.errno in _NO_ENDPOINT and error.errno not in hints:
+                    raise Failure(f"'{place.endpoint}' is no endpoint of kdbusfs", EXIT_NO_MOUNT) from error
                 raise
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .failure import EXIT_FAILED, EXIT_NO_MOUNT, EXIT_OK, Failure, explain
+from .failure import EXIT_FAILED, EXIT_OK, Failure, explain
 
 EXIT_NOT_FOUND = 127
 """As shells have it."""
@@ -109,18 +109,14 @@ class Hold:
             self.running = False
         return [fd for fd in ready if fd in files]
 
-    def until_end(
-        self, *broken: int, check: Callable[[], None] | None = None, reload: Callable[[], None] | None = None
-    ) -> int:
+    def until_end(self, *, check: Callable[[], None] | None = None, reload: Callable[[], None] | None = None) -> int:
         """Wait for a signal, or for the end of COMMAND if one was started; gives the exit code.
 
-        broken: descriptors that get ready when what is held has ended; check: called every other second, and may
-        raise; reload: called at SIGHUP.  Raises Failure.
+        check: called every other second, raises Failure when what is held has ended; reload: called at SIGHUP.
         """
         has_command = self.running
         while self.running or not (self.stopped or has_command):
-            if self.wait(*broken, timeout=None if check is None else _CHECK_EVERY):
-                raise Failure("the bus has ended", EXIT_NO_MOUNT)
+            self.wait(timeout=None if check is None else _CHECK_EVERY)
             if self.reload and reload is not None:
                 reload()
             self.reload = False

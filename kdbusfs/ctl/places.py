@@ -148,7 +148,10 @@ def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusPla
     mount: the path of a domain; bus: a path or a name; endpoint: the name of one of its endpoints.
     """
     if bus is not None and "/" in bus:
-        return _with_endpoint(_at_path(bus), endpoint)
+        place, is_directory = _at_path(bus)
+        if endpoint is not None and not is_directory:
+            raise Failure(f"'{bus}' is an endpoint already; leave --endpoint out", EXIT_USAGE)
+        return _with_endpoint(place, endpoint)
     if mount is not None:
         domain = check_domain(mount)
         try:
@@ -160,7 +163,7 @@ def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusPla
         candidates = all_buses()
         where = "in any mount of kdbusfs"
         if not candidates:
-            only_domain()
+            check_domain(only_domain())
     return _with_endpoint(_choose(candidates, bus, where), endpoint)
 
 
@@ -192,8 +195,8 @@ def _only(places: list[BusPlace], several: str) -> BusPlace:
     raise Failure(f"{several}; choose one with --bus: {paths}{more}", EXIT_USAGE)
 
 
-def _at_path(path: str) -> BusPlace:
-    """The bus of an endpoint file or of a bus directory."""
+def _at_path(path: str) -> tuple[BusPlace, bool]:
+    """The bus of an endpoint file or of a bus directory, and whether it is a directory."""
     path = os.path.abspath(path)
     try:
         is_directory = stat.S_ISDIR(os.stat(path).st_mode)
@@ -203,10 +206,12 @@ def _at_path(path: str) -> BusPlace:
             raise _not_there(path, error) from error
         raise Failure(f"cannot reach the bus at '{path}': {explain(error)}", code) from error
     if not is_directory:
-        return BusPlace(os.path.basename(os.path.dirname(path)), None, path)
+        directory = os.path.dirname(path)
+        in_domain = os.path.exists(os.path.join(os.path.dirname(directory), "control"))
+        return BusPlace(os.path.basename(directory), directory if in_domain else None, path), False
     if os.path.exists(os.path.join(path, "control")):
         raise Failure(f"'{path}' is a mount, not a bus; say --mount {path}", EXIT_USAGE)
-    return BusPlace(os.path.basename(path), path, os.path.join(path, DEFAULT_ENDPOINT))
+    return BusPlace(os.path.basename(path), path, os.path.join(path, DEFAULT_ENDPOINT)), True
 
 
 def _with_endpoint(place: BusPlace, endpoint: str | None) -> BusPlace:

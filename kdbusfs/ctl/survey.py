@@ -126,6 +126,8 @@ def survey(connection: Connection, states: Iterable[State], *, details: bool = T
     if "queued" in wanted:
         for record in connection.list_names(c.NAME_LIST_QUEUED):
             add(record, "queued")
+        waiting = {entry.peer.id for entry in entries if entry.state == "queued"}
+        entries = [entry for entry in entries if entry.name is not None or entry.peer.id not in waiting]
     if details:
         gone = _ask(connection, peers)
         entries = [entry for entry in entries if entry.peer.id not in gone]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from kdbusfs.abi import constants as c
+
 from .. import payload as payloads
 from ..arguments import END
 from ..context import Context, pass_context
@@ -57,7 +59,7 @@ def command(
     output = context.output
     data = payloads.read(payload, file, from_hex)
     with (
-        context.connect(pool_size=64 << 20) as connection,
+        context.connect(pool_size=64 << 20, attach_recv=c.ATTACH_ANY if output.json else 0) as connection,
         payloads.parts(data, memfd) as parts,
         failing(f"call '{destination}'", HINTS),
         output.progress(f"waiting for the reply of {destination}"),

@@ -16,7 +16,9 @@ _COLUMNS = ("NAME", "ID", "STATE", "PID", "USER", "DESCRIPTION", "COMMAND")
 @click.option("--acquired", is_flag=True, help="Names that somebody owns.")
 @click.option("--activatable", is_flag=True, help="Names that an activator stands behind, taken over or not.")
 @click.option("--queued", is_flag=True, help="Who waits for which name.")
-@click.option("--unique", is_flag=True, help="Connections that own no name.")
+@click.option(
+    "--unique", is_flag=True, help="Connections that own no name; with --queued, only those that wait for none."
+)
 @pass_context
 def command(context: Context, acquired: bool, activatable: bool, queued: bool, unique: bool) -> None:
     """List the names and connections of a bus, but not that of kdbusctl itself.

@@ -11,7 +11,7 @@ from kdbusfs.abi import constants as c
 
 from ..arguments import ATTACH
 from ..context import Context, pass_context
-from ..failure import EXIT_NO_MOUNT, EXIT_USAGE, Failure, explain, failing
+from ..failure import EXIT_USAGE, Failure, exit_code_of, explain, failing
 from ..hold import Hold, command_argument
 from ..options import Command
 
@@ -111,6 +111,6 @@ def _hold(context: Context, hold: Hold, name: str, path: str, command: tuple[str
         try:
             os.stat(path)
         except OSError as error:
-            raise Failure(f"bus '{path}' is gone: {explain(error)}", EXIT_NO_MOUNT) from error
+            raise Failure(f"bus '{path}' is gone: {explain(error)}", exit_code_of(error)) from error
 
     return hold.until_end(check=check)

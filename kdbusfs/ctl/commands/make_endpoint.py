@@ -12,7 +12,7 @@ from kdbusfs.abi import constants as c
 
 from .. import policy_file
 from ..context import Context, pass_context
-from ..failure import EXIT_NO_MOUNT, EXIT_USAGE, Failure, explain, failing
+from ..failure import EXIT_USAGE, Failure, exit_code_of, explain, failing
 from ..hold import Hold, command_argument
 from ..options import Command
 
@@ -84,7 +84,7 @@ def command(context: Context, name: str, command: tuple[str, ...], file: str | N
         try:
             os.stat(owner.path)
         except OSError as error:
-            raise Failure(f"endpoint '{owner.path}' is gone: {explain(error)}", EXIT_NO_MOUNT) from error
+            raise Failure(f"endpoint '{owner.path}' is gone: {explain(error)}", exit_code_of(error)) from error
 
     with owner, Hold() as hold:
         if command:

@@ -13,15 +13,16 @@ from ..arguments import NAME
 from ..context import Context, pass_context
 from ..describe import proc_command
 from ..escape import escape_bytes
-from ..failure import EXIT_DENIED, EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure, failing
+from ..failure import EXIT_FAILED, EXIT_NOTHING, EXIT_OK, EXIT_USAGE, Failure, failing
 from ..hold import Hold, command_argument
 from ..options import Command
-from ..payload import payload_json
+from ..payload import parts, payload_json
 
 if TYPE_CHECKING:
     from kdbusfs.client import Connection, Message
 
 _SHOWN = 200  # bytes of a payload on a line
+_LARGE = 1 << 20  # bytes from which on an echo goes in a memfd
 
 
 @click.command("own", cls=Command, short_help="Own a name until Ctrl-C, and tell what happens to it.")
@@ -124,13 +125,13 @@ class _Owner:
         return hold.exit_code
 
     def _acquire(self, connection: Connection) -> None:
-        try:
-            with failing(f"own '{self._name}'", {errno.EPERM: "the policy does not allow it"}):
+        with failing(f"own '{self._name}'", {errno.EPERM: "the policy does not allow it"}):
+            try:
                 flags = connection.acquire(self._name, flags=self._flags)
-        except Failure as failure:
-            if failure.exit_code == EXIT_DENIED or not _is_taken(failure):
-                raise
-            raise Failure(f"{failure.message}: {_who_owns(connection, self._name)}") from failure
+            except FileExistsError as error:
+                advice = "" if self._flags & c.NAME_REPLACE_EXISTING else ", --replace takes it over if that is allowed"
+                owner = _who_owns(connection, self._name)
+                raise Failure(f"cannot own '{self._name}': {owner}; --queue waits for it{advice}") from error
         if flags & c.NAME_IN_QUEUE:
             text = f"queued for {self._name}: {_who_owns(connection, self._name)}"
             self._teller.tell("queued", text, id=connection.id)
@@ -152,7 +153,7 @@ class _Owner:
                 self._teller.tell("missed", f"{lost.count} notifications were lost", id=connection.id, count=lost.count)
                 continue
             except ConnectionError as error:
-                raise Failure("the bus has ended") from error
+                raise Failure("the bus has ended", EXIT_NOTHING) from error
             if message is None:
                 return
             with message:
@@ -192,7 +193,8 @@ class _Owner:
         )
         if self._echo and message.expects_reply:
             try:
-                connection.reply(message, data)
+                with parts(data, memfd=len(data) > _LARGE) as answer:
+                    connection.reply(message, answer)
             except OSError:
                 pass  # who asked is gone, or waits no longer
 
@@ -214,8 +216,8 @@ class _Activator:
         }
         with (
             Hold() as hold,
-            failing(f"be an activator of '{self._name}'", hints),
-            self._context.connect(place, flags=c.HELLO_ACTIVATOR, name=self._name) as activator,
+            self._context.connect(place, hints=hints, flags=c.HELLO_ACTIVATOR, name=self._name) as activator,
+            failing(f"be the activator of '{self._name}'"),
         ):
             self._teller.tell("acquired", f"acquired {self._name} as activator {activator.id}", id=activator.id)
             while not (hold.stopped and not hold.running):
@@ -236,11 +238,6 @@ class _Activator:
         self._teller.tell("ended", f"'{self._command[0]}' has ended with {code}", id=activator.id, exit_code=code)
         if not hold.stopped and activator.wait(0):
             raise Failure(f"'{self._command[0]}' has ended and has left messages for '{self._name}' waiting")
-
-
-def _is_taken(failure: Failure) -> bool:
-    cause = failure.__cause__
-    return isinstance(cause, OSError) and cause.errno == errno.EEXIST
 
 
 def _who_owns(connection: Connection, name: str) -> str:

@@ -108,7 +108,12 @@ class _Holders:
                     self._held[name].update(name=name, policy=rights)
                 else:
                     self._held[name] = self._context.connect(
-                        self._place, flags=c.HELLO_POLICY_HOLDER, name=name, policy=rights, pool_size=1 << 16
+                        self._place,
+                        flags=c.HELLO_POLICY_HOLDER,
+                        name=name,
+                        policy=rights,
+                        hints=_HINTS,
+                        pool_size=1 << 16,
                     )
 
     def close(self) -> None:

@@ -99,7 +99,8 @@ def _domain(path: str | None, buses: list[places.BusPlace] | None, level: int) -
         label if error is None else f"{label}  ({error})", "bold blue", {"mount": path, "error": error, "buses": []}
     )
     if level >= 1:
-        node.children = [_bus(place, level) for place in buses]
+        found = [_bus(place, level) for place in buses if os.path.lexists(place.directory or place.endpoint)]
+        node.children = found
         node.value["buses"] = [child.value for child in node.children]
     return node
 
@@ -117,12 +118,13 @@ def _bus(place: places.BusPlace, level: int) -> _Node:
         endpoints = [_endpoint(path) for path in _endpoint_paths(place)]
         node.children += endpoints
         value["endpoints"] = [child.value for child in endpoints]
+    entries: list[Entry] = []
     try:
-        entries = _entries(place) if level >= 3 else []
-        if level < 3 and not places.may_use(place.endpoint):
+        if not places.may_use(place.endpoint):
             value["error"] = "no permission"
+        elif level >= 3:
+            entries = _entries(place)
     except Failure as failure:
-        entries = []
         value["error"] = failure.reason
     if value["error"] is not None:
         node.label += f"  ({value['error']})"
