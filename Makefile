@@ -4,6 +4,7 @@
 # make venv   only what these three begin with: .venv, with the package and its tools
 # make bench  what a message costs, beside the floor of FUSE and of sockets
 # make conformance  writes docs/conformance.md anew, from the tests
+# make completions  writes build/completions: what shells need to complete kdbusctl
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
@@ -15,7 +16,7 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types conformance bench install-deps clean
+.PHONY: help venv run demo test lint types conformance bench completions install-deps clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -65,6 +66,12 @@ conformance: venv
 
 bench: venv
 	@$(BIN)/python tests/bench/run.py
+
+completions: venv
+	@mkdir -p build/completions
+	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
+	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
+	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
 
 clean:
 	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.so kdbusfs/native/*.o

@@ -24,7 +24,7 @@ EXIT_CODES: Final = (
     (EXIT_DENIED, "no permission"),
     (EXIT_TIMEOUT, "it did not happen in time"),
     (EXIT_NO_MOUNT, "no kdbusfs there, or its daemon does not answer"),
-    (EXIT_INTERRUPTED, "Ctrl-C, except where it is the way to end"),
+    (EXIT_INTERRUPTED, "Ctrl-C (as shells show it), except where it is the way to end"),
 )
 """Every exit code and what it means."""
 

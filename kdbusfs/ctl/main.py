@@ -62,15 +62,20 @@ Look into kdbus buses, talk to their connections, and hold names, buses and endp
 
 \b
 Which bus is meant:
-  --bus /PATH       the directory of a bus, or one of its endpoint files
-  --bus NAME        a bus of that name, such as 1000-work; or work, which is your own
-                    bus of that name if there is one, else the only one of any user
-  neither           the environment variable KDBUS_BUS in the same way, else the only
-                    bus that you may enter
-Names are looked for in the domain that --mount names, else in all mounts of type
-fuse.kdbusfs. Where several fit, kdbusctl names them and ends with 2.
-"""
+  --bus /PATH    the directory of a bus, or one of its endpoint files
+  --bus NAME     a bus of that name, such as 1000-work; or work, which is
+                 your own bus of that name, else the only one of any user
+  neither        the environment variable KDBUS_BUS in the same way, else
+                 the only bus that you may enter
 
+Names are looked for in the domain that --mount names, else in all mounts of type fuse.kdbusfs. Where several fit,
+kdbusctl names them and ends with 2.
+
+The options below may stand before or after the name of a command. What other programs on the bus have chosen, names
+of processes and payload above all, is printed with its control characters escaped: \\xNN, \\uNNNN. In a pipe nothing
+is cut or coloured, and the same state of the bus gives the same output; in JSON, bytes that are no UTF-8 appear as
+\\xNN in strings. Remarks and errors go to standard error.
+"""
 
 class Commands(click.Group):
     """Imports a command only when it is used: --help and completion stay quick."""
@@ -98,6 +103,7 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     params=common_options(),
+    no_args_is_help=False,  # a script that forgot the command has made a mistake
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -111,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; gives the exit code."""
     # As other tools of a pipe: end in silence when nobody reads any more.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # Python's own handler would wait for the system call to return, which a daemon that is stuck never lets happen.
+    # Commands that have something to put in order take the signal themselves.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = run(arguments)
     try:
         sys.stdout.flush()

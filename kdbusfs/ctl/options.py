@@ -79,7 +79,9 @@ class Command(click.Command):
             ("Common options", lambda parameter: parameter in self.common),
         )
         for title, belongs in groups:
-            records = [parameter.get_help_record(ctx) for parameter in self.get_params(ctx) if belongs(parameter)]
+            # Arguments stand in the usage line and in the text.
+            options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+            records = [option.get_help_record(ctx) for option in options if belongs(option)]
             shown = [record for record in records if record is not None]
             if shown:
                 with formatter.section(title):

@@ -103,7 +103,7 @@ class Output:
             others = [
                 max(map(len, cells)) + 2 for cells in zip(columns[:-1], *[line[:-1] for line in lines], strict=True)
             ]
-            table.columns[-1].max_width = max(_LEAST, self.console.width - sum(others))
+            table.columns[-1].max_width = max(_LEAST, self.console.width - sum(others) - 2)
         for line in lines:
             table.add_row(*[Text(cell) for cell in line])
         self.show(table)

@@ -18,7 +18,12 @@ PATIENCE = 1.0
 def spinner(console: Console, doing: str) -> Iterator[None]:
     """Show `doing` with a moving mark, from `PATIENCE` on until the block ends; nothing of it stays."""
     status = Status(Text(doing), console=console)
-    timer = threading.Timer(PATIENCE, status.start)
+
+    def start() -> None:
+        status.start()
+        console.show_cursor(True)  # Ctrl-C may end the process at once, and must not leave the terminal without one
+
+    timer = threading.Timer(PATIENCE, start)
     timer.daemon = True
     timer.start()
     try:

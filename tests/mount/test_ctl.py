@@ -380,6 +380,19 @@ def test_a_domain_whose_daemon_has_ended(domain_mount: DomainMount, bus: BusOwne
         subprocess.run(["umount", "-l", str(domain_mount.path)], check=True, timeout=30)
 
 
+def test_ctrl_c_works_while_the_daemon_does_not_answer(domain_mount: DomainMount, bus: BusOwner) -> None:
+    os.kill(domain_mount.pid, signal.SIGSTOP)
+    try:
+        with Running("list", KDBUS_BUS=bus.path) as stuck:
+            until(
+                "kdbusctl to wait",
+                lambda: "request_wait_answer" in Path(f"/proc/{stuck.process.pid}/wchan").read_text(),
+            )
+            assert stuck.interrupt() == -signal.SIGINT
+    finally:
+        os.kill(domain_mount.pid, signal.SIGCONT)
+
+
 def test_a_reader_that_goes_away_is_no_failure(bus: BusOwner) -> None:
     with ExitStack() as stack:
         for _ in range(300):

@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_call(bus: BusOwner) -> None:
         deaf.acquire(NAME)
         with Running("call", NAME, KDBUS_BUS=bus.path) as calling:
             assert deaf.wait(PATIENCE)
-            assert calling.interrupt() == 130
+            assert calling.interrupt() == -signal.SIGINT
             lines, errors = calling.rest()
             assert (lines, [error for error in errors if error]) == ([], [])
 

@@ -140,6 +140,7 @@ def test_progress_appears_on_a_terminal_after_its_patience(monkeypatch: pytest.M
     monkeypatch.setattr(progress, "PATIENCE", 0.1)
     text = on_terminal(show(0.6), width=200)
     assert "waiting for [red]x[/red]" in text
+    assert text.index("\x1b[?25h") < text.rindex("waiting for")  # the cursor is there all the time
     assert_harmless(text)
     monkeypatch.setattr(progress, "PATIENCE", 30.0)
     assert on_terminal(show(0.1)) == ""
