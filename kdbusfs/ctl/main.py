@@ -68,14 +68,15 @@ Which bus is meant:
   neither        the environment variable KDBUS_BUS in the same way, else
                  the only bus that you may enter
 
-Names are looked for in the domain that --mount names, else in all mounts of type fuse.kdbusfs. Where several fit,
-kdbusctl names them and ends with 2.
+Names are looked for in the domain that --mount names, else in all mounts of type fuse.kdbusfs that root or you
+yourself serve. Where several fit, kdbusctl names them and ends with 2.
 
 The options below may stand before or after the name of a command. What other programs on the bus have chosen, names
 of processes and payload above all, is printed with its control characters escaped: \\xNN, \\uNNNN. In a pipe nothing
 is cut or coloured, and the same state of the bus gives the same output; in JSON, bytes that are no UTF-8 appear as
 \\xNN in strings. Remarks and errors go to standard error.
 """
+
 
 class Commands(click.Group):
     """Imports a command only when it is used: --help and completion stay quick."""

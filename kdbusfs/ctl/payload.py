@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,14 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from kdbusfs.client import Memfd, Zero, sealed_memfd
+
 from .escape import escape_lines, payload_text
 from .failure import EXIT_FAILED, EXIT_USAGE, Failure, explain
 from .output import Output
 
 if TYPE_CHECKING:
-    from kdbusfs.client import Message, Part
+    from kdbusfs.client import Message, Part, ReceivedMemfd
 
 Form = Literal["auto", "text", "hex", "raw"]
+
+LARGEST = 64 << 20
+"""Bytes of payload that are taken apart at most; as they are, any number can be written."""
+
+_PIECE = 1 << 20
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -76,8 +84,6 @@ def read(payload: str | None, file: str | None, from_hex: bool) -> bytes:
 @contextmanager
 def parts(data: bytes, memfd: bool) -> Iterator[list[Part]]:
     """Payload as the client takes it, in a memfd that lives as long as the block if that is wanted."""
-    from kdbusfs.client import Memfd, sealed_memfd
-
     if not memfd or not data:
         yield [data]
         return
@@ -116,25 +122,60 @@ def form_options(function: _Function) -> _Function:
     return function
 
 
-def show(output: Output, data: bytes, form: Form = "auto") -> None:
-    """Print payload; auto: readable on a terminal, else its bytes as they are."""
-    if form == "auto":
-        form = "raw" if not sys.stdout.isatty() else "text" if looks_like_text(data) else "hex"
-    if form == "raw":
+def size_of(message: Message) -> int:
+    """The bytes of a message's payload."""
+    return sum(len(part) if isinstance(part, memoryview) else part.size for part in message.payload)
+
+
+def pieces(message: Message, limit: int | None = None) -> Iterator[bytes]:
+    """The payload of a message, up to `limit` bytes of it, in pieces that fit into memory.
+
+    A memfd may be larger than any memory.  Raises Failure where one did not come through.
+    """
+    left = size_of(message) if limit is None else limit
+    for part in message.payload:
+        size = len(part) if isinstance(part, memoryview) else part.size
+        for start in range(0, min(size, left), _PIECE):
+            count = min(size - start, left, _PIECE)
+            if isinstance(part, memoryview):
+                yield bytes(part[start : start + count])
+            elif isinstance(part, Zero):
+                yield bytes(count)
+            else:
+                yield _read_memfd(part, part.start + start, count)
+            left -= count
+
+
+def _read_memfd(part: ReceivedMemfd, start: int, count: int) -> bytes:
+    try:
+        data = os.pread(part.file.fileno(), count, start)
+    except (ValueError, OSError) as error:
+        raise Failure(f"the payload is incomplete: a memfd cannot be read ({error})") from error
+    if len(data) != count:
+        raise Failure("the payload is incomplete: a memfd is shorter than it should be")
+    return data
+
+
+def data_of(message: Message) -> bytes:
+    """The whole payload of a message.  Raises Failure where it is incomplete, or too large to be taken apart."""
+    size = size_of(message)
+    if size > LARGEST:
+        raise Failure(f"the payload has {size} bytes; more than {LARGEST} can only be had with --raw")
+    return b"".join(pieces(message))
+
+
+def show(output: Output, message: Message, form: Form = "auto") -> None:
+    """Print the payload of a message; auto: readable on a terminal, else its bytes as they are.  Raises Failure."""
+    if form == "raw" or (form == "auto" and not sys.stdout.isatty()):
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        for piece in pieces(message):
+            sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
-    elif form == "hex":
+        return
+    data = data_of(message)
+    if form == "hex" or (form == "auto" and not looks_like_text(data)):
         for line in hex_dump(data):
             output.line(line)
     elif data:
         text = escape_lines(data.decode(errors="surrogateescape"))
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
-
-
-def data_of(message: Message) -> bytes:
-    """The whole payload of a message.  Raises Failure where a memfd of it did not come through."""
-    try:
-        return message.data()
-    except (ValueError, OSError) as error:
-        raise Failure(f"the payload is incomplete: {error}") from error

@@ -17,12 +17,16 @@ _OCTAL_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of the mount table.  root: what of the file system it shows: all ("/"), a bus or an endpoint."""
+    """One line of the mount table.
+
+    root: what of the file system it shows: all ("/"), a bus or an endpoint; owner: the user who serves it.
+    """
 
     path: str
     device: str
     root: str
     kind: str
+    owner: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,9 @@ def parse_mounts(table: str) -> list[Mounted]:
         fields = line.split(" ")
         path = _unescape(fields[4])
         found.pop(path, None)
-        found[path] = Mounted(path, fields[2], _unescape(fields[3]), fields[fields.index("-", 6) + 1])
+        kind, _, options = fields[fields.index("-", 6) + 1 :][:3]
+        owner = next((option[8:] for option in options.split(",") if option.startswith("user_id=")), "0")
+        found[path] = Mounted(path, fields[2], _unescape(fields[3]), kind, int(owner) if owner.isdigit() else -1)
     return list(found.values())
 
 
@@ -54,9 +60,14 @@ def _unescape(text: str) -> str:
 
 
 def mounts() -> list[Mounted]:
-    """The mounts of kdbusfs that this process sees, and bind mounts of parts of them."""
+    """The mounts of kdbusfs that this process sees, and bind mounts of parts of them.
+
+    Only those that root or its own user serves: with fusermount any user can mount a file system of any type, which
+    need not answer, or answers as it likes.
+    """
     with open(MOUNT_TABLE, encoding="utf-8", errors="surrogateescape") as table:
-        return [entry for entry in parse_mounts(table.read()) if entry.kind == MOUNT_TYPE]
+        entries = parse_mounts(table.read())
+    return [entry for entry in entries if entry.kind == MOUNT_TYPE and entry.owner in (0, os.geteuid())]
 
 
 def domains(entries: Iterable[Mounted]) -> list[str]:

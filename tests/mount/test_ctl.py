@@ -291,6 +291,15 @@ def test_wait_gives_up(bus: BusOwner) -> None:
         refused(5, "still has an owner", "wait", "org.example.A", "--gone", "-t", "0", KDBUS_BUS=bus.path)
 
 
+def test_wait_ends_with_the_bus(domain_mount: DomainMount) -> None:
+    owner = make_bus(domain_mount.path, "short")
+    with Connection(owner.path) as peer, Running("wait", "org.example.A", KDBUS_BUS=owner.path) as waiting:
+        until("kdbusctl to connect", lambda: len(peer.list_names(c.NAME_LIST_UNIQUE)) == 2)
+        owner.close()
+        assert waiting.wait() == 3
+        assert "the bus has ended" in waiting.error()
+
+
 def test_wait_for_a_service_is_not_content_with_its_activator(bus: BusOwner) -> None:
     with (
         Connection(bus.path, flags=c.HELLO_ACTIVATOR, name="org.example.A") as activator,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kdbusfs.abi import constants as c
-from kdbusfs.client import BusOwner, Connection, ReceivedMemfd, bloom_rule, make_bus
-from tests.support.actors import Actors, errno_of, until
+from kdbusfs.client import BusOwner, Connection, Memfd, ReceivedMemfd, bloom_rule, make_bus
+from kdbusfs.client.descriptors import SEALS
+from tests.support.actors import Actors, Link, errno_of, until
 from tests.support.ctl import Running, as_user, check_refused, kdbusctl, refused
 
 if TYPE_CHECKING:
@@ -87,6 +88,27 @@ def test_large_payload_goes_in_a_memfd(bus: BusOwner, echo: Running) -> None:
     check_refused(ended, 1, "--memfd")
     ended = kdbusctl("call", NAME, "--file", "-", "--memfd", stdin=large, KDBUS_BUS=bus.path)
     assert (ended.code, ended.out == large.decode(), ended.err) == (0, True, "")
+
+
+def test_a_service_cannot_fill_the_memory_of_who_asks(bus: BusOwner, actors: Actors) -> None:
+    """A memfd may hold more than any memory: what is not wanted of it is not read."""
+
+    def answer(link: Link) -> None:
+        import fcntl
+
+        with Connection(bus.path) as service, open(os.memfd_create("vast", os.MFD_ALLOW_SEALING), "wb") as vast:
+            os.ftruncate(vast.fileno(), 1 << 40)
+            fcntl.fcntl(vast.fileno(), fcntl.F_ADD_SEALS, SEALS)
+            service.acquire(NAME)
+            link.say()
+            with service.receive(PATIENCE) as request:
+                service.reply(request, [Memfd(vast)])
+            link.hear()
+
+    actor = actors(answer)
+    actor.hear("the service")
+    refused(1, "1099511627776 bytes", "call", NAME, "--json", KDBUS_BUS=bus.path)
+    actor.say()
 
 
 def test_calls_that_nobody_answers(bus: BusOwner) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kdbusfs.client import Descriptor, Message, ReceivedMemfd, Zero, sealed_memfd
 from kdbusfs.ctl import describe, payload
 from kdbusfs.ctl.failure import Failure
 from kdbusfs.ctl.output import Output
@@ -161,6 +162,43 @@ def test_payload_comes_from_one_place(tmp_path: Any, monkeypatch: pytest.MonkeyP
             payload.read(*arguments)
 
 
+class Sent(Message):
+    """A message with this payload and nothing else."""
+
+    def __init__(self, *parts: bytes | Zero | ReceivedMemfd) -> None:
+        self.payload = [memoryview(part) if isinstance(part, bytes) else part for part in parts]
+
+
+def test_payload_of_several_parts_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "_PIECE", 4)
+    with sealed_memfd(b"0123456789") as memfd:
+        message = Sent(b"abcde", Zero(2), ReceivedMemfd(memfd, 1, 8))
+        assert payload.size_of(message) == 15
+        whole = [b"abcd", b"e", b"\0\0", b"1234", b"5678"]
+        assert list(payload.pieces(message)) == whole
+        assert payload.data_of(message) == b"".join(whole)
+        for limit in range(17):
+            assert b"".join(payload.pieces(message, limit)) == b"".join(whole)[:limit]
+
+
+def test_a_memfd_larger_than_memory_is_not_read_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    memfd = Descriptor(os.memfd_create("large", os.MFD_CLOEXEC))
+    with memfd:
+        os.ftruncate(memfd.fd, 1 << 40)
+        message = Sent(b"x", ReceivedMemfd(memfd, 0, 1 << 40))
+        assert b"".join(payload.pieces(message, 5)) == b"x\0\0\0\0"
+        with pytest.raises(Failure, match="--raw"):
+            payload.data_of(message)
+        with pytest.raises(Failure, match="--raw"):
+            payload.show(Output(), message, "hex")
+
+
+def test_a_memfd_that_did_not_come_through() -> None:
+    for part in (ReceivedMemfd(Descriptor(-24), 0, 5), ReceivedMemfd(sealed_memfd(b"abc"), 0, 5)):
+        with part.file, pytest.raises(Failure, match="incomplete"):
+            payload.data_of(Sent(part))
+
+
 def test_payload_is_dumped_in_hexadecimal() -> None:
     assert list(payload.hex_dump(bytes(range(0x3D, 0x4F)))) == [
         "00000000  3d 3e 3f 40 41 42 43 44 45 46 47 48 49 4a 4b 4c  |=>?@ABCDEFGHIJKL|",
@@ -171,16 +209,16 @@ def test_payload_is_dumped_in_hexadecimal() -> None:
 
 
 def test_a_terminal_gets_payload_in_a_form_that_it_can_show() -> None:
-    assert on_terminal(lambda: payload.show(Output(), b"two\nlines")) == "two\r\nlines\r\n"
-    hostile = on_terminal(lambda: payload.show(Output(), HOSTILE.encode(errors="replace")))
+    assert on_terminal(lambda: payload.show(Output(), Sent(b"two\nlines"))) == "two\r\nlines\r\n"
+    hostile = on_terminal(lambda: payload.show(Output(), Sent(HOSTILE.encode(errors="replace"))))
     assert hostile.startswith("00000000  1b 5b")
     assert_harmless(hostile)
-    text = on_terminal(lambda: payload.show(Output(), b"\x1b]0;x\x07\xff", "text"))
+    text = on_terminal(lambda: payload.show(Output(), Sent(b"\x1b]0;x\x07\xff"), "text"))
     assert text == "\\x1b]0;x\\x07\\xff\r\n"
 
 
 def test_a_pipe_gets_payload_as_it_is(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    payload.show(Output(), b"\x00\xff\x1b")
+    payload.show(Output(), Sent(b"\x00\xff\x1b"))
     assert capfdbinary.readouterr().out == b"\x00\xff\x1b"
 
 

@@ -57,6 +57,15 @@ def test_mount_table_gives_visible_mounts_with_their_names() -> None:
     assert entries[3].root == "/1000-work"
 
 
+def test_mounts_that_other_users_serve_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fusermount lets any user mount a file system of any type, which may hang or lie."""
+    table = tmp_path / "mountinfo"
+    lines = [f"3{n} 22 0:5{n} / /mnt/{n} rw - fuse.kdbusfs x rw,user_id={n},group_id=0\n" for n in (0, UID, 77777)]
+    table.write_text("".join(lines))
+    monkeypatch.setattr(places, "MOUNT_TABLE", str(table))
+    assert {entry.owner for entry in places.mounts()} == {0, UID}
+
+
 def test_a_domain_counts_once() -> None:
     assert domains(parse_mounts(TABLE)[1:3]) == ["/mnt/with space\\", "/run/kdbusfs"]
     assert "/srv/again" not in domains(parse_mounts(TABLE))

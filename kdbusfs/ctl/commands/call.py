@@ -53,6 +53,8 @@ def command(
 
     Ends with 3 if nobody is there, 4 if the policy forbids it, 5 if no reply comes in time.
 
+    Replies of more than 64 MiB can only be had as they are, with --raw or in a pipe.
+
     With --json an object: source (the id that replied), destination, cookie_reply, payload (size, base64, text, which
     is null if it is no UTF-8), fds (how many descriptors came along; they are closed), metadata (of who replied).
     """
@@ -66,19 +68,18 @@ def command(
     ):
         reply = connection.call(destination, parts, timeout=timeout, no_auto_start=no_auto_start)
     with reply:
-        received = payloads.data_of(reply)
         if output.json:
             output.document(
                 {
                     "source": reply.src_id,
                     "destination": reply.dst_id,
                     "cookie_reply": reply.cookie_reply,
-                    "payload": payloads.payload_json(received),
+                    "payload": payloads.payload_json(payloads.data_of(reply)),
                     "fds": len(reply.fds),
                     "metadata": metadata_json(reply.metadata),
                 }
             )
         else:
-            payloads.show(output, received, form or "auto")
+            payloads.show(output, reply, form or "auto")
             if reply.fds:
                 output.note(f"{len(reply.fds)} descriptors came with the reply and were closed")

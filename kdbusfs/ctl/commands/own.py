@@ -16,13 +16,12 @@ from ..escape import escape_bytes
 from ..failure import EXIT_FAILED, EXIT_NOTHING, EXIT_OK, EXIT_USAGE, Failure, failing
 from ..hold import Hold, command_argument
 from ..options import Command
-from ..payload import parts, payload_json
+from ..payload import LARGEST, payload_json, pieces, size_of
 
 if TYPE_CHECKING:
-    from kdbusfs.client import Connection, Message
+    from kdbusfs.client import Connection, Message, Part, ReceivedPart
 
 _SHOWN = 200  # bytes of a payload on a line
-_LARGE = 1 << 20  # bytes from which on an echo goes in a memfd
 
 
 @click.command("own", cls=Command, short_help="Own a name until Ctrl-C, and tell what happens to it.")
@@ -59,7 +58,8 @@ def command(
     COMMAND finds the path of the endpoint in KDBUS_BUS.
 
     With --json an object a line: event ("acquired", "queued", "lost", "message", "missed", "started", "ended"), name,
-    id; of a message also source, cookie, expects_reply, payload; of missed count; of ended exit_code.
+    id; of a message also source, cookie, expects_reply, payload (of which the first 64 MiB count); of missed count; of
+    ended exit_code.
     """
     if activator and (replace or allow_replacement or queue or echo):
         raise Failure("--activator goes with none of --replace, --allow-replacement, --queue and --echo", EXIT_USAGE)
@@ -176,27 +176,35 @@ class _Owner:
             self._teller.tell("lost", f"lost {self._name}{by}", id=connection.id)
 
     def _on_message(self, connection: Connection, message: Message) -> None:
+        size = size_of(message)
+        json = self._context.json
         try:
-            data = message.data()
-        except (ValueError, OSError):
+            data = b"".join(pieces(message, LARGEST if json else _SHOWN))
+        except Failure:
             data = b""
         kind = "request" if message.expects_reply else "message"
-        text = f"{kind} from connection {message.src_id}, {len(data)} bytes: {escape_bytes(data[:_SHOWN])}"
+        text = f"{kind} from connection {message.src_id}, {size} bytes: {escape_bytes(data)}"
         self._teller.tell(
             "message",
-            text + ("..." if len(data) > _SHOWN else ""),
+            text + ("..." if size > _SHOWN else ""),
             id=connection.id,
             source=message.src_id,
             cookie=message.cookie,
             expects_reply=message.expects_reply,
-            payload=payload_json(data),
+            payload={**payload_json(data), "size": size} if json else None,
         )
         if self._echo and message.expects_reply:
             try:
-                with parts(data, memfd=len(data) > _LARGE) as answer:
-                    connection.reply(message, answer)
+                connection.reply(message, [_same(part) for part in message.payload])
             except OSError:
                 pass  # who asked is gone, or waits no longer
+
+
+def _same(part: ReceivedPart) -> Part:
+    """What was received, to be sent again: a memfd itself and not what it holds."""
+    from kdbusfs.client import Memfd, ReceivedMemfd
+
+    return Memfd(part.file, part.start, part.size) if isinstance(part, ReceivedMemfd) else part
 
 
 class _Activator:
