@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _ENTER_HINTS = {
     errno.EACCES: "no permission: its file belongs to somebody else, or the policy forbids it",
-    errno.ESHUTDOWN: "the bus has ended",
     errno.ENOTCONN: "the daemon of the mount has ended; umount it and mount it again",
     errno.EMFILE: "too many connections or open files of this user",
 }

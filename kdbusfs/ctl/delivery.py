@@ -17,7 +17,5 @@ HINTS: Final = {
     errno.EPIPE: "the other side went away, or dropped the request, without an answer",
     errno.ETIMEDOUT: "no reply in time; --timeout sets how long to wait",
     errno.EREMOTEIO: "the reply could not be delivered",
-    errno.ESHUTDOWN: "the bus has ended",
-    errno.ENOTCONN: "the daemon of the mount has ended",
 }
 """By errno."""

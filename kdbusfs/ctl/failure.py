@@ -35,12 +35,21 @@ _CODES: Final = {
     errno.ENOTDIR: EXIT_NOTHING,
     errno.EADDRNOTAVAIL: EXIT_NOTHING,
     errno.ESHUTDOWN: EXIT_NOTHING,
+    errno.ECONNRESET: EXIT_NOTHING,
     errno.EPERM: EXIT_DENIED,
     errno.EACCES: EXIT_DENIED,
     errno.ETIMEDOUT: EXIT_TIMEOUT,
     errno.ENOTCONN: EXIT_NO_MOUNT,
     errno.ECONNABORTED: EXIT_NO_MOUNT,
     errno.ENOTTY: EXIT_NO_MOUNT,
+}
+
+# What an error means here, where the words of the system do not say it.
+_REASONS: Final = {
+    errno.ECONNRESET: "the bus has ended",
+    errno.ESHUTDOWN: "the bus has ended",
+    errno.ENOTCONN: "its daemon has ended",
+    errno.ENOTTY: "that is no kdbusfs",
 }
 
 
@@ -64,6 +73,8 @@ def exit_code_of(error: OSError) -> int:
 
 def explain(error: OSError) -> str:
     """What an error of the system says, without its number."""
+    if error.errno in _REASONS:
+        return _REASONS[error.errno]
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -148,9 +147,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except OSError as error:
-        # What no command foresaw.  ENOTTY: the file takes no command of kdbus.
-        hint = "that is no kdbusfs" if error.errno == errno.ENOTTY else explain(error)
-        return _complain(f"{error.filename}: {hint}" if error.filename else hint, exit_code_of(error))
+        # What no command foresaw.
+        reason = explain(error)
+        return _complain(f"{error.filename}: {reason}" if error.filename else reason, exit_code_of(error))
 
 
 def _complain(message: str, code: int) -> int:

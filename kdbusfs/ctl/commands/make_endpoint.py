@@ -25,7 +25,6 @@ _HINTS = {
     errno.EACCES: "no permission to open the bus",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EINVAL: "the bus refuses that name or policy",
-    errno.ESHUTDOWN: "the bus has ended",
 }
 
 

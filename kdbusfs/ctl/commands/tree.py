@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,7 +92,7 @@ def _domain(path: str | None, buses: list[places.BusPlace] | None, level: int) -
         try:
             buses = [places.below(path, name) for name in places.bus_names(path)]
         except OSError as fault:
-            error = "its daemon has ended" if fault.errno == errno.ENOTCONN else explain(fault)
+            error = explain(fault)
     label = path or "bind mounts"
     node = _Node(
         label if error is None else f"{label}  ({error})", "bold blue", {"mount": path, "error": error, "buses": []}

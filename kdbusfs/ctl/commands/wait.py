@@ -12,7 +12,7 @@ from kdbusfs.abi import constants as c
 
 from ..arguments import NAME
 from ..context import Context, pass_context
-from ..failure import EXIT_NOTHING, EXIT_TIMEOUT, Failure, failing
+from ..failure import EXIT_TIMEOUT, Failure, failing
 from ..options import Command
 
 if TYPE_CHECKING:
@@ -71,11 +71,7 @@ def _wait_for_news(connection: Connection, end: float | None, name: str, gone: b
     from kdbusfs.client import Lost
 
     left = None if end is None else end - time.monotonic()
-    try:
-        is_news = (left is None or left > 0) and connection.wait(left)
-    except ConnectionError as error:
-        raise Failure("the bus has ended", EXIT_NOTHING) from error
-    if not is_news:
+    if (left is not None and left <= 0) or not connection.wait(left):
         has = "still has an owner" if gone else "has no owner yet"
         raise Failure(f"time is up: '{name}' {has}", EXIT_TIMEOUT)
     try:
