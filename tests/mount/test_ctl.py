@@ -314,13 +314,14 @@ def test_wait_for_a_service_is_not_content_with_its_activator(bus: BusOwner) -> 
 # Which bus, and what goes wrong.
 
 
-def test_the_only_mount_and_its_only_bus_need_no_option(domain_mount: DomainMount, bus: BusOwner) -> None:
+def in_namespace(keep: Path, *steps: str) -> subprocess.CompletedProcess[str]:
+    """Run shell commands in a mount namespace that has no kdbusfs but that at `keep`."""
     script = (
         "while read -r _ _ _ _ path rest; do case $rest in (*' - fuse.kdbusfs '*) "
-        f'[ "$path" = {domain_mount.path} ] || umount -l "$path";; esac; done </proc/self/mountinfo; '
-        f"{COMMAND[0]} -m kdbusfs.ctl status --json && {COMMAND[0]} -m kdbusfs.ctl --bus ctl list"
+        f'[ "$path" = "{keep}" ] || umount -l "$path";; esac; done </proc/self/mountinfo; '
+        f'kdbusctl() {{ {COMMAND[0]} -m kdbusfs.ctl "$@"; }}; ' + " && ".join(steps)
     )
-    result = subprocess.run(
+    return subprocess.run(
         ["unshare", "-m", "sh", "-c", script],
         capture_output=True,
         text=True,
@@ -328,8 +329,32 @@ def test_the_only_mount_and_its_only_bus_need_no_option(domain_mount: DomainMoun
         env=environment(),
         check=False,
     )
+
+
+def test_the_only_mount_and_its_only_bus_need_no_option(domain_mount: DomainMount, bus: BusOwner) -> None:
+    result = in_namespace(domain_mount.path, "kdbusctl status --json", "kdbusctl --bus ctl list")
     assert (result.returncode, result.stderr) == (0, "")
     assert f'"name": "{bus.name}"' in result.stdout
+
+
+@pytest.mark.parametrize("part", ["a bus", "an endpoint"])
+def test_a_bus_that_is_mounted_by_itself_is_found(bus: BusOwner, tmp_path: Path, part: str) -> None:
+    """As in a container that gets one bus, or one endpoint, and not the domain."""
+    target = tmp_path / "target"
+    if part == "a bus":
+        source = bus.directory
+        target.mkdir()
+    else:
+        source = bus.path
+        target.touch()
+    subprocess.run(["mount", "--bind", source, str(target)], check=True, timeout=30)
+    try:
+        result = in_namespace(target, "kdbusctl status --json", "kdbusctl --bus ctl list", "kdbusctl tree --json")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f'"name": "{bus.name}"' in result.stdout
+        assert '[{"mount": null, "error": null, "buses": [{"name": "' + bus.name in result.stdout
+    finally:
+        subprocess.run(["umount", str(target)], check=True, timeout=30)
 
 
 def test_several_buses_have_to_be_chosen_from(domain_mount: DomainMount, bus: BusOwner) -> None:

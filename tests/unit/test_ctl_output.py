@@ -78,10 +78,11 @@ def test_strangers_neither_control_the_terminal_nor_the_markup() -> None:
         output.line(HOSTILE, style="bold")
         output.fields([("Label", "[red]y[/red]" + HOSTILE)])
         output.note(HOSTILE)
+        output.show("[red]z[/red]")
 
     text = on_terminal(show, width=200)
     assert_harmless(text)
-    for literal in ("[red]x[/red]", ":smile:", "[red]y[/red]", "\\x1b[31mred"):
+    for literal in ("[red]x[/red]", ":smile:", "[red]y[/red]", "[red]z[/red]", "\\x1b[31mred"):
         assert literal in text
     assert "\x1b[1m" in text  # the terminal does get what is ours
 
