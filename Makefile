@@ -6,6 +6,7 @@
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
+# make completions  writes build/completions: what shells need to complete kdbusctl
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
@@ -18,7 +19,7 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs
+.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -80,6 +81,12 @@ bench: venv
 
 bench-docs: venv .venv/ready-to-plot
 	@$(BIN)/python -m tests.bench.plots
+
+completions: venv
+	@mkdir -p build/completions
+	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
+	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
+	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
 
 clean:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so
