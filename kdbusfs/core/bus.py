@@ -14,6 +14,7 @@ from ..abi.layouts import BLOOM_PARAMETER, U64
 from ..abi.limits import BUS_BLOOM_MAX_SIZE, BUS_BLOOM_MIN_SIZE
 from .endpoint import Endpoint
 from .match import CLASSES, USER_MESSAGES
+from .match_index import MatchIndex
 from .metadata import sanitize_attach_flags
 from .names import NameRegistry
 from .nodes import access_mode, check_uid_prefix
@@ -42,8 +43,8 @@ class Bus:
     """One bus of a domain; a directory of the mount.
 
     flags: of BUS_MAKE, verbatim (BUS-10); attach_flags_required: what every connection must agree to send;
-    attach_flags_owner: which creator metadata may be asked for; listeners: for each class of matches the connections
-    that have one; monitors, connections: by id.
+    attach_flags_owner: which creator metadata may be asked for; listeners: for each class of matches those of all
+    connections; monitors, connections: by id.
     """
 
     def __init__(self, domain: Domain, name: str, flags: int, uid: int, gid: int) -> None:
@@ -66,7 +67,7 @@ class Bus:
         self.endpoints: dict[str, Endpoint] = {}
         self.connections: dict[int, Connection] = {}
         self.monitors: dict[int, Connection] = {}
-        self.listeners: dict[int, dict[int, Connection]] = {rule_class: {} for rule_class in CLASSES}
+        self.listeners = {rule_class: MatchIndex() for rule_class in CLASSES}
         self.user_listeners = self.listeners[USER_MESSAGES]
         self.names = NameRegistry(self)
         self.policy = PolicyDb()
@@ -92,10 +93,9 @@ class Bus:
     def broadcast_notification(self, message: Message, metadata: ConnMetadata) -> None:
         """To all monitors, then to every connection with a match that may see it (NOTE-1 to NOTE-5, NOTE-11)."""
         self.eavesdrop_notification(message, metadata)
-        for receiver in list(self.listeners[message.notify_type].values()):
+        for receiver in self.listeners[message.notify_type].receivers(message, None):
             if (
                 receiver.active
-                and receiver.matches.accepts(message, None)
                 and receiver.may_see_notification(message)
                 and not receiver.try_deliver(message, None, metadata, None)
             ):

@@ -10,6 +10,7 @@ from ..abi.errors import KdbusError
 from ..abi.items import Item
 from ..abi.layouts import ID_CHANGE, NAME_CHANGE, U64
 from ..abi.limits import MATCH_MAX
+from .match_index import ANYONE, NO_BIT
 from .names import is_valid_name
 
 if TYPE_CHECKING:
@@ -24,11 +25,18 @@ CLASSES: Final = (USER_MESSAGES, *_NAME_CHANGES, c.ITEM_ID_ADD, c.ITEM_ID_REMOVE
 
 
 class Rule:
-    """One item of a match.  `rule_class`: USER_MESSAGES or the notification it is for."""
+    """One item of a match.
 
-    __slots__ = ("rule_class",)
+    rule_class: USER_MESSAGES or the notification it is for.  What a message must have, at least, to be accepted:
+    key, an id or name, or ANYONE; bits, of its bloom filter.
+    """
 
-    rule_class: int
+    __slots__ = ("bits", "key", "rule_class")
+
+    def __init__(self, rule_class: int, key: int | bytes = ANYONE, bits: int = 0) -> None:
+        self.rule_class = rule_class
+        self.key = key
+        self.bits = bits
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         raise NotImplementedError
@@ -42,11 +50,14 @@ class BloomRule(Rule):
     def __init__(self, payload: bytes, bloom_size: int) -> None:
         if not payload or len(payload) % bloom_size:
             raise KdbusError(EDOM, "bloom mask is no multiple of the bus' bloom size")
-        self.rule_class = USER_MESSAGES
         self._masks = [
             int.from_bytes(payload[at : at + bloom_size], "little")
             for at in range(0, len(payload), bloom_size)
         ]
+        bits = self._masks[0]
+        for mask in self._masks:
+            bits &= mask
+        super().__init__(USER_MESSAGES, bits=bits)
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         if message.bloom is None:
@@ -63,8 +74,8 @@ class IdRule(Rule):
     __slots__ = ("_id",)
 
     def __init__(self, payload: bytes) -> None:
-        self.rule_class = USER_MESSAGES
         self._id: int = U64.unpack(payload)[0]
+        super().__init__(USER_MESSAGES, self._id)
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         return self._id in (message.src_id, c.MATCH_ID_ANY)
@@ -78,8 +89,8 @@ class NameRule(Rule):
     def __init__(self, payload: bytes) -> None:
         if not is_valid_name(payload[:-1]):
             raise KdbusError(EINVAL, "invalid name in a match")
-        self.rule_class = USER_MESSAGES
         self._name = payload[:-1]
+        super().__init__(USER_MESSAGES, self._name)
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         return source is not None and self._name in source.names
@@ -91,8 +102,8 @@ class IdChangeRule(Rule):
     __slots__ = ("_id",)
 
     def __init__(self, kind: int, payload: bytes) -> None:
-        self.rule_class = kind
         self._id: int = ID_CHANGE.unpack(payload)[0]
+        super().__init__(kind, self._id)
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         changed = message.notify_new_id if self.rule_class == c.ITEM_ID_ADD else message.notify_old_id
@@ -105,9 +116,15 @@ class NameChangeRule(Rule):
     __slots__ = ("_name", "_new_id", "_old_id")
 
     def __init__(self, kind: int, payload: bytes) -> None:
-        self.rule_class = kind
         self._old_id, _, self._new_id, _ = NAME_CHANGE.unpack_from(payload)
         self._name = payload[NAME_CHANGE.size : -1] if len(payload) > NAME_CHANGE.size else None
+        super().__init__(kind, self._rarest_key())
+
+    def _rarest_key(self) -> int | bytes:
+        """0 is no key to tell notifications apart by: it is the old id of every NAME_ADD."""
+        if self._name is not None:
+            return self._name
+        return self._new_id if self._new_id not in (0, c.MATCH_ID_ANY) else self._old_id or ANYONE
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         return (
@@ -132,17 +149,35 @@ def _make_rule(kind: int, payload: bytes, bloom_size: int) -> Rule:
 
 
 class Match:
-    """An entry: all its rules must accept (MATCH-1); without rules it accepts everything (MATCH-2)."""
+    """An entry: all its rules must accept (MATCH-1); without rules it accepts everything (MATCH-2).
 
-    __slots__ = ("cookie", "rules", "size")
+    classes: what it can match at all; key, bits: what a message must have for it, as for `Rule`; bit: the one of
+    `bits` that the bus' index has it filed under.
+    """
 
-    def __init__(self, cookie: int, items: list[Item], bloom_size: int) -> None:
+    __slots__ = ("bit", "bits", "classes", "connection", "cookie", "key", "rules", "size")
+
+    def __init__(self, connection: Connection, cookie: int, items: list[Item]) -> None:
+        bloom_size = connection.bus.bloom_size
+        self.connection = connection
         self.cookie = cookie
         self.rules = [_make_rule(kind, payload, bloom_size) for kind, payload in items]
         self.size = 256 + sum(256 + len(payload) for _, payload in items)
+        self.classes = self._find_classes()
+        self.key: int | bytes = ANYONE
+        self.bits = 0
+        self.bit = NO_BIT
+        for rule in self.rules:
+            if self.key == ANYONE:
+                self.key = rule.key
+            self.bits |= rule.bits
 
-    def classes(self) -> tuple[int, ...]:
-        """What it can match at all: rules of different classes together match nothing (MATCH-3)."""
+    def accepts(self, message: Message, source: Connection | None) -> bool:
+        """Of a message of one of its classes; `source` is None for a notification."""
+        return all(rule.accepts(message, source) for rule in self.rules)
+
+    def _find_classes(self) -> tuple[int, ...]:
+        """Rules of different classes together match nothing (MATCH-3)."""
         if not self.rules:
             return CLASSES
         first = self.rules[0].rule_class
@@ -150,48 +185,33 @@ class Match:
 
 
 class MatchDb:
-    """The matches of one connection.
+    """The matches of one connection; the bus has those of all in `Bus.listeners`."""
 
-    The bus keeps for each class the connections that have an entry of it, so that a message costs nothing where nobody
-    could want it.
-    """
-
-    __slots__ = ("_by_class", "_connection", "_entries")
+    __slots__ = ("_connection", "_entries")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._entries: list[Match] = []
-        self._by_class: dict[int, list[Match]] = {}
+        self._entries: dict[Match, None] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        """Whether any entry accepts; `source` is None for a notification."""
-        entries = self._by_class.get(USER_MESSAGES if source is not None else message.notify_type)
-        if entries is None:
-            return False
-        for entry in entries:
-            for rule in entry.rules:
-                if not rule.accepts(message, source):
-                    break
-            else:
-                return True
-        return False
+    def accept_signal(self, message: Message, source: Connection) -> bool:
+        """Whether any entry accepts what `source` sends to this connection alone (SEND-41)."""
+        return any(USER_MESSAGES in entry.classes and entry.accepts(message, source) for entry in self._entries)
 
     def add(self, cookie: int, items: list[Item], *, replace: bool) -> None:
         """MATCH_ADD.  Raises KdbusError: EINVAL, EDOM (rules), EMFILE (257th entry), ENOBUFS (MATCH-14)."""
         connection = self._connection
-        entry = Match(cookie, items, connection.bus.bloom_size)
+        entry = Match(connection, cookie, items)
         if replace:
             self._remove(cookie)
         if len(self._entries) >= MATCH_MAX:
             raise KdbusError(EMFILE, "too many matches")
         connection.user.account.charge(entry.size)
-        self._entries.append(entry)
-        for rule_class in entry.classes():
-            self._by_class.setdefault(rule_class, []).append(entry)
-            connection.bus.listeners[rule_class][connection.id] = connection
+        self._entries[entry] = None
+        for rule_class in entry.classes:
+            connection.bus.listeners[rule_class].add(entry)
 
     def remove(self, cookie: int) -> None:
         """MATCH_REMOVE: all entries with that cookie.  Raises KdbusError(ENOENT) when there is none (MATCH-13)."""
@@ -210,11 +230,8 @@ class MatchDb:
         return bool(found)
 
     def _forget(self, entry: Match) -> None:
-        self._entries.remove(entry)
-        self._connection.user.account.uncharge(entry.size)
-        for rule_class in entry.classes():
-            entries = self._by_class[rule_class]
-            entries.remove(entry)
-            if not entries:
-                del self._by_class[rule_class]
-                del self._connection.bus.listeners[rule_class][self._connection.id]
+        del self._entries[entry]
+        connection = self._connection
+        connection.user.account.uncharge(entry.size)
+        for rule_class in entry.classes:
+            connection.bus.listeners[rule_class].remove(entry)

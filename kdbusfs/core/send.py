@@ -177,17 +177,17 @@ def _watch(connection: Connection, call: Call, fd: int, token: CancelToken) -> C
 
 
 def _broadcast(outgoing: Outgoing) -> None:
-    """Monitors first, then every ordinary connection that wants it and may hear the sender (BC-1, BC-3)."""
+    """Monitors first, then every ordinary connection that wants it and may hear the sender (BC-1, BC-3).
+
+    Who wants it is settled before the first copy, which may be held up while others come, leave and think again.
+    """
     source = outgoing.source
     bus = source.bus
+    receivers = bus.user_listeners.receivers(outgoing.message, source)
     for monitor in list(bus.monitors.values()):
         outgoing.offer(monitor)
-    for receiver in list(bus.user_listeners.values()):
-        if (
-            receiver is not source
-            and receiver.matches.accepts(outgoing.message, source)
-            and receiver.may_talk(source)
-        ):
+    for receiver in receivers:
+        if receiver is not source and receiver.active and receiver.may_talk(source):
             outgoing.offer(receiver)
 
 
@@ -208,7 +208,7 @@ def _unicast(
             raise KdbusError(EPERM, "may not talk to the receiver")
         request = Reply(receiver, source, message, sync=sync)
     elif message.flags & c.MSG_SIGNAL:
-        if not receiver.matches.accepts(message, source) or not receiver.may_talk(source):
+        if not receiver.matches.accept_signal(message, source) or not receiver.may_talk(source):
             raise KdbusError(EPERM, "receiver does not want the signal, or may not talk to the sender")
     elif message.cookie_reply:
         awaited = _consume_tracker(source, receiver, message.cookie_reply)

@@ -120,6 +120,11 @@ def observer(world: World) -> Client:
     return client
 
 
+def listening(world: World) -> int:
+    """How many matches the index of the bus has, of all classes."""
+    return sum(len(index) for index in world.domain.buses["1000-test"].listeners.values())
+
+
 def results(world: World) -> list[int]:
     """The results of the deferred calls that ended since the last look."""
     done = [call.result for call in world.domain.completed]

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import FakeProcess
-from tests.support.core_scenes import cookies, drain, id_rule, mask, observer, signal
+from kdbusfs.core.message import Message
+from tests.support.core_client import Client, FakeProcess
+from tests.support.core_scenes import (
+    cookies,
+    drain,
+    id_change,
+    id_rule,
+    mask,
+    name_change,
+    name_rule,
+    observer,
+    signal,
+)
 
 
 def test_bc_1_receivers_need_a_match_and_the_right_to_talk_to_the_sender(world):
@@ -94,14 +105,34 @@ def test_bc_4_only_the_sending_connection_is_skipped(world):
 
 
 def test_bc_1_connections_that_want_something_else_cost_nothing(world):
-    """A broadcast asks only those that have a match for user messages; a notification those of its kind."""
-    sender = world.connect()
-    for _ in range(20):
-        world.connect()
-    watcher = observer(world)
-    narrow = world.connect()
+    """A message looks at the matches that ask for something it has, and at those that ask for nothing."""
+    sender, watcher, narrow = world.connect(), observer(world), world.connect()
     narrow.add_match(1, mask(1))
+    sender.acquire(b"a.b")
+    for number in range(20):
+        other = world.connect()
+        other.acquire(b"c.d%s" % (b"x" * number))
+        for rule in (id_rule(other.id), name_rule(b"c.d")):
+            other.add_match(1, rule)
+            other.add_match(2, mask(1) + rule)
+        other.add_match(3, mask(2 << number))
+        other.add_match(4, mask(2 << number, 6 << number) + id_rule(c.MATCH_ID_ANY))
+        other.add_match(5, id_change(c.ITEM_ID_ADD, other.id))
+        other.add_match(6, name_change(c.ITEM_NAME_ADD, name=b"c.d"))
+        other.add_match(7, name_change(c.ITEM_NAME_ADD, old=0, new=other.id))
     drain(watcher)
-    assert list(world.domain.buses["1000-test"].user_listeners) == [watcher.id, narrow.id]
+    listeners = world.domain.buses["1000-test"].listeners
+
+    def looked_at(message: Message, source: Client | None) -> list[int]:
+        found = listeners[message.notify_type].candidates(message, source and source.connection)
+        return [connection.id for group in found for connection, entries in group.members.items() for _ in entries]
+
+    message = Message(src_id=sender.id)
+    message.bloom = (0, 1)
+    assert looked_at(message, sender) == [watcher.id, narrow.id]
+    arrival, taken = Message(), Message()
+    arrival.notify_type, arrival.notify_new_id = c.ITEM_ID_ADD, 99
+    taken.notify_type, taken.notify_new_id, taken.notify_name = c.ITEM_NAME_ADD, sender.id, b"a.b"
+    assert looked_at(arrival, None) == looked_at(taken, None) == [watcher.id]
     assert signal(sender, bits=1) == 0
     assert len(drain(narrow)) == 1

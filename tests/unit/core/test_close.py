@@ -15,6 +15,7 @@ from tests.support.core_scenes import (
     drain,
     dst_name,
     events,
+    listening,
     observer,
     pass_files,
     pass_memfd,
@@ -149,6 +150,6 @@ def test_close_leaves_nothing_of_a_busy_connection(world):
     drain(peer)
     assert len(world.domain.users) == users
     assert user.idle and user.account.used == 0
-    assert all(client.id not in listeners for listeners in bus.listeners.values())
+    assert not listening(world)
     assert slots(peer) == 0 and at_rest(peer)
     assert list(bus.connections) == [peer.id]

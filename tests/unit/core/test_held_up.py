@@ -18,6 +18,8 @@ from tests.support.core_scenes import (
     drain,
     dst_name,
     expire,
+    id_rule,
+    listening,
     observer,
     reply,
     request,
@@ -105,6 +107,26 @@ def test_a_listener_leaves_during_a_broadcast(world: World, slow: Client) -> Non
     assert signal(slow, cookie=7, items=slow.vec(bytes(100))) == 0
     assert 7 in cookies(second)
     assert at_rest(first) and at_rest(second)
+
+
+def test_who_comes_leaves_or_thinks_again_during_a_broadcast(world: World, slow: Client) -> None:
+    """MATCH-1: the matches count that are there when the message is sent."""
+    first, leaver, remover, late = observer(world), observer(world), observer(world), world.connect()
+    for client in (first, leaver, remover):
+        drain(client)
+
+    def others() -> None:
+        leaver.byebye()
+        remover.remove_match(1)
+        late.add_match(1, id_rule(c.MATCH_ID_ANY))
+
+    slow.process.meanwhile = others
+    assert signal(slow, cookie=7, items=slow.vec(bytes(100))) == 0
+    assert 7 in cookies(first)
+    assert leaver.connection.lost == 0 and not len(leaver.connection.queue)
+    assert 7 in cookies(remover)
+    assert cookies(late) == []
+    assert all(at_rest(client) for client in (first, leaver, remover, late))
 
 
 def test_a_monitor_leaves_while_it_gets_its_copy(world: World, slow: Client, peer: Client) -> None:
@@ -237,9 +259,8 @@ def test_a_send_that_was_cancelled_before_it_blocks(world: World, slow: Client, 
 def test_a_connection_that_left_gets_no_match(world: World, slow: Client) -> None:
     slow.process.meanwhile = slow.byebye
     assert slow.add_match(1) == -ECONNRESET
-    bus = world.domain.buses["1000-test"]
     assert not len(slow.connection.matches)
-    assert not any(slow.id in listeners for listeners in bus.listeners.values())
+    assert not listening(world)
 
 
 def test_a_policy_holder_that_left_gets_no_policy(world: World) -> None:

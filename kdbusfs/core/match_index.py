@@ -1,0 +1,178 @@
+"""Finds the matches that a message can meet among those of a whole bus, without a look at the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .match import Match
+    from .message import Message
+
+ANYONE: Final = c.MATCH_ID_ANY
+"""The key of entries that ask for no id and no name."""
+NO_BIT: Final = -1
+_BITS_COMPARED: Final = 64
+"""How many bits of a mask are compared for the rarest: a mask may have 32768, and MATCH_ADD has to stay cheap."""
+
+
+def _lowest_bits(value: int, limit: int) -> list[int]:
+    """The numbers of the set bits, the lowest first, at most `limit` of them.
+
+    In a string of digits they are found in one pass; integers of this length would be copied for each bit.
+    """
+    digits = bin(value)
+    last = len(digits) - 1
+    found: list[int] = []
+    at = digits.rfind("1")
+    while at >= 0 and len(found) < limit:
+        found.append(last - at)
+        at = digits.rfind("1", 0, at)
+    return found
+
+
+class Group:
+    """Entries that are filed together, by connection: once one has accepted, its others need no look."""
+
+    __slots__ = ("members", "size")
+
+    def __init__(self) -> None:
+        self.members: dict[Connection, list[Match]] = {}
+        self.size = 0
+
+    def add(self, entry: Match) -> None:
+        entries = self.members.get(entry.connection)
+        if entries is None:
+            self.members[entry.connection] = [entry]
+        else:
+            entries.append(entry)
+        self.size += 1
+
+    def remove(self, entry: Match) -> None:
+        entries = self.members[entry.connection]
+        entries.remove(entry)
+        if not entries:
+            del self.members[entry.connection]
+        self.size -= 1
+
+
+class _Bucket:
+    """The entries of one key.  One that needs bits of the filter is filed under one of them, the rarest here."""
+
+    __slots__ = ("_by_bit", "_filed_bits", "_maskless")
+
+    def __init__(self) -> None:
+        self._maskless = Group()
+        self._by_bit: dict[int, Group] = {}
+        self._filed_bits = 0
+
+    def is_empty(self) -> bool:
+        return not self._maskless.size and not self._filed_bits
+
+    def add(self, entry: Match) -> None:
+        bit = entry.bit = self._rarest(entry.bits)
+        if bit == NO_BIT:
+            self._maskless.add(entry)
+            return
+        if bit not in self._by_bit:
+            self._by_bit[bit] = Group()
+            self._filed_bits |= 1 << bit
+        self._by_bit[bit].add(entry)
+
+    def remove(self, entry: Match) -> None:
+        bit = entry.bit
+        if bit == NO_BIT:
+            self._maskless.remove(entry)
+            return
+        group = self._by_bit[bit]
+        group.remove(entry)
+        if not group.size:
+            del self._by_bit[bit]
+            self._filed_bits ^= 1 << bit
+
+    def _rarest(self, bits: int) -> int:
+        if not bits:
+            return NO_BIT
+        unused = bits & ~self._filed_bits
+        if unused:
+            return _lowest_bits(unused, 1)[0]
+        rarest, fewest = NO_BIT, 0
+        for bit in _lowest_bits(bits, _BITS_COMPARED):
+            count = self._by_bit[bit].size
+            if rarest == NO_BIT or count < fewest:
+                rarest, fewest = bit, count
+        return rarest
+
+    def find(self, message: Message, found: list[Group]) -> None:
+        """Append the groups of entries that the message may meet."""
+        if self._maskless.size:
+            found.append(self._maskless)
+        if self._filed_bits and message.bloom is not None:
+            hits = message.bloom[1] & self._filed_bits
+            if hits:
+                for bit in _lowest_bits(hits, hits.bit_length()):
+                    found.append(self._by_bit[bit])
+
+
+class MatchIndex:
+    """The entries of one class, of all connections of a bus.
+
+    Each is filed once, under something that a message must have for it: an id, a name, or a bit of its filter.
+    """
+
+    __slots__ = ("_buckets", "_count")
+
+    def __init__(self) -> None:
+        self._buckets: dict[int | bytes, _Bucket] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, entry: Match) -> None:
+        bucket = self._buckets.get(entry.key)
+        if bucket is None:
+            bucket = self._buckets[entry.key] = _Bucket()
+        bucket.add(entry)
+        self._count += 1
+
+    def remove(self, entry: Match) -> None:
+        bucket = self._buckets[entry.key]
+        bucket.remove(entry)
+        if bucket.is_empty():
+            del self._buckets[entry.key]
+        self._count -= 1
+
+    def receivers(self, message: Message, source: Connection | None) -> list[Connection]:
+        """The connections with an entry that accepts, each once (MATCH-1); `source` is None for a notification."""
+        found: dict[Connection, None] = {}
+        for group in self.candidates(message, source):
+            for connection, entries in group.members.items():
+                if connection in found:
+                    continue
+                for entry in entries:
+                    if entry.accepts(message, source):
+                        found[connection] = None
+                        break
+        return list(found)
+
+    def candidates(self, message: Message, source: Connection | None) -> list[Group]:
+        """The entries that have to be looked at, in the groups that they are filed in."""
+        found: list[Group] = []
+        self._find(ANYONE, message, found)
+        if source is not None:
+            self._find(message.src_id, message, found)
+            for name in source.names:
+                self._find(name, message, found)
+        else:
+            self._find(message.notify_new_id, message, found)
+            self._find(message.notify_old_id, message, found)
+            self._find(message.notify_name, message, found)
+        return found
+
+    def _find(self, key: int | bytes, message: Message, found: list[Group]) -> None:
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket.find(message, found)
