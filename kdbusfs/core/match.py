@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 USER_MESSAGES: Final = 0
 """The class of rules for messages of connections; a notification's class is its item type."""
 
+_MATCH_COST: Final = 1024
+_RULE_COST: Final = 512
+"""What an entry, and each of its rules, is charged with in bytes, with its place in the index; the payload counts
+twice, for the bits of a mask stand there again."""
+
 _NAME_CHANGES: Final = (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE)
 CLASSES: Final = (USER_MESSAGES, *_NAME_CHANGES, c.ITEM_ID_ADD, c.ITEM_ID_REMOVE)
 
@@ -55,7 +60,7 @@ class BloomRule(Rule):
             for at in range(0, len(payload), bloom_size)
         ]
         bits = self._masks[0]
-        for mask in self._masks:
+        for mask in self._masks[1:]:
             bits &= mask
         super().__init__(USER_MESSAGES, bits=bits)
 
@@ -162,7 +167,7 @@ class Match:
         self.connection = connection
         self.cookie = cookie
         self.rules = [_make_rule(kind, payload, bloom_size) for kind, payload in items]
-        self.size = 256 + sum(256 + len(payload) for _, payload in items)
+        self.size = _MATCH_COST + sum(_RULE_COST + 2 * len(payload) for _, payload in items)
         self.classes = self._find_classes()
         self.key: int | bytes = ANYONE
         self.bits = 0
@@ -170,7 +175,7 @@ class Match:
         for rule in self.rules:
             if self.key == ANYONE:
                 self.key = rule.key
-            self.bits |= rule.bits
+            self.bits = self.bits | rule.bits if self.bits else rule.bits  # no copy of the only one
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         """Of a message of one of its classes; `source` is None for a notification."""
