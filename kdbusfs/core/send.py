@@ -188,6 +188,8 @@ def _broadcast(outgoing: Outgoing) -> None:
             and receiver.may_talk(source)
         ):
             outgoing.offer(receiver)
+    source.sent += 1
+    source.sent_bytes += outgoing.message.payload_size + outgoing.message.memfd_size
 
 
 def _unicast(
@@ -219,6 +221,8 @@ def _unicast(
             outgoing.offer(monitor)
     if awaited is not None:
         answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
+        source.sent += 1
+        source.sent_bytes += message.payload_size + message.memfd_size
         return 0
     try:
         receiver.deliver(message, outgoing.process, outgoing.metadata, source, call.caller, request)
@@ -226,6 +230,8 @@ def _unicast(
         if request is not None:
             request.drop()
         raise
+    source.sent += 1
+    source.sent_bytes += message.payload_size + message.memfd_size
     if request is None:
         return 0
     return _expect(request, call, token, cancellation)
