@@ -5,6 +5,7 @@
 # make bench  what a message costs, beside the floor of FUSE and of sockets
 # make conformance  writes docs/conformance.md anew, from the tests
 # make completions  writes build/completions: what shells need to complete kdbusctl
+# make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
@@ -16,7 +17,7 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types conformance bench completions install-deps clean
+.PHONY: help venv run demo test lint types conformance bench completions screenshots install-deps clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -72,6 +73,9 @@ completions: venv
 	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
 	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
 	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
+
+screenshots: venv
+	@$(BIN)/python docs/images/screenshots.py
 
 clean:
 	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.so kdbusfs/native/*.o
