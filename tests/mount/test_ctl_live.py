@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -180,6 +181,21 @@ def test_only_the_owner_of_the_bus_may(bus: BusOwner, command: list[str]) -> Non
     check_refused(ended, EXIT_DENIED, "only the owner of the bus and root may see all of its messages")
 
 
+def test_an_owner_without_privileges_may(domain_mount: DomainMount, actors: Actors) -> None:
+    """PRIV-1: the owner of the bus is privileged on it"""
+
+    def own(link: Link) -> None:
+        with make_bus(domain_mount.path, "mine") as mine:
+            link.say(mine.path)
+            link.hear("the end")
+
+    owner = actors(own, uid=NOBODY)
+    path = owner.hear("its bus")
+    for command in (["monitor"], ["capture", "/dev/null"]):
+        ended = as_user(NOBODY, *command, "--bus", path, "--duration", "0.2")
+        assert ended.code == 0 and "messages are missing" not in ended.err, ended
+
+
 def test_a_custom_endpoint_is_refused(bus: BusOwner) -> None:
     """HELLO-4"""
     with make_endpoint(bus, "narrow") as endpoint:
@@ -329,6 +345,28 @@ def test_memfds_are_cut_at_the_snaplen_and_descriptors_given_back(bus: BusOwner,
     assert len(data) == 4096 and size > 1_000_000 + 20
     assert b"head" + bytes(16) + b"mmmm" in data
     assert "payload=1000020 fds=1 " in more[0][1].decode()
+
+
+def test_capture_shows_its_progress_on_a_terminal(bus: BusOwner, tmp_path: Path) -> None:
+    file = str(tmp_path / "file")
+    with Connection(bus.path, pool_size=1 << 16) as client:
+        sending = threading.Thread(target=_send_slowly, args=(client,))
+        sending.start()
+        code, shown = on_terminal([*COMMAND, "capture", file, "--bus", bus.path, "--count", "5", "--kind", "message"])
+        sending.join()
+    assert code == 0, shown
+    first, *_, last = shown.replace("\r", "\n").strip().splitlines()
+    assert f"to '{file}', Ctrl-C ends it" in first
+    assert "5 messages captured, 0 lost" in last
+    assert re.search(r"[1-4] messages captured, 0 lost; \d+ bytes", shown), "in between"
+
+
+def _send_slowly(client: Connection) -> None:
+    """Until somebody looks at five, whenever that begins."""
+    for _ in range(40):
+        client.send(client.id, b"x")
+        client.recv(drop=True)
+        time.sleep(0.2)
 
 
 def test_capture_refuses_a_terminal(bus: BusOwner) -> None:

@@ -115,13 +115,11 @@ class _Lines:
         return f"{self._clock}.{rest // 1000:06d}"
 
     def _end(self, id: int, cast: Cast, first: str | None = None) -> str:
-        """A connection by its names and its id."""
-        names = list(cast.names(id))
-        if first is not None:
-            names = [first]
+        """A connection by its id and its names, or the one that it was addressed by."""
+        names = cast.names(id) if first is None else [first]
         if not names:
             comm = cast.process(id).comm
-            return f"{self._paint(str(id), _NAME)}" + (f" {self._paint(escape(comm), _DIM)}" if comm else "")
+            return self._paint(str(id), _NAME) + (f" {self._paint(escape(comm), _DIM)}" if comm else "")
         shown = escape(names[0]) + (f"+{len(names) - 1}" if len(names) > 1 else "")
         return f"{self._paint(str(id), _NAME)} {shown}"
 
