@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.actors import Actors
+from kdbusfs.client import make_bus
+from tests.support.actors import Actors, Link
+from tests.support.chatter import chatter
 from tests.support.footprint import Footprint
 
 if TYPE_CHECKING:
@@ -30,3 +32,22 @@ def footprint(domain_mount: DomainMount) -> Footprint:
     found = Footprint(domain_mount)
     assert found.is_idle
     return found
+
+
+@pytest.fixture
+def healthy(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> Iterator[None]:
+    """A pair that talks all the time on a bus of its own; nothing is left afterwards, and nothing was logged."""
+
+    def own(link: Link) -> None:
+        with make_bus(domain_mount.path, "healthy") as bus:
+            link.say(bus.path)
+            link.hear("the end", 3600)
+
+    owner = actors(own)
+    pair = actors(chatter(owner.hear("its bus")), name="healthy pair")
+    pair.hear("its connections")
+    yield
+    pair.say()
+    assert pair.result() > 0
+    actors.clean_up()
+    footprint.settles()
