@@ -7,6 +7,7 @@
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
 # make completions  writes build/completions: what shells need to complete kdbusctl
+# make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
@@ -19,7 +20,7 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions
+.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions screenshots
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -87,6 +88,9 @@ completions: venv
 	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
 	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
 	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
+
+screenshots: venv
+	@$(BIN)/python docs/images/screenshots.py
 
 clean:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so
