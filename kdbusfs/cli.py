@@ -1,4 +1,4 @@
-"""The command: `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`."""
+"""The command: `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`, and what the helpers of mount(8) pass on to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from kdbusfs import __version__
+from kdbusfs.arguments import HELPER_FLAG, parse_helper, parser
 from kdbusfs.fuse.mount import (
     EXIT_INTERNAL,
     EXIT_MOUNT,
@@ -25,15 +25,20 @@ from kdbusfs.fuse.mount import (
     MountError,
     check_mountpoint,
     check_privilege,
+    find_mounted,
+    is_connected,
     is_mounted,
     mount,
     open_device,
+    take_device,
     unmount,
     visible_mount,
 )
-from kdbusfs.options import MountOptions, OptionError, parse
+from kdbusfs.options import CONTROL_MODES, MountOptions, OptionError, parse
+from kdbusfs.service import Manager
 
 if TYPE_CHECKING:
+    from kdbusfs.fuse.nodes import Access
     from kdbusfs.fuse.server import Server
 
 _START_PATIENCE = 30.0  # seconds until the server must have mounted
@@ -43,41 +48,57 @@ _MAX_FILES = 1 << 20
 _NICE = -10
 _SLICE_NS = 100_000  # the least that the kernel takes
 
-_EPILOG = """\
-mount options:
-  attach_flags_mask=N  which metadata any receiver may get, decimal or 0x...
-  loglevel=LEVEL       error, warning (default), info or debug
-  fsname=NAME          what the mount table shows as source
-  subtype=TYPE         its type is fuse.TYPE, kdbusfs by default
-  ro nosuid noexec ... and the other options of mount(8) that hold for any file system
-
-exit codes:
-  0   the domain is mounted; with -f: it was unmounted, or a signal ended it
-  1   wrong usage, or no privilege to mount
-  2   /dev/fuse cannot be opened
-  4   an error inside the program, or the connection to the kernel was aborted
-  32  the domain could not be mounted
-
-SIGTERM and SIGINT unmount the domain and end the program. The log goes to stderr with -f, else to syslog.
-"""
-
 log = logging.getLogger("kdbusfs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; gives the exit code."""
-    given = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = "kdbusfs"
+    if len(words) > 1 and words[0] == HELPER_FLAG:
+        name = words[1]
+        given = parse_helper(name, words[2:])
+    else:
+        given = parser().parse_args(words)
     try:
-        options = parse(given.options)
-        check_privilege()
-        path = check_mountpoint(given.mountpoint, options.subtype)
-        if given.foreground:
-            return run_daemon(given.source, path, options)
-        return _start(given.source, path, options)
+        return _mount(given)
     except OptionError as fault:
-        return _complain(EXIT_USAGE, str(fault))
+        return _complain(EXIT_USAGE, str(fault), name)
     except MountError as fault:
-        return _complain(fault.exit_code, str(fault))
+        return _complain(fault.exit_code, str(fault), name)
+
+
+def _mount(given: argparse.Namespace) -> int:
+    """Do what the command line asks for.  Raises OptionError, MountError."""
+    options = parse(given.options, given.sloppy)
+    check_privilege()
+    if options.fd is not None and is_connected(take_device(options.fd)):
+        path = find_mounted(options.fd, given.mountpoint).path
+    else:
+        path = check_mountpoint(given.mountpoint, options.subtype)
+    _check_ids(options)
+    if given.foreground:
+        return run_daemon(given.source, path, options)
+    if given.fake:
+        os.close(open_device() if options.fd is None else options.fd)
+        code = EXIT_OK
+    else:
+        code = _start(given.source, path, options)
+    if given.verbose and code == EXIT_OK:
+        done = "would be mounted" if given.fake else "mounted"
+        print(f"{given.mountpoint}: {options.fsname or given.source} {done} as fuse.{options.subtype}")
+    return code
+
+
+def _check_ids(options: MountOptions) -> None:
+    """Raises MountError for an owner that this user namespace has no place for."""
+    from kdbusfs.host.namespaces import parse_id_map, to_outside
+
+    for name, number in (("uid", options.uid), ("gid", options.gid)):
+        if number is not None:
+            with open(f"/proc/self/{name}_map", "rb") as file:
+                if to_outside(parse_id_map(file.read()), number) is None:
+                    raise MountError(EXIT_USAGE, f"{name}={number} does not exist in this user namespace")
 
 
 def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1) -> int:
@@ -89,10 +110,13 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
     _log_to_stderr(options.loglevel)
     _raise_file_limit()
     _take_precedence()
-    fuse_fd = open_device()
+    fuse_fd = open_device() if options.fd is None else take_device(options.fd)
     daemon = Daemon(fuse_fd, path, options)
     try:
-        daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
+        if options.fd is not None and is_connected(fuse_fd):
+            daemon.mounted = find_mounted(fuse_fd, path)
+        else:
+            daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
         log.info("a domain is mounted at %s", path)
         if announce >= 0:
             os.write(announce, b"+")
@@ -121,6 +145,7 @@ class Daemon:
         from kdbusfs.fuse.server import Server, Wakeup
         from kdbusfs.fuse.session import TreeSession
         from kdbusfs.fuse.tree import Tree
+        from kdbusfs.host.files import MAX_PER_USER
         from kdbusfs.host.host import LinuxHost
         from kdbusfs.host.installer import Installer, Job
         from kdbusfs.host.store_memory import Storer
@@ -136,17 +161,25 @@ class Daemon:
         self._ended.callback(storer.close)
         installer = Installer(fuse_fd, wakeup.event_fd, storer=storer)
         self._ended.callback(installer.close)
-        host = LinuxHost(fuse_fd, wakeup.event_fd, installer, storer=storer)
+        host = LinuxHost(
+            fuse_fd,
+            wakeup.event_fd,
+            installer,
+            max_descriptors=MAX_PER_USER if options.max_user_fds is None else options.max_user_fds,
+            storer=storer,
+        )
         self._ended.callback(host.close)
         self._host = host
-        domain = Domain(host, _memory_limit())
+        domain = Domain(host, options.max_user_memory or _memory_limit())
         if options.attach_flags_mask is not None:
             domain.attach_flags_mask = options.attach_flags_mask
 
         def stats() -> dict[str, object]:
             return {**requests.stats()}
 
-        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, host.namespaces.owner)
+        owner = host.namespaces.owner
+        access = _access(options, owner)
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
@@ -166,7 +199,8 @@ class Daemon:
             storer=storer,
             faults=faults,
         )
-        amendments = Amendments(tree, files.open_answer, passthrough=True)
+        self._manager = Manager()
+        amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=self._manager.ready)
 
         def cancel() -> None:
             for token in host.cancelled():
@@ -215,6 +249,7 @@ class Daemon:
 
     def _end(self) -> None:
         assert self.mounted is not None
+        self._manager.stopping()
         unmount(self.mounted, _UNMOUNT_PATIENCE)
         self._server.stop()
 
@@ -306,6 +341,18 @@ def _take_precedence() -> None:
     lib.kfs_precedence(_NICE, _SLICE_NS)
 
 
+def _access(options: MountOptions, owner: tuple[int, int]) -> Access:
+    """Of the root directory and `control`, which are `owner`'s by default."""
+    from kdbusfs.fuse.nodes import Access
+
+    return Access(
+        owner[0] if options.uid is None else options.uid,
+        owner[1] if options.gid is None else options.gid,
+        options.mode,
+        CONTROL_MODES[options.mode],
+    )
+
+
 def _memory_limit() -> int:
     """What the connections of one user may make the daemon hold: half of the machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -320,33 +367,7 @@ def _raise_file_limit() -> None:
             return
 
 
-def _complain(exit_code: int, message: str) -> int:
-    print(f"kdbusfs: {message}", file=sys.stderr)
+def _complain(exit_code: int, message: str, name: str = "kdbusfs") -> int:
+    # One line, whatever was in a path.
+    print(f"{name}: {message}".replace("\n", "\\n"), file=sys.stderr)
     return exit_code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="kdbusfs",
-        description="Mount a fresh kdbus domain: a kernel-bus file system for unmodified programs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="SOURCE", help="a name for the mount table, such as 'kdbusfs'")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        metavar="OPTION,...",
-        action="append",
-        default=[],
-        help="mount options, see below; may be given more than once",
-    )
-    parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument("--version", action="version", version=f"kdbusfs {__version__}")
-    return parser
