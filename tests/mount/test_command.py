@@ -235,11 +235,16 @@ def test_a_mount_whose_daemon_is_gone(place: Path) -> None:
         daemon.kill()
     code, said = complaint(*KDBUSFS, "s", place)
     assert (code, said) == (32, f"kdbusfs: '{place}' is a kdbusfs mount already: umount '{place}' first")
-    code, said = complaint(*KDBUSFS, "s", place, "-o", "subtype=another")
-    assert code == 32 and said.endswith(f"Transport endpoint is not connected: umount -l '{place}' first")
     done("umount", place)
     done(*KDBUSFS, "s", place)
     umount(place)
+
+
+def test_a_mount_point_on_a_file_system_that_is_gone(place: Path, fuse_fd: int) -> None:
+    kernel_mount(place, fuse_fd, ",allow_other")
+    os.close(fuse_fd)
+    code, said = complaint(*KDBUSFS, "s", place, "-o", "subtype=another")
+    assert code == 32 and said.endswith(f"Transport endpoint is not connected: umount -l '{place}' first")
 
 
 @pytest.mark.parametrize(
