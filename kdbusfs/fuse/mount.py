@@ -59,11 +59,12 @@ class MountError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A line of mountinfo: device as "major:minor", path of the mount point, type, and the file system's options."""
+    """A line of mountinfo: device as "major:minor", path of the mount point, and what the file system says."""
 
     device: str
     path: str
     type: str
+    source: str
     options: str
 
 
@@ -85,8 +86,8 @@ def mount_table() -> list[MountEntry]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             fields = line.split(" ")
-            kind, _, options = fields[fields.index("-", 6) + 1 :]
-            entries.append(MountEntry(fields[2], _unescape(fields[4]), kind, options.rstrip("\n")))
+            kind, source, options = fields[fields.index("-", 6) + 1 :]
+            entries.append(MountEntry(fields[2], _unescape(fields[4]), kind, _unescape(source), options.rstrip("\n")))
     return entries
 
 
@@ -99,11 +100,16 @@ def visible_mount(path: str) -> MountEntry | None:
     return found
 
 
-def check_privilege() -> None:
-    """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
+def has_privilege() -> bool:
+    """Whether this process may mount anything."""
     with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         fields = dict(line.split(":", 1) for line in status)
-    if not int(fields["CapEff"], 16) >> _CAP_SYS_ADMIN & 1:
+    return bool(int(fields["CapEff"], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def check_privilege() -> None:
+    """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
+    if not has_privilege():
         raise MountError(
             EXIT_USAGE,
             "mounting takes CAP_SYS_ADMIN: run as root, or in a user namespace of your own ('unshare -Urm')",

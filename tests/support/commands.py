@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from kdbusfs.fuse.mount import Mount, visible_mount
 
@@ -69,3 +74,24 @@ def access(path: Path) -> tuple[int, int, int]:
     """Owner, group and permissions."""
     found = os.stat(path)
     return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+
+@contextlib.contextmanager
+def covered(path: Path) -> Iterator[Path]:
+    """A directory of the system that a test may write to: what it writes is gone afterwards."""
+    with tempfile.TemporaryDirectory() as aside:
+        done("mount", "-t", "tmpfs", "none", aside)
+        try:
+            upper, work = Path(aside, "upper"), Path(aside, "work")
+            upper.mkdir()
+            work.mkdir()
+            layers = f"lowerdir={path},upperdir={upper},workdir={work}"
+            ended = run("mount", "-t", "overlay", "none", path, "-o", layers)
+            if ended.returncode != 0:
+                pytest.skip(f"no overlayfs to write to {path} with: {ended.stderr}")
+            try:
+                yield path
+            finally:
+                done("umount", "-l", path)
+        finally:
+            done("umount", "-l", aside)
