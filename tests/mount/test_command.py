@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tests.support.commands import (
     mounted,
     run,
     umount,
+    wait_for,
 )
 
 pytestmark = pytest.mark.mount
@@ -73,7 +73,7 @@ def test_it_returns_when_the_mount_answers_and_ends_with_the_mount(place: Path) 
 def test_sigterm_unmounts(place: Path) -> None:
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"]) as daemon:
         try:
-            wait_until_mounted(place)
+            wait_for(place)
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(15) == 0
         finally:
@@ -231,7 +231,7 @@ def test_a_mount_point_that_is_one_already(place: Path) -> None:
 
 def test_a_mount_whose_daemon_is_gone(place: Path) -> None:
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"]) as daemon:
-        wait_until_mounted(place)
+        wait_for(place)
         daemon.kill()
     code, said = complaint(*KDBUSFS, "s", place)
     assert (code, said) == (32, f"kdbusfs: '{place}' is a kdbusfs mount already: umount '{place}' first")
@@ -322,14 +322,8 @@ def test_a_service_manager_hears_of_beginning_and_end(place: Path, kind: str) ->
 def test_a_service_manager_that_does_not_listen_is_no_trouble(place: Path) -> None:
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"], env={**os.environ, "NOTIFY_SOCKET": "/none"}) as daemon:
         try:
-            wait_until_mounted(place)
+            wait_for(place)
             umount(place)
             assert daemon.wait(15) == 0
         finally:
             daemon.kill()
-
-
-def wait_until_mounted(path: Path) -> None:
-    """Return when there is something mounted at `path` that answers."""
-    script = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)"
-    done(sys.executable, "-c", script, path / "control", timeout=20)

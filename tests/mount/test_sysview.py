@@ -16,7 +16,7 @@ from kdbusfs.client import make_bus
 from kdbusfs.fuse.mount import mount_table, visible_mount
 from kdbusfs.sysview import MARK, TARGETS
 from tests.support import userns
-from tests.support.commands import KDBUSFS, ROOT, complaint, done, run, umount
+from tests.support.commands import KDBUSFS, ROOT, complaint, done, run, umount, wait_for
 
 pytestmark = pytest.mark.mount
 
@@ -238,7 +238,7 @@ def test_without_privilege(domain: Path) -> None:
 
 def test_the_domain_of_a_daemon_that_is_gone(place: Path) -> None:
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"]) as daemon:
-        done("sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done', "sh", place / "control", timeout=20)
+        wait_for(place)
         daemon.kill()
     code, said = complaint(*SYSVIEW, place, "true")
     assert code == 32 and said.endswith("Transport endpoint is not connected: its daemon has ended")

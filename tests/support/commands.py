@@ -54,6 +54,11 @@ def connection_of(mount: Mount) -> Path:
     return Path("/sys/fs/fuse/connections", str(mount.connection))
 
 
+def wait_for(path: Path | str) -> None:
+    """Return when a domain answers at `path`; another process looks, which can be ended if that hangs."""
+    done("sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done', "sh", f"{path}/control", timeout=20)
+
+
 def wait_for_end(mount: Mount, patience: float = 15.0) -> None:
     """Return when a daemon that is nobody's child has let go of its mount; AssertionError if it does not."""
     limit = time.monotonic() + patience

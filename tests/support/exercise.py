@@ -7,6 +7,7 @@ Otherwise it ends with a traceback and a status of its own.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ KINDS = {
 def serve(path: str, mask: int, ready: int) -> None:
     """Answer four calls, and look at the metadata that come with them as far as `mask` lets them."""
     with Connection(path, attach_recv=c.ATTACH_ANY) as service:
+        assert fcntl.fcntl(service.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY, "its pool could be mapped writable"
         service.acquire("org.example.Exercise")
         os.write(ready, b"+")
         for _ in range(4):
