@@ -30,6 +30,7 @@ from kdbusfs.fuse.mount import (
     is_mounted,
     mount,
     open_device,
+    restrictions,
     take_device,
     unmount,
     visible_mount,
@@ -108,6 +109,8 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
     Gives the exit code.  Raises MountError.
     """
     _log_to_stderr(options.loglevel)
+    for text in restrictions():
+        log.warning(text)
     _raise_file_limit()
     _take_precedence()
     fuse_fd = open_device() if options.fd is None else take_device(options.fd)

@@ -20,7 +20,13 @@ EXIT_MOUNT = 32
 DEVICE = "/dev/fuse"
 MAX_READ = 128 << 10
 """Bytes in one READ: the answer has to go through a socket whose buffer only root can enlarge."""
+_CAP_DAC_READ_SEARCH = 2
+_CAP_SYS_PTRACE = 19
 _CAP_SYS_ADMIN = 21
+_RESTRICTIONS = {
+    _CAP_SYS_PTRACE: "without CAP_SYS_PTRACE only clients of the daemon's own user can be served",
+    _CAP_DAC_READ_SEARCH: "without CAP_DAC_READ_SEARCH clients of other users can map their pools writable",
+}
 _DEVICE_NUMBER = os.makedev(10, 229)
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -102,9 +108,19 @@ def visible_mount(path: str) -> MountEntry | None:
 
 def has_privilege() -> bool:
     """Whether this process may mount anything."""
+    return bool(_capabilities() >> _CAP_SYS_ADMIN & 1)
+
+
+def restrictions() -> list[str]:
+    """What a daemon that may mount cannot do all the same, for want of capabilities: a sentence each."""
+    held = _capabilities()
+    return [text for capability, text in _RESTRICTIONS.items() if not held >> capability & 1]
+
+
+def _capabilities() -> int:
     with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         fields = dict(line.split(":", 1) for line in status)
-    return bool(int(fields["CapEff"], 16) >> _CAP_SYS_ADMIN & 1)
+    return int(fields["CapEff"], 16)
 
 
 def check_privilege() -> None:
