@@ -29,6 +29,7 @@ bindir := $(prefix)/bin
 unitdir := $(prefix)/lib/systemd/system
 mandir := $(prefix)/share/man
 PROGRAMS = kdbusfs kdbusfs-sysview kdbusctl
+COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functions/_kdbusctl
 UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 # What other rules may have made of the documents.
 MANPAGES = $(notdir $(wildcard build/man/*.[1-8]))
@@ -108,6 +109,10 @@ install: venv
 		> '$(DESTDIR)$(sbindir)/mount.fuse.kdbusfs'
 	@chmod 755 '$(DESTDIR)$(sbindir)/mount.fuse.kdbusfs'
 	@ln -sfn mount.fuse.kdbusfs '$(DESTDIR)$(sbindir)/mount.kdbusfs'
+	@[ ! -e $(BIN)/kdbusctl ] || for file in $(COMPLETIONS); do \
+		shell=bash; [ "$${file%/_*}" = "$$file" ] || shell=zsh; \
+		mkdir -p '$(DESTDIR)$(prefix)/'"$${file%/*}"; \
+		_KDBUSCTL_COMPLETE=$${shell}_source $(BIN)/kdbusctl > '$(DESTDIR)$(prefix)/'"$$file" || exit 1; done
 	@for unit in $(UNITS); do \
 		sed 's|^\(Exec[A-Za-z]*=\)kdbusfs|\1$(bindir)/kdbusfs|' mount-helpers/systemd/$$unit \
 			> '$(DESTDIR)$(unitdir)/'$$unit; done
@@ -119,6 +124,7 @@ uninstall:
 	cd '$(DESTDIR)$(bindir)' && rm -f $(PROGRAMS)
 	cd '$(DESTDIR)$(sbindir)' && rm -f mount.fuse.kdbusfs mount.kdbusfs
 	cd '$(DESTDIR)$(unitdir)' && rm -f $(UNITS)
+	cd '$(DESTDIR)$(prefix)' && rm -f $(COMPLETIONS)
 	rm -f $(foreach page,$(MANPAGES),'$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(page)')
 
 clean:
