@@ -160,8 +160,17 @@ def test_fd_is_served_where_it_is_mounted(place: Path, fuse_fd: int, foreground:
             daemon.kill()
 
 
-def test_fd_whose_mount_cannot_be_served_is_refused(place: Path, fuse_fd: int) -> None:
-    kernel_mount(place, fuse_fd, ",allow_other")
+@pytest.mark.parametrize(
+    "options",
+    [
+        f",allow_other,max_read={MAX_READ}",
+        f",default_permissions,max_read={MAX_READ}",
+        ",allow_other,default_permissions",
+        f",allow_other,default_permissions,max_read={2 * MAX_READ}",
+    ],
+)
+def test_fd_whose_mount_cannot_be_served_is_refused(place: Path, fuse_fd: int, options: str) -> None:
+    kernel_mount(place, fuse_fd, options)
     code, said = complaint(*KDBUSFS, "s", place, "-o", f"fd={fuse_fd}", pass_fds=[fuse_fd])
     assert code == 32 and said.endswith(f"mount it with allow_other,default_permissions,max_read={MAX_READ}")
 
