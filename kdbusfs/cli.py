@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from kdbusfs.arguments import HELPER_FLAG, parse_helper, parser
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from kdbusfs.fuse.nodes import Access
     from kdbusfs.fuse.server import Server
 
-_START_PATIENCE = 30.0  # seconds until the server must have mounted
-_ANSWER_PATIENCE = 10.0  # seconds until the mount must answer
+_START_PATIENCE = 30.0  # seconds until the mount must answer
 _UNMOUNT_PATIENCE = 5.0  # seconds that umount2(2) may take before the server ends all the same
 _MAX_FILES = 1 << 20
 _NICE = -10
@@ -105,26 +104,32 @@ def _check_ids(options: MountOptions) -> None:
 def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1) -> int:
     """Mount a domain at `path`, a real path, and serve it until it is unmounted or a signal arrives.
 
-    `announce` is a pipe that gets a byte once the domain is mounted; the process then leaves its terminal.
+    `announce` is a pipe that gets a byte once the mount answers; the process has left its terminal then.
     Gives the exit code.  Raises MountError.
     """
+    manager = Manager()
+
+    def ready() -> None:
+        log.info("a domain is mounted at %s", path)
+        manager.ready()
+        if announce >= 0:
+            _leave_terminal(options.loglevel)
+            with contextlib.suppress(OSError):
+                os.write(announce, b"+")
+            os.close(announce)
+
     _log_to_stderr(options.loglevel)
     for text in restrictions():
         log.warning(text)
     _raise_file_limit()
     _take_precedence()
     fuse_fd = open_device() if options.fd is None else take_device(options.fd)
-    daemon = Daemon(fuse_fd, path, options)
+    daemon = Daemon(fuse_fd, path, options, ready, manager.stopping)
     try:
         if options.fd is not None and is_connected(fuse_fd):
             daemon.mounted = find_mounted(fuse_fd, path)
         else:
             daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
-        log.info("a domain is mounted at %s", path)
-        if announce >= 0:
-            os.write(announce, b"+")
-            os.close(announce)
-            _leave_terminal(options.loglevel)
         code = daemon.serve()
     finally:
         daemon.close()
@@ -136,9 +141,19 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
 
 
 class Daemon:
-    """Everything that serves one mount, put together: from the descriptor of /dev/fuse to the core."""
+    """Everything that serves one mount, put together: from the descriptor of /dev/fuse to the core.
 
-    def __init__(self, fuse_fd: int, path: str, options: MountOptions) -> None:
+    on_ready, on_stopping: are called when the mount answers, and when a signal is about to end it.
+    """
+
+    def __init__(
+        self,
+        fuse_fd: int,
+        path: str,
+        options: MountOptions,
+        on_ready: Callable[[], None],
+        on_stopping: Callable[[], None],
+    ) -> None:
         # Only here: neither --help nor the process that waits for the mount needs what these bring along.
         from kdbusfs.core.call import PENDING, Call
         from kdbusfs.core.domain import Domain
@@ -154,6 +169,7 @@ class Daemon:
         from kdbusfs.host.store_memory import Storer
 
         self.mounted: Mount | None = None
+        self._on_stopping = on_stopping
         self._ending: threading.Thread | None = None
         self._ended = contextlib.ExitStack()
         self._ended.callback(os.close, fuse_fd)
@@ -202,8 +218,7 @@ class Daemon:
             storer=storer,
             faults=faults,
         )
-        self._manager = Manager()
-        amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=self._manager.ready)
+        amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=on_ready)
 
         def cancel() -> None:
             for token in host.cancelled():
@@ -252,13 +267,16 @@ class Daemon:
 
     def _end(self) -> None:
         assert self.mounted is not None
-        self._manager.stopping()
+        self._on_stopping()
         unmount(self.mounted, _UNMOUNT_PATIENCE)
         self._server.stop()
 
 
 def _start(source: str, path: str, options: MountOptions) -> int:
-    """Run the server in a process of its own, and return when the mount answers."""
+    """Run the server in a process of its own, and return when the mount answers.
+
+    The server tells so: to look for oneself could take for ever.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -268,7 +286,7 @@ def _start(source: str, path: str, options: MountOptions) -> int:
     if ready and not os.read(reading, 1):
         # The child has said why.
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
-    if ready and _answers(f"{path}/control"):
+    if ready:
         return EXIT_OK
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -281,7 +299,6 @@ def _serve_in_child(source: str, path: str, options: MountOptions, reading: int,
     code = EXIT_INTERNAL
     try:
         os.close(reading)
-        os.setsid()
         code = run_daemon(source, path, options, writing)
     except MountError as fault:
         code = _complain(fault.exit_code, str(fault))
@@ -290,19 +307,6 @@ def _serve_in_child(source: str, path: str, options: MountOptions, reading: int,
     finally:
         logging.shutdown()
         os._exit(code)
-
-
-def _answers(path: str) -> bool:
-    """Whether the file is there, found out within bounds: a mount that is not served holds whoever looks."""
-    found = threading.Event()
-
-    def look() -> None:
-        with contextlib.suppress(OSError):
-            os.stat(path)
-            found.set()
-
-    threading.Thread(target=look, daemon=True).start()
-    return found.wait(_ANSWER_PATIENCE)
 
 
 def _take_away(path: str, subtype: str) -> None:
@@ -317,7 +321,11 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _leave_terminal(level: str) -> None:
-    """Let go of the directory and the terminal that the command was given in; log to syslog from here on."""
+    """Let go of the directory and the terminal that the command was given in; log to syslog from here on.
+
+    Not before the mount is made: systemd's automount lets only its own process group through to the mount point.
+    """
+    os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

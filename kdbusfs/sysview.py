@@ -21,7 +21,7 @@ from kdbusfs.fuse.mount import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, MountError, has_
 
 MARK = "kdbusfs-sysview"
 """What the mount table shows as source of the covers."""
-TARGETS = ("/sys/fs", "/sys/module")
+FS, MODULE = TARGETS = ("/sys/fs", "/sys/module")
 NAME = "kdbus"
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
@@ -38,7 +38,8 @@ COMMAND runs in a mount namespace of its own, where
   /sys/fs/kdbus                    is the domain at MOUNTPOINT
   /sys/module/kdbus/parameters     has its attach_flags_mask
 and everything else below /sys/fs and /sys/module is what it was. It has the caller's ids; the exit
-code is its own. With --system everybody gets that view, until --undo.
+code is its own. With --system everybody gets that view, until --undo. Where there is no /sys/module,
+as in some containers, the view does without.
 
 It takes CAP_SYS_ADMIN, which root has, and everybody in a user namespace of his own ('unshare -Urm').
 Directories that appear directly in /sys/fs or /sys/module later, when a module is loaded, are not in
@@ -93,11 +94,15 @@ def make(domain: str) -> None:
     """
     domain = _check_domain(domain)
     with _staging() as aside:
-        covers = [(target, _build(os.path.join(aside, str(at)), target)) for at, target in enumerate(TARGETS)]
-        fs, module = (cover for _, cover in covers)
+        fs = _build(os.path.join(aside, "fs"), FS)
         _bind(domain, _new_directory(fs, NAME))
-        _new_directory(module, NAME)
-        _bind(f"{domain}/.kdbusfs/parameters", _new_directory(module, f"{NAME}/parameters"))
+        covers = [(FS, fs)]
+        # Containers often have a /sys with little in it.
+        if os.path.isdir(MODULE):
+            module = _build(os.path.join(aside, "module"), MODULE)
+            _new_directory(module, NAME)
+            _bind(f"{domain}/.kdbusfs/parameters", _new_directory(module, f"{NAME}/parameters"))
+            covers.append((MODULE, module))
         for _, cover in covers:
             # Nobody makes directories in sysfs either.
             _mount("none", cover, flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _COVER_FLAGS)

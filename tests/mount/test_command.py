@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,6 +255,16 @@ def test_a_mount_point_on_a_file_system_that_is_gone(place: Path, fuse_fd: int) 
     os.close(fuse_fd)
     code, said = complaint(*KDBUSFS, "s", place, "-o", "subtype=another")
     assert code == 32 and said.endswith(f"Transport endpoint is not connected: umount -l '{place}' first")
+
+
+def test_a_mount_that_does_not_answer(place: Path, fuse_fd: int) -> None:
+    """The kernel waits for an answer to the FUSE_INIT that somebody else has read."""
+    kernel_mount(place, fuse_fd, f",allow_other,default_permissions,max_read={MAX_READ}")
+    os.read(fuse_fd, 1 << 16)
+    impatient = "import sys, kdbusfs.cli as cli; cli._START_PATIENCE = 1; sys.exit(cli.main(sys.argv[1:]))"
+    command = (sys.executable, "-c", impatient, "s", place, "-o", f"fd={fuse_fd}")
+    assert complaint(*command, pass_fds=[fuse_fd]) == (32, f"kdbusfs: the mount at '{place}' does not answer")
+    assert visible_mount(str(place)) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +32,7 @@ pytestmark = pytest.mark.mount
 
 HELPERS = ROOT / "mount-helpers"
 TYPES = ("fuse.kdbusfs", "kdbusfs")
+AUTOFS_IOC_READY, AUTOFS_IOC_CATATONIC = 0x9360, 0x9362  # linux/auto_fs.h
 
 
 @pytest.fixture
@@ -94,6 +99,32 @@ def test_generic_fuse_helper_works_too(private_mounts: None, place: Path) -> Non
         done("/sbin/mount.fuse", "kdbusfs", place, "-t", "fuse.kdbusfs", "-o", "rw,dev,suid")
         assert "all of it worked" in done(*EXERCISE, place)
         umount(place)
+
+
+def test_behind_an_automount(sbin: Path, place: Path) -> None:
+    """Until it hears that mount(8) is through, autofs lets nobody in but the process group of its daemon: this one."""
+    if "\tautofs\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("no autofs")
+    reading, writing = os.pipe()
+    data = f"fd={writing},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+    done("mount", "-i", "-t", "autofs", "none", place, "-o", data, pass_fds=[writing])
+    os.close(writing)
+    trigger = os.open(place, os.O_RDONLY)
+    visitor = subprocess.Popen(["ls", str(place)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert select.select([reading], [], [], 20)[0], "nobody asks for a mount"
+        (token,) = struct.unpack_from("8xI", os.read(reading, 4096))
+        done("mount", "-t", "fuse.kdbusfs", "kdbusfs", place, cwd="/")
+        fcntl.ioctl(trigger, AUTOFS_IOC_READY, token)
+        assert visitor.communicate(timeout=20)[0] == "control\n"
+        assert "all of it worked" in done(*EXERCISE, place, start_new_session=True)
+        umount(place, under="autofs")
+    finally:
+        fcntl.ioctl(trigger, AUTOFS_IOC_CATATONIC, 0)
+        visitor.kill()
+        visitor.wait()
+        os.close(trigger)
+        os.close(reading)
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -122,6 +122,23 @@ def test_links_and_files_are_kept(domain: Path, place: Path) -> None:
     assert lines == ["text", "file", "directory:711", "regular file:644", "directory", "file", "kdbus", "link"]
 
 
+def test_a_container_that_has_no_modules_in_its_sysfs(domain: Path) -> None:
+    script = f"""
+        set -e
+        mount -t tmpfs none /sys && mkdir -p /sys/fs/cgroup
+        {" ".join(SYSVIEW)} {domain} sh -c 'ls /sys /sys/fs/kdbus'
+        umount /sys; mount -t tmpfs none /sys
+        {" ".join(SYSVIEW)} {domain} true 2>&1 || echo $?
+    """
+    lines = done("unshare", "-m", "sh", "-c", script, cwd=ROOT).splitlines()
+    assert lines[:4] == ["/sys:", "fs", "", "/sys/fs/kdbus:"]
+    assert lines[4:] == [
+        "control",
+        "kdbusfs-sysview: the view cannot be made: /sys/fs: No such file or directory",
+        "32",
+    ]
+
+
 def test_a_view_of_another_domain_inside_a_view(system_view: Path, place: Path) -> None:
     other = Path(f"{place}-other")
     other.mkdir()

@@ -101,13 +101,10 @@ def test_without_ptrace_no_client_can_be_served(place: Path) -> None:
 
 
 def test_without_dac_read_search_pools_are_not_protected(place: Path) -> None:
-    """In an open domain; a closed one does not even answer its own daemon."""
     names = [name for name in NAMES if name != "dac_read_search"]
     with daemon(*bounded(names), *KDBUSFS, "s", place, "-f", warns="CAP_DAC_READ_SEARCH clients"):
         ended = run(*EXERCISE, place, USER)
         assert ended.returncode != 0 and "its pool could be mapped writable" in ended.stderr
-    ended = run(*bounded(names), *KDBUSFS, "s", place, "-o", CLOSED)
-    assert ended.returncode == 32 and f"kdbusfs: the mount at '{place}' does not answer\n" in ended.stderr
 
 
 def test_without_nice_it_is_an_ordinary_process(place: Path) -> None:
@@ -133,9 +130,12 @@ def test_what_the_service_does_after_the_end_clears_the_mount_of_a_dead_daemon(p
     assert str(place) in command
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"]) as process:
         wait_for(place)
-        process.kill()
-    assert visible_mount(str(place)) is not None
-    done(*command.split())
+        with open(place / "control") as kept, subprocess.Popen(["sleep", "60"], stdin=kept) as client:
+            process.kill()
+            process.wait(15)
+            assert visible_mount(str(place)) is not None
+            done(*command.split())
+            client.kill()
     assert visible_mount(str(place)) is None
     # systemd runs it after every end.
     assert run(*command.split()).stdout == ""

@@ -67,11 +67,12 @@ def wait_for_end(mount: Mount, patience: float = 15.0) -> None:
         time.sleep(0.01)
 
 
-def umount(path: Path) -> None:
-    """Unmount the domain at `path` with umount(8), and wait for its daemon's end."""
+def umount(path: Path, under: str | None = None) -> None:
+    """Unmount the domain at `path` with umount(8), and wait for its daemon's end; `under` is what shows up there."""
     mount = mounted(path)
     done("umount", path)
-    assert visible_mount(str(path)) is None
+    entry = visible_mount(str(path))
+    assert (entry and entry.type) == under
     wait_for_end(mount)
 
 
