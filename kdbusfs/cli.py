@@ -107,7 +107,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
     `announce` is a pipe that gets a byte once the mount answers; the process has left its terminal then.
     Gives the exit code.  Raises MountError.
     """
-    manager = Manager()
+    manager = Manager.of_this_process(in_foreground=announce < 0)
 
     def ready() -> None:
         log.info("a domain is mounted at %s", path)

@@ -13,10 +13,18 @@ class Manager:
 
     __slots__ = ("_address",)
 
-    def __init__(self) -> None:
-        address = os.environ.pop(_VARIABLE, "")
+    def __init__(self, address: str) -> None:
         # A leading @ stands for the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    @classmethod
+    def of_this_process(cls, in_foreground: bool) -> Manager:
+        """What the environment says, which then says it no more.
+
+        A daemon in the background is not what a manager has started, but mount(8) or a script that was: silent.
+        """
+        address = os.environ.pop(_VARIABLE, "")
+        return cls(address if in_foreground else "")
 
     def ready(self) -> None:
         """The mount answers."""

@@ -339,6 +339,18 @@ def test_a_service_manager_hears_of_beginning_and_end(place: Path, kind: str) ->
                 daemon.kill()
 
 
+def test_a_daemon_in_the_background_tells_no_service_manager(place: Path) -> None:
+    """The manager may wait for something else that has run mount(8) on its way."""
+    (place / "domain").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(place / "notify"))
+        manager.setblocking(False)
+        done(*KDBUSFS, "s", place / "domain", env={**os.environ, "NOTIFY_SOCKET": str(place / "notify")})
+        umount(place / "domain")
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+
+
 def test_a_service_manager_that_does_not_listen_is_no_trouble(place: Path) -> None:
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"], env={**os.environ, "NOTIFY_SOCKET": "/none"}) as daemon:
         try:
