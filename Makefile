@@ -2,10 +2,13 @@
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
-# make bench  what a message costs, beside the floor of FUSE and of sockets
+# make pure   takes the compiled modules away, so that the sources themselves run
+# make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
+# make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
+# make completions  writes build/completions: what shells need to complete kdbusctl
 # make wheel  builds a wheel, in dist/
-# make install    program, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
+# make install    programs, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
 # make uninstall  takes that away again, with the same variables
 # make clean  removes all that was made
 
@@ -14,6 +17,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
+COMPILED := $(wildcard kdbusfs/abi/*.py kdbusfs/core/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
 PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
@@ -28,13 +32,14 @@ home := $(prefix)/lib/kdbusfs
 bindir := $(prefix)/bin
 unitdir := $(prefix)/lib/systemd/system
 mandir := $(prefix)/share/man
-PROGRAMS = kdbusfs kdbusfs-sysview kdbusctl
-COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functions/_kdbusctl
+PROGRAMS := kdbusfs kdbusfs-sysview kdbusctl
+COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functions/_kdbusctl \
+	share/fish/vendor_completions.d/kdbusctl.fish
 UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 # What other rules may have made of the documents.
 MANPAGES = $(notdir $(wildcard build/man/*.[1-8]))
 
-.PHONY: help venv run demo test lint types conformance bench install-deps clean wheel install uninstall
+.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions wheel install uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -51,13 +56,13 @@ install-deps:
 	@echo "making .venv"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --root-user-action ignore -e '.[dev]'
-	@touch $@ .venv/built
+	@touch $@ .venv/built kdbusfs__mypyc.*.so
 
-# Only when the C sources have changed since.
-.venv/built: $(NATIVE) .venv/installed
-	@echo "building the C extension"
+# Only when its sources have changed since.
+.venv/built: $(NATIVE) $(COMPILED) .venv/installed
+	@echo "building the C extension, and compiling the core"
 	@$(BIN)/python -W ignore setup.py -q build_ext --inplace
-	@touch $@
+	@touch $@ kdbusfs__mypyc.*.so
 
 .venv/ready-to-test: .venv/installed .ci/prepare
 	@.ci/prepare tests
@@ -79,11 +84,29 @@ lint: venv
 types: venv
 	@$(BIN)/mypy --strict --no-error-summary kdbusfs
 
+pure:
+	rm -f kdbusfs__mypyc.*.so kdbusfs/abi/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
+
 conformance: venv
 	@$(BIN)/python -m tests.support.conformance
 
 bench: venv
-	@$(BIN)/python tests/bench/run.py
+	@.ci/prepare bench
+	@$(BIN)/python -m tests.bench.run
+
+.venv/ready-to-plot: .venv/installed
+	@echo "installing matplotlib"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --root-user-action ignore -e '.[bench]'
+	@touch $@ .venv/built
+
+bench-docs: venv .venv/ready-to-plot
+	@$(BIN)/python -m tests.bench.plots
+
+completions: venv
+	@mkdir -p build/completions
+	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
+	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
+	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
 
 # setuptools would put in what an earlier build has left.
 wheel: venv
@@ -92,7 +115,7 @@ wheel: venv
 	@ls '$(DIST)'/kdbusfs-*.whl
 
 # A virtual environment of its own, so that nothing of the system's Python changes.
-install: venv
+install: venv completions
 	@echo "installing to $(DESTDIR)$(prefix)"
 	@rm -rf build/wheel
 	@$(MAKE) -s wheel DIST=build/wheel
@@ -104,15 +127,13 @@ install: venv
 	@[ -z '$(DESTDIR)' ] || grep -rlI '$(DESTDIR)$(home)' '$(DESTDIR)$(home)/bin' '$(DESTDIR)$(home)/pyvenv.cfg' \
 		| xargs -r sed -i 's|$(DESTDIR)$(home)|$(home)|g'
 	@for program in $(PROGRAMS); do \
-		[ ! -e '$(DESTDIR)$(home)/bin/'$$program ] || ln -sfn '$(home)/bin/'$$program '$(DESTDIR)$(bindir)/'$$program; done
+		ln -sfn '$(home)/bin/'$$program '$(DESTDIR)$(bindir)/'$$program; done
 	@sed 's|^installed=.*|installed=$(home)/bin/kdbusfs|' mount-helpers/mount.fuse.kdbusfs \
 		> '$(DESTDIR)$(sbindir)/mount.fuse.kdbusfs'
 	@chmod 755 '$(DESTDIR)$(sbindir)/mount.fuse.kdbusfs'
 	@ln -sfn mount.fuse.kdbusfs '$(DESTDIR)$(sbindir)/mount.kdbusfs'
-	@[ ! -e $(BIN)/kdbusctl ] || for file in $(COMPLETIONS); do \
-		shell=bash; [ "$${file%/_*}" = "$$file" ] || shell=zsh; \
-		mkdir -p '$(DESTDIR)$(prefix)/'"$${file%/*}"; \
-		_KDBUSCTL_COMPLETE=$${shell}_source $(BIN)/kdbusctl > '$(DESTDIR)$(prefix)/'"$$file" || exit 1; done
+	@for file in $(COMPLETIONS); do \
+		install -D -m 644 build/completions/$${file##*/} '$(DESTDIR)$(prefix)/'$$file; done
 	@for unit in $(UNITS); do \
 		sed 's|^\(Exec[A-Za-z]*=\)kdbusfs|\1$(bindir)/kdbusfs|' mount-helpers/systemd/$$unit \
 			> '$(DESTDIR)$(unitdir)/'$$unit; done
@@ -128,6 +149,7 @@ uninstall:
 	rm -f $(foreach page,$(MANPAGES),'$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(page)')
 
 clean:
-	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.so kdbusfs/native/*.o
+	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so
+	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.o
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/examples/bin
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -155,7 +155,6 @@ class Daemon:
         on_stopping: Callable[[], None],
     ) -> None:
         # Only here: neither --help nor the process that waits for the mount needs what these bring along.
-        from kdbusfs.core.call import PENDING, Call
         from kdbusfs.core.domain import Domain
         from kdbusfs.fuse.channel import Amendments, Channel
         from kdbusfs.fuse.files import OpenFiles
@@ -208,9 +207,7 @@ class Daemon:
             channel,
             files,
             domain,
-            Call,
             lambda: host.caller(os.getpid()),
-            pending=PENDING,
             installer=installer,
             make_job=Job,
             swap_path=lambda fh: f"{path}/.conn-{fh}",

@@ -31,6 +31,16 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What is tested is what stands in the sources."""
+    root = Path(__file__).resolve().parents[1]
+    built = max((path.stat().st_mtime for path in root.glob("kdbusfs__mypyc.*.so")), default=0.0)
+    for compiled in root.glob("kdbusfs/*/*.so"):
+        source = compiled.with_name(compiled.name.split(".")[0] + ".py")
+        if source.exists() and source.stat().st_mtime > built:
+            raise pytest.UsageError(f"{source.name} has changed since it was compiled: make venv, or make pure")
+
+
 class DomainMount:
     """A mounted domain, served by a daemon of its own; `path` is its mount point, `pid` the daemon."""
 

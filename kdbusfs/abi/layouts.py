@@ -26,7 +26,9 @@ CMD_SEND_KERNEL_MSG_FLAGS_OFFSET: Final = 24
 CMD_SEND_MSG_ADDRESS_OFFSET: Final = 40
 CMD_RECV: Final = Struct("<QQQQqQQQQ")  # size flags kernel_flags return_flags priority dropped_msgs msg
 CMD_RECV_DROPPED_OFFSET: Final = 40
+CMD_RECV_MSG_OFFSET: Final = 48
 CMD_RECV_MSG_RETURN_FLAGS_OFFSET: Final = 64
+CMD_FREE_OFFSET: Final = 8
 CMD_INFO: Final = Struct("<QQQQQQQ")  # size flags kernel_flags return_flags id offset info_size
 CMD_NAME_LIST: Final = Struct("<QQQQQQ")  # size flags kernel_flags return_flags offset list_size
 

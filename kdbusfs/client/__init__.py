@@ -1,11 +1,11 @@
 """A client of the kdbus ioctl ABI: for tests, tools and users.  `docs/client.md` shows how it is used."""
 
+from ..abi.identity import Creds, Pids
 from .bloom import bloom_filter
 from .connection import DEFAULT_TIMEOUT, Connection, Destination, Lost, deadline
 from .decode import (
     Audit,
     Caps,
-    Creds,
     IdChange,
     Info,
     Metadata,
@@ -14,7 +14,6 @@ from .decode import (
     NoReply,
     Notification,
     OwnedName,
-    Pids,
     Timestamp,
 )
 from .descriptors import Descriptor, sealed_memfd

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..abi import constants as c
 from ..abi import layouts
+from ..abi.identity import Creds, Pids
 from ..abi.items import Item
 from .raw import Buffer
 
@@ -43,27 +44,6 @@ class Timestamp(NamedTuple):
     seqnum: int
     monotonic_ns: int
     realtime_ns: int
-
-
-class Creds(NamedTuple):
-    """User and group ids; 0xFFFFFFFF is "none"."""
-
-    uid: int
-    euid: int
-    suid: int
-    fsuid: int
-    gid: int
-    egid: int
-    sgid: int
-    fsgid: int
-
-
-class Pids(NamedTuple):
-    """Process, thread, and parent process; 0 for what the reader cannot see."""
-
-    pid: int
-    tid: int
-    ppid: int
 
 
 class OwnedName(NamedTuple):

@@ -230,8 +230,7 @@ class Connection:
 
         Raises KdbusError: ECONNRESET, ECOMM, EXFULL, ENOBUFS, EFAULT.
         """
-        if not self.active:
-            raise KdbusError(ECONNRESET, "receiver is gone")
+        self.check_active()
         resources = message.resources
         if resources is not None and resources.files and not self.accepts_files:
             raise KdbusError(ECOMM, "receiver takes no descriptors")

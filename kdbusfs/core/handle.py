@@ -224,6 +224,11 @@ class EndpointHandle:
             return -EOPNOTSUPP
         return command(connection, call)
 
+    def freed(self, offset: int) -> None:
+        """The published slice at `offset` was given back by a FREE that is answered already (FREE-1)."""
+        if self.connection is not None:
+            self.connection.pool.free(offset)
+
     def poll(self) -> int:
         """POLL-1 to POLL-3."""
         return self.connection.poll() if self.connection is not None else DEAD

@@ -57,6 +57,9 @@ class _Request:
         self.identity: dict[int, bytes] = {}
         for kind, payload in items:
             self._item(kind, payload)
+        self._check_whole()
+
+    def _check_whole(self) -> None:
         if self.takes_name and self.name is None:
             raise KdbusError(EINVAL, "activator or policy holder without a name")
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.errors import KdbusError
+from ..abi.identity import Creds, Pids
 from ..abi.items import make_item
 from ..abi.layouts import AUDIT, CREDS, PIDS, TIMESTAMP
-from .ports import NO_ID, NO_PIDS, Ids, Pids, ProcessMetadata
+from .ports import NO_ID, NO_PIDS, ProcessMetadata
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -161,7 +162,7 @@ def fake_process(
         values = CREDS.unpack(creds)
         uids = [_global_id(uid, caller.uid_to_global) for uid in values[:4]]
         gids = [_global_id(gid, caller.gid_to_global) for gid in values[4:]]
-        process.creds = Ids(*uids, *gids)
+        process.creds = Creds(*uids, *gids)
         process.valid |= c.ATTACH_CREDS
     if pids is not None:
         process.pids = _global_pids(caller, *PIDS.unpack(pids))

@@ -109,6 +109,19 @@ class NameRegistry:
         elif not self._stop_waiting(entry, connection):
             raise KdbusError(ESRCH, "neither owner nor waiting")
 
+    def forward(self, receiver: Connection, name: bytes) -> None:
+        """Let a message that was queued at `receiver` go where it had gone if it had come sooner.
+
+        It was addressed to `name`, which changed hands while its copy was held up (ACT-4, NAME-17).
+        """
+        entry = self._entries.get(name)
+        if entry is None or entry.owner is receiver:
+            return
+        if receiver.is_activator:
+            entry.owner.take_over_messages(receiver, name_id=0)
+        elif entry.owner.is_activator:
+            entry.owner.take_over_messages(receiver, name_id=entry.id)
+
     def remove_connection(self, connection: Connection) -> None:
         """All that a disconnect means for names (NAME-18, ACT-8)."""
         entry = connection.activator_of

@@ -10,10 +10,11 @@ from ..abi.errors import KdbusError
 from ..abi.items import Item
 from ..abi.layouts import POLICY_ACCESS
 from .names import is_valid_name
+from .quota import Account
 
 if TYPE_CHECKING:
-    from .ports import Caller, Ids
-    from .quota import Account
+    from ..abi.identity import Creds
+    from .ports import Caller
 
 DENIED = -1
 ENTRY_COST: Final = 512
@@ -24,7 +25,7 @@ ACCESS_COST: Final = 128
 class Subject(Protocol):
     """Whose rights are asked about: the calling thread, or a connection's credentials of HELLO (POL-13, POL-14)."""
 
-    def ids(self) -> Ids: ...
+    def ids(self) -> Creds: ...
 
     def groups(self) -> tuple[int, ...]: ...
 
@@ -34,11 +35,11 @@ class PinnedCredentials:
 
     __slots__ = ("_groups", "_ids")
 
-    def __init__(self, ids: Ids, groups: tuple[int, ...]) -> None:
+    def __init__(self, ids: Creds, groups: tuple[int, ...]) -> None:
         self._ids = ids
         self._groups = groups
 
-    def ids(self) -> Ids:
+    def ids(self) -> Creds:
         return self._ids
 
     def groups(self) -> tuple[int, ...]:

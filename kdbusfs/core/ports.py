@@ -7,32 +7,12 @@ translated for a reader only where metadata are exported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from ..abi.identity import Creds, Pids
 
 NO_ID = 0xFFFFFFFF
 """A uid or gid that is "none" (META-6)."""
-
-
-class Ids(NamedTuple):
-    """The eight ids of a thread's credentials."""
-
-    uid: int
-    euid: int
-    suid: int
-    fsuid: int
-    gid: int
-    egid: int
-    sgid: int
-    fsgid: int
-
-
-class Pids(NamedTuple):
-    """Thread group, thread, and thread group of the parent, as one pid namespace numbers them; 0: not visible there."""
-
-    pid: int
-    tid: int
-    ppid: int
-
 
 NO_PIDS = Pids(0, 0, 0)
 
@@ -46,13 +26,13 @@ class ProcessMetadata:
 
     collected: int = 0
     valid: int = 0
-    creds: Ids | None = None
+    creds: Creds | None = None
     pids: dict[int, Pids] = field(default_factory=dict)  # by pid namespace in which the thread is visible
     auxgroups: tuple[int, ...] = ()
     tid_comm: bytes = b""
     pid_comm: bytes = b""
     exe: bytes = b""  # absolute, as seen from `root`
-    root: object = None  # identity of the thread's root directory; equal for two threads that share it
+    root: Any = None  # identity of the thread's root directory; equal for two threads that share it
     cmdline: bytes = b""
     cgroup: bytes = b""
     caps: bytes = b""  # struct kdbus_caps with four sets, ready to send (META-13)
@@ -145,7 +125,7 @@ class Caller(Reader, Protocol):
     def user(self) -> int:
         """Its real uid: what limits are accounted to (BUS-7, HELLO-13, QUO-3)."""
 
-    def ids(self) -> Ids:
+    def ids(self) -> Creds:
         """Its credentials now (POL-13).  Raises KdbusError(ESRCH) when it is gone."""
 
     def groups(self) -> tuple[int, ...]:

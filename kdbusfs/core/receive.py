@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
-from ..abi.layouts import CMD_RECV_DROPPED_OFFSET, I64, U64
+from ..abi.layouts import CMD_FREE_OFFSET, CMD_RECV_DROPPED_OFFSET, I64, U64
 from .sync import fail
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ _RECV: Final = COMMANDS[c.CMD_RECV]
 _FREE: Final = COMMANDS[c.CMD_FREE]
 _RECV_RESULT: Final = Struct("<QQQQ")  # dropped_msgs, then kdbus_msg_info
 _PRIORITY_OFFSET: Final = 32
-_FREE_OFFSET: Final = 8
 
 
 def recv(connection: Connection, call: Call) -> int:
@@ -83,6 +82,6 @@ def free(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_FREE.  Raises KdbusError: EINVAL (any item), ENXIO (no published slice at that offset)."""
     if call.begin(_FREE):
         raise KdbusError(EINVAL, "FREE takes no items")
-    connection.pool.free(U64.unpack_from(call.command, _FREE_OFFSET)[0])
+    connection.pool.free(U64.unpack_from(call.command, CMD_FREE_OFFSET)[0])
     call.clear_return_flags(_FREE)
     return 0

@@ -31,12 +31,13 @@ class Reply:
     """The tracker of one request.
 
     replying: who owes the reply; requester: whom; deadline_ns: CLOCK_MONOTONIC; name_id: of the name it was sent to;
-    address: id and name that the request was sent to, by which its restart is known (SYNC-2).
+    address: id and name that the request was sent to, by which its restart is known (SYNC-2); alarm: of `Deadlines`.
     """
 
     __slots__ = (
         "_holders",
         "address",
+        "alarm",
         "answer",
         "call",
         "cancellation",
@@ -64,6 +65,7 @@ class Reply:
         self.deadline_ns = message.cookie_reply
         self.name_id = message.name_id
         self.address = message.address
+        self.alarm = 0
         self.sync = sync
         self.linked = False
         self.interrupted = False
@@ -138,7 +140,10 @@ def find_interrupted(requester: Connection, address: tuple[int, bytes | None], c
 
 
 class Deadlines:
-    """When the next tracker runs out.  Trackers that ended otherwise are skipped when their time comes."""
+    """When the next tracker runs out.
+
+    Trackers that ended otherwise, or got another deadline, are skipped when their time comes.
+    """
 
     __slots__ = ("_heap", "_number", "_roomy")
 
@@ -150,10 +155,11 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, reply: Reply, deadline_ns: int) -> None:
-        """Have `reply` come up at `deadline_ns`."""
+    def add(self, reply: Reply) -> None:
+        """Have `reply` come up at its deadline, and not at another that it had before."""
         self._number += 1
-        heapq.heappush(self._heap, (deadline_ns, self._number, reply))
+        reply.alarm = self._number
+        heapq.heappush(self._heap, (reply.deadline_ns, self._number, reply))
         if len(self._heap) > self._roomy:
             self._compact()
 
@@ -161,8 +167,8 @@ class Deadlines:
         """The earliest deadline of a linked tracker, 0 when there is none."""
         heap = self._heap
         while heap:
-            deadline, _, reply = heap[0]
-            if reply.linked:
+            deadline, number, reply = heap[0]
+            if reply.linked and reply.alarm == number:
                 return deadline
             heapq.heappop(heap)
         return 0
@@ -173,13 +179,13 @@ class Deadlines:
         due: list[tuple[int, Reply]] = []
         while heap and heap[0][0] <= now:
             _, number, reply = heapq.heappop(heap)
-            if reply.linked:
+            if reply.linked and reply.alarm == number:
                 due.append((number, reply))
         due.sort(key=lambda pair: pair[0], reverse=True)
         return [reply for _, reply in due]
 
     def _compact(self) -> None:
         """Answered requests with far deadlines must not pile up, at a cost that does not grow with the others."""
-        self._heap = [item for item in self._heap if item[2].linked]
+        self._heap = [item for item in self._heap if item[2].linked and item[2].alarm == item[1]]
         heapq.heapify(self._heap)
         self._roomy = max(_COMPACT_FROM, 2 * len(self._heap))

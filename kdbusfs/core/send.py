@@ -121,7 +121,7 @@ def send(connection: Connection, call: Call) -> int:
     assert message.resources is not None
     token = CancelToken()
     cancellation: Cancellation | None = None
-    result: int | None = None
+    waits = False
     try:
         cancellation = _watch_cancel_fd(connection, call, items, token) if items else None
         message.seqnum = connection.bus.domain.next_seqnum()
@@ -131,9 +131,10 @@ def send(connection: Connection, call: Call) -> int:
             result = 0
         else:
             result = _unicast(outgoing, token, cancellation, sync=sync)
+            waits = result == PENDING
     finally:
         message.resources.release()
-        if cancellation is not None and result is not PENDING:
+        if cancellation is not None and not waits:
             cancellation.close()
     if result == 0:
         call.clear_return_flags(_COMMAND)
@@ -197,7 +198,7 @@ def _unicast(
     if sync and source.replies:
         reply = find_interrupted(source, message.address, message.cookie)
         if reply is not None:
-            return _resume(reply, call, token, cancellation)
+            return _resume(reply, message.cookie_reply, call, token, cancellation)
     receiver = _find_receiver(outgoing)
     outgoing.collect(receiver)
     request: Reply | None = None
@@ -226,6 +227,9 @@ def _unicast(
         if request is not None:
             request.drop()
         raise
+    name = message.resources.dst_name if message.resources is not None else None
+    if name is not None and name not in receiver.names:
+        source.bus.names.forward(receiver, name)
     if request is None:
         return 0
     return _expect(request, call, token, cancellation)
@@ -269,22 +273,34 @@ def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> R
 def _expect(request: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
     """The request is queued: arm its deadline, and block if it is synchronous (REP-4, REP-5, REP-18)."""
     domain = request.requester.bus.domain
-    deadline = request.deadline_ns
     if not request.sync:
-        domain.deadlines.add(request, deadline)
+        domain.deadlines.add(request)
         request.drop()
         return 0
+    return _block(request, call, token, cancellation)
+
+
+def _block(request: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
+    """Wait until the deadline, which is signed here.  Raises KdbusError(ETIMEDOUT) when it is over."""
+    domain = request.requester.bus.domain
+    deadline = request.deadline_ns
     if deadline & _SIGN_BIT or deadline <= domain.host.clock.monotonic():
+        request.interrupted = False
         request.unlink()
         request.drop()
         raise KdbusError(ETIMEDOUT, "deadline is in the past")
-    domain.deadlines.add(request, deadline)
+    domain.deadlines.add(request)
     token.block(request, call, cancellation)
     return PENDING
 
 
-def _resume(reply: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
-    """The ioctl was restarted: wait on, or return what came meanwhile (SYNC-2, SYNC-4)."""
+def _resume(
+    reply: Reply, deadline_ns: int, call: Call, token: CancelToken, cancellation: Cancellation | None
+) -> int:
+    """The ioctl was restarted: wait on, or return what came meanwhile (SYNC-2, SYNC-4).
+
+    deadline_ns: of the message as it is now, which counts: after EINTR a program may give itself more time (SYNC-3).
+    """
     if reply.answered:
         failure = reply.failure
         reply.interrupted = False
@@ -294,10 +310,5 @@ def _resume(reply: Reply, call: Call, token: CancelToken, cancellation: Cancella
         if result:
             raise KdbusError(-result, "delivery of the reply failed")
         return 0
-    if reply.deadline_ns <= reply.requester.bus.domain.host.clock.monotonic():
-        reply.interrupted = False
-        reply.unlink()
-        reply.drop()
-        raise KdbusError(ETIMEDOUT, "deadline passed during the restart")
-    token.block(reply, call, cancellation)
-    return PENDING
+    reply.deadline_ns = deadline_ns
+    return _block(reply, call, token, cancellation)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
 from typing import Any, Final, Protocol
 
 from ..abi.commands import COMMANDS
-from ..abi.constants import CMD_SEND
-from ..abi.layouts import CMD_SEND_MSG_ADDRESS_OFFSET
+from ..abi.constants import CMD_FREE, CMD_RECV, CMD_SEND
+from ..abi.layouts import (
+    CMD_FREE_OFFSET,
+    CMD_RECV_MSG_OFFSET,
+    CMD_SEND_MSG_ADDRESS_OFFSET,
+    CMD_SEND_REPLY_OFFSET,
+)
 from ..native import _native as _untyped
 from .protocol import (
     INIT,
@@ -45,9 +51,11 @@ NOTHING: Final = -2147483647
 NS_PER_MS: Final = 1_000_000
 
 _from_buffer: Final[Any] = ffi.from_buffer
-_set_events: Final[Any] = lib.kfs_channel_set_events
 _answer_now: Final[Any] = lib.kfs_channel_answer_now
-_REQUEST: Final = Struct("=QQQIIIii")  # unique fh arg cmd tid command_len command_error pidfd
+REQUEST: Final = Struct("=QQQIIIiiIiI")
+"""Of the current ioctl: unique, fh, arg, cmd, tid; length and errno of the copied command; a pidfd of the calling
+thread, which is the channel's, -1 where no memory has to be read or written; length and errno of the copied message;
+how many slices `take_freed` has."""
 _OWNERS: Final = ("spares", "stuck", "deposed", "shunned")
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds")
 
@@ -69,7 +77,7 @@ class Channel:
     which one may use them now is a matter of ownership (fuse.ownership).
     """
 
-    __slots__ = ("_owners", "_view", "command", "message", "native", "reply", "request")
+    __slots__ = ("_freed", "_owners", "command", "head", "message", "native", "reply", "request", "set_events")
 
     native: Any
     """The native structure: its members, and those of the request, are read directly where speed counts."""
@@ -80,19 +88,31 @@ class Channel:
     message: memoryview
     """The message of the current SEND starts here."""
 
+    head: memoryview
+    """Of the current ioctl, for REQUEST to take apart."""
+
+    set_events: Callable[[int, int], object]
+    """(fh, revents): polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
+
     def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int) -> None:
         os.set_blocking(fuse_fd, False)
         self._use(lib.kfs_channel_new(fuse_fd, tree_fd, event_fd))
         for command in COMMANDS.values():
             pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0
             check(lib.kfs_channel_command(self.native, command.number, command.size, command.max_size, pointer))
+        check(lib.kfs_channel_publishes(self.native, CMD_RECV, CMD_RECV_MSG_OFFSET))
+        check(lib.kfs_channel_publishes(self.native, CMD_SEND, CMD_SEND_REPLY_OFFSET))
+        free = COMMANDS[CMD_FREE]
+        check(lib.kfs_channel_frees(self.native, free.number, CMD_FREE_OFFSET, free.flags_offset, free.offered))
 
     def _use(self, native: Any) -> None:
         if native == ffi.NULL:
             raise MemoryError
         self.native = native
         self._owners = ffi.new("struct kfs_owners *")
-        self._view = memoryview(ffi.buffer(native, _REQUEST.size))
+        self._freed = ffi.new("struct kfs_freed[]", lib.KFS_FREED_MAX)
+        self.head = memoryview(ffi.buffer(native, REQUEST.size))
+        self.set_events = partial(lib.kfs_channel_set_events, native)
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
         self.message = memoryview(ffi.buffer(native.message, lib.KFS_MESSAGE_MAX))
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
@@ -144,12 +164,16 @@ class Channel:
             check(kind)
         return kind
 
-    def described(self) -> tuple[int, int, int, int, int, int, int, int]:
-        """Of the current ioctl: unique, fh, arg, cmd, tid, length and errno of the copied command, pidfd.
+    def described(self) -> tuple[int, ...]:
+        """The members of REQUEST."""
+        return REQUEST.unpack(self.head)
 
-        The pidfd is of the calling thread, and the channel's; it is -1 where no memory has to be read or written.
+    def take_freed(self) -> list[tuple[int, int]]:
+        """fh and offset of the published slices whose FREE was answered since the last time: only the core has not
+        heard of them yet.
         """
-        return _REQUEST.unpack_from(self._view)
+        count: int = lib.kfs_channel_take_freed(self.native, self._freed)
+        return [(each.fh, each.offset) for each in self._freed[0:count]]
 
     @property
     def forgotten(self) -> list[tuple[int, int]]:
@@ -172,10 +196,12 @@ class Channel:
         """Send what the next step would send first."""
         lib.kfs_channel_flush(self.native, result)
 
-    def answer(self, unique: int, result: int, out: memoryview | bytes | bytearray) -> bool:
-        """Answer a deferred ioctl at once.  Returns False when nobody waits for it any more."""
+    def answer(
+        self, unique: int, result: int, out: memoryview | bytes | bytearray, fh: int = 0, number: int = 0
+    ) -> bool:
+        """Answer a deferred ioctl at once: command `number` of `fh`.  Returns False when nobody waits any more."""
         size = len(out)
-        r = _answer_now(self.native, unique, result, _from_buffer(out) if size else ffi.NULL, size)
+        r = _answer_now(self.native, fh, number, unique, result, _from_buffer(out) if size else ffi.NULL, size)
         return bool(r == 0)
 
     def slot_new(self) -> int:
@@ -194,10 +220,6 @@ class Channel:
         """Number of fhs in use."""
         count: int = lib.kfs_channel_slots(self.native)
         return count
-
-    def set_events(self, fh: int, revents: int) -> None:
-        """Polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
-        _set_events(self.native, fh, revents)
 
     def set_tree_timeout(self, milliseconds: int) -> None:
         """How long the tree may take for one answer."""

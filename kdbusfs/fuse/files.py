@@ -29,7 +29,7 @@ class Slots(Protocol):
     def slot_free(self, fh: int) -> None:
         """Give `fh` back."""
 
-    def set_events(self, fh: int, revents: int) -> None:
+    def set_events(self, fh: int, revents: int, /) -> object:
         """What polls of `fh` answer from now on; a waiting poller is woken."""
 
 

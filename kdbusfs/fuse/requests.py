@@ -21,31 +21,17 @@ from ..abi.constants import (
 )
 from ..abi.errors import KdbusError
 from ..abi.layouts import I32, U64
-from .channel import NOTHING, Channel
+from ..core.call import PENDING, Call
+from ..core.handle import EndpointHandle
+from .channel import NOTHING, REQUEST, Channel
 from .files import Handle, OpenFiles
 
 log = logging.getLogger(__name__)
 
 _IOC_READ: Final = 1 << 31
+_unpack_head: Final = REQUEST.unpack
 _TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
 """The commands whose answers tell where in the pool something is."""
-
-
-class Call(Protocol):
-    """The core's call, as far as it is filled in and read here (kdbusfs.core.call)."""
-
-    number: int
-    address: int
-    command: memoryview
-    error: int
-    message: memoryview | None
-    message_error: int
-    caller: Any
-    tag: object
-    result: int
-    installation: Any
-    deferred: Any
-    """The copy that the last `defer()` made: what is interrupted, and completed, in the name of this call."""
 
 
 class Caller(Protocol):
@@ -171,7 +157,6 @@ class Requests:
 
     The object belongs to the thread that has `channel`; other threads of the mount have a `twin`.
 
-    pending: what a handle's ioctl returns for a call that is answered later.
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
     tid, user, unique, result, out, entries, flags_offset, swap and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
@@ -184,13 +169,15 @@ class Requests:
         "_apart",
         "_call",
         "_caller",
+        "_changed",
         "_channel",
         "_command",
-        "_described",
-        "_domain",
+        "_completed",
+                "_domain",
         "_faults",
         "_files",
         "_handles",
+        "_head",
         "_installer",
         "_interrupted",
         "_ledger",
@@ -199,7 +186,6 @@ class Requests:
         "_message",
         "_native",
         "_options",
-        "_pending",
         "_reset",
         "_storer",
         "_swap_path",
@@ -211,10 +197,8 @@ class Requests:
         channel: Channel,
         files: OpenFiles,
         domain: Domain,
-        make_call: Callable[[], Any],
-        make_caller: Callable[[], Caller],
+        make_caller: Callable[[], Any],
         *,
-        pending: int,
         installer: Installer | None = None,
         make_job: Callable[..., Any] | None = None,
         swap_path: Callable[[int], str] | None = None,
@@ -228,9 +212,7 @@ class Requests:
         self._options: dict[str, Any] = {
             "files": files,
             "domain": domain,
-            "make_call": make_call,
             "make_caller": make_caller,
-            "pending": pending,
             "installer": installer,
             "make_job": make_job,
             "swap_path": swap_path,
@@ -242,7 +224,9 @@ class Requests:
         caller = make_caller()
         self._channel = channel
         self._native: Any = channel.native
-        self._described = channel.described
+        self._head = channel.head
+        self._changed = domain.changed
+        self._completed = domain.completed
         self._command = channel.command
         # Slices of the common lengths, made once: a slice costs more than finding one.
         self._views = {each.size: channel.command[: each.size] for each in COMMANDS.values()}
@@ -250,12 +234,11 @@ class Requests:
         self._files = files
         self._handles = files.handles
         self._domain = domain
-        self._call: Call = make_call()
+        self._call = Call()
         self._call.caller = caller
         self._call.installation = None
         self._caller = caller
         self._reset = caller.reset
-        self._pending = pending
         self._installer = installer
         self._make_job = make_job
         self._make_memory = make_memory
@@ -289,7 +272,20 @@ class Requests:
 
         Never raises; the client of a fault of ours gets EIO.
         """
-        unique, fh, address, number, tid, length, error, pidfd = self._described()
+        unique: int
+        fh: int
+        address: int
+        number: int
+        tid: int
+        length: int
+        error: int
+        pidfd: int
+        msg_length: int
+        msg_error: int
+        freed: int
+        unique, fh, address, number, tid, length, error, pidfd, msg_length, msg_error, freed = _unpack_head(self._head)
+        if freed:
+            self.settle()
         call = self._call
         try:
             handle = self._handles[fh]
@@ -298,15 +294,14 @@ class Requests:
             call.command = self._views.get(length) or self._command[:length]
             call.error = error
             if number == CMD_SEND:
-                native = self._native
-                call.message = self._message[: native.message_len]
-                call.message_error = native.message_error
+                call.message = self._message[:msg_length]
+                call.message_error = msg_error
             call.tag = unique
             self._reset(tid, pidfd)
             if number == CMD_HELLO:
                 self._own_memory(handle)
             result = handle.ioctl(call)
-            if result == self._pending:
+            if result == PENDING:
                 deferred = self._ledger.deferred[unique] = _Deferred(call.deferred, fh, tid)
                 call.deferred = None
                 result = NOTHING
@@ -318,10 +313,19 @@ class Requests:
         except Exception as fault:
             result = self._errno_of(fault)
             self._let_go(call)
-        domain = self._domain
-        if domain.changed or domain.completed:
+        if self._changed or self._completed:
             self.drain()
         return result
+
+    def settle(self) -> None:
+        """Tell the core which slices were given back by a FREE that the channel has answered; before anything else."""
+        for fh, offset in self._channel.take_freed():
+            handle = self._handles.get(fh)
+            if isinstance(handle, EndpointHandle):
+                try:
+                    handle.freed(offset)
+                except KdbusError:
+                    pass  # its pool is gone by now
 
     def interrupt(self) -> None:
         """Pass a FUSE_INTERRUPT on to the call that it is about; most are about requests answered already."""
@@ -338,7 +342,7 @@ class Requests:
 
     def drain(self) -> None:
         """Publish changed readiness, and answer the calls that were completed."""
-        changed = self._domain.changed
+        changed = self._changed
         if changed:
             publish = self._files.publish
             try:
@@ -347,7 +351,7 @@ class Requests:
             except Exception:
                 self._faults.report("readiness cannot be published")
             changed.clear()
-        completed = self._domain.completed
+        completed = self._completed
         while completed:
             call = completed.pop(0)
             deferred = self._ledger.deferred.pop(call.tag, None)
@@ -408,7 +412,7 @@ class Requests:
                 _refuse(installation, out)
         stores = self._take_stores(handle, None)
         if stores is None or self._storer is None or not self._storer.answer(stores, unique, result, out):
-            self._channel.answer(unique, result, out)
+            self._channel.answer(unique, result, out, fh, call.number)
 
     def _take_stores(self, handle: Handle | None, installation: Any) -> Any:
         """What the storer has to do before the owner of `handle` gets an answer; None: nothing."""

@@ -32,7 +32,7 @@ from .requests import Faults, Requests
 
 log = logging.getLogger(__name__)
 
-_LINGER_NS: Final = 2_000_000_000
+LINGER_NS: Final = 2_000_000_000
 """How long a stopped server goes on for the sake of descriptors that are being installed."""
 
 _END_PATIENCE: Final = 2.0
@@ -93,6 +93,7 @@ class Server:
         "_ended",
         "_faults",
         "_limit",
+        "_linger_ns",
         "_on_event",
         "_readers",
         "_requests",
@@ -114,6 +115,7 @@ class Server:
         *,
         faults: Faults,
         on_event: Sequence[Callable[[], None]] = (),
+        linger_ns: int = LINGER_NS,
     ) -> None:
         self._channel = channel
         self._amendments = amendments
@@ -123,6 +125,7 @@ class Server:
         self._tree = tree
         self._faults = faults
         self._on_event = on_event
+        self._linger_ns = linger_ns
         self._readers = Readers(channel, self._read)
         self._ended = threading.Event()
         self._served = False
@@ -208,11 +211,12 @@ class Server:
             return -1
         now = time.monotonic_ns()
         if not self._limit:
-            self._limit = now + _LINGER_NS
+            self._limit = now + self._linger_ns
         return self._limit if now < self._limit else -1
 
     def _other(self, kind: int, channel: Channel, requests: Requests) -> None:
         try:
+            requests.settle()
             if kind == TREE:
                 self._amendments.apply(channel)
             elif kind == RELEASE:

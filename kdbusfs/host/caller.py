@@ -12,7 +12,8 @@ from errno import EACCES, EINVAL, ENOTTY, EPERM, ESRCH
 from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.ports import NO_ID, Ids, Memory, Pids, ProcessMetadata
+from kdbusfs.abi.identity import Creds, Pids
+from kdbusfs.core.ports import NO_ID, Memory, ProcessMetadata
 from kdbusfs.native._native import ffi, lib
 
 from . import metadata as meta
@@ -29,7 +30,7 @@ _VECTORS: Final = 128
 _ids: Final[Any] = ffi.new("uint32_t[11]")
 _identity: Final[Any] = ffi.new("uint64_t[3]")
 _unpack: Final[Any] = ffi.unpack
-_make_ids: Final = Ids._make
+_make_ids: Final = Creds._make
 _payload: Final[Any] = lib.kfs_client_payload
 _write: Final[Any] = lib.kfs_client_write
 
@@ -93,7 +94,7 @@ class LinuxCaller:
             os.close(self._pidfd)
         self.tid = tid
         self._pidfd = pidfd
-        self._ids: Ids | None = None
+        self._ids: Creds | None = None
         self._numbers: Pids | None = None
         self._status: Status | None = None
         self._user_ns = 0
@@ -133,7 +134,7 @@ class LinuxCaller:
 
     # Credentials
 
-    def _load(self) -> Ids:
+    def _load(self) -> Creds:
         r: int = lib.kfs_thread_ids(self.pidfd, _ids)
         if r == 0:
             values = _unpack(_ids, 11)
@@ -148,7 +149,7 @@ class LinuxCaller:
         self._numbers = Pids(*status.numbers(b"Tgid"), *status.numbers(b"Pid"), *status.numbers(b"PPid"))
         return ids
 
-    def ids(self) -> Ids:
+    def ids(self) -> Creds:
         """Its credentials now (POL-13).  Raises KdbusError(ESRCH)."""
         ids = self._ids
         return ids if ids is not None else self._load()

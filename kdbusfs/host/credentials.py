@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from struct import Struct
 
-from kdbusfs.core.ports import NO_ID, Ids
+from kdbusfs.abi.identity import Creds
+from kdbusfs.core.ports import NO_ID
 
 CAP_IPC_OWNER = 15
 
@@ -42,11 +43,11 @@ class Status:
         value = self.field(name)
         return tuple(map(int, value.split())) if value else ()
 
-    def ids(self) -> Ids:
+    def ids(self) -> Creds:
         """The eight ids; those that the daemon's user namespace does not map are the overflow id."""
         uid = self.numbers(b"Uid")
         gid = self.numbers(b"Gid")
-        return Ids(*uid, *gid)
+        return Creds(*uid, *gid)
 
     def groups(self) -> tuple[int, ...]:
         """The supplementary groups in kernel order (META-8)."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.ports import Pids, ProcessMetadata
+from kdbusfs.abi.identity import Pids
+from kdbusfs.core.ports import ProcessMetadata
 
 from .credentials import Status, parse_argument_area, parse_cgroup, strip_root
 from .proc import link, read, setting

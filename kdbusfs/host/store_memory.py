@@ -88,13 +88,12 @@ class Stores:
 class StoredMemory(PoolMemory):
     """A pool that clients have copies of, in the inodes `nodeids`."""
 
-    __slots__ = ("_changed", "_is_size_told")
-
-    nodeids: set[int]
+    __slots__ = ("_changed", "_copies", "_is_size_told")
 
     def __init__(self) -> None:
         super().__init__()
-        self.nodeids = set()
+        self._copies: set[int] = set()
+        self.nodeids = self._copies
         self._changed = PageSet()
         self._is_size_told = True
 
@@ -125,7 +124,7 @@ class StoredMemory(PoolMemory):
         """
         if not (self._changed or slots) and self._is_size_told:
             return None
-        if not self.nodeids or self.fd < 0:
+        if not self._copies or self.fd < 0:
             # Nobody has a copy: what is opened later begins with none.
             self._changed.clear()
             self._is_size_told = True
@@ -141,16 +140,16 @@ class StoredMemory(PoolMemory):
             (nodeid, offset, min(size, self.size - offset), base + offset)
             for part in (first, rest)
             for offset, size in part
-            for nodeid in self.nodeids
+            for nodeid in self._copies
         ]
         tail = self._tail() if not self._is_size_told else None
         if tail is not None:
             data = ffi.from_buffer(tail)
-            rows += [(nodeid, self.size - len(tail), len(tail), data) for nodeid in self.nodeids]
+            rows += [(nodeid, self.size - len(tail), len(tail), data) for nodeid in self._copies]
         self._changed.clear()
         self._is_size_told = True
         array = ffi.new("struct kfs_store[]", rows)
-        return Stores(array, len(rows), len(first) * len(self.nodeids), (mapping, tail))
+        return Stores(array, len(rows), len(first) * len(self._copies), (mapping, tail))
 
     def _tail(self) -> mmap.mmap | None:
         """The last page, for a store at the end of a file that the kernel knows as empty: that tells it the size.

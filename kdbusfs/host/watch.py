@@ -2,7 +2,8 @@
 
 Asking a file whether it can be read is a call into its file system, and a FUSE server may leave it
 unanswered. Only kinds whose answer comes from the kernel itself are watched: pipes, sockets, character
-devices, and the descriptors that have no file system at all, except epoll's, which pass the question on.
+devices, and the descriptors that have no file system at all, except epoll's, which pass the question on, and
+signalfds, which tell each process of its own signals.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .files import LinuxFile
 _IDLE: Final = 1.0  # seconds
 _SAFE_TYPES: Final = frozenset((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR))
 _SAFE_ANONYMOUS: Final = frozenset(
-    f"anon_inode:[{name}]" for name in ("eventfd", "timerfd", "signalfd", "pidfd")
+    f"anon_inode:[{name}]" for name in ("eventfd", "timerfd", "pidfd")
 ) | {"anon_inode:inotify"}
 
 
@@ -75,7 +76,8 @@ class Watcher:
         with self._lock:
             epoll = self._start()
             try:
-                epoll.register(file.fd, select.EPOLLIN | select.EPOLLONESHOT)
+                # Not by level: a hang-up alone is reported for ever, and is no reason to end the wait (SYNC-1).
+                epoll.register(file.fd, select.EPOLLIN | select.EPOLLET)
             except OSError:
                 raise KdbusError(EINVAL, "file that cannot be polled") from None
             watch = LinuxWatch(self, file, token)
@@ -102,11 +104,8 @@ class Watcher:
             # The number may have been closed and used again between the event and now.
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            if poll.poll(0):
+            if any(events & select.POLLIN for _, events in poll.poll(0)):
                 tokens.append(watch.token)
-            else:
-                assert self._epoll is not None
-                self._epoll.modify(fd, select.EPOLLIN | select.EPOLLONESHOT)
         return tokens
 
     def close(self) -> None:

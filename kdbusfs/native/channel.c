@@ -36,9 +36,12 @@
 #define MESSAGE_FIRST 1024
 #define PAGE 4096
 #define SLOTS_AT_FIRST 64
+/* Most clients free what they have received before they receive more. */
+#define PUBLISHED_MAX 8
 
 struct command {
 	uint32_t number, size, max_size, pointer_offset;
+	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
 };
 
 struct slot {
@@ -49,6 +52,8 @@ struct slot {
 	uint32_t tid; /* of pidfd */
 	int pidfd;
 	uint32_t next_free;
+	uint32_t published_count;
+	uint64_t published[PUBLISHED_MAX];
 };
 
 /* What the channels of a mount share; it belongs to whoever owns the core. */
@@ -60,6 +65,12 @@ struct mount {
 	uint32_t slots_made, slots_used, first_free;
 	struct slot *slots;
 	struct command commands[256];
+	struct {
+		uint32_t number, slice_offset, flags_offset;
+		uint64_t offered_flags;
+	} free;
+	uint32_t freed_count;
+	struct kfs_freed freed[KFS_FREED_MAX];
 	struct kfs_counts counts;
 	struct kfs_ownership *ownership;
 };
@@ -193,7 +204,37 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, 
 	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size ||
 	    command->number)
 		return -EINVAL;
-	*command = (struct command){ number, size, max_size, pointer_offset };
+	*command = (struct command){ number, size, max_size, pointer_offset, 0 };
+	return 0;
+}
+
+/* A successful answer to `number` tells at `info_offset` of a slice that the client may give back: offset and size. */
+int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset)
+{
+	struct command *command = &ch->private_->mount->commands[number & 0xff];
+
+	if (command->number != number || info_offset + 16 > command->size)
+		return -EINVAL;
+	command->info_offset = info_offset;
+	return 0;
+}
+
+/*
+ * With `number` clients give such a slice back.  Its plainest form is answered here: no flags, nothing behind the fixed
+ * struct, and a slice that is known to be published.  Behind the flags lie those that are offered, and those returned.
+ */
+int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
+		      uint64_t offered_flags)
+{
+	struct mount *mount = ch->private_->mount;
+	const struct command *command = &mount->commands[number & 0xff];
+
+	if (command->number != number || slice_offset + 8 > command->size || flags_offset + 24 > command->size)
+		return -EINVAL;
+	mount->free.number = number;
+	mount->free.slice_offset = slice_offset;
+	mount->free.flags_offset = flags_offset;
+	mount->free.offered_flags = offered_flags;
 	return 0;
 }
 
@@ -289,7 +330,55 @@ struct ioctl_answer {
 	struct fuse_ioctl_out out;
 };
 
-int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t unique, int32_t result, const void *out, size_t out_len)
+/* --- slices that clients may give back --------------------------------------------------------------- */
+
+/* An answer to command `cmd` of `fh`, `out` with it, is about to be sent. */
+static void note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len)
+{
+	const struct command *command = &mount->commands[cmd & 0xff];
+	struct slot *slot = slot_of(mount, fh);
+	struct {
+		uint64_t offset, size;
+	} info;
+
+	if (!slot || !command->info_offset || command->number != cmd || out_len < command->info_offset + sizeof(info))
+		return;
+	memcpy(&info, out + command->info_offset, sizeof(info));
+	/* What finds no place is given back the long way. */
+	if (info.size && slot->published_count < PUBLISHED_MAX)
+		slot->published[slot->published_count++] = info.offset;
+}
+
+static int find_published(const struct slot *slot, uint64_t offset)
+{
+	for (int i = (int)slot->published_count - 1; i >= 0; i--)
+		if (slot->published[i] == offset)
+			return i;
+	return -1;
+}
+
+static void forget_published(struct slot *slot, int index)
+{
+	slot->published[index] = slot->published[--slot->published_count];
+}
+
+/* What was given back since the last call; there is room for KFS_FREED_MAX.  Returns how many. */
+int kfs_channel_take_freed(struct kfs_channel *ch, struct kfs_freed *freed)
+{
+	struct mount *mount = ch->private_->mount;
+	uint32_t count = mount->freed_count;
+
+	memcpy(freed, mount->freed, count * sizeof(*freed));
+	mount->freed_count = 0;
+	ch->freed = 0;
+	return (int)count;
+}
+
+/* --- answers to ioctls ------------------------------------------------------------------------------- */
+
+/* Answers command `cmd` of `fh`, which is not the current one. */
+int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
+			   const void *out, size_t out_len)
 {
 	struct ioctl_answer answer = {
 		.header = { .len = sizeof(answer) + out_len, .unique = unique },
@@ -298,6 +387,8 @@ int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t unique, int32_t resu
 	struct iovec parts[] = { { &answer, sizeof(answer) }, { (void *)out, out_len } };
 	ssize_t n;
 
+	if (result == 0)
+		note_published(ch->private_->mount, fh, cmd, out, out_len);
 	do
 		n = writev(ch->private_->mount->fuse_fd, parts, 2);
 	while (n < 0 && errno == EINTR);
@@ -309,6 +400,8 @@ static int answer_current(struct kfs_channel *ch, int32_t result)
 {
 	struct ioctl_answer *answer = (void *)(ch->command - sizeof(*answer));
 
+	if (result == 0 && ch->out_size)
+		note_published(ch->private_->mount, ch->fh, ch->cmd, ch->command, ch->out_size);
 	*answer = (struct ioctl_answer){
 		.header = { .len = sizeof(*answer) + ch->out_size, .unique = ch->unique },
 		.out = { .result = result },
@@ -364,6 +457,9 @@ int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents
 	/* What is readable is told again: an edge-triggered poller counts on an edge for every message. */
 	news = (revents & ~slot->revents) | (revents & (POLLIN | POLLERR | POLLHUP));
 	slot->revents = revents;
+	/* Whoever has left its bus is told so when it frees. */
+	if (revents & POLLHUP)
+		slot->published_count = 0;
 	if (!slot->armed || !news)
 		return 0;
 	slot->armed = 0;
@@ -582,6 +678,57 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	ch->command_error = -r;
 }
 
+/* Stores the offered and the returned flags of a FREE in the client's struct where they differ.  Returns 0 or -errno. */
+static int write_flags(struct kfs_channel *ch, uint32_t offset)
+{
+	uint64_t wanted[2] = { ch->private_->mount->free.offered_flags, 0 };
+	struct iovec local = { wanted, sizeof(wanted) };
+	struct iovec remote = { (void *)(uintptr_t)(ch->arg + offset), sizeof(wanted) };
+	uint64_t ticket;
+	ssize_t n;
+
+	if (memcmp(ch->command + offset, wanted, sizeof(wanted)) == 0)
+		return 0;
+	ch->pidfd = ch->private_->pidfd = tie_alive(ch);
+	if (ch->pidfd < 0 || ch->arg + offset < ch->arg || kfs_access_begin(&ticket) < 0)
+		return -EFAULT;
+	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
+	kfs_access_end(ticket);
+	return n == sizeof(wanted) ? 0 : -EFAULT;
+}
+
+/* Carries out a plain FREE.  Returns whether it did; otherwise it is for the core to say what is wrong with it. */
+static int serve_free(struct kfs_channel *ch, const struct command *command)
+{
+	struct mount *mount = ch->private_->mount;
+	struct slot *slot = slot_of(mount, ch->fh);
+	uint64_t size, flags, offset;
+	int index, is_plain;
+
+	memcpy(&size, ch->command, sizeof(size));
+	memcpy(&flags, ch->command + mount->free.flags_offset, sizeof(flags));
+	memcpy(&offset, ch->command + mount->free.slice_offset, sizeof(offset));
+	index = find_published(slot, offset);
+	if (index < 0)
+		return 0;
+	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed_count < KFS_FREED_MAX &&
+		   write_flags(ch, mount->free.flags_offset + 8) == 0;
+	/* Looked up anew: others may have been served during the access to the client's memory. */
+	slot = slot_of(mount, ch->fh);
+	index = slot ? find_published(slot, offset) : -1;
+	if (index >= 0)
+		forget_published(slot, index);
+	if (index < 0 || !is_plain || mount->freed_count >= KFS_FREED_MAX) {
+		let_go(ch);
+		ch->pidfd = -1;
+		return 0;
+	}
+	mount->freed[mount->freed_count++] = (struct kfs_freed){ ch->fh, offset };
+	answer_current(ch, 0);
+	let_go(ch);
+	return 1;
+}
+
 static int serve_ioctl(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
@@ -617,8 +764,11 @@ static int serve_ioctl(struct kfs_channel *ch)
 		return AGAIN;
 	}
 	command = &ch->private_->mount->commands[ch->cmd & 0xff];
-	if (command->number == ch->cmd && ch->cmd && ch->in_size >= command->size)
+	if (command->number == ch->cmd && ch->cmd && ch->in_size >= command->size) {
+		if (ch->cmd == ch->private_->mount->free.number && serve_free(ch, command))
+			return AGAIN;
 		read_command(ch, command);
+	}
 	return KFS_IOCTL;
 }
 
@@ -795,12 +945,12 @@ static int wait_any(struct kfs_channel *ch, uint64_t deadline_ns)
 	return AGAIN;
 }
 
-int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result)
+/* Serves what can be served here; returns the kind of the first request that cannot. */
+static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 {
 	struct kfs_channel_private *p = ch->private_;
 	int kind;
 
-	kfs_channel_flush(ch, result);
 	for (;;) {
 		ssize_t n;
 
@@ -832,4 +982,14 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 		if (kind)
 			return kind;
 	}
+}
+
+int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result)
+{
+	int kind;
+
+	kfs_channel_flush(ch, result);
+	kind = next_kind(ch, deadline_ns);
+	ch->freed = ch->private_->mount->freed_count;
+	return kind;
 }

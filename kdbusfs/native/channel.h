@@ -33,7 +33,15 @@ struct kfs_counts {
 	uint64_t pidfds;
 };
 
-/* The members up to `pidfd` describe the last request: Python unpacks them in one go. */
+/* A slice of an open file's pool that its client has given back. */
+struct kfs_freed {
+	uint64_t fh;
+	uint64_t offset;
+};
+
+enum { KFS_FREED_MAX = 64 };
+
+/* The members up to `freed` describe the last request: Python unpacks them in one go. */
 struct kfs_channel {
 	uint64_t unique;
 	uint64_t fh;
@@ -43,9 +51,10 @@ struct kfs_channel {
 	uint32_t command_len;
 	int32_t command_error;
 	int32_t pidfd;
-
 	uint32_t message_len;
 	int32_t message_error;
+	uint32_t freed; /* how many kfs_channel_take_freed has */
+
 	uint32_t ioctl_flags;
 	uint32_t in_size;
 	uint32_t out_size;
@@ -72,6 +81,10 @@ struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
 int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);
+int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset);
+int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
+		      uint64_t offered_flags);
+int kfs_channel_take_freed(struct kfs_channel *ch, struct kfs_freed *freed);
 
 int kfs_channel_take(struct kfs_channel *ch);
 void kfs_channel_end(struct kfs_channel *ch);
@@ -84,5 +97,5 @@ int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents
 
 int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result);
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result);
-int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t unique, int32_t result, const void *out,
-			   size_t out_len);
+int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
+			   const void *out, size_t out_len);

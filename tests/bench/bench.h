@@ -1,25 +1,26 @@
-/* What the programs of the benchmark share: time, samples, and kdbus by bare ioctls. */
+/* What all programs of the benchmark share: durations, helper processes, buffers. */
 #ifndef BENCH_H
 #define BENCH_H
 
+#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stddef.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "kdbus.h"
+#define REPLY "reply\0\0"
+#define REPLY_SIZE sizeof(REPLY)
+#define WINDOW 16 /* what one user may have in a queue of kdbus before it is accounted */
+#define MIB (1UL << 20)
+#define START_PATIENCE_US 20e6 /* until a server must answer */
 
-#define POOL_SIZE (16UL << 20)
-#define ALIGN8(n) (((n) + 7) & ~(uint64_t)7)
-#define ITEM_HEADER offsetof(struct kdbus_item, data)
-#define BLOOM_SIZE 64
+_Static_assert(REPLY_SIZE == 8, "the reply has 8 bytes");
 
 static inline void must(int ok, const char *what)
 {
@@ -37,18 +38,34 @@ static inline double now_us(void)
 	return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
 }
 
+/* --- durations -------------------------------------------------------------------------------------- */
+
 /* Durations in us. */
 struct samples {
 	double *us;
-	int count;
+	int count, room;
+	double until;
 };
 
-static inline struct samples samples_new(int room)
+static inline struct samples samples_new(int room, double seconds)
 {
-	struct samples s = { calloc((size_t)room, sizeof(double)), 0 };
+	struct samples s = { .us = calloc((size_t)room, sizeof(double)), .room = room };
 
 	must(s.us != NULL, "memory");
+	s.until = now_us() + seconds * 1e6;
 	return s;
+}
+
+/* Whether another one is wanted: until there is no room or the time is over, but never fewer than ten. */
+static inline int samples_more(const struct samples *s)
+{
+	return s->count < s->room && (s->count < 10 || now_us() < s->until);
+}
+
+static inline void samples_add(struct samples *s, double start)
+{
+	if (s->count < s->room)
+		s->us[s->count++] = now_us() - start;
 }
 
 static inline int compare_us(const void *a, const void *b)
@@ -58,147 +75,142 @@ static inline int compare_us(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* One member of the JSON object that a program prints; the first tenth is warming up and not counted. */
-static inline void samples_print(const char *name, struct samples *s, double per, int last)
+/* What a program prints is one JSON object, and this a member of it. */
+static inline void print_value(const char *part, const char *kind, double value)
+{
+	static int members;
+
+	printf("%s\"%s\": {\"%s\": %.6f}", members++ ? ", " : "{", part, kind, value);
+}
+
+/* --- cpu time of the server ------------------------------------------------------------------------- */
+
+static double operations, server_us;
+
+/* us that all threads of the server have run, whose pid is in the environment. */
+static inline double server_cpu_time(void)
+{
+	const char *pid = getenv("BENCH_SERVER");
+	unsigned long long ns, sum = 0;
+	struct dirent *entry;
+	char path[300];
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%s/task", pid ? pid : "-");
+	tasks = opendir(path);
+	while (tasks && (entry = readdir(tasks))) {
+		FILE *file;
+
+		if (*entry->d_name == '.')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/task/%s/schedstat", pid, entry->d_name);
+		file = fopen(path, "r");
+		if (file && fscanf(file, "%llu", &ns) == 1)
+			sum += ns;
+		if (file)
+			fclose(file);
+	}
+	if (tasks)
+		closedir(tasks);
+	return (double)sum / 1e3;
+}
+
+/* Between these two the server works for what is measured, and for nothing else. */
+static inline void loop_begins(void)
+{
+	server_us -= server_cpu_time();
+}
+
+static inline void loop_ended(double count)
+{
+	server_us += server_cpu_time();
+	operations += count;
+}
+
+static inline void print_operations(void)
+{
+	print_value("operations", "count", operations);
+	if (operations > 0 && server_us > 0)
+		print_value("server", "cpu", server_us / operations);
+	printf("}\n");
+}
+
+/* The first tenth is warming up and not counted.  `per`: by how much a duration is divided. */
+static inline void samples_print(const char *part, struct samples *s, double per)
 {
 	int skip = s->count / 10, count = s->count - skip;
 	double *us = s->us + skip, sum = 0;
+	char figures[256];
 
 	for (int i = 0; i < count; i++)
 		sum += us[i];
 	qsort(us, (size_t)count, sizeof(*us), compare_us);
-	printf("\"%s\": {\"median\": %.4f, \"p90\": %.4f, \"mean\": %.4f, \"count\": %d}%s", name, us[count / 2] / per,
-	       us[count * 9 / 10] / per, sum / count / per, count, last ? "" : ", ");
+	snprintf(figures, sizeof(figures), "median\": %.4f, \"p90\": %.4f, \"mean\": %.4f, \"count", us[count / 2] / per,
+		 us[count * 9 / 10] / per, sum / count / per);
+	print_value(part, figures, count);
+	free(s->us);
 }
 
-/* --- kdbus ------------------------------------------------------------------------------------------ */
+/* --- helpers ---------------------------------------------------------------------------------------- */
 
-struct bus {
-	int fd;
-	uint64_t id;
-	const uint8_t *pool;
-	uint64_t cookie;
-};
+#define MAX_HELPERS 64
 
-/* A command or message that grows by items. */
-struct builder {
-	uint64_t words[64] __attribute__((aligned(8)));
-	uint64_t size;
-};
+static pid_t helpers[MAX_HELPERS];
+static int n_helpers;
 
-static inline void *begin(struct builder *b, size_t fixed)
+/* Gives true in a process beside this one, which never outlives it. */
+static inline int fork_helper(void)
 {
-	memset(b, 0, sizeof(*b));
-	b->size = fixed;
-	return b->words;
-}
+	pid_t parent = getpid(), pid = fork();
 
-static inline void *add_item(struct builder *b, uint64_t type, uint64_t size)
-{
-	struct kdbus_item *item = (void *)((uint8_t *)b->words + b->size);
-
-	item->size = ITEM_HEADER + size;
-	item->type = type;
-	b->size += ALIGN8(item->size);
-	return item->data;
-}
-
-/* The bus is there as long as the descriptor that this gives back. */
-static inline int make_bus(const char *mountpoint, char path[512])
-{
-	struct kdbus_bloom_parameter *bloom;
-	struct builder b;
-	char name[64];
-	int fd;
-
-	snprintf(path, 512, "%s/control", mountpoint);
-	fd = open(path, O_RDWR | O_CLOEXEC);
-	must(fd >= 0, path);
-	snprintf(name, sizeof(name), "%u-bench%d", (unsigned)geteuid(), (int)getpid());
-	begin(&b, sizeof(struct kdbus_cmd_make));
-	memcpy(add_item(&b, KDBUS_ITEM_MAKE_NAME, strlen(name) + 1), name, strlen(name) + 1);
-	bloom = add_item(&b, KDBUS_ITEM_BLOOM_PARAMETER, sizeof(*bloom));
-	bloom->size = BLOOM_SIZE;
-	bloom->n_hash = 1;
-	b.words[0] = b.size;
-	must(ioctl(fd, KDBUS_CMD_BUS_MAKE, b.words) == 0, "BUS_MAKE");
-	snprintf(path, 512, "%s/%s/bus", mountpoint, name);
-	return fd;
-}
-
-static inline void free_slice(const struct bus *bus, uint64_t offset)
-{
-	struct kdbus_cmd_free cmd = { .size = sizeof(cmd), .offset = offset };
-
-	must(ioctl(bus->fd, KDBUS_CMD_FREE, &cmd) == 0, "FREE");
-}
-
-static inline struct bus bus_hello(const char *path)
-{
-	struct kdbus_cmd_hello hello = {
-		.size = sizeof(hello),
-		.flags = KDBUS_HELLO_ACCEPT_FD,
-		.pool_size = POOL_SIZE,
-	};
-	struct bus bus = { .fd = open(path, O_RDWR | O_CLOEXEC) };
-
-	must(bus.fd >= 0, path);
-	must(ioctl(bus.fd, KDBUS_CMD_HELLO, &hello) == 0, "HELLO");
-	bus.id = hello.id;
-	free_slice(&bus, hello.offset);
-	return bus;
-}
-
-static inline struct bus bus_connect(const char *path)
-{
-	struct bus bus = bus_hello(path);
-	void *pool = mmap(NULL, POOL_SIZE, PROT_READ, MAP_SHARED, bus.fd, 0);
-
-	must(pool != MAP_FAILED, "mmap of the pool");
-	bus.pool = pool;
-	return bus;
-}
-
-static inline struct kdbus_msg *begin_message(struct bus *bus, struct builder *b, uint64_t dst_id, uint64_t flags)
-{
-	struct kdbus_msg *msg = begin(b, sizeof(*msg));
-
-	msg->flags = flags;
-	msg->dst_id = dst_id;
-	msg->payload_type = KDBUS_PAYLOAD_DBUS;
-	msg->cookie = ++bus->cookie;
-	return msg;
-}
-
-static inline void add_vec(struct builder *b, const void *data, uint64_t size)
-{
-	struct kdbus_vec *vec = add_item(b, KDBUS_ITEM_PAYLOAD_VEC, sizeof(*vec));
-
-	vec->size = size;
-	vec->address = (uintptr_t)data;
-}
-
-/* Sends; with KDBUS_SEND_SYNC_REPLY it gives the offset of the reply. */
-static inline uint64_t send_message(const struct bus *bus, struct builder *b, uint64_t flags)
-{
-	struct kdbus_cmd_send cmd = { .size = sizeof(cmd), .flags = flags, .msg_address = (uintptr_t)b->words };
-
-	b->words[0] = b->size;
-	must(ioctl(bus->fd, KDBUS_CMD_SEND, &cmd) == 0, "SEND");
-	return cmd.reply.offset;
-}
-
-/* The next message, or NULL when there is none. */
-static inline const struct kdbus_msg *receive(const struct bus *bus, uint64_t *offset)
-{
-	struct kdbus_cmd_recv cmd = { .size = sizeof(cmd) };
-
-	if (ioctl(bus->fd, KDBUS_CMD_RECV, &cmd) < 0) {
-		must(errno == EAGAIN, "RECV");
-		return NULL;
+	must(pid >= 0 && n_helpers < MAX_HELPERS, "fork");
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != parent)
+			_exit(1);
+		return 1;
 	}
-	*offset = cmd.msg.offset;
-	return (const struct kdbus_msg *)(bus->pool + cmd.msg.offset);
+	helpers[n_helpers++] = pid;
+	return 0;
+}
+
+static inline void end_helpers(void)
+{
+	while (n_helpers) {
+		kill(helpers[--n_helpers], SIGKILL);
+		waitpid(helpers[n_helpers], NULL, 0);
+	}
+}
+
+/* A partner that ended is an error as well. */
+static inline void pipe_read(int fd, void *data, size_t size)
+{
+	must(read(fd, data, size) == (ssize_t)size, "helper");
+}
+
+static inline void pipe_write(int fd, const void *data, size_t size)
+{
+	must(write(fd, data, size) == (ssize_t)size, "helper");
+}
+
+/* Bytes that can be told from others. */
+static inline uint8_t *buffer_of(size_t size)
+{
+	uint8_t *data = aligned_alloc(4096, (size + 4095) & ~4095UL);
+
+	must(data != NULL, "memory");
+	for (size_t i = 0; i < size; i++)
+		data[i] = (uint8_t)(i * 31 + i / 251);
+	return data;
+}
+
+static inline void check_bytes(const uint8_t *data, size_t size)
+{
+	for (size_t i = 0; i < size; i++)
+		if (data[i] != (uint8_t)(i * 31 + i / 251)) {
+			fprintf(stderr, "byte %zu of %zu is not what was sent\n", i, size);
+			_exit(1);
+		}
 }
 
 #endif

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbusfs.abi.errors import KdbusError
+from kdbusfs.abi.identity import Creds
 from kdbusfs.abi.items import Item, parse_items
 from kdbusfs.core.policy import PinnedCredentials, PolicyDb
-from kdbusfs.core.ports import Ids
 from kdbusfs.core.quota import Account
 from tests.support import items as i
 from tests.support.fake_host import FakeCaller, FakeProcess
@@ -123,7 +123,7 @@ def test_the_database_answers_as_the_model_does(
             assert errno == model.replace(owner, items, only_one, wildcards)
         assert len(database) == len(model.entries)
         for euid, egid, groups in who:
-            subject = PinnedCredentials(Ids(7, euid, 7, 7, 7, egid, 7, 7), tuple(groups))
+            subject = PinnedCredentials(Creds(7, euid, 7, 7, 7, egid, 7, 7), tuple(groups))
             for name in (*NAMES, b"a.b.c.d", b"x.z", b"q.q"):
                 assert database.level(subject, name) == model.level(euid, groups | {egid}, name)
     for owner in OWNERS:

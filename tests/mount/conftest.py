@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kdbusfs.client import make_bus
 from kdbusfs.fuse.mount import Mount, mount_table, unmount
-from tests.support.actors import Actors
+from tests.support.actors import Actors, Link
+from tests.support.chatter import chatter
 from tests.support.commands import connection_of
 from tests.support.footprint import Footprint
 
@@ -54,3 +56,22 @@ def place(private_mounts: None) -> Iterator[Path]:
                     (connection_of(mount) / "abort").write_text("1")
             unmount(mount, 5.0)
         shutil.rmtree(path)
+
+
+@pytest.fixture
+def healthy(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> Iterator[None]:
+    """A pair that talks all the time on a bus of its own; nothing is left afterwards, and nothing was logged."""
+
+    def own(link: Link) -> None:
+        with make_bus(domain_mount.path, "healthy") as bus:
+            link.say(bus.path)
+            link.hear("the end", 3600)
+
+    owner = actors(own)
+    pair = actors(chatter(owner.hear("its bus")), name="healthy pair")
+    pair.hear("its connections")
+    yield
+    pair.say()
+    assert pair.result() > 0
+    actors.clean_up()
+    footprint.settles()

@@ -27,12 +27,16 @@ BUILD_PATIENCE = 300  # seconds
 INSTALLED = [
     "sbin/mount.fuse.kdbusfs",
     "sbin/mount.kdbusfs",
+    "usr/local/bin/kdbusctl",
     "usr/local/bin/kdbusfs",
     "usr/local/bin/kdbusfs-sysview",
     "usr/local/lib/systemd/system/kdbusfs-sysview.service",
     "usr/local/lib/systemd/system/kdbusfs.service",
     "usr/local/lib/systemd/system/run-kdbusfs.automount",
     "usr/local/lib/systemd/system/run-kdbusfs.mount",
+    "usr/local/share/bash-completion/completions/kdbusctl",
+    "usr/local/share/fish/vendor_completions.d/kdbusctl.fish",
+    "usr/local/share/zsh/site-functions/_kdbusctl",
 ]
 
 
@@ -101,7 +105,7 @@ def test_what_is_installed(stage: Path) -> None:
         for at in sorted(stage.rglob("*"))
         if not at.is_dir() and not at.is_relative_to(stage / HOME)
     ]
-    optional = [name for name in found if name.endswith("/kdbusctl") or "/share/" in name]
+    optional = [name for name in found if "/share/man/" in name]
     assert sorted(set(found) - set(optional)) == INSTALLED
 
 

@@ -98,6 +98,11 @@ def test_daemon_ends_under_load(scene: str) -> None:
     assert play(scene)["errno"] in GONE
 
 
+def test_clients_that_use_everything_are_killed() -> None:
+    """CLOSE-1, SYNC-5: as with passthrough, nothing is left of them, and nobody else notices"""
+    assert play("together", "range") == {"left": 0}
+
+
 def test_examples_run() -> None:
     """Unmodified programs in C."""
     subprocess.run(["make", "-s", "-C", str(EXAMPLES)], check=True, timeout=120)

@@ -11,7 +11,8 @@ from errno import EBADF, EFAULT, EMFILE, ESRCH
 import pytest
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.ports import NO_ID, Ids
+from kdbusfs.abi.identity import Creds
+from kdbusfs.core.ports import NO_ID
 from kdbusfs.host.caller import LinuxCaller
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_child import Child
@@ -63,7 +64,7 @@ def test_ids_and_groups_are_those_of_the_thread_now(host: LinuxHost) -> None:
     with Child(DROP) as child:
         assert child.ask("1") == 1
         caller = host.caller(child.pid)
-        assert caller.ids() == Ids(11, 12, 13, 12, 21, 22, 23, 22)
+        assert caller.ids() == Creds(11, 12, 13, 12, 21, 22, 23, 22)
         assert caller.user == 11
         assert caller.groups() == (5, 7, 9)
         assert not caller.has_ipc_owner()

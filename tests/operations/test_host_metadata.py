@@ -16,7 +16,8 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.ports import Ids, Pids, ProcessMetadata
+from kdbusfs.abi.identity import Creds, Pids
+from kdbusfs.core.ports import ProcessMetadata
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_child import Child
 
@@ -56,7 +57,7 @@ def test_everything_of_an_ordinary_process(host: LinuxHost) -> None:
         child.ask("1")
         metadata = collected(host, child.pid)
         own = host.namespaces.pid
-        assert metadata.creds == Ids(*[0] * 8)
+        assert metadata.creds == Creds(*[0] * 8)
         assert metadata.pids == {own: Pids(child.pid, child.pid, os.getpid())}
         assert metadata.auxgroups == (4, 9)
         assert metadata.tid_comm == metadata.pid_comm == os.path.basename(sys.executable).encode()[:15]

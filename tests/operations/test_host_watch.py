@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from errno import EBADF, EINVAL
@@ -76,6 +78,25 @@ def test_a_file_that_is_readable_already(bench: Bench) -> None:
     os.close(event)
 
 
+def test_sync_1_a_hang_up_alone_is_not_readable(bench: Bench, tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "fifo")
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY)
+    watch = bench.host.watch(bench.take(reader), "fifo")
+    os.close(writer)
+    assert bench.wait(50) == []
+    time.sleep(0.1)
+    # It is told once, not over and over.
+    assert bench.wait(50) == []
+    writer = os.open(path, os.O_WRONLY)
+    os.write(writer, b"x")
+    assert bench.wait() == ["fifo"]
+    watch.close()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_one_file_watched_twice(bench: Bench) -> None:
     event = os.eventfd(0)
     watches = [bench.host.watch(bench.take(event), n) for n in range(2)]
@@ -125,8 +146,14 @@ def test_an_event_of_a_watch_closed_before_it_was_asked_for(bench: Bench) -> Non
     os.close(other)
 
 
+def signalfd() -> int:
+    """A signalfd without signals."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.signalfd(-1, ctypes.create_string_buffer(128), os.O_CLOEXEC)
+
+
 def test_files_that_cannot_or_must_not_be_polled_are_einval(bench: Bench, tmp_path: os.PathLike[str]) -> None:
-    """An epoll descriptor could ask a hostile file system in turn."""
+    """An epoll descriptor could ask a hostile file system in turn; a signalfd would tell of our own signals."""
     regular = os.open(os.path.join(tmp_path, "f"), os.O_CREAT | os.O_RDWR)
     epoll = select.epoll()
     kinds = {
@@ -134,8 +161,10 @@ def test_files_that_cannot_or_must_not_be_polled_are_einval(bench: Bench, tmp_pa
         os.open("/", os.O_RDONLY): EINVAL,
         os.memfd_create("x"): EINVAL,
         epoll.fileno(): EINVAL,
+        signalfd(): EINVAL,
         os.open("/dev/null", os.O_PATH): EBADF,
     }
+    assert all(fd >= 0 for fd in kinds)
     for fd, errno in kinds.items():
         file = bench.take(fd)
         with pytest.raises(KdbusError) as info:
@@ -143,9 +172,9 @@ def test_files_that_cannot_or_must_not_be_polled_are_einval(bench: Bench, tmp_pa
         assert info.value.errno == errno
         assert file.fd >= 0
         file.close()
-    epoll.close()
-    for fd in list(kinds)[:3]:
+    for fd in kinds.keys() - {epoll.fileno()}:
         os.close(fd)
+    epoll.close()
 
 
 def test_clock_and_uuid(bench: Bench) -> None:

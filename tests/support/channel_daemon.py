@@ -21,7 +21,7 @@ from kdbusfs.fuse.channel import Amendments, Channel
 from kdbusfs.fuse.files import OpenFiles
 from kdbusfs.fuse.requests import Faults, Requests
 from kdbusfs.fuse.server import Server, Wakeup
-from tests.support.channel_fakes import PENDING, Call, Caller, Domain
+from tests.support.channel_fakes import Caller, Domain
 from tests.support.channel_tree import Tree
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     files = OpenFiles(channel)
     tree = Tree(domain, files)
     faults = Faults()
-    requests = Requests(channel, files, domain, Call, Caller, pending=PENDING, faults=faults)
+    requests = Requests(channel, files, domain, Caller, faults=faults)
     amendments = Amendments(tree, files.open_answer, passthrough=True)
     server = Server(channel, amendments, requests, domain, wakeup, tree, faults=faults)
 

@@ -8,7 +8,8 @@ from errno import EBADF, EFAULT, EINVAL, ESRCH
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.ports import NO_ID, Ids, Pids, ProcessMetadata
+from kdbusfs.abi.identity import Creds, Pids
+from kdbusfs.core.ports import NO_ID, ProcessMetadata
 
 ALL_SEALS = 0xF
 OVERFLOW_ID = 65534
@@ -116,9 +117,9 @@ class FakeProcess:
                 return bytes(data[address - start : address - start + size])
         raise KdbusError(EFAULT, "not mapped")
 
-    def current_ids(self) -> Ids:
+    def current_ids(self) -> Creds:
         euid = self.uid if self.euid is None else self.euid
-        return Ids(self.uid, euid, euid, euid, self.gid, self.gid, self.gid, self.gid)
+        return Creds(self.uid, euid, euid, euid, self.gid, self.gid, self.gid, self.gid)
 
 
 class FakeCaller:
@@ -161,7 +162,7 @@ class FakeCaller:
     def maps_uid(self, uid: int) -> bool:
         return self._inside(uid) is not None
 
-    def ids(self) -> Ids:
+    def ids(self) -> Creds:
         if not self.process.alive:
             raise KdbusError(ESRCH, "gone")
         return self.process.current_ids()

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kdbusfs.abi import constants as c
@@ -243,6 +244,34 @@ def _ended(root: str, number: int) -> dict[str, object]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     return {"errno": code}
+
+
+def together(root: str) -> dict[str, object]:
+    """Clients that use everything are killed, beside others who have every call answered."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.support.actors import Actors, until
+    from tests.support.crew import Crew
+    from tests.support.steady import Steady
+
+    def stats() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(Path(root, ".kdbusfs/stats").read_bytes())
+        return {key: found[key] for key in ("users", "waiting", "buses", "open_files", "deferred", "jobs", "faults")}
+
+    before = stats()
+    chance = random.Random(3)
+    actors = Actors()
+    try:
+        steady = Steady(Path(root), actors)
+        crew = Crew(steady.path, 3, 5)
+        for _ in range(60):
+            time.sleep(chance.random() * 0.02)
+            crew.replace(chance.randrange(5))
+        crew.kill()
+        steady.end()
+        until("the state of the start", lambda: stats() == before)
+    finally:
+        actors.clean_up()
+    return {"left": 0}
 
 
 def demo(root: str) -> dict[str, object]:

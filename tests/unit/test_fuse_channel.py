@@ -18,6 +18,9 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
+from kdbusfs.core.call import Installation
+from kdbusfs.core.message import Resources
+from kdbusfs.core.quota import Account
 from kdbusfs.fuse.channel import (
     EVENT,
     FORGET,
@@ -29,10 +32,11 @@ from kdbusfs.fuse.channel import (
     TREE,
     Amendments,
     Channel,
+    lib,
 )
 from kdbusfs.fuse.files import OpenFiles
 from kdbusfs.fuse.requests import Faults, Requests
-from kdbusfs.fuse.server import Server, Wakeup
+from kdbusfs.fuse.server import LINGER_NS, Server, Wakeup
 from tests.support import channel_fakes as fakes
 from tests.support.channel_client import aligned
 
@@ -136,7 +140,7 @@ def test_fixed_struct_needs_no_client_memory(kernel: Kernel) -> None:
     unique = kernel.ioctl(fh, c.CMD_RECV, 0x1000, recv_struct().raw, tid=0)
     assert kernel.step() == IOCTL
     described = kernel.channel.described()
-    assert described == (unique, fh, 0x1000, c.CMD_RECV, 0, 72, 0, -1)
+    assert described[:8] == (unique, fh, 0x1000, c.CMD_RECV, 0, 72, 0, -1)
     assert kernel.channel.command[:72] == recv_struct().raw
 
 
@@ -145,7 +149,7 @@ def test_tail_is_read_behind_the_struct(kernel: Kernel) -> None:
     tail = bytes(range(256)) * 4
     kernel.command(fh, c.CMD_RECV, recv_struct(72 + len(tail), tail))
     assert kernel.step() == IOCTL
-    *_, length, error, pidfd = kernel.channel.described()
+    length, error, pidfd = kernel.channel.described()[5:8]
     assert (length, error) == (72 + len(tail), 0)
     assert kernel.channel.command[72:length] == tail
     assert pidfd >= 0
@@ -170,7 +174,7 @@ def test_size_is_checked_before_anything_is_read(kernel: Kernel, cmd: int, size:
     fh = kernel.channel.slot_new()
     kernel.command(fh, cmd, recv_struct(size))
     assert kernel.step() == IOCTL
-    *_, length, error, pidfd = kernel.channel.described()
+    length, error, pidfd = kernel.channel.described()[5:8]
     assert (length, error, pidfd) == ((cmd >> 16) & 0x3FFF, expected, -1)
 
 
@@ -195,7 +199,7 @@ def test_caller_outside_of_the_pid_namespace(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
     kernel.command(fh, c.CMD_RECV, recv_struct(80), tid=0)
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[5:] == (72, errno.ESRCH, -1)
+    assert kernel.channel.described()[5:8] == (72, errno.ESRCH, -1)
 
 
 def test_caller_that_is_gone(kernel: Kernel) -> None:
@@ -216,7 +220,7 @@ def test_caller_that_is_gone(kernel: Kernel) -> None:
         time.sleep(0.001)
     kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[5:] == (72, errno.ESRCH, -1)
+    assert kernel.channel.described()[5:8] == (72, errno.ESRCH, -1)
     # The slot serves the next thread none the worse.
     kernel.command(fh, c.CMD_RECV, buffer)
     assert kernel.step() == IOCTL
@@ -288,7 +292,7 @@ def test_unknown_command_touches_no_memory(kernel: Kernel) -> None:
     for cmd in (c.CMD_BYEBYE, 0x9577, 0xC0489577):
         kernel.ioctl(fh, cmd, 0xDEAD_BEEF, bytes((cmd >> 16) & 0x3FFF), tid=0)
         assert kernel.step() == IOCTL
-        assert kernel.channel.described()[3:] == (cmd, 0, 0, 0, -1)
+        assert kernel.channel.described()[3:8] == (cmd, 0, 0, 0, -1)
 
 
 # Answers
@@ -579,6 +583,112 @@ def test_interrupt_names_the_request(kernel: Kernel) -> None:
     assert kernel.is_silent()
 
 
+# Slices that are given back
+
+
+def publish(kernel: Kernel, fh: int, offset: int, size: int = 64) -> None:
+    """Have a RECV of `fh` answered with a slice."""
+    kernel.ioctl(fh, c.CMD_RECV, 0x1000, recv_struct().raw, tid=0)
+    assert kernel.step() == IOCTL
+    struct.pack_into("<QQ", kernel.channel.command, 48, offset, size)
+    kernel.channel.flush(0)
+    kernel.answer()
+
+
+def free_struct(offset: int, flags: int = 0, size: int = 40) -> Any:
+    return aligned(struct.pack("<QQQQQ", size, offset, flags, 0, 7) + bytes(size - 40))
+
+
+def ask_free(kernel: Kernel, fh: int, offset: int, **kwargs: int) -> int:
+    """The kind of what comes of a FREE."""
+    kernel.command(fh, c.CMD_FREE, free_struct(offset, **kwargs))
+    return kernel.step(timeout_ms=20)
+
+
+def test_free_of_a_published_slice_is_answered_at_once(kernel: Kernel) -> None:
+    """FREE-1, GEN-9, GEN-12."""
+    fh = kernel.channel.slot_new()
+    publish(kernel, fh, 512)
+    command = free_struct(512)
+    unique = kernel.command(fh, c.CMD_FREE, command)
+    assert kernel.step(timeout_ms=20) == TIMER
+    assert kernel.result() == (unique, 0, b"")
+    assert struct.unpack("<QQQQQ", command.raw) == (40, 512, 0, c.FLAG_KERNEL, 0)
+    assert kernel.channel.native.freed == 1
+    assert kernel.channel.take_freed() == [(fh, 512)]
+    assert kernel.channel.take_freed() == []
+
+
+def test_what_is_no_plain_free_of_a_published_slice_is_brought(kernel: Kernel) -> None:
+    """FREE-1, GEN-11: the core says what is wrong with it."""
+    fh, other = kernel.channel.slot_new(), kernel.channel.slot_new()
+    publish(kernel, fh, 512)
+    assert ask_free(kernel, fh, 504) == IOCTL
+    assert ask_free(kernel, other, 512) == IOCTL
+    for wrong in ({"flags": 1}, {"size": 48}):
+        assert ask_free(kernel, fh, 512, **wrong) == IOCTL
+        # What became of it the core alone knows.
+        assert ask_free(kernel, fh, 512) == IOCTL
+        publish(kernel, fh, 512)
+    assert ask_free(kernel, fh, 512) == TIMER
+    assert ask_free(kernel, fh, 512) == IOCTL
+    publish(kernel, fh, 0, size=0)
+    assert ask_free(kernel, fh, 0) == IOCTL
+
+
+def test_free_with_a_struct_that_cannot_be_written_is_brought(kernel: Kernel) -> None:
+    """GEN-9: EFAULT is for the core to say."""
+    fh = kernel.channel.slot_new()
+    publish(kernel, fh, 512)
+    kernel.ioctl(fh, c.CMD_FREE, 0x1000, free_struct(512).raw)
+    assert kernel.step(timeout_ms=20) == IOCTL
+    assert kernel.channel.take_freed() == []
+
+
+def test_who_has_left_the_bus_is_told_so_when_it_frees(kernel: Kernel) -> None:
+    """GEN-3."""
+    fh = kernel.channel.slot_new()
+    publish(kernel, fh, 512)
+    kernel.channel.set_events(fh, select.POLLHUP | select.POLLERR)
+    assert ask_free(kernel, fh, 512) == IOCTL
+
+
+def test_a_slice_of_a_deferred_answer_can_be_freed(kernel: Kernel) -> None:
+    """REP-15."""
+    fh = kernel.channel.slot_new()
+    out = bytes(48) + struct.pack("<QQQ", 512, 64, 0)
+    kernel.channel.answer(2, 0, out, fh, c.CMD_SEND)
+    kernel.channel.answer(4, 0, out[:48] + struct.pack("<QQQ", 1024, 64, 0), 0, c.CMD_SEND)
+    kernel.channel.answer(6, -errno.EPIPE, out[:48] + struct.pack("<QQQ", 2048, 64, 0), fh, c.CMD_SEND)
+    assert ask_free(kernel, fh, 512) == TIMER
+    assert ask_free(kernel, fh, 1024) == IOCTL
+    assert ask_free(kernel, fh, 2048) == IOCTL
+
+
+def test_more_slices_than_are_kept_in_mind_are_brought(kernel: Kernel) -> None:
+    fh = kernel.channel.slot_new()
+    offsets = range(512, 512 + 64 * 100, 64)
+    for offset in offsets:
+        publish(kernel, fh, offset)
+    kinds = [ask_free(kernel, fh, offset) for offset in offsets]
+    assert {TIMER, IOCTL} == set(kinds)
+    assert len(kernel.channel.take_freed()) == kinds.count(TIMER)
+
+
+def test_freed_slices_reach_the_core_before_anything_else(kernel: Kernel) -> None:
+    """FREE-1: a FREE that is answered has had its effect for whoever comes next."""
+    bench = Bench(kernel)
+    for _ in range(lib.KFS_FREED_MAX):
+        publish(kernel, bench.fh, 512)
+        assert ask_free(kernel, bench.fh, 512) == TIMER
+    # There is no room for more: this one takes the others along.
+    publish(kernel, bench.fh, 512)
+    assert ask_free(kernel, bench.fh, 512) == IOCTL
+    bench.requests.ioctl()
+    assert kernel.channel.native.freed == 0
+    assert kernel.channel.take_freed() == []
+
+
 # Requests
 
 
@@ -597,15 +707,11 @@ class File:
     fd = 42
 
 
-class Installation:
-    FLAGS_OFFSET = 64
-
-    def __init__(self, pool: Pool) -> None:
-        self.entries = [(File(), pool, 128)]
-        self.dones = 0
-
-    def done(self) -> None:
-        self.dones += 1
+def installation_of(account: Account) -> tuple[Installation, Pool]:
+    """One descriptor to install; `account` has 1 on it until the installation is done."""
+    pool = Pool()
+    entries: list[Any] = [(File(), pool, 128)]
+    return Installation(entries, Resources(account, 1)), pool
 
 
 class Job:
@@ -643,9 +749,7 @@ class Bench:
             kernel.channel,
             self.files,
             self.domain,
-            fakes.Call,
             fakes.Caller,
-            pending=fakes.PENDING,
             installer=installer,
             make_job=Job,
             swap_path=lambda fh: f"/mount/.conn-{fh}",
@@ -756,10 +860,10 @@ def test_hello_that_failed_is_answered_at_once(
     assert installer.jobs == []
 
 
-def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Installation, Pool]:
+def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Account, Pool]:
     """A RECV that brings a descriptor: its unique, and what it installs where."""
-    pool = Pool()
-    installation = Installation(pool)
+    account = Account(0, 1)
+    installation, pool = installation_of(account)
 
     def recv(handle: fakes.Handle, call: fakes.Call) -> int:
         call.installation = installation
@@ -769,21 +873,21 @@ def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Install
     command = recv_struct()
     unique = bench.kernel.command(bench.fh, c.CMD_RECV, command)
     bench.turn()
-    return unique, installation, pool
+    return unique, account, pool
 
 
 def test_descriptors_are_installed_by_a_job(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     installer = Installer()
     bench = Bench(kernel, installer)
-    unique, installation, _ = receive(bench, monkeypatch)
+    unique, account, _ = receive(bench, monkeypatch)
     assert kernel.is_silent()
     (job,) = installer.jobs
     assert (job.unique, job.entries, job.swap) == (unique, [(42, "pointer to 128")], None)
     assert job.flags_offset == 64
-    assert installation.dones == 0
+    assert account.used == 1
     installer.through = [job]
     bench.requests.finish_jobs()
-    assert installation.dones == 1
+    assert account.used == 0
 
 
 @pytest.mark.parametrize("installer", [None, Installer()])
@@ -794,10 +898,10 @@ def test_descriptors_that_cannot_be_installed_are_told(
     if installer is not None:
         installer.refuses = True
     bench = Bench(kernel, installer)
-    unique, installation, pool = receive(bench, monkeypatch)
+    unique, account, pool = receive(bench, monkeypatch)
     assert kernel.result() == (unique, 0, recv_struct().raw[:64] + struct.pack("<Q", 1))
     assert pool.stored == {128: struct.pack("<i", -errno.EPERM)}
-    assert installation.dones == 1
+    assert account.used == 0
     assert bench.requests.jobs == 0
 
 
@@ -806,7 +910,7 @@ def test_deferred_call_with_descriptors_is_answered_by_a_job(kernel: Kernel) -> 
     bench = Bench(kernel, installer)
     unique = bench.sync_send()
     (call,) = bench.domain.waiting
-    call.installation = Installation(Pool())
+    call.installation, _ = installation_of(Account(0, 1))
     bench.domain.complete(0)
     bench.requests.drain()
     assert kernel.is_silent()
@@ -829,7 +933,7 @@ class NoTree:
         raise AssertionError
 
 
-def server_of(bench: Bench) -> Server:
+def server_of(bench: Bench, linger_ns: int = LINGER_NS) -> Server:
     kernel = bench.kernel
     amendments = Amendments(NoTree(), bench.files.open_answer, passthrough=False)
     return Server(
@@ -840,6 +944,7 @@ def server_of(bench: Bench) -> Server:
         kernel.wakeup,
         NoTree(),
         faults=bench.faults,
+        linger_ns=linger_ns,
     )
 
 
@@ -858,11 +963,10 @@ def test_stop_shuts_the_domain_down_and_answers_everybody(kernel: Kernel) -> Non
 
 
 def test_stop_waits_for_jobs_but_not_for_ever(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdbusfs.fuse.server._LINGER_NS", 100_000_000)
     installer = Installer()
     bench = Bench(kernel, installer)
     receive(bench, monkeypatch)
-    server = server_of(bench)
+    server = server_of(bench, linger_ns=100_000_000)
     server.stop()
     began = time.monotonic()
     assert server.run()

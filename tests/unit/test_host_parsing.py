@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbusfs.core.ports import NO_ID, Ids
+from kdbusfs.abi.identity import Creds
+from kdbusfs.core.ports import NO_ID
 from kdbusfs.host.credentials import (
     Status,
     mount_type,
@@ -43,7 +44,7 @@ Seccomp:\t2
 
 def test_status_fields() -> None:
     status = Status(STATUS)
-    assert status.ids() == Ids(1000, 1001, 1002, 1003, 2000, 2001, 2002, 2003)
+    assert status.ids() == Creds(1000, 1001, 1002, 1003, 2000, 2001, 2002, 2003)
     assert status.groups() == (4, 24, 2000)
     assert status.numbers(b"NSpid") == (42, 4)
     assert status.seccomp() == 2

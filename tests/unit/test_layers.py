@@ -19,6 +19,7 @@ ALLOWED = {
     "host": {"abi", "core", "native"},
     "fuse": {"abi", "core", "host", "native"},
     "client": {"abi"},
+    "ctl": {"abi", "client"},
 }
 FORBIDDEN_OUTSIDE = {
     "abi": {"os", "sys", "socket", "trio", "pyfuse3", "cffi", "ctypes", "logging", "mmap", "fcntl"},

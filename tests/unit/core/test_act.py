@@ -35,11 +35,6 @@ BY_NAME = dst_name(N)
 FLAG = c.NAME_ACTIVATOR
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def activator(world: World, name: bytes = N, *, access: bytes = b"", flags: int = 0, **more: object) -> Client:
     items = make_item(c.ITEM_NAME, name + b"\0") + access
     return world.connect(flags=c.HELLO_ACTIVATOR | flags, items=items, **more)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import FakeProcess, World
+from tests.support.core_client import FakeProcess
 from tests.support.core_scenes import cookies, drain, id_rule, mask, observer, signal
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def test_bc_1_receivers_need_a_match_and_the_right_to_talk_to_the_sender(world):

@@ -33,11 +33,6 @@ SEND, RECV = c.ITEM_ATTACH_FLAGS_SEND, c.ITEM_ATTACH_FLAGS_RECV
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def control(world: World) -> Client:
     return world.open_control(world.owner)
 

@@ -14,11 +14,6 @@ from tests.support.core_client import Client, World
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def client(world: World) -> Client:
     return world.connect()
 

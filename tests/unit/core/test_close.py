@@ -8,7 +8,7 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import FakeProcess, World
+from tests.support.core_client import FakeProcess
 from tests.support.core_scenes import (
     at_rest,
     cookies,
@@ -24,11 +24,6 @@ from tests.support.core_scenes import (
     slots,
 )
 from tests.support.fake_host import FakeFile, sealed_memfd
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def test_close_1_the_last_close_disconnects_and_lets_go_of_the_memory(world):

@@ -27,11 +27,6 @@ SEE_ALL = i.name(b"a.b") + i.world(c.POLICY_SEE)
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def owner(world: World) -> Client:
     return world.open()
 

@@ -5,23 +5,11 @@ from __future__ import annotations
 from errno import ECONNRESET, EINVAL, ENXIO, EOPNOTSUPP
 from struct import pack
 
-import pytest
-
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import PENDING, Client, World
+from tests.support.core_client import PENDING, Client
 from tests.support.core_scenes import at_rest, pass_files, reply, request
 from tests.support.fake_host import FakeFile
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def pair(world: World) -> tuple[Client, Client]:
-    return world.connect(), world.connect()
 
 
 def offset_of(client: Client, at: int) -> int:

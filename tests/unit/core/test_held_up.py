@@ -9,12 +9,14 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
+from kdbusfs.abi.limits import CONN_MAX_MSGS
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,
     cancel_fd,
     cookies,
     drain,
+    dst_name,
     expire,
     observer,
     reply,
@@ -24,11 +26,6 @@ from tests.support.core_scenes import (
     slots,
 )
 from tests.support.fake_host import FakeFile
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 @pytest.fixture
@@ -82,13 +79,13 @@ def test_the_sender_of_a_plain_message_leaves(slow: Client, peer: Client) -> Non
     assert at_rest(slow) and at_rest(peer)
 
 
-def test_the_queue_gets_full(
-    world: World, slow: Client, peer: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kdbusfs.core.connection.CONN_MAX_MSGS", 1)
+def test_the_queue_gets_full(world: World, slow: Client, peer: Client) -> None:
+    queue = peer.connection.queue
+    queue.count = CONN_MAX_MSGS - 1
     other = world.connect()
     slow.process.meanwhile = lambda: other.send(dst=peer.id, cookie=1)
     assert slow.send(dst=peer.id, cookie=2, items=slow.vec(bytes(100))) == -ENOBUFS
+    queue.count = 1
     assert cookies(peer) == [1]
     assert at_rest(peer)
 
@@ -116,6 +113,70 @@ def test_a_monitor_leaves_while_it_gets_its_copy(world: World, slow: Client, pee
     assert slow.send(dst=peer.id, cookie=7, items=slow.vec(bytes(100))) == 0
     assert cookies(peer) == [7]
     assert at_rest(monitor) and at_rest(peer)
+
+
+NAME = make_item(c.ITEM_NAME, b"a.b\0")
+
+
+def test_the_name_of_an_activator_is_taken_over(world: World, slow: Client) -> None:
+    """ACT-4, ACT-6: what is sent to the name reaches its taker, as if it had come before him"""
+    waker = world.connect(flags=c.HELLO_ACTIVATOR, items=NAME)
+    taker = world.connect()
+    slow.process.meanwhile = lambda: taker.acquire(b"a.b")
+    assert request(slow, 0, 5, sync=True, items=dst_name(b"a.b") + slow.vec(b"hello")) == PENDING
+    message = taker.receive()
+    assert (message.cookie, taker.payloads(message)) == (5, [b"hello"])
+    assert taker.free(message.offset) == 0
+    assert reply(taker, slow.id, 5) == 0
+    assert results(world) == [0]
+    assert at_rest(waker) and at_rest(taker)
+
+
+def test_the_name_of_an_activator_is_taken_over_and_passed_on(world: World, slow: Client) -> None:
+    """ACT-4, NAME-15: then its present owner gets the message"""
+    waker = world.connect(flags=c.HELLO_ACTIVATOR, items=NAME)
+    taker, waiter = world.connect(), world.connect()
+
+    def change_hands() -> None:
+        assert taker.acquire(b"a.b") == 0
+        assert waiter.acquire(b"a.b", c.NAME_QUEUE) == 0
+        taker.close()
+
+    slow.process.meanwhile = change_hands
+    assert request(slow, 0, 5, items=dst_name(b"a.b") + slow.vec(b"hello")) == 0
+    assert cookies(waiter) == [5]
+    assert reply(waiter, slow.id, 5) == 0
+    assert at_rest(waker) and at_rest(waiter)
+
+
+def test_a_name_goes_back_to_its_activator(world: World, slow: Client, peer: Client) -> None:
+    """NAME-17: what is sent to the name goes along"""
+    waker = world.connect(flags=c.HELLO_ACTIVATOR, items=NAME)
+    assert peer.acquire(b"a.b") == 0
+    assert slow.send(dst=peer.id, cookie=4) == 0
+    slow.process.meanwhile = lambda: peer.release_name(b"a.b")
+    assert slow.send(items=dst_name(b"a.b") + slow.vec(b"hello"), cookie=5) == 0
+    assert cookies(waker) == [5]
+    assert cookies(peer) == [4]
+    assert at_rest(waker) and at_rest(peer)
+
+
+def test_a_name_gets_another_owner(world: World, slow: Client, peer: Client) -> None:
+    """NAME-16: what is sent to the name stays"""
+    other = world.connect()
+    assert peer.acquire(b"a.b") == 0
+    assert other.acquire(b"a.b", c.NAME_QUEUE) == 0
+    slow.process.meanwhile = lambda: peer.release_name(b"a.b")
+    assert slow.send(items=dst_name(b"a.b") + slow.vec(b"hello"), cookie=5) == 0
+    assert cookies(peer) == [5]
+    assert cookies(other) == []
+
+
+def test_a_name_gets_free(world: World, slow: Client, peer: Client) -> None:
+    assert peer.acquire(b"a.b") == 0
+    slow.process.meanwhile = lambda: peer.release_name(b"a.b")
+    assert slow.send(items=dst_name(b"a.b") + slow.vec(b"hello"), cookie=5) == 0
+    assert cookies(peer) == [5]
 
 
 @pytest.mark.parametrize("readable", [True, False])

@@ -31,11 +31,6 @@ CREDS = i.creds(1, 2, 3, 4, 5, 6, 7, 8)
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def fresh(world: World) -> Client:
     return world.open()
 

@@ -17,11 +17,6 @@ INFO = pack("<QQQQQQQ", 0, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def client(world: World) -> Client:
     return world.connect()
 

@@ -8,7 +8,7 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import Client, Received, World
+from tests.support.core_client import Client, Received
 from tests.support.core_scenes import (
     bloom,
     drain,
@@ -20,16 +20,6 @@ from tests.support.core_scenes import (
     signal,
 )
 from tests.support.fake_host import FakeFile
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def pair(world: World) -> tuple[Client, Client]:
-    return world.connect(), world.connect()
 
 
 def zeros(size: int) -> bytes:

@@ -10,12 +10,7 @@ import pytest
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.commands import COMMANDS
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import FakeProcess, World
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
+from tests.support.core_client import FakeProcess
 
 
 @pytest.mark.parametrize(

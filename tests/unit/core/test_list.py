@@ -5,11 +5,8 @@ from __future__ import annotations
 from errno import EINVAL
 from struct import pack
 
-import pytest
-
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import World
 
 UNIQUE, NAMES, ACTIVATORS, QUEUED = (
     c.NAME_LIST_UNIQUE,
@@ -17,11 +14,6 @@ UNIQUE, NAMES, ACTIVATORS, QUEUED = (
     c.NAME_LIST_ACTIVATORS,
     c.NAME_LIST_QUEUED,
 )
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def test_list_1_items_are_einval_and_no_flags_give_an_empty_list(world):

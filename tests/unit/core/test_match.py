@@ -30,11 +30,6 @@ ANY = c.MATCH_ID_ANY
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def pair(world: World) -> tuple[Client, Client]:
     """A sender and a receiver."""
     return world.connect(), world.connect()

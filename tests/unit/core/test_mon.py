@@ -5,8 +5,6 @@ from __future__ import annotations
 from errno import ENXIO, EOPNOTSUPP, EOVERFLOW
 from struct import unpack
 
-import pytest
-
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
 from tests.support.core_client import PENDING, Client, FakeProcess, World
@@ -27,11 +25,6 @@ from tests.support.core_scenes import (
 from tests.support.fake_host import FakeFile
 
 MONITOR, FILES = c.HELLO_MONITOR, c.HELLO_ACCEPT_FD
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def monitor(world: World, flags: int = FILES, **more: object) -> Client:

@@ -33,11 +33,6 @@ N = b"com.example"
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def trio(world: World) -> tuple[Client, Client, Client]:
     """An observer of names, and two more connections."""
     watcher = world.connect()

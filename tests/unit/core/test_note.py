@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from struct import pack, unpack
 
-import pytest
-
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
 from tests.support.core_client import Client, FakeProcess, World
@@ -24,11 +22,6 @@ from tests.support.core_scenes import (
 
 ADD, REMOVE, CHANGE = c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE
 ID_ADD, ID_REMOVE, DEAD = c.ITEM_ID_ADD, c.ITEM_ID_REMOVE, c.ITEM_REPLY_DEAD
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def special(world: World, flags: int, name: bytes | None = None) -> Client:

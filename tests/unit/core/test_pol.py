@@ -15,11 +15,6 @@ SEE, TALK, OWN = c.POLICY_SEE, c.POLICY_TALK, c.POLICY_OWN
 BROADCAST = {"dst": c.DST_ID_BROADCAST, "flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def hold(world: World, name: bytes, *accesses: bytes, process: FakeProcess | None = None) -> Client:
     return world.connect(process, flags=c.HELLO_POLICY_HOLDER, items=i.name(name) + b"".join(accesses))
 

@@ -8,17 +8,12 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import PENDING, Client, World
+from tests.support.core_client import PENDING, Client
 from tests.support.core_scenes import expire, reply, request
 
 DEAD = POLLERR | POLLHUP
 IDLE = POLLOUT | POLLWRNORM
 READY = IDLE | POLLIN | POLLRDNORM
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def test_poll_1_fresh_files_and_endpoint_owners_are_dead(world):

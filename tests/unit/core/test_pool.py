@@ -10,15 +10,10 @@ import pytest
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
 from kdbusfs.core.pool import SLICE_COST
-from tests.support.core_client import Client, FakeProcess, World
+from tests.support.core_client import Client, FakeProcess
 from tests.support.core_scenes import dst_name, pass_memfd
 
 PAGE = 4096
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def send(sender: Client, receiver: Client, size: int) -> int:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from errno import EMLINK, ENOBUFS
 
-import pytest
-
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import cookies, drain, id_change, reply, request, results, signal
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def user(world: World, uid: int) -> Client:

@@ -9,7 +9,7 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import Client, FakeProcess, World
+from tests.support.core_client import Client, FakeProcess
 from tests.support.core_scenes import (
     at_rest,
     cookies,
@@ -24,16 +24,6 @@ from tests.support.core_scenes import (
 from tests.support.fake_host import FakeFile
 
 PEEK, DROP, PRIORITY = c.RECV_PEEK, c.RECV_DROP, c.RECV_USE_PRIORITY
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def pair(world: World) -> tuple[Client, Client]:
-    return world.connect(), world.connect()
 
 
 def dirty_recv(client: Client, flags: int = 0, priority: int = 0) -> int:

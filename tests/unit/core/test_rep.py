@@ -47,11 +47,6 @@ DEAD, TIMEOUT = c.ITEM_REPLY_DEAD, c.ITEM_REPLY_TIMEOUT
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def pair(world: World) -> tuple[Client, Client]:
     """A requester and a replier."""
     return world.connect(), world.connect()

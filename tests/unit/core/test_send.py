@@ -33,7 +33,7 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
-from tests.support.core_client import PENDING, Client, FakeProcess, World
+from tests.support.core_client import PENDING, Client, FakeProcess
 from tests.support.core_scenes import (
     FAR,
     at_rest,
@@ -52,16 +52,6 @@ from tests.support.core_scenes import (
     signal,
 )
 from tests.support.fake_host import FakeFile, sealed_memfd
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def pair(world: World) -> tuple[Client, Client]:
-    return world.connect(), world.connect()
 
 
 def vec(size: int, address: int = 0) -> bytes:

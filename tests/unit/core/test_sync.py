@@ -9,7 +9,7 @@ import pytest
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.items import make_item
 from kdbusfs.core.call import ERESTARTSYS
-from tests.support.core_client import PENDING, Client, World
+from tests.support.core_client import PENDING, World
 from tests.support.core_scenes import (
     FAR,
     at_rest,
@@ -26,16 +26,6 @@ from tests.support.core_scenes import (
     slots,
 )
 from tests.support.fake_host import FakeFile
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def pair(world: World) -> tuple[Client, Client]:
-    return world.connect(), world.connect()
 
 
 def interrupt(world: World) -> None:
@@ -143,6 +133,44 @@ def test_sync_3_the_tracker_of_an_interrupted_send_goes_silently_at_its_deadline
     assert results(world) == [-ERESTARTSYS]
     drain(server)
     assert at_rest(client) and at_rest(server)
+
+
+@pytest.mark.parametrize("change", [-3, 4])
+def test_sync_3_a_call_that_is_made_again_has_the_deadline_that_it_names(world, pair, change):
+    client, server = pair
+    now = world.host.clock.now
+    request(client, server.id, 7, sync=True, timeout=now + 5)
+    interrupt(world)
+    assert results(world) == [-ERESTARTSYS]
+    assert request(client, server.id, 7, sync=True, timeout=now + 5 + change) == PENDING
+    assert world.domain.next_deadline() == now + 5 + change
+    expire(world, now + 4 + change)
+    assert results(world) == []
+    expire(world, now + 5 + change)
+    assert results(world) == [-ETIMEDOUT]
+    assert cookies(server) == [7]
+    assert at_rest(client) and at_rest(server)
+
+
+@pytest.mark.parametrize("deadline", [1, 1 << 63])
+def test_sync_3_a_call_that_is_made_again_too_late_is_etimedout(world, pair, deadline):
+    client, server = pair
+    world.host.clock.now = 1000
+    request(client, server.id, 7, sync=True)
+    interrupt(world)
+    assert request(client, server.id, 7, sync=True, timeout=deadline) == -ETIMEDOUT
+    assert reply(server, client.id, 7) == -EPERM
+    drain(server)
+    assert at_rest(client) and at_rest(server)
+
+
+def test_sync_3_calls_that_are_made_again_for_ever_leave_no_deadlines_behind(world, pair):
+    client, server = pair
+    for number in range(5000):
+        assert request(client, server.id, 7, sync=True, timeout=FAR + number % 2) == PENDING
+        interrupt(world)
+    assert len(world.domain.deadlines) <= 2048
+    assert slots(client) == 1
 
 
 def test_sync_3_a_cancel_fd_is_watched_again_after_the_restart(world, pair):

@@ -15,11 +15,6 @@ SEND, RECV = c.ITEM_ATTACH_FLAGS_SEND, c.ITEM_ATTACH_FLAGS_RECV
 OWN_ALL = i.world(c.POLICY_OWN)
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def holder(world: World, items: bytes = b"") -> Client:
     return world.connect(flags=c.HELLO_POLICY_HOLDER, items=i.name(b"a.b") + items)
 

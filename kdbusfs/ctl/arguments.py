@@ -1,0 +1,90 @@
+"""Arguments of kdbusctl: names, connections, kinds of metadata; with completion."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from kdbusfs.abi import constants as c
+
+from . import complete
+from .describe import ATTACH_FLAGS
+
+if TYPE_CHECKING:
+    _NameBase = click.ParamType[str]
+    _EndBase = click.ParamType[int | str]
+    _AttachBase = click.ParamType[int]
+else:
+    _NameBase = _EndBase = _AttachBase = click.ParamType  # no generic class before click 8.4
+
+NAME_MAX = 255
+_ELEMENT = r"[A-Za-z_-][A-Za-z0-9_-]*"
+_NAME = re.compile(rf"{_ELEMENT}(?:\.{_ELEMENT})+", re.ASCII)
+_WILDCARD = re.compile(rf"{_ELEMENT}(?:\.{_ELEMENT})*\.\*", re.ASCII)
+_ID = re.compile(r"(?:#|:1\.)?([0-9]+)", re.ASCII)
+
+
+def is_name(text: str, *, wildcard: bool = False) -> bool:
+    """Whether `text` is a well-known name (NAME-1), or with `wildcard` also one like a.b.* (NAME-2)."""
+    return len(text) <= NAME_MAX and bool(_NAME.fullmatch(text) or (wildcard and _WILDCARD.fullmatch(text)))
+
+
+class NameType(_NameBase):
+    """A well-known name."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_name(value):
+            self.fail(f"'{value}' is no well-known name: it has to be like org.example.Name", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return complete.names(ctx, incomplete)
+
+
+class EndType(_EndBase):
+    """A connection: its id, also as #7 or :1.7, or a name that it owns."""
+
+    name = "NAME|ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int):
+            return value
+        number = _ID.fullmatch(value)
+        if number:
+            found = int(number[1])
+            if not 0 < found < (1 << 64) - 1:
+                self.fail(f"{value} is no id of a connection: they count from 1", param, ctx)
+            return found
+        if not is_name(value):
+            self.fail(f"'{value}' is neither an id nor a name like org.example.Name", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return complete.names(ctx, incomplete) + complete.ids(ctx, incomplete)
+
+
+class AttachType(_AttachBase):
+    """Kinds of metadata, separated by commas."""
+
+    name = "KINDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        bits = {name: bit for bit, name in ATTACH_FLAGS.items()} | {"all": c.ATTACH_ALL, "none": 0}
+        found = 0
+        for word in str(value).split(","):
+            if word not in bits:
+                self.fail(f"unknown kind of metadata '{word}'; there are {', '.join(bits)}", param, ctx)
+            found |= bits[word]
+        return found
+
+
+NAME = NameType()
+END = EndType()
+ATTACH = AttachType()

@@ -1,0 +1,1 @@
+"""The commands of kdbusctl, one a module: each has a `command`, which `main.SECTIONS` names."""

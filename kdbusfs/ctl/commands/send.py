@@ -1,0 +1,53 @@
+"""kdbusctl send: send a message and go on."""
+
+from __future__ import annotations
+
+import click
+
+from .. import payload as payloads
+from ..arguments import END
+from ..context import Context, pass_context
+from ..delivery import HINTS
+from ..failure import failing
+from ..options import Command
+
+
+@click.command("send", cls=Command, short_help="Send a message without waiting for anything.", epilog=payloads.HELP)
+@click.argument("destination", type=END, metavar="NAME|ID")
+@payloads.input_options
+@click.option(
+    "--priority",
+    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The lower, the more urgent.",
+)
+@click.option("--no-auto-start", is_flag=True, help="Fail where only an activator owns the name.")
+@pass_context
+def command(
+    context: Context,
+    destination: int | str,
+    payload: str | None,
+    file: str | None,
+    from_hex: bool,
+    memfd: bool,
+    priority: int,
+    no_auto_start: bool,
+) -> None:
+    """Send a message to the owner of NAME, or to the connection with this ID.
+
+    It is in the receiver's queue when kdbusctl ends with 0. No reply is expected; 'kdbusctl call' waits for one.
+
+    With --json an object: source (the id that the message came from), destination, cookie, size.
+    """
+    data = payloads.read(payload, file, from_hex)
+    with (
+        context.connect() as connection,
+        payloads.parts(data, memfd) as parts,
+        failing(f"send to '{destination}'", HINTS),
+    ):
+        cookie = connection.send(destination, parts, priority=priority, no_auto_start=no_auto_start)
+        source = connection.id
+    if context.output.json:
+        context.output.document({"source": source, "destination": destination, "cookie": cookie, "size": len(data)})

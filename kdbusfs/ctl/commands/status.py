@@ -1,0 +1,107 @@
+"""kdbusctl status: all that is known of one connection, or of the bus and who made it."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdbusfs.abi import constants as c
+
+from .. import describe
+from ..arguments import END
+from ..context import Context, pass_context
+from ..failure import EXIT_USAGE, Failure, failing
+from ..options import Command
+
+if TYPE_CHECKING:
+    from kdbusfs.client import Connection, Info
+
+# A timestamp belongs to messages; the rest of a bus' creator is that of the process.
+_OF_CONNECTION = c.ATTACH_ALL & ~c.ATTACH_TIMESTAMP
+_OF_CREATOR = c.ATTACH_PROCESS
+
+
+@click.command("status", cls=Command, short_help="Show all that is known of a connection or of the bus.")
+@click.argument("who", required=False, type=END, metavar="[NAME|ID]")
+@click.option("--creator", is_flag=True, help="Show the bus and who made it, as without an argument.")
+@pass_context
+def command(context: Context, who: int | str | None, creator: bool) -> None:
+    """Show all that is known of a connection: of the owner of NAME, or of the one with this ID.
+
+    Without an argument: the bus itself and who made it. Process data of a connection are those of the moment at
+    which it was opened, those of a bus of the moment at which it was made.
+
+    What a connection does not agree to send, and what the domain's attach_flags_mask does not let through, is not
+    shown; the last line names it. By default the mask holds back the names of threads and processes, exe, cmdline,
+    cgroup, caps and audit.
+
+    With --json an object: of a connection id, flags, metadata, withheld; of a bus id, name, id128, flags, requires,
+    bloom, metadata, withheld. metadata has timestamp, creds, pids, auxgroups, names, tid_comm, pid_comm, exe, cmdline,
+    cgroup, caps, seclabel, audit, description, as far as they were passed on.
+    """
+    if who is not None and creator:
+        raise Failure("--creator is about the bus and takes no NAME or ID", EXIT_USAGE)
+    with context.connect() as connection:
+        if who is None:
+            _show_bus(context, connection)
+        else:
+            _show_connection(context, connection, who)
+
+
+def _show_connection(context: Context, connection: Connection, who: int | str) -> None:
+    hints = {
+        errno.ESRCH: "nobody owns that name; 'kdbusctl list' shows who is there",
+        errno.ENXIO: "no such connection, or it may not be seen; 'kdbusctl list' shows who is there",
+    }
+    with failing(f"show '{who}'", hints):
+        info = connection.conn_info(who, _OF_CONNECTION)
+    flags = describe.flag_names(info.flags, describe.HELLO_FLAGS)
+    lines = [("Connection", str(info.id)), ("Flags", " ".join(flags) or "none")]
+    metadata = info.metadata
+    if metadata.description is not None:
+        lines.append(("Description", metadata.description))
+    lines += [("Name", _owned(name.name, name.flags)) for name in metadata.owned_names]
+    _print(context, {"id": info.id, "flags": flags}, lines, info, _OF_CONNECTION)
+
+
+def _owned(name: str, flags: int) -> str:
+    words = describe.flag_names(flags, describe.NAME_FLAGS)
+    return f"{name} ({' '.join(words)})" if words else name
+
+
+def _show_bus(context: Context, connection: Connection) -> None:
+    with failing("ask for the bus"):
+        info = connection.creator_info(_OF_CREATOR)
+    flags = describe.flag_names(info.flags, describe.MAKE_FLAGS)
+    required = describe.flag_names(connection.attach_required, describe.ATTACH_FLAGS)
+    bloom = {"size": connection.bloom_size, "hashes": connection.n_hash}
+    value = {
+        "id": info.id,
+        "name": info.name,
+        "id128": str(connection.id128),
+        "flags": flags,
+        "requires": required,
+        "bloom": bloom,
+    }
+    lines = [
+        ("Bus", info.name or "-"),
+        ("Number", str(info.id)),
+        ("ID", str(connection.id128)),
+        ("Flags", " ".join(flags) or "none"),
+        ("Requires", " ".join(required) or "no metadata"),
+        ("Bloom filter", f"{connection.bloom_size} bytes, {connection.n_hash} hashes"),
+    ]
+    _print(context, value, lines, info, _OF_CREATOR)
+
+
+def _print(context: Context, value: dict[str, Any], lines: list[tuple[str, str]], info: Info, wanted: int) -> None:
+    withheld = describe.withheld(info.metadata, wanted)
+    if context.output.json:
+        context.output.document({**value, "metadata": describe.metadata_json(info.metadata), "withheld": withheld})
+        return
+    lines = lines + describe.metadata_lines(info.metadata)
+    if withheld:
+        lines.append(("Not shown", " ".join(withheld)))
+    context.output.fields(lines)

@@ -1,0 +1,88 @@
+"""Failures of kdbusctl: one line that says what to do, and an exit code that scripts can rely on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOTHING: Final = 3
+EXIT_DENIED: Final = 4
+EXIT_TIMEOUT: Final = 5
+EXIT_NO_MOUNT: Final = 32
+EXIT_INTERRUPTED: Final = 130
+
+EXIT_CODES: Final = (
+    (EXIT_OK, "it was done"),
+    (EXIT_FAILED, "the bus refused, or the command could not do it"),
+    (EXIT_USAGE, "wrong usage, or a file with mistakes"),
+    (EXIT_NOTHING, "there is no such bus, endpoint, name or connection"),
+    (EXIT_DENIED, "no permission"),
+    (EXIT_TIMEOUT, "it did not happen in time"),
+    (EXIT_NO_MOUNT, "no kdbusfs there, or its daemon does not answer"),
+    (EXIT_INTERRUPTED, "Ctrl-C (as shells show it), except where it is the way to end"),
+)
+"""Every exit code and what it means."""
+
+_CODES: Final = {
+    errno.ENOENT: EXIT_NOTHING,
+    errno.ESRCH: EXIT_NOTHING,
+    errno.ENXIO: EXIT_NOTHING,
+    errno.ENOTDIR: EXIT_NOTHING,
+    errno.EADDRNOTAVAIL: EXIT_NOTHING,
+    errno.ESHUTDOWN: EXIT_NOTHING,
+    errno.ECONNRESET: EXIT_NOTHING,
+    errno.EPERM: EXIT_DENIED,
+    errno.EACCES: EXIT_DENIED,
+    errno.ETIMEDOUT: EXIT_TIMEOUT,
+    errno.ENOTCONN: EXIT_NO_MOUNT,
+    errno.ECONNABORTED: EXIT_NO_MOUNT,
+    errno.ENOTTY: EXIT_NO_MOUNT,
+}
+
+# What an error means here, where the words of the system do not say it.
+_REASONS: Final = {
+    errno.ECONNRESET: "the bus has ended",
+    errno.ESHUTDOWN: "the bus has ended",
+    errno.ENOTCONN: "its daemon has ended",
+    errno.ENOTTY: "that is no kdbusfs",
+}
+
+
+class Failure(Exception):  # noqa: N818 - of the command, not of the program
+    """A command that cannot be done.  The message is one line; what it quotes is escaped when it is shown.
+
+    reason: why, without what was tried.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+        self.reason = reason or message
+
+
+def exit_code_of(error: OSError) -> int:
+    """The exit code for an error of the system."""
+    return _CODES.get(error.errno or 0, EXIT_FAILED)
+
+
+def explain(error: OSError) -> str:
+    """What an error of the system says, without its number."""
+    if error.errno in _REASONS:
+        return _REASONS[error.errno]
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+@contextmanager
+def failing(doing: str, hints: dict[int, str] | None = None) -> Iterator[None]:
+    """Turn an OSError inside of the block into a Failure: "cannot DOING: reason", or "DOING: HINT" for its errno."""
+    try:
+        yield
+    except OSError as error:
+        reason = (hints or {}).get(error.errno or 0) or explain(error)
+        raise Failure(f"cannot {doing}: {reason}", exit_code_of(error), reason) from error

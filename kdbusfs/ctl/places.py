@@ -1,0 +1,239 @@
+"""Where buses are: mounts of kdbusfs in /proc/self/mountinfo, the buses below them, and which of them is meant."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .failure import EXIT_DENIED, EXIT_NO_MOUNT, EXIT_NOTHING, EXIT_USAGE, Failure, exit_code_of, explain
+
+MOUNT_TYPE = "fuse.kdbusfs"
+MOUNT_TABLE = "/proc/self/mountinfo"
+DEFAULT_ENDPOINT = "bus"
+_OCTAL_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\"))
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """One line of the mount table.
+
+    root: what of the file system it shows: all ("/"), a bus or an endpoint; owner: the user who serves it.
+    """
+
+    path: str
+    device: str
+    root: str
+    kind: str
+    owner: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BusPlace:
+    """A bus that can be reached.  directory: where its endpoints are, None for a lone endpoint file; endpoint: the file
+    that it is entered by.
+    """
+
+    name: str
+    directory: str | None
+    endpoint: str
+
+
+def parse_mounts(table: str) -> list[Mounted]:
+    """The visible mounts of a mount table: of several at one path the last."""
+    found: dict[str, Mounted] = {}
+    for line in table.splitlines():
+        fields = line.split(" ")
+        path = _unescape(fields[4])
+        found.pop(path, None)
+        kind, _, options = fields[fields.index("-", 6) + 1 :][:3]
+        owner = next((option[8:] for option in options.split(",") if option.startswith("user_id=")), "0")
+        found[path] = Mounted(path, fields[2], _unescape(fields[3]), kind, int(owner) if owner.isdigit() else -1)
+    return list(found.values())
+
+
+def _unescape(text: str) -> str:
+    for escaped, character in _OCTAL_ESCAPES:
+        text = text.replace(escaped, character)
+    return text
+
+
+def mounts() -> list[Mounted]:
+    """The mounts of kdbusfs that this process sees, and bind mounts of parts of them.
+
+    Only those that root or its own user serves: with fusermount any user can mount a file system of any type, which
+    need not answer, or answers as it likes.
+    """
+    with open(MOUNT_TABLE, encoding="utf-8", errors="surrogateescape") as table:
+        entries = parse_mounts(table.read())
+    return [entry for entry in entries if entry.kind == MOUNT_TYPE and entry.owner in (0, os.geteuid())]
+
+
+def domains(entries: Iterable[Mounted]) -> list[str]:
+    """The paths of whole domains, each once however often it is mounted."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        if entry.root == "/":
+            found.setdefault(entry.device, entry.path)
+    return sorted(found.values())
+
+
+def check_domain(path: str) -> str:
+    """The absolute path of a domain, which has to be mounted at `path`.  Raises Failure."""
+    path = os.path.abspath(path)
+    try:
+        os.stat(os.path.join(path, "control"))
+        if stat.S_ISDIR(os.stat(os.path.join(path, ".kdbusfs")).st_mode):
+            return path
+    except OSError as error:
+        raise _not_there(path, error) from error
+    raise Failure(f"'{path}' is no kdbusfs; see 'kdbusctl tree'", EXIT_NO_MOUNT)
+
+
+def _not_there(path: str, error: OSError) -> Failure:
+    code = exit_code_of(error)
+    if code == EXIT_NO_MOUNT:
+        return Failure(f"the daemon of '{path}' has ended; 'umount {path}' and mount it again", EXIT_NO_MOUNT)
+    if code == EXIT_DENIED:
+        return Failure(f"no permission to look into '{path}'", EXIT_DENIED)
+    if os.path.isdir(path):
+        return Failure(f"'{path}' is no kdbusfs; mount one with 'kdbusfs SOURCE {path}'", EXIT_NO_MOUNT)
+    return Failure(f"there is no kdbusfs at '{path}': {explain(error)}", EXIT_NO_MOUNT)
+
+
+def only_domain() -> str:
+    """The path of the only domain there is.  Raises Failure where there are none or several."""
+    found = domains(mounts())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Failure(f"there are several mounts; choose one with --mount: {', '.join(found)}", EXIT_USAGE)
+    hint = "mount one with 'kdbusfs SOURCE MOUNTPOINT', or give --bus"
+    raise Failure(f"no kdbusfs is mounted here; {hint}", EXIT_NO_MOUNT)
+
+
+def bus_names(domain: str) -> list[str]:
+    """The names of the buses of a domain.  Raises OSError."""
+    with os.scandir(domain) as entries:
+        return sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir(follow_symlinks=False))
+
+
+def endpoint_names(directory: str) -> list[str]:
+    """The names of the endpoints of a bus, the default one first.  Raises OSError."""
+    return sorted(os.listdir(directory), key=lambda name: (name != DEFAULT_ENDPOINT, name))
+
+
+def may_use(endpoint: str) -> bool:
+    """Whether this process may open an endpoint file."""
+    return os.access(endpoint, os.R_OK | os.W_OK, effective_ids=True)
+
+
+def all_buses(entries: Iterable[Mounted] | None = None) -> list[BusPlace]:
+    """Every bus that is mounted somewhere, also those that may not be entered; bind-mounted ones too."""
+    entries = mounts() if entries is None else entries
+    found: list[BusPlace] = []
+    for domain in domains(entries):
+        try:
+            found += [below(domain, name) for name in bus_names(domain)]
+        except OSError:
+            continue  # a mount whose daemon has ended has no buses
+    for entry in entries:
+        parts = entry.root.strip("/").split("/")
+        if len(parts) == 2:
+            found.append(BusPlace(parts[0], None, entry.path))
+        elif parts != [""] and parts[0][0] != ".":
+            found.append(BusPlace(parts[0], entry.path, os.path.join(entry.path, DEFAULT_ENDPOINT)))
+    return found
+
+
+def below(domain: str, name: str) -> BusPlace:
+    """The bus called `name` of the domain at a path."""
+    directory = os.path.join(domain, name)
+    return BusPlace(name, directory, os.path.join(directory, DEFAULT_ENDPOINT))
+
+
+def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusPlace:
+    """The bus that is meant: see `kdbusctl --help`.  Raises Failure.
+
+    mount: the path of a domain; bus: a path or a name; endpoint: the name of one of its endpoints.
+    """
+    if bus is not None and "/" in bus:
+        place, is_directory = _at_path(bus)
+        if endpoint is not None and not is_directory:
+            raise Failure(f"'{bus}' is an endpoint already; leave --endpoint out", EXIT_USAGE)
+        return _with_endpoint(place, endpoint)
+    if mount is not None:
+        domain = check_domain(mount)
+        try:
+            candidates = [below(domain, name) for name in bus_names(domain)]
+        except OSError as error:
+            raise _not_there(domain, error) from error
+        where = f"in '{domain}'"
+    else:
+        candidates = all_buses()
+        where = "in any mount of kdbusfs"
+        if not candidates:
+            check_domain(only_domain())
+    return _with_endpoint(_choose(candidates, bus, where), endpoint)
+
+
+def _choose(candidates: list[BusPlace], name: str | None, where: str) -> BusPlace:
+    """One of `candidates`, by name if there is one, else the only one that this process may enter."""
+    if name is not None:
+        own = f"{os.geteuid()}-{name}"
+        for fits in (
+            [place for place in candidates if place.name == name],
+            [place for place in candidates if place.name == own],
+            [place for place in candidates if place.name.partition("-")[2] == name],
+        ):
+            if fits:
+                return _only(fits, f"several buses '{name}' {where}")
+        raise Failure(f"there is no bus '{name}' {where}; 'kdbusctl tree' shows those there are", EXIT_NOTHING)
+    if not candidates:
+        raise Failure(f"there is no bus {where}; 'kdbusctl make-bus NAME' makes one", EXIT_NOTHING)
+    usable = [place for place in candidates if may_use(place.endpoint)]
+    if not usable:
+        raise Failure(f"no permission to enter any of the {len(candidates)} buses {where}", EXIT_DENIED)
+    return _only(usable, f"several buses {where}")
+
+
+def _only(places: list[BusPlace], several: str) -> BusPlace:
+    if len(places) == 1:
+        return places[0]
+    paths = ", ".join(sorted(place.directory or place.endpoint for place in places)[:8])
+    more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+    raise Failure(f"{several}; choose one with --bus: {paths}{more}", EXIT_USAGE)
+
+
+def _at_path(path: str) -> tuple[BusPlace, bool]:
+    """The bus of an endpoint file or of a bus directory, and whether it is a directory."""
+    path = os.path.abspath(path)
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        code = exit_code_of(error)
+        if code == EXIT_NO_MOUNT:
+            raise _not_there(path, error) from error
+        raise Failure(f"cannot reach the bus at '{path}': {explain(error)}", code) from error
+    if not is_directory:
+        directory = os.path.dirname(path)
+        in_domain = os.path.exists(os.path.join(os.path.dirname(directory), "control"))
+        return BusPlace(os.path.basename(directory), directory if in_domain else None, path), False
+    if os.path.exists(os.path.join(path, "control")):
+        raise Failure(f"'{path}' is a mount, not a bus; say --mount {path}", EXIT_USAGE)
+    return BusPlace(os.path.basename(path), path, os.path.join(path, DEFAULT_ENDPOINT)), True
+
+
+def _with_endpoint(place: BusPlace, endpoint: str | None) -> BusPlace:
+    """The same bus, entered by another endpoint."""
+    if endpoint is None:
+        return place
+    if place.directory is None:
+        raise Failure(f"'{place.endpoint}' is an endpoint already; leave --endpoint out", EXIT_USAGE)
+    names = (endpoint, f"{os.geteuid()}-{endpoint}")
+    for name in names:
+        path = os.path.join(place.directory, name)
+        if "/" not in endpoint and os.path.exists(path):
+            return BusPlace(place.name, place.directory, path)
+    raise Failure(f"bus '{place.name}' has no endpoint '{endpoint}'", EXIT_NOTHING)
