@@ -22,7 +22,6 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-
 # Where things are installed.  mount(8) looks for its helpers in /sbin alone.
 prefix ?= /usr/local
 sbindir ?= /sbin
@@ -39,7 +38,8 @@ UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 # What other rules may have made of the documents.
 MANPAGES = $(notdir $(wildcard build/man/*.[1-8]))
 
-.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions wheel install uninstall
+.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions
+.PHONY: wheel install uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 

@@ -202,7 +202,13 @@ def test_a_failure_leaves_nothing(domain: Path) -> None:
 def test_in_a_user_namespace(private_mounts: None) -> None:
     """Without root outside: a domain of one's own at /sys/fs/kdbus."""
     kdbusfs, view = " ".join(KDBUSFS), " ".join(SYSVIEW)
-    script = f"set -e; mount -t tmpfs none /mnt; {kdbusfs} s /mnt; {view} /mnt ls /sys/fs/kdbus /sys/fs; umount /mnt"
+    script = f"""
+        set -e
+        mount -t tmpfs none /mnt
+        {kdbusfs} s /mnt
+        trap "umount -l /mnt" EXIT
+        {view} /mnt ls /sys/fs/kdbus /sys/fs
+    """
     ended = run(*userns.command("single", "sh", "-c", script))
     if "user namespace" in ended.stderr or "unshare" in ended.stderr:
         pytest.skip("ordinary users may not make user namespaces here")
