@@ -235,16 +235,19 @@ class Amendments:
     """What is changed in pyfuse3's answers before the kernel sees them.
 
     passthrough: whether it is wanted; after INIT whether the mount has it.
+    on_init: is called when the kernel gets the answer that makes the mount usable.
     """
 
-    __slots__ = ("_open_answer", "_tree", "passthrough")
+    __slots__ = ("_on_init", "_open_answer", "_tree", "passthrough")
 
     def __init__(
         self,
         tree: Tree,
         open_answer: Callable[[int], OpenAnswer | None],
         passthrough: bool,
+        on_init: Callable[[], None] | None = None,
     ) -> None:
+        self._on_init = on_init
         self._tree = tree
         self._open_answer = open_answer
         self.passthrough = passthrough
@@ -268,6 +271,8 @@ class Amendments:
         elif opcode == INIT:
             request = channel.request[: channel.native.request_len]
             self.passthrough = amend_init(request, reply, self.passthrough)
+            if self._on_init is not None:
+                self._on_init()
 
 
 def check(result: int) -> None:

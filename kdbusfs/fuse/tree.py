@@ -19,6 +19,8 @@ import pyfuse3
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.fuse.introspection import AttachFlagsMask, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
+    WORLD,
+    Access,
     Admission,
     Bus,
     BusNode,
@@ -124,7 +126,8 @@ class Tree(pyfuse3.Operations):
     `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
-    `owner` has what is there as long as the domain.  `files` has to be set before the first request.
+    `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
+    `files` has to be set before the first request.
     """
 
     files: OpenFiles
@@ -140,13 +143,14 @@ class Tree(pyfuse3.Operations):
         report: Callable[[str], None],
         more_stats: Callable[[], Mapping[str, object]] = dict,
         owner: tuple[int, int] = (0, 0),
+        access: Access = WORLD,
     ) -> None:
         super().__init__()
         self._report = report
         self._domain = domain
         self._host = host
         self._installer = installer
-        self._nodes = NodeTable(realtime, owner)
+        self._nodes = NodeTable(realtime, owner, access)
         self._directories: dict[int, Node] = {}  # open directories
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
@@ -168,9 +172,7 @@ class Tree(pyfuse3.Operations):
         return {"nodes": len(self._nodes), "open_directories": len(self._directories)}
 
     @_handler
-    async def lookup(
-        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._node(parent_inode)
         text = os.fsdecode(name)
         if isinstance(parent, BusNode):
