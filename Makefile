@@ -7,6 +7,7 @@
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
 # make completions  writes build/completions: what shells need to complete kdbusctl
+# make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
 # make wheel  builds a wheel, in dist/
 # make install    program, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
 # make uninstall  takes that away again, with the same variables
@@ -37,7 +38,7 @@ UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 # What other rules may have made of the documents.
 MANPAGES = $(notdir $(wildcard build/man/*.[1-8]))
 
-.PHONY: help venv run demo test lint types pure conformance bench bench-docs completions install-deps clean wheel install \
+.PHONY: help venv run demo test lint types pure conformance bench bench-docs completions screenshots install-deps clean wheel install \
 	uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -106,6 +107,9 @@ completions: venv
 	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
 	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
 	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
+
+screenshots: venv
+	@$(BIN)/python docs/images/screenshots.py
 
 # setuptools would put in what an earlier build has left.
 wheel: venv

@@ -11,13 +11,13 @@ import functools
 import mmap
 import os
 import stat
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.fuse.introspection import AttachFlagsMask, Statistics, TextFile
+from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
     WORLD,
     Access,
@@ -69,6 +69,8 @@ class Domain(Protocol):
     def open_endpoint(self, endpoint: Any, caller: Any, memory: Any) -> Any: ...
 
     def stats(self) -> dict[str, object]: ...
+
+    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
 
 class Host(Protocol):
@@ -157,9 +159,11 @@ class Tree(pyfuse3.Operations):
         parameters = self._nodes.add_directory(hidden, "parameters")
         mask = self._nodes.add_file(parameters, "attach_flags_mask", 0o644)
         statistics = self._nodes.add_file(hidden, "stats", 0o400)
-        self._text_files: dict[int, Callable[[], TextFile]] = {
-            mask.nodeid: lambda: AttachFlagsMask(domain),
-            statistics.nodeid: lambda: Statistics(domain, lambda: {**self.counts(), **more_stats()}),
+        connections = self._nodes.add_file(hidden, "connections", 0o400)
+        self._text_files: dict[int, Callable[[int], TextFile]] = {
+            mask.nodeid: lambda _: AttachFlagsMask(domain),
+            statistics.nodeid: lambda _: Statistics(domain, lambda: {**self.counts(), **more_stats()}),
+            connections.nodeid: lambda tid: Connections(domain, host.caller(tid).pid_ns),
         }
 
     def ino_of(self, nodeid: int) -> int:
@@ -221,7 +225,7 @@ class Tree(pyfuse3.Operations):
         elif node is self._nodes.control:
             fh = self._add_file(self._domain.open_control(self._host.caller(ctx.pid)), _PLAIN_FLAGS, 0)
         elif node.nodeid in self._text_files:
-            fh = self._add_file(self._text_files[node.nodeid](), _PLAIN_FLAGS, 0)
+            fh = self._add_file(self._text_files[node.nodeid](ctx.pid), _PLAIN_FLAGS, 0)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
