@@ -69,8 +69,7 @@ struct mount {
 		uint32_t number, slice_offset, flags_offset;
 		uint64_t offered_flags;
 	} free;
-	uint32_t freed_count;
-	struct kfs_freed freed[KFS_FREED_MAX];
+	struct kfs_freed_list freed;
 	struct kfs_counts counts;
 	struct kfs_ownership *ownership;
 };
@@ -362,16 +361,9 @@ static void forget_published(struct slot *slot, int index)
 	slot->published[index] = slot->published[--slot->published_count];
 }
 
-/* What was given back since the last call; there is room for KFS_FREED_MAX.  Returns how many. */
-int kfs_channel_take_freed(struct kfs_channel *ch, struct kfs_freed *freed)
+struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch)
 {
-	struct mount *mount = ch->private_->mount;
-	uint32_t count = mount->freed_count;
-
-	memcpy(freed, mount->freed, count * sizeof(*freed));
-	mount->freed_count = 0;
-	ch->freed = 0;
-	return (int)count;
+	return &ch->private_->mount->freed;
 }
 
 /* --- answers to ioctls ------------------------------------------------------------------------------- */
@@ -711,19 +703,19 @@ static int serve_free(struct kfs_channel *ch, const struct command *command)
 	index = find_published(slot, offset);
 	if (index < 0)
 		return 0;
-	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed_count < KFS_FREED_MAX &&
+	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed.count < KFS_FREED_MAX &&
 		   write_flags(ch, mount->free.flags_offset + 8) == 0;
 	/* Looked up anew: others may have been served during the access to the client's memory. */
 	slot = slot_of(mount, ch->fh);
 	index = slot ? find_published(slot, offset) : -1;
 	if (index >= 0)
 		forget_published(slot, index);
-	if (index < 0 || !is_plain || mount->freed_count >= KFS_FREED_MAX) {
+	if (index < 0 || !is_plain || mount->freed.count >= KFS_FREED_MAX) {
 		let_go(ch);
 		ch->pidfd = -1;
 		return 0;
 	}
-	mount->freed[mount->freed_count++] = (struct kfs_freed){ ch->fh, offset };
+	mount->freed.slices[mount->freed.count++] = (struct kfs_freed){ ch->fh, offset };
 	answer_current(ch, 0);
 	let_go(ch);
 	return 1;
@@ -990,6 +982,6 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 
 	kfs_channel_flush(ch, result);
 	kind = next_kind(ch, deadline_ns);
-	ch->freed = ch->private_->mount->freed_count;
+	ch->freed = (uint32_t)ch->private_->mount->freed.count;
 	return kind;
 }
