@@ -231,11 +231,11 @@ def _unicast(
         if request is not None:
             request.drop()
         raise
+    source.sent += 1
+    source.sent_bytes += message.payload_size + message.memfd_size
     name = message.resources.dst_name if message.resources is not None else None
     if name is not None and name not in receiver.names:
         source.bus.names.forward(receiver, name)
-    source.sent += 1
-    source.sent_bytes += message.payload_size + message.memfd_size
     if request is None:
         return 0
     return _expect(request, call, token, cancellation)

@@ -105,7 +105,10 @@ and a second one struct kdbus_msg with its items, in base64; one of more than 48
 
 It ends with Ctrl-C, SIGTERM, --count, --duration, or with the bus; the file is whole in each case. Where the bus had to
 leave messages out because capture was too slow, the next packet says how many (drop count), and so does the summary at
-the end; with --json it is one JSON object, on standard error if FILE is -.
+the end, on standard error.
+
+With --json the summary is an object on standard output, or on standard error if FILE is -: "file"; how many
+messages were "captured", "received" (also those that were not wanted) and "lost"; "bytes" of the file; "bus_ended".
 
 Only the owner of the bus and root (CAP_IPC_OWNER) may do that.
 """

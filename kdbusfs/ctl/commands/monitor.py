@@ -283,9 +283,12 @@ _HELP = """\
 Show the messages of a bus as they come: time, kind, sender, destination, cookie, size and the beginning of the payload.
 
 Of each connection there are its id and, behind it, the first of its names (+N: there are more), or the command that
-made it. Text of clients is shown with escapes for everything that is not printable. With --json there is one object a
-line; in its "payload", "size" is that of all that was sent, "base64" has the first --bytes of it, and so has "text"
-where it is UTF-8.
+made it. Text of clients is shown with escapes for everything that is not printable.
+
+With --json there is one object a line: "kind", "realtime_ns", "monotonic_ns", "seqnum", "source", "source_names",
+"destination" (null: all), "destination_name" (what it was sent to), "destination_names", "cookie", "cookie_reply" or
+"timeout_ns", "priority", "flags", "payload_type", "fds" (how many), "payload", or "notification". In "payload", "size"
+is that of all that was sent, "base64" has the first --bytes of it, and so has "text" where it is UTF-8.
 
 Several --name, or --id, mean either of them, and so do several --kind; of --kind and the others both have to fit.
 

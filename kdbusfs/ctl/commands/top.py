@@ -172,8 +172,12 @@ A broadcast counts once where it is sent, and at everyone who receives it; messa
 are received. BYTES are of payload in vectors and memfds, sent and received. PID and COMMAND are those of HELLO.
 
 On a terminal, q ends it, s and S choose what is sorted by, r reverses. Elsewhere, and with --once, tables are printed
-one below the other; with --json each is an object with the members "realtime_ns", "interval" (seconds), and
-"connections", which has everything that the daemon tells of each, and the growth of each counter a second.
+one below the other.
+
+With --json there is an object a line instead of each table: "realtime_ns", "domain" (its path), "interval" (seconds),
+and "connections", with everything that the daemon tells of each (bus, endpoint, id, flags, uid, pid, comm, description,
+names, sent, sent_bytes, received, received_bytes, queued, queued_bytes, lost, requests, owed, matches, pool_size,
+pool_used, pool_slices), and the growth a second of the counters, such as "sent_per_second".
 
 With --bus only the connections of that bus are shown. Only root may do that, as it tells of everybody's connections.
 """
