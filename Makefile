@@ -2,6 +2,8 @@
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
+# make man    the manual pages, in build/man
+# make docs   the same, and runs all that the documents show
 # make pure   takes the compiled modules away, so that the sources themselves run
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
@@ -9,7 +11,7 @@
 # make completions  writes build/completions: what shells need to complete kdbusctl
 # make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
 # make wheel  builds a wheel, in dist/
-# make install    programs, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
+# make install    programs, manual pages, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
 # make uninstall  takes that away again, with the same variables
 # make clean  removes all that was made
 
@@ -36,11 +38,10 @@ PROGRAMS := kdbusfs kdbusfs-sysview kdbusctl
 COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functions/_kdbusctl \
 	share/fish/vendor_completions.d/kdbusctl.fish
 UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
-# What other rules may have made of the documents.
-MANPAGES = $(notdir $(wildcard build/man/*.[1-8]))
+MANPAGES := $(patsubst docs/man/%.rst,%,$(wildcard docs/man/*.rst))
 
-.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions screenshots
-.PHONY: wheel install uninstall
+.PHONY: help venv run demo test lint types pure conformance man docs bench bench-docs completions screenshots install-deps clean \
+	wheel install uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -91,6 +92,17 @@ pure:
 conformance: venv
 	@$(BIN)/python -m tests.support.conformance
 
+man: $(MANPAGES:%=build/man/%)
+
+docs: man .venv/ready-to-test
+	@$(BIN)/python -m pytest -q tests/docs
+
+build/man/%: docs/man/%.rst $(wildcard docs/man/examples/*) build/man/kdbusctl.rst | venv
+	@$(BIN)/python -m docutils --writer=manpage --halt=2 $< $@
+
+build/man/kdbusctl.rst: docs/man/kdbusctl.py $(shell find kdbusfs/ctl -name '*.py') | venv
+	@$(BIN)/python $< $@
+
 bench: venv
 	@.ci/prepare bench
 	@$(BIN)/python -m tests.bench.run
@@ -119,7 +131,7 @@ wheel: venv
 	@ls '$(DIST)'/kdbusfs-*.whl
 
 # A virtual environment of its own, so that nothing of the system's Python changes.
-install: venv completions
+install: venv completions man
 	@echo "installing to $(DESTDIR)$(prefix)"
 	@rm -rf build/wheel
 	@$(MAKE) -s wheel DIST=build/wheel

@@ -44,17 +44,20 @@ def blocks() -> list[Block]:
     for kind, manager, text in _BLOCK.findall(PAGE.read_text()):
         if kind == "sh":
             found.append(Block(manager, text, None))
-        else:
-            assert kind == "text" and found[-1].output is None
+        elif kind == "text":
+            assert found[-1].output is None
             found[-1] = Block(found[-1].manager, found[-1].script, text)
     return found
 
 
 class Shell:
-    """A shell in namespaces of its own, with an empty /run; whatever it started ends with it."""
+    """A shell in namespaces of its own, with an empty /run; whatever it started ends with it.
 
-    def __init__(self, programs: Path) -> None:
-        paths = [str(programs), str(Path(sys.executable).parent), "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+    programs: where the examples are; installed: where kdbusfs is.
+    """
+
+    def __init__(self, programs: Path, installed: Path) -> None:
+        paths = [str(programs), str(installed), "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
         environment = {"PATH": ":".join(paths), "LC_ALL": "C"}
         inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]
         self._process = subprocess.Popen(
@@ -103,9 +106,10 @@ def programs(private_mounts: None) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture
-def shell(programs: Path) -> Iterator[Shell]:
-    made = Shell(programs)
+@pytest.fixture(params=["checkout", "wheel"])
+def shell(request: pytest.FixtureRequest, programs: Path) -> Iterator[Shell]:
+    home = request.getfixturevalue("wheel_environment") if request.param == "wheel" else Path(sys.prefix)
+    made = Shell(programs, home / "bin")
     try:
         yield made
     finally:

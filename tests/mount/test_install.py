@@ -6,8 +6,6 @@ import contextlib
 import os
 import shutil
 import stat
-import sys
-import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdbusfs import __version__
+from tests.support.checkout import lend_dependencies, make
 from tests.support.commands import EXERCISE, ROOT, complaint, covered, done, run, umount
 
 pytestmark = [
@@ -23,7 +22,6 @@ pytestmark = [
 ]
 
 HOME = "usr/local/lib/kdbusfs"
-BUILD_PATIENCE = 900  # seconds; compiling takes one minute where nothing else runs
 INSTALLED = [
     "sbin/mount.fuse.kdbusfs",
     "sbin/mount.kdbusfs",
@@ -38,20 +36,6 @@ INSTALLED = [
     "usr/local/share/fish/vendor_completions.d/kdbusctl.fish",
     "usr/local/share/zsh/site-functions/_kdbusctl",
 ]
-
-
-def make(*arguments: str) -> str:
-    """Run make in the checkout, as from a shell."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    ended = run("make", "-s", *arguments, cwd=ROOT, env=environment, timeout=BUILD_PATIENCE)
-    assert ended.returncode == 0, ended
-    return ended.stdout
-
-
-def lend_dependencies(home: Path) -> None:
-    """Let a virtual environment have the packages that ours has, without asking a registry for them again."""
-    site = next(home.glob("lib/python*/site-packages"))
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
 
 def commands() -> Iterator[list[str]]:
@@ -70,13 +54,6 @@ def stage(private_mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-@pytest.fixture(scope="module")
-def wheel(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that was built for it, outside of the checkout."""
-    (built,) = (ROOT / "build/wheel").glob("kdbusfs-*.whl")
-    return Path(shutil.copy(built, tmp_path_factory.mktemp("wheel")))
-
-
 @pytest.fixture
 def installed(stage: Path) -> Iterator[None]:
     """The system as it is once the stage has been unpacked on it."""
@@ -84,19 +61,6 @@ def installed(stage: Path) -> Iterator[None]:
         for source, target in ((stage / "usr/local", local), (stage / "sbin", sbin)):
             shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
         yield
-
-
-@pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh virtual environment with the wheel in it."""
-    home = tmp_path_factory.mktemp("fresh") / "venv"
-    done(sys.executable, "-m", "venv", "--without-pip", home)
-    pip = [sys.executable, "-m", "pip", "--python", home / "bin/python"]
-    quiet = ["-q", "--disable-pip-version-check", "--root-user-action", "ignore", "--no-deps", "--no-index"]
-    ended = run(*pip, "install", *quiet, wheel, cwd="/")
-    assert ended.returncode == 0, ended
-    lend_dependencies(home)
-    return home
 
 
 def test_what_is_installed(stage: Path) -> None:
@@ -107,6 +71,8 @@ def test_what_is_installed(stage: Path) -> None:
     ]
     optional = [name for name in found if "/share/man/" in name]
     assert sorted(set(found) - set(optional)) == INSTALLED
+    pages = {path.name.removesuffix(".rst") for path in (ROOT / "docs/man").glob("*.rst")}
+    assert pages == {name.rpartition("/")[2] for name in found if "/share/man/" in name}
 
 
 def test_nothing_that_is_installed_knows_where_it_was_staged(stage: Path) -> None:
@@ -167,28 +133,29 @@ def test_the_wheel_has_helpers_and_units(wheel: Path) -> None:
     assert not any(name.endswith((".c", ".o")) or name.startswith("tests") for name in everything)
 
 
-def test_the_wheel_works_outside_of_the_checkout(environment: Path, place: Path) -> None:
-    python = environment / "bin/python"
+def test_the_wheel_works_outside_of_the_checkout(wheel_environment: Path, place: Path) -> None:
+    python = wheel_environment / "bin/python"
     clean = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
     where = done(python, "-c", "import kdbusfs; print(kdbusfs.__file__)", cwd="/", env=clean)
-    assert Path(where.strip()).is_relative_to(environment)
-    done(environment / "bin/kdbusfs", "kdbusfs", place, cwd="/", env=clean)
+    assert Path(where.strip()).is_relative_to(wheel_environment)
+    done(wheel_environment / "bin/kdbusfs", "kdbusfs", place, cwd="/", env=clean)
     assert "all of it worked" in done(python, EXERCISE[1], place, cwd="/", env=clean)
-    assert "control" in done(environment / "bin/kdbusfs-sysview", place, "ls", "/sys/fs/kdbus", cwd="/", env=clean)
+    sysview = wheel_environment / "bin/kdbusfs-sysview"
+    assert "control" in done(sysview, place, "ls", "/sys/fs/kdbus", cwd="/", env=clean)
     umount(place)
 
 
-def test_helpers_of_the_wheel_find_the_virtual_environment(environment: Path, place: Path) -> None:
+def test_helpers_of_the_wheel_find_the_virtual_environment(wheel_environment: Path, place: Path) -> None:
     """Linked to from /sbin, as README.md says; a copy without a program beside it says what is missing."""
     with covered(Path("/usr/sbin")) as sbin:
         for helper in ("mount.fuse.kdbusfs", "mount.kdbusfs"):
             (sbin / helper).unlink(missing_ok=True)
-            (sbin / helper).symlink_to(environment / "share/kdbusfs/mount-helpers" / helper)
+            (sbin / helper).symlink_to(wheel_environment / "share/kdbusfs/mount-helpers" / helper)
         for kind in ("fuse.kdbusfs", "kdbusfs"):
             done("mount", "-t", kind, "kdbusfs", place, cwd="/")
             (program,) = {words[1] for words in commands() if "--mount-helper" in words and str(place) in words}
-            assert Path(program).resolve() == environment / "bin/kdbusfs"
+            assert Path(program).resolve() == wheel_environment / "bin/kdbusfs"
             umount(place)
-        shutil.copy(environment / "share/kdbusfs/mount-helpers/mount.fuse.kdbusfs", place / "lost")
+        shutil.copy(wheel_environment / "share/kdbusfs/mount-helpers/mount.fuse.kdbusfs", place / "lost")
         code, said = complaint(place / "lost", "a", "b", env={"PATH": "/usr/bin:/bin"})
         assert code == 2 and "is not found" in said
