@@ -2,11 +2,17 @@
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
 # make venv   only what these three begin with: .venv, with the package and its tools
+# make man    the manual pages, in build/man
+# make docs   the same, and runs all that the documents show
 # make pure   takes the compiled modules away, so that the sources themselves run
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
 # make completions  writes build/completions: what shells need to complete kdbusctl
+# make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
+# make wheel  builds a wheel, in dist/
+# make install    programs, manual pages, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
+# make uninstall  takes that away again, with the same variables
 # make clean  removes all that was made
 
 MOUNTPOINT ?= /run/kdbusfs
@@ -19,7 +25,23 @@ PYTEST_FLAGS ?=
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-.PHONY: help venv run demo test lint types pure conformance bench install-deps clean bench-docs completions
+# Where things are installed.  mount(8) looks for its helpers in /sbin alone.
+prefix ?= /usr/local
+sbindir ?= /sbin
+DIST ?= dist
+PIP_FLAGS ?=
+home := $(prefix)/lib/kdbusfs
+bindir := $(prefix)/bin
+unitdir := $(prefix)/lib/systemd/system
+mandir := $(prefix)/share/man
+PROGRAMS := kdbusfs kdbusfs-sysview kdbusctl
+COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functions/_kdbusctl \
+	share/fish/vendor_completions.d/kdbusctl.fish
+UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
+MANPAGES := $(patsubst docs/man/%.rst,%,$(wildcard docs/man/*.rst))
+
+.PHONY: help venv run demo test lint types pure conformance man docs bench bench-docs completions screenshots install-deps clean \
+	wheel install uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -70,6 +92,17 @@ pure:
 conformance: venv
 	@$(BIN)/python -m tests.support.conformance
 
+man: $(MANPAGES:%=build/man/%)
+
+docs: man .venv/ready-to-test
+	@$(BIN)/python -m pytest -q tests/docs
+
+build/man/%: docs/man/%.rst $(wildcard docs/man/examples/*) build/man/kdbusctl.rst | venv
+	@$(BIN)/python -m docutils --writer=manpage --halt=2 $< $@
+
+build/man/kdbusctl.rst: docs/man/kdbusctl.py $(shell find kdbusfs/ctl -name '*.py') | venv
+	@$(BIN)/python $< $@
+
 bench: venv
 	@.ci/prepare bench
 	@$(BIN)/python -m tests.bench.run
@@ -87,6 +120,49 @@ completions: venv
 	@$(BIN)/kdbusctl completion bash >build/completions/kdbusctl
 	@$(BIN)/kdbusctl completion zsh >build/completions/_kdbusctl
 	@$(BIN)/kdbusctl completion fish >build/completions/kdbusctl.fish
+
+screenshots: venv
+	@$(BIN)/python docs/images/screenshots.py
+
+# setuptools would put in what an earlier build has left.
+wheel: venv
+	@rm -rf build/lib* build/bdist*
+	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w '$(DIST)' .
+	@ls '$(DIST)'/kdbusfs-*.whl
+
+# A virtual environment of its own, so that nothing of the system's Python changes.
+install: venv completions man
+	@echo "installing to $(DESTDIR)$(prefix)"
+	@rm -rf build/wheel
+	@$(MAKE) -s wheel DIST=build/wheel
+	@mkdir -p '$(DESTDIR)$(prefix)/lib' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(sbindir)' '$(DESTDIR)$(unitdir)'
+	@$(BIN)/python -m venv --clear --without-pip '$(DESTDIR)$(home)'
+	@$(BIN)/python -m pip --python '$(DESTDIR)$(home)/bin/python' install -q --disable-pip-version-check \
+		--root-user-action ignore --no-compile $(PIP_FLAGS) build/wheel/kdbusfs-*.whl
+	@$(BIN)/python -m compileall -q -s '$(DESTDIR)/' -p / '$(DESTDIR)$(home)/lib' || true
+	@[ -z '$(DESTDIR)' ] || grep -rlI '$(DESTDIR)$(home)' '$(DESTDIR)$(home)/bin' '$(DESTDIR)$(home)/pyvenv.cfg' \
+		| xargs -r sed -i 's|$(DESTDIR)$(home)|$(home)|g'
+	@for program in $(PROGRAMS); do \
+		ln -sfn '$(home)/bin/'$$program '$(DESTDIR)$(bindir)/'$$program; done
+	@sed 's|^installed=.*|installed=$(home)/bin/kdbusfs|' mount-helpers/mount.fuse.kdbusfs \
+		> '$(DESTDIR)$(sbindir)/mount.fuse.kdbusfs'
+	@chmod 755 '$(DESTDIR)$(sbindir)/mount.fuse.kdbusfs'
+	@ln -sfn mount.fuse.kdbusfs '$(DESTDIR)$(sbindir)/mount.kdbusfs'
+	@for file in $(COMPLETIONS); do \
+		install -D -m 644 build/completions/$${file##*/} '$(DESTDIR)$(prefix)/'$$file; done
+	@for unit in $(UNITS); do \
+		sed 's|^\(Exec[A-Za-z]*=\)kdbusfs|\1$(bindir)/kdbusfs|' mount-helpers/systemd/$$unit \
+			> '$(DESTDIR)$(unitdir)/'$$unit; done
+	@for page in $(MANPAGES); do \
+		install -D -m 644 build/man/$$page '$(DESTDIR)$(mandir)/'man$${page##*.}/$$page; done
+
+uninstall:
+	rm -rf '$(DESTDIR)$(home)'
+	cd '$(DESTDIR)$(bindir)' && rm -f $(PROGRAMS)
+	cd '$(DESTDIR)$(sbindir)' && rm -f mount.fuse.kdbusfs mount.kdbusfs
+	cd '$(DESTDIR)$(unitdir)' && rm -f $(UNITS)
+	cd '$(DESTDIR)$(prefix)' && rm -f $(COMPLETIONS)
+	rm -f $(foreach page,$(MANPAGES),'$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(page)')
 
 clean:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so

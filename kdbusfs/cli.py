@@ -1,4 +1,4 @@
-"""The command: `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`."""
+"""The command: `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`, and what the helpers of mount(8) pass on to it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from kdbusfs import __version__
+from kdbusfs.arguments import HELPER_FLAG, parse_helper, parser
 from kdbusfs.fuse.mount import (
     EXIT_INTERNAL,
     EXIT_MOUNT,
@@ -25,79 +25,111 @@ from kdbusfs.fuse.mount import (
     MountError,
     check_mountpoint,
     check_privilege,
+    find_mounted,
+    is_connected,
     is_mounted,
     mount,
     open_device,
+    restrictions,
+    take_device,
     unmount,
     visible_mount,
 )
-from kdbusfs.options import MountOptions, OptionError, parse
+from kdbusfs.options import CONTROL_MODES, MountOptions, OptionError, parse
+from kdbusfs.service import Manager
 
 if TYPE_CHECKING:
+    from kdbusfs.fuse.nodes import Access
     from kdbusfs.fuse.server import Server
 
-_START_PATIENCE = 30.0  # seconds until the server must have mounted
-_ANSWER_PATIENCE = 10.0  # seconds until the mount must answer
+_START_PATIENCE = 30.0  # seconds until the mount must answer
 _UNMOUNT_PATIENCE = 5.0  # seconds that umount2(2) may take before the server ends all the same
 _MAX_FILES = 1 << 20
 _NICE = -10
 _SLICE_NS = 100_000  # the least that the kernel takes
-
-_EPILOG = """\
-mount options:
-  attach_flags_mask=N  which metadata any receiver may get, decimal or 0x...
-  loglevel=LEVEL       error, warning (default), info or debug
-  fsname=NAME          what the mount table shows as source
-  subtype=TYPE         its type is fuse.TYPE, kdbusfs by default
-  ro nosuid noexec ... and the other options of mount(8) that hold for any file system
-
-exit codes:
-  0   the domain is mounted; with -f: it was unmounted, or a signal ended it
-  1   wrong usage, or no privilege to mount
-  2   /dev/fuse cannot be opened
-  4   an error inside the program, or the connection to the kernel was aborted
-  32  the domain could not be mounted
-
-SIGTERM and SIGINT unmount the domain and end the program. The log goes to stderr with -f, else to syslog.
-"""
 
 log = logging.getLogger("kdbusfs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; gives the exit code."""
-    given = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = "kdbusfs"
+    if len(words) > 1 and words[0] == HELPER_FLAG:
+        name = words[1]
+        given = parse_helper(name, words[2:])
+    else:
+        given = parser().parse_args(words)
     try:
-        options = parse(given.options)
-        check_privilege()
-        path = check_mountpoint(given.mountpoint, options.subtype)
-        if given.foreground:
-            return run_daemon(given.source, path, options)
-        return _start(given.source, path, options)
+        return _mount(given)
     except OptionError as fault:
-        return _complain(EXIT_USAGE, str(fault))
+        return _complain(EXIT_USAGE, str(fault), name)
     except MountError as fault:
-        return _complain(fault.exit_code, str(fault))
+        return _complain(fault.exit_code, str(fault), name)
+
+
+def _mount(given: argparse.Namespace) -> int:
+    """Do what the command line asks for.  Raises OptionError, MountError."""
+    options = parse(given.options, given.sloppy)
+    check_privilege()
+    if options.fd is not None and is_connected(take_device(options.fd)):
+        path = find_mounted(options.fd, given.mountpoint).path
+    else:
+        path = check_mountpoint(given.mountpoint, options.subtype)
+    _check_ids(options)
+    if given.foreground:
+        return run_daemon(given.source, path, options)
+    if given.fake:
+        os.close(open_device() if options.fd is None else options.fd)
+        code = EXIT_OK
+    else:
+        code = _start(given.source, path, options)
+    if given.verbose and code == EXIT_OK:
+        done = "would be mounted" if given.fake else "mounted"
+        print(f"{given.mountpoint}: {options.fsname or given.source} {done} as fuse.{options.subtype}")
+    return code
+
+
+def _check_ids(options: MountOptions) -> None:
+    """Raises MountError for an owner that this user namespace has no place for."""
+    from kdbusfs.host.namespaces import parse_id_map, to_outside
+
+    for name, number in (("uid", options.uid), ("gid", options.gid)):
+        if number is not None:
+            with open(f"/proc/self/{name}_map", "rb") as file:
+                if to_outside(parse_id_map(file.read()), number) is None:
+                    raise MountError(EXIT_USAGE, f"{name}={number} does not exist in this user namespace")
 
 
 def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1) -> int:
     """Mount a domain at `path`, a real path, and serve it until it is unmounted or a signal arrives.
 
-    `announce` is a pipe that gets a byte once the domain is mounted; the process then leaves its terminal.
+    `announce` is a pipe that gets a byte once the mount answers; the process has left its terminal then.
     Gives the exit code.  Raises MountError.
     """
+    manager = Manager.of_this_process(in_foreground=announce < 0)
+
+    def ready() -> None:
+        log.info("a domain is mounted at %s", path)
+        manager.ready()
+        if announce >= 0:
+            _leave_terminal(options.loglevel)
+            with contextlib.suppress(OSError):
+                os.write(announce, b"+")
+            os.close(announce)
+
     _log_to_stderr(options.loglevel)
+    for text in restrictions():
+        log.warning(text)
     _raise_file_limit()
     _take_precedence()
-    fuse_fd = open_device()
-    daemon = Daemon(fuse_fd, path, options)
+    fuse_fd = open_device() if options.fd is None else take_device(options.fd)
+    daemon = Daemon(fuse_fd, path, options, ready, manager.stopping)
     try:
-        daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
-        log.info("a domain is mounted at %s", path)
-        if announce >= 0:
-            os.write(announce, b"+")
-            os.close(announce)
-            _leave_terminal(options.loglevel)
+        if options.fd is not None and is_connected(fuse_fd):
+            daemon.mounted = find_mounted(fuse_fd, path)
+        else:
+            daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
         code = daemon.serve()
     finally:
         daemon.close()
@@ -109,9 +141,19 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
 
 
 class Daemon:
-    """Everything that serves one mount, put together: from the descriptor of /dev/fuse to the core."""
+    """Everything that serves one mount, put together: from the descriptor of /dev/fuse to the core.
 
-    def __init__(self, fuse_fd: int, path: str, options: MountOptions) -> None:
+    on_ready, on_stopping: are called when the mount answers, and when a signal is about to end it.
+    """
+
+    def __init__(
+        self,
+        fuse_fd: int,
+        path: str,
+        options: MountOptions,
+        on_ready: Callable[[], None],
+        on_stopping: Callable[[], None],
+    ) -> None:
         # Only here: neither --help nor the process that waits for the mount needs what these bring along.
         from kdbusfs.core.domain import Domain
         from kdbusfs.fuse.channel import Amendments, Channel
@@ -120,11 +162,13 @@ class Daemon:
         from kdbusfs.fuse.server import Server, Wakeup
         from kdbusfs.fuse.session import TreeSession
         from kdbusfs.fuse.tree import Tree
+        from kdbusfs.host.files import MAX_PER_USER
         from kdbusfs.host.host import LinuxHost
         from kdbusfs.host.installer import Installer, Job
         from kdbusfs.host.store_memory import Storer
 
         self.mounted: Mount | None = None
+        self._on_stopping = on_stopping
         self._ending: threading.Thread | None = None
         self._ended = contextlib.ExitStack()
         self._ended.callback(os.close, fuse_fd)
@@ -135,17 +179,25 @@ class Daemon:
         self._ended.callback(storer.close)
         installer = Installer(fuse_fd, wakeup.event_fd, storer=storer)
         self._ended.callback(installer.close)
-        host = LinuxHost(fuse_fd, wakeup.event_fd, installer, storer=storer)
+        host = LinuxHost(
+            fuse_fd,
+            wakeup.event_fd,
+            installer,
+            max_descriptors=MAX_PER_USER if options.max_user_fds is None else options.max_user_fds,
+            storer=storer,
+        )
         self._ended.callback(host.close)
         self._host = host
-        domain = Domain(host, _memory_limit())
+        domain = Domain(host, options.max_user_memory or _memory_limit())
         if options.attach_flags_mask is not None:
             domain.attach_flags_mask = options.attach_flags_mask
 
         def stats() -> dict[str, object]:
             return {**requests.stats()}
 
-        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, host.namespaces.owner)
+        owner = host.namespaces.owner
+        access = _access(options, owner)
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
@@ -163,7 +215,7 @@ class Daemon:
             storer=storer,
             faults=faults,
         )
-        amendments = Amendments(tree, files.open_answer, passthrough=True)
+        amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=on_ready)
 
         def cancel() -> None:
             for token in host.cancelled():
@@ -212,12 +264,16 @@ class Daemon:
 
     def _end(self) -> None:
         assert self.mounted is not None
+        self._on_stopping()
         unmount(self.mounted, _UNMOUNT_PATIENCE)
         self._server.stop()
 
 
 def _start(source: str, path: str, options: MountOptions) -> int:
-    """Run the server in a process of its own, and return when the mount answers."""
+    """Run the server in a process of its own, and return when the mount answers.
+
+    The server tells so: to look for oneself could take for ever.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -227,7 +283,7 @@ def _start(source: str, path: str, options: MountOptions) -> int:
     if ready and not os.read(reading, 1):
         # The child has said why.
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
-    if ready and _answers(f"{path}/control"):
+    if ready:
         return EXIT_OK
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -240,7 +296,6 @@ def _serve_in_child(source: str, path: str, options: MountOptions, reading: int,
     code = EXIT_INTERNAL
     try:
         os.close(reading)
-        os.setsid()
         code = run_daemon(source, path, options, writing)
     except MountError as fault:
         code = _complain(fault.exit_code, str(fault))
@@ -249,19 +304,6 @@ def _serve_in_child(source: str, path: str, options: MountOptions, reading: int,
     finally:
         logging.shutdown()
         os._exit(code)
-
-
-def _answers(path: str) -> bool:
-    """Whether the file is there, found out within bounds: a mount that is not served holds whoever looks."""
-    found = threading.Event()
-
-    def look() -> None:
-        with contextlib.suppress(OSError):
-            os.stat(path)
-            found.set()
-
-    threading.Thread(target=look, daemon=True).start()
-    return found.wait(_ANSWER_PATIENCE)
 
 
 def _take_away(path: str, subtype: str) -> None:
@@ -276,7 +318,11 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _leave_terminal(level: str) -> None:
-    """Let go of the directory and the terminal that the command was given in; log to syslog from here on."""
+    """Let go of the directory and the terminal that the command was given in; log to syslog from here on.
+
+    Not before the mount is made: systemd's automount lets only its own process group through to the mount point.
+    """
+    os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -303,6 +349,18 @@ def _take_precedence() -> None:
     lib.kfs_precedence(_NICE, _SLICE_NS)
 
 
+def _access(options: MountOptions, owner: tuple[int, int]) -> Access:
+    """Of the root directory and `control`, which are `owner`'s by default."""
+    from kdbusfs.fuse.nodes import Access
+
+    return Access(
+        owner[0] if options.uid is None else options.uid,
+        owner[1] if options.gid is None else options.gid,
+        options.mode,
+        CONTROL_MODES[options.mode],
+    )
+
+
 def _memory_limit() -> int:
     """What the connections of one user may make the daemon hold: half of the machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -317,33 +375,7 @@ def _raise_file_limit() -> None:
             return
 
 
-def _complain(exit_code: int, message: str) -> int:
-    print(f"kdbusfs: {message}", file=sys.stderr)
+def _complain(exit_code: int, message: str, name: str = "kdbusfs") -> int:
+    # One line, whatever was in a path.
+    print(f"{name}: {message}".replace("\n", "\\n"), file=sys.stderr)
     return exit_code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="kdbusfs",
-        description="Mount a fresh kdbus domain: a kernel-bus file system for unmodified programs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="SOURCE", help="a name for the mount table, such as 'kdbusfs'")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        metavar="OPTION,...",
-        action="append",
-        default=[],
-        help="mount options, see below; may be given more than once",
-    )
-    parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument("--version", action="version", version=f"kdbusfs {__version__}")
-    return parser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 MS_RDONLY = 1 << 0
@@ -57,6 +57,20 @@ _WITHOUT_EFFECT = frozenset(
 )
 _PREFIXES_WITHOUT_EFFECT = ("x-", "X-", "user=", "comment=")
 
+# Options of FUSE's own helper, and of mount(8), that would mean something and cannot be done.
+_REFUSED = {
+    "setuid": "is not supported: the daemon reaches its clients as root; uid= and gid= give the domain an owner",
+    "drop_privileges": "is not supported: the daemon reaches its clients as root",
+    "remount": "is not supported: umount the domain and mount it again",
+}
+
+_MULTIPLES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_ID_MAX = (1 << 32) - 2  # the last one means "no change" to the kernel
+_INT_MAX = (1 << 31) - 1
+
+# Permissions of the root directory -> those of `control`, as KDBUS_MAKE_ACCESS_* gave them to a domain.
+CONTROL_MODES = {0o555: 0o666, 0o550: 0o660, 0o500: 0o600}
+
 
 class OptionError(ValueError):
     """A mount option that is unknown, or that has a value which makes no sense; the text says which."""
@@ -68,7 +82,11 @@ class MountOptions:
 
     flags: MS_* of mount(2); fsname: what the mount table shows as source, None: the SOURCE argument;
     subtype: its type is "fuse." + subtype; attach_flags_mask: the first value of that parameter, None: the
-    built-in one; loglevel: one of LOG_LEVELS.
+    built-in one; loglevel: one of LOG_LEVELS; uid, gid: who owns the root directory and `control`, None: root;
+    mode: the permissions of the root directory, one of CONTROL_MODES; max_user_memory: bytes that the connections
+    of one user may make the daemon hold, None: half of the machine's; max_user_fds: descriptors that one user may
+    have on their way in messages, None: as many as the daemon's own limit is good for; fd: a descriptor of
+    /dev/fuse to use instead of a new one.
     """
 
     flags: int = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -76,11 +94,18 @@ class MountOptions:
     subtype: str = "kdbusfs"
     attach_flags_mask: int | None = None
     loglevel: str = "warning"
+    uid: int | None = None
+    gid: int | None = None
+    mode: int = 0o555
+    max_user_memory: int | None = None
+    max_user_fds: int | None = None
+    fd: int | None = None
 
 
-def parse(texts: Iterable[str]) -> MountOptions:
+def parse(texts: Iterable[str], sloppy: bool = False) -> MountOptions:
     """Mount options from the arguments of any number of `-o`; later ones win.  Raises OptionError.
 
+    `sloppy` passes over options that are unknown, as mount(8) asks for with -s.
     `ro` is passed to the kernel like any other flag: opens for writing then fail with EROFS, while a
     descriptor that was opened for reading takes every command.
     """
@@ -88,39 +113,113 @@ def parse(texts: Iterable[str]) -> MountOptions:
     for text in texts:
         for option in text.split(","):
             if option:
-                options = _with(options, option)
+                options = _with(options, option, sloppy)
     return options
 
 
-def _with(options: MountOptions, option: str) -> MountOptions:
+def _with(options: MountOptions, option: str, sloppy: bool) -> MountOptions:
     """`options` and one more."""
     if option in _FLAGS:
         to_set, to_clear = _FLAGS[option]
         return replace(options, flags=options.flags & ~to_clear | to_set)
     if option in _WITHOUT_EFFECT or option.startswith(_PREFIXES_WITHOUT_EFFECT):
         return options
-    name, equals, value = option.partition("=")
-    if name not in ("fsname", "subtype", "attach_flags_mask", "loglevel"):
-        raise OptionError(f"unknown mount option '{option}'")
-    if not equals or not value:
+    name, _, value = option.partition("=")
+    if name in _REFUSED:
+        raise OptionError(f"mount option '{option}' {_REFUSED[name]}")
+    if name not in _VALUES:
+        if sloppy:
+            return options
+        raise OptionError(f"unknown mount option '{option}'; see kdbusfs --help")
+    if not value:
         raise OptionError(f"mount option '{name}' needs a value: {name}=...")
-    if name == "fsname":
-        return replace(options, fsname=value)
-    if name == "subtype":
-        return replace(options, subtype=value)
-    if name == "loglevel":
-        if value not in LOG_LEVELS:
-            raise OptionError(f"loglevel={value}: must be one of {', '.join(LOG_LEVELS)}")
-        return replace(options, loglevel=value)
-    return replace(options, attach_flags_mask=_u64(name, value))
+    return _VALUES[name](options, value)
 
 
-def _u64(name: str, value: str) -> int:
+def _fsname(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, fsname=value)
+
+
+def _subtype(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, subtype=value)
+
+
+def _loglevel(options: MountOptions, value: str) -> MountOptions:
+    if value not in LOG_LEVELS:
+        raise OptionError(f"loglevel={value}: must be one of {', '.join(LOG_LEVELS)}")
+    return replace(options, loglevel=value)
+
+
+def _attach_flags_mask(options: MountOptions, value: str) -> MountOptions:
     base = 16 if value[:2] in ("0x", "0X") else 10
-    try:
-        number = int(value, base) if value.isascii() and value.isalnum() else -1
-    except ValueError:
-        number = -1
+    number = _number(value, base)
     if not 0 <= number < 1 << 64:
-        raise OptionError(f"{name}={value}: must be a number of 64 bits, decimal or 0x...")
+        raise OptionError(f"attach_flags_mask={value}: must be a number of 64 bits, decimal or 0x...")
+    return replace(options, attach_flags_mask=number)
+
+
+def _uid(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, uid=_id("uid", value))
+
+
+def _gid(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, gid=_id("gid", value))
+
+
+def _mode(options: MountOptions, value: str) -> MountOptions:
+    mode = _number(value, 8)
+    if mode not in CONTROL_MODES:
+        raise OptionError(f"mode={value}: must be 0555, 0550 or 0500; nobody may write to the root of a domain")
+    return replace(options, mode=mode)
+
+
+def _max_user_memory(options: MountOptions, value: str) -> MountOptions:
+    digits, suffix = (value[:-1], value[-1]) if value[-1].isalpha() else (value, "")
+    size = _number(digits, 10) * _MULTIPLES.get(suffix, 0)
+    if not 1 << 20 <= size < 1 << 63:
+        raise OptionError(f"max_user_memory={value}: must be at least 1M; bytes, or with K, M, G or T behind it")
+    return replace(options, max_user_memory=size)
+
+
+def _max_user_fds(options: MountOptions, value: str) -> MountOptions:
+    count = _number(value, 10)
+    if not 0 <= count <= _INT_MAX:
+        raise OptionError(f"max_user_fds={value}: must be a number of descriptors")
+    return replace(options, max_user_fds=count)
+
+
+def _fd(options: MountOptions, value: str) -> MountOptions:
+    number = _number(value, 10)
+    if not 3 <= number <= _INT_MAX:
+        raise OptionError(f"fd={value}: must be the number of a descriptor of /dev/fuse, 3 or higher")
+    return replace(options, fd=number)
+
+
+_VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
+    "fsname": _fsname,
+    "subtype": _subtype,
+    "loglevel": _loglevel,
+    "attach_flags_mask": _attach_flags_mask,
+    "uid": _uid,
+    "gid": _gid,
+    "mode": _mode,
+    "max_user_memory": _max_user_memory,
+    "max_user_fds": _max_user_fds,
+    "fd": _fd,
+}
+
+
+def _id(name: str, value: str) -> int:
+    number = _number(value, 10)
+    if not 0 <= number <= _ID_MAX:
+        raise OptionError(f"{name}={value}: must be a number, such as `id` prints")
     return number
+
+
+def _number(value: str, base: int) -> int:
+    """The number that `value` is, without the liberties that Python allows; -1 if it is none."""
+    wellformed = value.isalnum() if base == 16 else value.isdigit()
+    try:
+        return int(value, base) if value.isascii() and wellformed else -1
+    except ValueError:
+        return -1

@@ -154,3 +154,32 @@ def domain_mount(private_mounts: None) -> Iterator[DomainMount]:
     finally:
         domain.clean_up()
         path.rmdir()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built once, outside of the checkout; without compiling, which `make install` is tested with."""
+    from tests.support.checkout import make
+
+    directory = tmp_path_factory.mktemp("wheel")
+    make("wheel", f"DIST={directory}", "KDBUSFS_PURE=1")
+    (built,) = directory.glob("kdbusfs-*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def wheel_environment(wheel: Path) -> Iterator[Path]:
+    """A fresh virtual environment with the wheel in it, and nothing of the checkout."""
+    from tests.support.checkout import lend_dependencies
+
+    # Not below tmp_path, which other users may not enter.
+    with tempfile.TemporaryDirectory(prefix="kdbusfs-") as scratch:
+        os.chmod(scratch, 0o755)
+        home = Path(scratch, "venv")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60)
+        pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python"), "install", "--no-deps", "--no-index"]
+        quiet = ["-q", "--disable-pip-version-check", "--root-user-action", "ignore"]
+        ended = subprocess.run([*pip, *quiet, str(wheel)], cwd="/", capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended
+        lend_dependencies(home)
+        yield home

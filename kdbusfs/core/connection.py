@@ -40,7 +40,10 @@ class Connection:
 
     names: well-known names it owns, in order of acquisition; waiting_for: names it is queued for;
     replies: trackers of its own requests; owed: trackers of requests that it has to answer;
-    request_count: slots taken by its requests (REP-3); lost: broadcasts it could not take since it last was told;
+    request_count: slots taken by its requests (REP-3); lost: broadcasts it could not take since it last was told,
+    lost_before: and those that it was told of;
+    sent, received: messages that it sent and that others queued for it or answered it with, with the bytes of their
+    payload;
     metadata: of its maker at HELLO, or what it faked; credentials: of its maker, for passive checks (POL-14).
     """
 
@@ -63,6 +66,7 @@ class Connection:
         "is_ordinary",
         "is_policy_holder",
         "lost",
+        "lost_before",
         "matches",
         "metadata",
         "names",
@@ -71,8 +75,12 @@ class Connection:
         "pool",
         "privileged",
         "queue",
+        "received",
+        "received_bytes",
         "replies",
         "request_count",
+        "sent",
+        "sent_bytes",
         "user",
         "waiting_for",
     )
@@ -121,6 +129,11 @@ class Connection:
         self.owed: dict[Reply, None] = {}
         self.request_count = 0
         self.lost = 0
+        self.lost_before = 0
+        self.sent = 0
+        self.sent_bytes = 0
+        self.received = 0
+        self.received_bytes = 0
 
     def check_active(self) -> None:
         """Raises KdbusError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
@@ -202,6 +215,8 @@ class Connection:
             entry.reply = reply.retain()
             reply.link()
         queue.add(entry)
+        self.received += 1
+        self.received_bytes += message.payload_size + message.memfd_size
         self.wake()
 
     def try_deliver(
@@ -335,6 +350,8 @@ class Connection:
             entry.payload = new
             source.pool.release(old)
         self.queue.add(entry)
+        self.received += 1
+        self.received_bytes += entry.message.payload_size + entry.message.memfd_size
         return True
 
     # Rights.  `subject` is the calling thread for what it does itself, the HELLO credentials otherwise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from errno import ESHUTDOWN, ETIMEDOUT
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.errors import KdbusError
 from .call import ERESTARTSYS
+from .figures import figures
 from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
 from .metadata import DEFAULT_MASK
 from .quota import Account, User
@@ -169,6 +171,11 @@ class Domain:
         self.active = False
         for bus in list(self.buses.values()):
             bus.shut_down()
+
+    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]:
+        """The figures of every connection that there is now, each as it is when it is asked for (`core/figures.py`)."""
+        present = [connection for bus in self.buses.values() for connection in bus.connections.values()]
+        return figures(present, pid_ns)
 
     def stats(self) -> dict[str, object]:
         """What there is, for tests and tools: numbers of everything that must come back to its start."""

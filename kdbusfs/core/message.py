@@ -125,8 +125,9 @@ class Message:
     """A message, of a connection or a notification of the bus (src_id 0).
 
     cookie_reply is the union with timeout_ns.  vectors: (address, size) in the sender's memory, address 0 for zeros;
-    payload_size: bytes they fill in a pool; bloom: filter as (generation, bits).  A notification has `extra`, its
-    item ready for the pool, and the notify_* values that matches look at; its `resources` is None.
+    payload_size: bytes they fill in a pool; memfd_size: bytes of payload in memfds; bloom: filter as (generation,
+    bits).  A notification has `extra`, its item ready for the pool, and the notify_* values that matches look at; its
+    `resources` is None.
     """
 
     __slots__ = (
@@ -136,6 +137,7 @@ class Message:
         "dst_id",
         "extra",
         "flags",
+        "memfd_size",
         "name_id",
         "notify_name",
         "notify_new_id",
@@ -170,6 +172,7 @@ class Message:
         self.resources: Resources | None = None
         self.vectors: list[tuple[int, int]] = []
         self.payload_size = 0
+        self.memfd_size = 0
         self.bloom: tuple[int, int] | None = None
         self.extra = b""
         self.notify_type = 0
@@ -328,6 +331,7 @@ class _Scan:
             raise KdbusError(ETXTBSY, "memfd not fully sealed")
         if start + size > file.size():
             raise KdbusError(EBADF, "memfd range beyond the file")
+        self._message.memfd_size += size
 
     def _fds(self, payload: bytes) -> None:
         """SEND-15 to SEND-17."""

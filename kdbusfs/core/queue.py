@@ -103,6 +103,10 @@ class Queue:
         if not self.count:
             self.quota.clear()
 
+    def payload_bytes(self) -> int:
+        """What the payload of all entries takes in the pool."""
+        return sum(entry.message.payload_size for entry in self._entries.values())
+
     def entries(self) -> list[QueueEntry]:
         """All entries, oldest first."""
         return list(self._entries.values())

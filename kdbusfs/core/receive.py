@@ -44,6 +44,7 @@ def recv(connection: Connection, call: Call) -> int:
         return _store(call, 0, 0, 0)
     if connection.lost:
         lost, connection.lost = connection.lost, 0
+        connection.lost_before += lost
         _store(call, lost, 0, 0)
         return -EOVERFLOW
     peek = bool(flags & c.RECV_PEEK)

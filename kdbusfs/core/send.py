@@ -189,6 +189,8 @@ def _broadcast(outgoing: Outgoing) -> None:
     for receiver in receivers:
         if receiver is not source and receiver.active and receiver.may_talk(source):
             outgoing.offer(receiver)
+    source.sent += 1
+    source.sent_bytes += outgoing.message.payload_size + outgoing.message.memfd_size
 
 
 def _unicast(
@@ -220,6 +222,8 @@ def _unicast(
             outgoing.offer(monitor)
     if awaited is not None:
         answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
+        source.sent += 1
+        source.sent_bytes += message.payload_size + message.memfd_size
         return 0
     try:
         receiver.deliver(message, outgoing.process, outgoing.metadata, source, call.caller, request)
@@ -227,6 +231,8 @@ def _unicast(
         if request is not None:
             request.drop()
         raise
+    source.sent += 1
+    source.sent_bytes += message.payload_size + message.memfd_size
     name = message.resources.dst_name if message.resources is not None else None
     if name is not None and name not in receiver.names:
         source.bus.names.forward(receiver, name)

@@ -92,6 +92,8 @@ def answer(
             reply.requester.discard(entry)
             raise
         reply.answer = entry
+        reply.requester.received += 1
+        reply.requester.received_bytes += message.payload_size + message.memfd_size
     if reply.call is not None:
         finish(reply, errno)
     else:

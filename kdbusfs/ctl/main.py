@@ -29,6 +29,14 @@ SECTIONS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
         },
     ),
     (
+        "Watch",
+        {
+            "monitor": "Show the messages of a bus.",
+            "capture": "Write the messages of a bus to a file for Wireshark.",
+            "top": "Show what the connections of a domain do, as a live table.",
+        },
+    ),
+    (
         "Talk",
         {
             "call": "Send a request and print the reply.",

@@ -55,7 +55,10 @@ _answer_now: Final[Any] = lib.kfs_channel_answer_now
 REQUEST: Final = Struct("=QQQIIIiiIiI")
 """Of the current ioctl: unique, fh, arg, cmd, tid; length and errno of the copied command; a pidfd of the calling
 thread, which is the channel's, -1 where no memory has to be read or written; length and errno of the copied message;
-how many slices `take_freed` has."""
+how many slices are in `freed`."""
+FREED: Final = Struct("=QQ")
+"""fh and offset."""
+_FREED_COUNT_SIZE: Final = 8
 _OWNERS: Final = ("spares", "stuck", "deposed", "shunned")
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds")
 
@@ -77,7 +80,18 @@ class Channel:
     which one may use them now is a matter of ownership (fuse.ownership).
     """
 
-    __slots__ = ("_freed", "_owners", "command", "head", "message", "native", "reply", "request", "set_events")
+    __slots__ = (
+        "_owners",
+        "command",
+        "freed",
+        "freed_count",
+        "head",
+        "message",
+        "native",
+        "reply",
+        "request",
+        "set_events",
+    )
 
     native: Any
     """The native structure: its members, and those of the request, are read directly where speed counts."""
@@ -90,6 +104,12 @@ class Channel:
 
     head: memoryview
     """Of the current ioctl, for REQUEST to take apart."""
+
+    freed: memoryview
+    """The published slices whose FREE was answered, as FREED: only the core has not heard of them yet."""
+
+    freed_count: memoryview
+    """How many those are, in [0]; whoever tells the core sets it to 0."""
 
     set_events: Callable[[int, int], object]
     """(fh, revents): polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
@@ -110,7 +130,9 @@ class Channel:
             raise MemoryError
         self.native = native
         self._owners = ffi.new("struct kfs_owners *")
-        self._freed = ffi.new("struct kfs_freed[]", lib.KFS_FREED_MAX)
+        freed = lib.kfs_channel_freed(native)
+        self.freed_count = memoryview(ffi.buffer(freed, _FREED_COUNT_SIZE)).cast("Q")
+        self.freed = memoryview(ffi.buffer(freed.slices))
         self.head = memoryview(ffi.buffer(native, REQUEST.size))
         self.set_events = partial(lib.kfs_channel_set_events, native)
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
@@ -167,13 +189,6 @@ class Channel:
     def described(self) -> tuple[int, ...]:
         """The members of REQUEST."""
         return REQUEST.unpack(self.head)
-
-    def take_freed(self) -> list[tuple[int, int]]:
-        """fh and offset of the published slices whose FREE was answered since the last time: only the core has not
-        heard of them yet.
-        """
-        count: int = lib.kfs_channel_take_freed(self.native, self._freed)
-        return [(each.fh, each.offset) for each in self._freed[0:count]]
 
     @property
     def forgotten(self) -> list[tuple[int, int]]:
@@ -235,16 +250,19 @@ class Amendments:
     """What is changed in pyfuse3's answers before the kernel sees them.
 
     passthrough: whether it is wanted; after INIT whether the mount has it.
+    on_init: is called when the kernel gets the answer that makes the mount usable.
     """
 
-    __slots__ = ("_open_answer", "_tree", "passthrough")
+    __slots__ = ("_on_init", "_open_answer", "_tree", "passthrough")
 
     def __init__(
         self,
         tree: Tree,
         open_answer: Callable[[int], OpenAnswer | None],
         passthrough: bool,
+        on_init: Callable[[], None] | None = None,
     ) -> None:
+        self._on_init = on_init
         self._tree = tree
         self._open_answer = open_answer
         self.passthrough = passthrough
@@ -268,6 +286,8 @@ class Amendments:
         elif opcode == INIT:
             request = channel.request[: channel.native.request_len]
             self.passthrough = amend_init(request, reply, self.passthrough)
+            if self._on_init is not None:
+                self._on_init()
 
 
 def check(result: int) -> None:

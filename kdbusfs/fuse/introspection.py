@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from kdbusfs.abi.errors import KdbusError
@@ -14,6 +14,8 @@ from kdbusfs.abi.errors import KdbusError
 _U64_MAX = (1 << 64) - 1
 _WRITE_MAX = 4096
 _NUMBER = re.compile(rb"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?\Z")
+_CONNECTIONS_AT_ONCE = 1 << 12  # bytes
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -23,6 +25,8 @@ class Domain(Protocol):
     attach_flags_mask: int
 
     def stats(self) -> dict[str, object]: ...
+
+    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
 
 class TextFile:
@@ -76,6 +80,33 @@ class Statistics(TextFile):
 
     def read(self, offset: int, size: int) -> bytes:
         return self._text[offset : offset + size]
+
+
+class Connections(TextFile):
+    """`connections`: a JSON object a line for each connection that was there when the file was opened.
+
+    The lines are made while the file is read, some 4 KiB for each read: with thousands of connections everybody's
+    requests go on in between.  `pid_ns` is the namespace that pids are given for.
+    """
+
+    __slots__ = ("_figures", "_text")
+
+    def __init__(self, domain: Domain, pid_ns: int) -> None:
+        self._figures = domain.figures(pid_ns)
+        self._text = bytearray()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As above.  KdbusError(EINVAL) beyond what was read before: it is to be read from its start on."""
+        text = self._text
+        if offset > len(text):
+            raise KdbusError(errno.EINVAL, "not read from its start on")
+        wanted = offset + min(size, _CONNECTIONS_AT_ONCE)
+        while len(text) < wanted:
+            line = next(self._figures, None)
+            if line is None:
+                break
+            text += _to_json(line).encode() + b"\n"
+        return bytes(text[offset : offset + size])
 
 
 def parse_u64(data: bytes) -> int:

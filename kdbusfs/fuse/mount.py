@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import select
 import stat
 import threading
 from dataclasses import dataclass
@@ -18,7 +20,14 @@ EXIT_MOUNT = 32
 DEVICE = "/dev/fuse"
 MAX_READ = 128 << 10
 """Bytes in one READ: the answer has to go through a socket whose buffer only root can enlarge."""
+_CAP_DAC_READ_SEARCH = 2
+_CAP_SYS_PTRACE = 19
 _CAP_SYS_ADMIN = 21
+_RESTRICTIONS = {
+    _CAP_SYS_PTRACE: "without CAP_SYS_PTRACE only clients of the daemon's own user can be served",
+    _CAP_DAC_READ_SEARCH: "without CAP_DAC_READ_SEARCH clients of other users can map their pools writable",
+}
+_DEVICE_NUMBER = os.makedev(10, 229)
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _OCTAL_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
@@ -40,7 +49,9 @@ _MOUNT_HINTS = {
     errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
     errno.EACCES: "a directory on the way to the mount point may not be entered",
     errno.ENOENT: "the mount point has gone",
-    errno.EINVAL: "the kernel does not take these options",
+    errno.ENOTCONN: "the mount of the descriptor given with fd= has gone: open /dev/fuse anew",
+    errno.EINVAL: "the kernel does not take these options; a descriptor given with fd= must have been opened in this"
+    " user namespace, and not have been mounted before",
 }
 
 
@@ -54,11 +65,13 @@ class MountError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A line of mountinfo: device as "major:minor", path of the mount point, and type."""
+    """A line of mountinfo: device as "major:minor", path of the mount point, and what the file system says."""
 
     device: str
     path: str
     type: str
+    source: str
+    options: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +92,8 @@ def mount_table() -> list[MountEntry]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             fields = line.split(" ")
-            kind = fields[fields.index("-", 6) + 1]
-            entries.append(MountEntry(fields[2], _unescape(fields[4]), kind))
+            kind, source, options = fields[fields.index("-", 6) + 1 :]
+            entries.append(MountEntry(fields[2], _unescape(fields[4]), kind, _unescape(source), options.rstrip("\n")))
     return entries
 
 
@@ -93,11 +106,26 @@ def visible_mount(path: str) -> MountEntry | None:
     return found
 
 
-def check_privilege() -> None:
-    """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
+def has_privilege() -> bool:
+    """Whether this process may mount anything."""
+    return bool(_capabilities() >> _CAP_SYS_ADMIN & 1)
+
+
+def restrictions() -> list[str]:
+    """What a daemon that may mount cannot do all the same, for want of capabilities: a sentence each."""
+    held = _capabilities()
+    return [text for capability, text in _RESTRICTIONS.items() if not held >> capability & 1]
+
+
+def _capabilities() -> int:
     with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         fields = dict(line.split(":", 1) for line in status)
-    if not int(fields["CapEff"], 16) >> _CAP_SYS_ADMIN & 1:
+    return int(fields["CapEff"], 16)
+
+
+def check_privilege() -> None:
+    """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
+    if not has_privilege():
         raise MountError(
             EXIT_USAGE,
             "mounting takes CAP_SYS_ADMIN: run as root, or in a user namespace of your own ('unshare -Urm')",
@@ -136,6 +164,48 @@ def open_device() -> int:
     except OSError as fault:
         text = _with_hint(f"cannot open {DEVICE}", fault.errno or 0, _DEVICE_HINTS)
         raise MountError(EXIT_SYSTEM, text) from None
+
+
+def take_device(number: int) -> int:
+    """Descriptor `number`, which the caller has opened, if it can be used for a mount.  Raises MountError."""
+    try:
+        found = os.fstat(number)
+        access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+        fcntl.fcntl(number, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    except OSError:
+        raise MountError(EXIT_USAGE, f"fd={number}: no such descriptor was handed to this program") from None
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _DEVICE_NUMBER or access != os.O_RDWR:
+        raise MountError(EXIT_USAGE, f"fd={number} is not {DEVICE}, opened for reading and writing")
+    return number
+
+
+def is_connected(fuse_fd: int) -> bool:
+    """Whether a descriptor of /dev/fuse has a mount, which has not been aborted."""
+    poll = select.poll()
+    poll.register(fuse_fd, select.POLLIN)
+    return not any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def find_mounted(fuse_fd: int, path: str) -> Mount:
+    """The mount at `path`, which somebody else has made with `fuse_fd`.  Raises MountError if it is another, or is
+    one that cannot be served: see `mount` for what it has to be made with.
+    """
+    real = os.path.abspath(path)
+    entry = visible_mount(real)
+    if entry is None or entry.type.partition(".")[0] != "fuse":
+        raise MountError(EXIT_MOUNT, f"fd={fuse_fd} is mounted, but not at '{path}': give the path of its mount")
+    with open(f"/proc/self/fdinfo/{fuse_fd}", encoding="utf-8") as info:
+        facts = dict(line.split(":", 1) for line in info if ":" in line)
+    # Only newer kernels tell.
+    connection = facts.get("fuse_connection", "").strip()
+    if connection and connection != entry.device.partition(":")[2]:
+        raise MountError(EXIT_MOUNT, f"fd={fuse_fd} is mounted elsewhere than at '{path}': give the path of its mount")
+    options = entry.options.split(",")
+    reads = [option.partition("=")[2] for option in options if option.startswith("max_read=")]
+    if not reads or int(reads[0]) > MAX_READ or not {"allow_other", "default_permissions"} <= set(options):
+        needed = f"allow_other,default_permissions,max_read={MAX_READ}"
+        raise MountError(EXIT_MOUNT, f"the mount at '{path}' cannot be served: mount it with {needed}")
+    return Mount(real, entry.device)
 
 
 def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mount:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import enum
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 ROOT_ID = 1
@@ -89,6 +90,20 @@ class EndpointHandle(Protocol):
     def connection(self) -> object | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may enter a domain and make buses in it: owner and permissions of the root directory and of `control`."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o555
+    control_mode: int = 0o666
+
+
+WORLD = Access()
+"""What kdbus gives every domain."""
+
+
 class Node:
     """One node id: the attributes that go with it, and how many LOOKUPs the kernel has not forgotten yet."""
 
@@ -113,8 +128,10 @@ class StaticDirectory(Node):
 
     __slots__ = ("children", "parent_ino")
 
-    def __init__(self, nodeid: int, ino: int, owner: tuple[int, int], changed_ns: int, parent_ino: int) -> None:
-        super().__init__(nodeid, ino, stat.S_IFDIR | 0o555, *owner, changed_ns)
+    def __init__(
+        self, nodeid: int, ino: int, owner: tuple[int, int], changed_ns: int, parent_ino: int, mode: int = 0o555
+    ) -> None:
+        super().__init__(nodeid, ino, stat.S_IFDIR | mode, *owner, changed_ns)
         self.parent_ino = parent_ino
         self.children: dict[str, Node] = {}
 
@@ -200,10 +217,11 @@ class _Shown:
 class NodeTable:
     """All node ids of a mount.
 
-    realtime: gives CLOCK_REALTIME in nanoseconds; owner: uid and gid of what is there as long as the domain (FS-4).
+    realtime: gives CLOCK_REALTIME in nanoseconds; owner: uid and gid of what lies below `.kdbusfs`;
+    access: of the root directory and `control` (FS-4, FS-5).
     """
 
-    def __init__(self, realtime: Callable[[], int], owner: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, realtime: Callable[[], int], owner: tuple[int, int] = (0, 0), access: Access = WORLD) -> None:
         self._realtime = realtime
         self._owner = owner
         self._nodes: dict[int, Node] = {}
@@ -217,8 +235,9 @@ class NodeTable:
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
         now = realtime()
-        self.root = StaticDirectory(ROOT_ID, ROOT_ID, owner, now, ROOT_ID)
-        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | 0o666, *owner, now)
+        ids = (access.uid, access.gid)
+        self.root = StaticDirectory(ROOT_ID, ROOT_ID, ids, now, ROOT_ID, access.mode)
+        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | access.control_mode, *ids, now)
         self._nodes[ROOT_ID] = self.root
         self._nodes[CONTROL_ID] = self.control
         self.root.children["control"] = self.control

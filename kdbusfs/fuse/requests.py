@@ -23,7 +23,7 @@ from ..abi.errors import KdbusError
 from ..abi.layouts import I32, U64
 from ..core.call import PENDING, Call
 from ..core.handle import EndpointHandle
-from .channel import NOTHING, REQUEST, Channel
+from .channel import FREED, NOTHING, REQUEST, Channel
 from .files import Handle, OpenFiles
 
 log = logging.getLogger(__name__)
@@ -176,6 +176,8 @@ class Requests:
                 "_domain",
         "_faults",
         "_files",
+        "_freed",
+        "_freed_count",
         "_handles",
         "_head",
         "_installer",
@@ -225,6 +227,8 @@ class Requests:
         self._channel = channel
         self._native: Any = channel.native
         self._head = channel.head
+        self._freed = channel.freed
+        self._freed_count = channel.freed_count
         self._changed = domain.changed
         self._completed = domain.completed
         self._command = channel.command
@@ -319,7 +323,11 @@ class Requests:
 
     def settle(self) -> None:
         """Tell the core which slices were given back by a FREE that the channel has answered; before anything else."""
-        for fh, offset in self._channel.take_freed():
+        count: int = self._freed_count[0]
+        self._freed_count[0] = 0
+        fh: int
+        offset: int
+        for fh, offset in FREED.iter_unpack(self._freed[: count * FREED.size]):
             handle = self._handles.get(fh)
             if isinstance(handle, EndpointHandle):
                 try:
@@ -401,10 +409,13 @@ class Requests:
         """Answer now, or let the installer do it when descriptors have to be there first."""
         installation, call.installation = call.installation, None
         out_size = (call.number >> 16) & 0x3FFF if call.number & _IOC_READ else 0
-        out = bytearray(call.command[:out_size])
         swap = None
         if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
             swap = self._swap_path(fh)
+        if installation is None and swap is None and (self._storer is None or not self._storer.is_needed):
+            self._channel.answer(unique, result, call.command[:out_size], fh, call.number)
+            return
+        out = bytearray(call.command[:out_size])
         if installation is not None or swap is not None:
             if self._submit(unique, call, result, handle, tid, bytes(out), swap, installation):
                 return

@@ -11,14 +11,16 @@ import functools
 import mmap
 import os
 import stat
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.fuse.introspection import AttachFlagsMask, Statistics, TextFile
+from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
+    WORLD,
+    Access,
     Admission,
     Bus,
     BusNode,
@@ -67,6 +69,8 @@ class Domain(Protocol):
     def open_endpoint(self, endpoint: Any, caller: Any, memory: Any) -> Any: ...
 
     def stats(self) -> dict[str, object]: ...
+
+    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
 
 class Host(Protocol):
@@ -124,7 +128,8 @@ class Tree(pyfuse3.Operations):
     `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
-    `owner` has what is there as long as the domain.  `files` has to be set before the first request.
+    `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
+    `files` has to be set before the first request.
     """
 
     files: OpenFiles
@@ -140,22 +145,25 @@ class Tree(pyfuse3.Operations):
         report: Callable[[str], None],
         more_stats: Callable[[], Mapping[str, object]] = dict,
         owner: tuple[int, int] = (0, 0),
+        access: Access = WORLD,
     ) -> None:
         super().__init__()
         self._report = report
         self._domain = domain
         self._host = host
         self._installer = installer
-        self._nodes = NodeTable(realtime, owner)
+        self._nodes = NodeTable(realtime, owner, access)
         self._directories: dict[int, Node] = {}  # open directories
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
         parameters = self._nodes.add_directory(hidden, "parameters")
         mask = self._nodes.add_file(parameters, "attach_flags_mask", 0o644)
         statistics = self._nodes.add_file(hidden, "stats", 0o400)
-        self._text_files: dict[int, Callable[[], TextFile]] = {
-            mask.nodeid: lambda: AttachFlagsMask(domain),
-            statistics.nodeid: lambda: Statistics(domain, lambda: {**self.counts(), **more_stats()}),
+        connections = self._nodes.add_file(hidden, "connections", 0o400)
+        self._text_files: dict[int, Callable[[int], TextFile]] = {
+            mask.nodeid: lambda _: AttachFlagsMask(domain),
+            statistics.nodeid: lambda _: Statistics(domain, lambda: {**self.counts(), **more_stats()}),
+            connections.nodeid: lambda tid: Connections(domain, host.caller(tid).pid_ns),
         }
 
     def ino_of(self, nodeid: int) -> int:
@@ -168,9 +176,7 @@ class Tree(pyfuse3.Operations):
         return {"nodes": len(self._nodes), "open_directories": len(self._directories)}
 
     @_handler
-    async def lookup(
-        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._node(parent_inode)
         text = os.fsdecode(name)
         if isinstance(parent, BusNode):
@@ -219,7 +225,7 @@ class Tree(pyfuse3.Operations):
         elif node is self._nodes.control:
             fh = self._add_file(self._domain.open_control(self._host.caller(ctx.pid)), _PLAIN_FLAGS, 0)
         elif node.nodeid in self._text_files:
-            fh = self._add_file(self._text_files[node.nodeid](), _PLAIN_FLAGS, 0)
+            fh = self._add_file(self._text_files[node.nodeid](ctx.pid), _PLAIN_FLAGS, 0)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)

@@ -9,8 +9,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-# A header whose name starts with `arch_` belongs to one machine and is private to the C sources.
-HEADERS = sorted(path for path in HERE.glob("*.h") if not path.name.startswith("arch_"))
+# Headers whose names start so are for the C sources alone: what belongs to one machine, and what several files share.
+PRIVATE = ("arch_", "internal_")
+HEADERS = sorted(path for path in HERE.glob("*.h") if not path.name.startswith(PRIVATE))
 SOURCES = sorted(path for path in HERE.glob("*.c") if path.name != "_native.c")
 
 

@@ -41,6 +41,12 @@ struct kfs_freed {
 
 enum { KFS_FREED_MAX = 64 };
 
+/* Those that the core has not heard of yet; whoever tells it sets `count` to 0. */
+struct kfs_freed_list {
+	uint64_t count;
+	struct kfs_freed slices[KFS_FREED_MAX];
+};
+
 /* The members up to `freed` describe the last request: Python unpacks them in one go. */
 struct kfs_channel {
 	uint64_t unique;
@@ -53,7 +59,7 @@ struct kfs_channel {
 	int32_t pidfd;
 	uint32_t message_len;
 	int32_t message_error;
-	uint32_t freed; /* how many kfs_channel_take_freed has */
+	uint32_t freed; /* how many are in kfs_channel_freed */
 
 	uint32_t ioctl_flags;
 	uint32_t in_size;
@@ -84,7 +90,7 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, 
 int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset);
 int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
 		      uint64_t offered_flags);
-int kfs_channel_take_freed(struct kfs_channel *ch, struct kfs_freed *freed);
+struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch);
 
 int kfs_channel_take(struct kfs_channel *ch);
 void kfs_channel_end(struct kfs_channel *ch);

@@ -193,7 +193,7 @@ def main() -> int:
         print("something failed in the last run: make bench", file=sys.stderr)
         return 1
     shown = draw(figures, PLOTS)
-    lines = ["", *shown[1:], "", "```", report(figures), "```", ""]
+    lines = ["", *shown[1:], "", "```text", report(figures), "```", ""]
     PAGE.write_text(replace_section(PAGE.read_text(), lines))
     print(f"{PAGE.relative_to(ROOT)} and {PLOTS.relative_to(ROOT)}/ show the run of {figures.about['date']}")
     return 0

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kdbusfs.client import make_bus
+from kdbusfs.fuse.mount import Mount, mount_table, unmount
 from tests.support.actors import Actors, Link
 from tests.support.chatter import chatter
+from tests.support.commands import connection_of
 from tests.support.footprint import Footprint
 
 if TYPE_CHECKING:
@@ -32,6 +38,24 @@ def footprint(domain_mount: DomainMount) -> Footprint:
     found = Footprint(domain_mount)
     assert found.is_idle
     return found
+
+
+@pytest.fixture
+def place(private_mounts: None) -> Iterator[Path]:
+    """A directory that everybody may enter; what a test mounts in it is gone afterwards, and its daemon too."""
+    path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        left = [entry for entry in mount_table() if Path(entry.path).is_relative_to(path)]
+        for entry in reversed(left):
+            mount = Mount(entry.path, entry.device)
+            if entry.type.startswith("fuse."):
+                with contextlib.suppress(OSError):
+                    (connection_of(mount) / "abort").write_text("1")
+            unmount(mount, 5.0)
+        shutil.rmtree(path)
 
 
 @pytest.fixture

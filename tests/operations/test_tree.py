@@ -251,6 +251,7 @@ class TestReaddir:
             "..",
             "parameters",
             "stats",
+            "connections",
         }
 
     @pytest.mark.parametrize("a_call", [1, 2, 7])
@@ -483,6 +484,27 @@ class TestIntrospection:
         found = json.loads(text)
         assert (found["buses"], found["requests"]) == (1, 7)
         refused(errno.EINVAL, run, mount.tree.write, fh, 0, b"0")
+
+    CONNECTIONS = ".kdbusfs/connections"
+
+    def test_connections_are_made_while_they_are_read(self, mount: Mount) -> None:
+        for number in range(1000):
+            mount.domain.make_bus(f"0-{number}")
+        fh = mount.open(mount.lookup(self.CONNECTIONS).st_ino, tid=77).fh
+        refused(errno.EINVAL, run, mount.tree.read, fh, 1, 4096)
+        first = run(mount.tree.read, fh, 0, 1 << 17)
+        assert 1 << 12 <= len(first) < 5_000, "a read makes no more than that, whatever is asked for"
+        text = first
+        while more := run(mount.tree.read, fh, len(text), 1 << 17):
+            text += more
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [line["bus"] for line in lines] == [f"0-{number}" for number in range(1000)]
+        assert {line["pid_ns"] for line in lines} == {77}, "the namespace of whoever has opened the file"
+        assert run(mount.tree.read, fh, 0, 10) == text[:10], "what was made stays"
+        refused(errno.EINVAL, run, mount.tree.write, fh, 0, b"0")
+
+    def test_only_its_owner_may_see_the_connections(self, mount: Mount) -> None:
+        assert mount.lookup(self.CONNECTIONS).st_mode == stat.S_IFREG | 0o400
 
     def test_the_files_take_no_command_and_are_always_ready(self, mount: Mount) -> None:
         handle: Any = mount.files.handles[mount.open(mount.lookup(self.STATS).st_ino).fh]

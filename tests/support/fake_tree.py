@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kdbusfs.abi.errors import KdbusError
@@ -121,9 +122,20 @@ class FakeDomain:
     def stats(self) -> dict[str, object]:
         return {"buses": len(self.buses)}
 
+    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]:
+        return iter([{"bus": name, "pid_ns": pid_ns, "padding": "x" * 100} for name in self.buses])
+
     def _ino(self) -> int:
         self._next_ino += 1
         return self._next_ino - 1
+
+
+class FakeCaller(int):
+    """A thread id, which its pid namespace has too."""
+
+    @property
+    def pid_ns(self) -> int:
+        return int(self)
 
 
 class FakeHost:
@@ -133,8 +145,8 @@ class FakeHost:
         self.memories: list[FakeMemory] = []
         self.fault: Exception | None = None
 
-    def caller(self, tid: int) -> int:
-        return tid
+    def caller(self, tid: int) -> FakeCaller:
+        return FakeCaller(tid)
 
     def memory(self) -> FakeMemory:
         if self.fault is not None:

@@ -3,8 +3,8 @@
 As a script, run by root: `userns.py MODE COMMAND...` gives an ordinary user a /dev/fuse that he may open (as udev
 would), lets him reach Python and this package, and runs COMMAND as him in a user namespace of his own: MODE
 `single` maps his own id to 0, as `unshare -Urm` does; `range` maps as many ids as a container has; `same` maps his
-own id to itself and hands the namespace's capabilities on; `none` makes no namespace.  Everything happens in a
-mount namespace that ends with it.
+own id to itself and hands the namespace's capabilities on; `none` makes no namespace, and `root`
+stays root.  Everything happens in a mount namespace that ends with it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _enter(mode: str) -> None:
         for fd in (*ours, *theirs):
             os.close(fd)
         _become(0)
-    else:
+    elif mode != "root":
         _become(USER)
 
 

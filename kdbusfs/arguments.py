@@ -1,0 +1,117 @@
+"""The command lines: what `kdbusfs` takes, and what mount(8) gives to its helpers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from kdbusfs import __version__
+from kdbusfs.fuse.mount import EXIT_USAGE
+
+HELPER_FLAG = "--mount-helper"
+
+_EPILOG = """\
+mount options:
+  attach_flags_mask=N  which metadata any receiver may get, decimal or 0x... (also live, see
+                       MOUNTPOINT/.kdbusfs/parameters/attach_flags_mask)
+  uid=N gid=N          owner of the root directory and of 'control', 0 by default; who makes a
+                       bus owns that himself
+  mode=MODE            who may enter the domain and make buses: 0555 everybody (default), 0550
+                       the owner and group, 0500 the owner; 'control' is 0666, 0660 or 0600
+  max_user_memory=SIZE what the connections of one user may make the daemon hold, in bytes or with
+                       K, M, G or T behind it; by default half of the machine's memory
+  max_user_fds=N       descriptors that one user may have on their way in messages, 16384 by default;
+                       never more than three eighths of the daemon's limit of open files
+  loglevel=LEVEL       error, warning (default), info or debug
+  fsname=NAME          what the mount table shows as source
+  subtype=TYPE         its type is fuse.TYPE, kdbusfs by default
+  fd=N                 use descriptor N, which the caller has opened on /dev/fuse, and has mounted at
+                       MOUNTPOINT or not; the caller closes his own copy
+  ro nosuid noexec ... and the other options of mount(8) that hold for any file system; nosuid,
+                       nodev and noexec are set unless suid, dev or exec is given
+  user nofail x-* ...  what concerns only mount(8) and systemd has no effect
+
+exit codes:
+  0   the domain is mounted; with -f: it was unmounted, or a signal ended it
+  1   wrong usage, or no privilege to mount
+  2   /dev/fuse cannot be opened
+  4   an error inside the program, or the connection to the kernel was aborted
+  32  the domain could not be mounted
+
+SIGTERM and SIGINT unmount the domain and end the program. The log goes to stderr with -f, else to syslog.
+With -f the program tells a service manager, by NOTIFY_SOCKET, when the mount is ready and when it ends.
+"""
+
+_HELPER_EPILOG = """\
+mount options and exit codes are those of kdbusfs, see kdbusfs --help.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of `kdbusfs`."""
+    made = _Parser(
+        prog="kdbusfs",
+        description="Mount a fresh kdbus domain: a kernel-bus file system for unmodified programs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_common(made)
+    made.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
+    made.add_argument("--version", action="version", version=f"kdbusfs {__version__}")
+    made.set_defaults(sloppy=False, fake=False, verbose=False)
+    return made
+
+
+def helper_parser(name: str) -> argparse.ArgumentParser:
+    """Of `mount.fuse.kdbusfs` and `mount.kdbusfs`, as mount(8) documents it for external helpers."""
+    made = _Parser(
+        prog=name,
+        description="Mount a fresh kdbus domain for mount(8).",
+        epilog=_HELPER_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_common(made)
+    made.add_argument("-s", dest="sloppy", action="store_true", help="pass over unknown mount options")
+    made.add_argument("-f", dest="fake", action="store_true", help="check everything, and do not mount")
+    made.add_argument("-n", action="store_true", help="no entry in /etc/mtab: there never is one")
+    made.add_argument("-v", dest="verbose", action="store_true", help="say what was mounted")
+    made.add_argument("-N", dest="namespace", metavar="NAMESPACE", help="is not supported")
+    made.add_argument("-t", dest="type", metavar="TYPE", help="fuse.SUBTYPE: the same as -o subtype=SUBTYPE")
+    made.set_defaults(foreground=False)
+    return made
+
+
+def parse_helper(name: str, arguments: list[str]) -> argparse.Namespace:
+    """What a helper of mount(8) called `name` was asked to do, in the terms of `parser`."""
+    parser = helper_parser(name)
+    given = parser.parse_args(arguments)
+    if given.namespace is not None:
+        parser.error("-N is not supported: use 'nsenter --mount=NAMESPACE mount ...'")
+    if given.type is not None:
+        kind, _, subtype = given.type.partition(".")
+        if kind != "fuse" or "," in subtype:
+            parser.error(f"the type must be fuse.kdbusfs, not '{given.type}'")
+        if subtype:
+            # First, so that subtype= wins.
+            given.options.insert(0, f"subtype={subtype}")
+    return given
+
+
+def _add_common(made: argparse.ArgumentParser) -> None:
+    made.add_argument("source", metavar="SOURCE", help="a name for the mount table, such as 'kdbusfs'")
+    made.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
+    made.add_argument(
+        "-o",
+        dest="options",
+        metavar="OPTION,...",
+        action="append",
+        default=[],
+        help="mount options, see below; may be given more than once",
+    )

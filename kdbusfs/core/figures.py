@@ -1,0 +1,54 @@
+"""The figures of connections, for whoever looks at a domain from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+def figures(connections: Iterable[Connection], pid_ns: int) -> Iterator[dict[str, object]]:
+    """What there is to say of each of `connections` when its turn comes; those that have ended are left out.
+
+    `pid_ns` is the namespace that pids are given for.  docs/design.md has the members.
+    """
+    for connection in connections:
+        if connection.active:
+            yield _figures(connection, pid_ns)
+
+
+def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
+    process = connection.metadata
+    pids = process.pids.get(pid_ns)
+    pool = connection.pool
+    return {
+        "bus": connection.bus.name,
+        "endpoint": connection.endpoint.name,
+        "id": connection.id,
+        "flags": connection.flags,
+        "uid": connection.credentials.ids().uid,
+        "pid": pids.pid if pids is not None else None,
+        "comm": _text(process.pid_comm),
+        "description": _text(connection.description or b""),
+        "names": [_text(name) for name in connection.names],
+        "sent": connection.sent,
+        "sent_bytes": connection.sent_bytes,
+        "received": connection.received,
+        "received_bytes": connection.received_bytes,
+        "queued": connection.queue.count,
+        "queued_bytes": connection.queue.payload_bytes(),
+        "lost": connection.lost_before + connection.lost,
+        "requests": connection.request_count,
+        "owed": len(connection.owed),
+        "matches": len(connection.matches),
+        "pool_size": pool.size,
+        "pool_used": pool.busy,
+        "pool_slices": pool.slices,
+    }
+
+
+def _text(value: bytes) -> str:
+    """Programs may have any bytes in their names."""
+    return value.decode("utf-8", "surrogateescape")

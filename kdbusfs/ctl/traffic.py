@@ -1,0 +1,131 @@
+"""What the connections of a domain do: the figures of `.kdbusfs/connections`, and how fast they grow."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .failure import EXIT_DENIED, EXIT_NO_MOUNT, Failure, exit_code_of, explain
+
+FILE: Final = ".kdbusfs/connections"
+COUNTERS: Final = ("sent", "received", "sent_bytes", "received_bytes")
+"""The members that only grow."""
+
+_READ: Final = 1 << 17
+
+
+@dataclass(slots=True)
+class Line:
+    """A connection: its figures as the daemon gives them (docs/design.md), and of each counter the growth a second."""
+
+    figures: dict[str, Any]
+    rates: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.figures["bus"], self.figures["id"]
+
+    @property
+    def messages(self) -> float:
+        """Sent and received a second."""
+        return self.rates["sent"] + self.rates["received"]
+
+    @property
+    def bytes(self) -> float:
+        """Sent and received a second."""
+        return self.rates["sent_bytes"] + self.rates["received_bytes"]
+
+    def as_json(self) -> dict[str, Any]:
+        rates = {f"{name}_per_second": round(rate, 3) for name, rate in self.rates.items()}
+        return {**self.figures, **rates}
+
+
+SORT_KEYS: Final[dict[str, tuple[Callable[[Line], Any], bool]]] = {
+    "rate": (lambda line: (line.messages, line.figures["sent"] + line.figures["received"]), True),
+    "bytes": (lambda line: (line.bytes, line.figures["sent_bytes"] + line.figures["received_bytes"]), True),
+    "sent": (lambda line: line.figures["sent"], True),
+    "received": (lambda line: line.figures["received"], True),
+    "queue": (lambda line: (line.figures["queued"], line.figures["queued_bytes"]), True),
+    "pool": (lambda line: line.figures["pool_used"], True),
+    "lost": (lambda line: line.figures["lost"], True),
+    "id": (lambda line: 0, False),
+    "name": (lambda line: (not line.figures["names"], line.figures["names"]), False),
+    "pid": (lambda line: line.figures["pid"] or 0, False),
+    "user": (lambda line: line.figures["uid"], False),
+}
+"""What lines can be sorted by: their key, and whether the greatest comes first."""
+
+
+def sort(lines: Iterable[Line], key: str, *, reverse: bool = False) -> list[Line]:
+    """`lines` by one of SORT_KEYS; equal ones by bus and id."""
+    value, descending = SORT_KEYS[key]
+    return sorted(sorted(lines, key=lambda line: line.key), key=value, reverse=descending != reverse)
+
+
+def read(domain: str) -> list[dict[str, Any]]:
+    """The figures of all connections of the domain mounted at `domain`.  Raises Failure."""
+    path = os.path.join(domain, FILE)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces: list[bytes] = []
+            while piece := os.read(fd, _READ):
+                pieces.append(piece)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _refused(domain, error) from error
+    return [json.loads(line) for line in b"".join(pieces).splitlines()]
+
+
+def _refused(domain: str, error: OSError) -> Failure:
+    code = exit_code_of(error)
+    if code == EXIT_DENIED:
+        return Failure(f"only root may see what the connections of '{domain}' do", code)
+    if code == EXIT_NO_MOUNT:
+        return Failure(f"the daemon of '{domain}' has ended; 'umount {domain}' and mount it again", code)
+    if error.errno == errno.ENOENT:
+        return Failure(f"the kdbusfs at '{domain}' is too old: it has no {FILE}", EXIT_NO_MOUNT)
+    return Failure(f"cannot read '{domain}/{FILE}': {explain(error)}", code)
+
+
+class Meter:
+    """Reads the figures again and again.  buses: only those, by name; None: all."""
+
+    def __init__(
+        self,
+        domain: str,
+        buses: Sequence[str] | None = None,
+        *,
+        source: Callable[[str], list[dict[str, Any]]] = read,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.domain = domain
+        self._buses = buses
+        self._source = source
+        self._clock = clock
+        self._before: dict[tuple[str, int], dict[str, Any]] = {}
+        self._read_at: float | None = None
+
+    def measure(self) -> list[Line]:
+        """The lines of now, with rates since the last call; a connection that is new since has all its traffic in them.
+        The first time there are no rates.  Raises Failure.
+        """
+        now = self._clock()
+        found = self._source(self.domain)
+        lines = [Line(figures) for figures in found if self._buses is None or figures["bus"] in self._buses]
+        if self._read_at is not None and now > self._read_at:
+            for line in lines:
+                before = self._before.get(line.key)
+                line.rates = {
+                    name: (line.figures[name] - (before[name] if before is not None else 0)) / (now - self._read_at)
+                    for name in COUNTERS
+                }
+        self._before = {line.key: line.figures for line in lines}
+        self._read_at = now
+        return lines

@@ -1,0 +1,82 @@
+/* What the files of the channel share; not for Python. */
+#pragma once
+#include "channel.h"
+
+#include <linux/fuse.h>
+#include <poll.h>
+#include <sys/types.h>
+
+#define KFS_DEFAULT_EVENTS (POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM)
+/* Of `serve`: nothing is left to do for Python. */
+#define AGAIN 0
+/* Most clients free what they have received before they receive more. */
+#define PUBLISHED_MAX 8
+#define NO_SLOT UINT32_MAX
+
+#define IOCTL_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_ioctl_in))
+
+struct command {
+	uint32_t number, size, max_size, pointer_offset;
+	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
+};
+
+struct slot {
+	uint64_t fh; /* 0: free */
+	uint64_t kh;
+	uint32_t revents;
+	uint32_t armed;
+	uint32_t tid; /* of pidfd */
+	int pidfd;
+	uint32_t next_free;
+	uint32_t published_count;
+	uint64_t published[PUBLISHED_MAX];
+};
+
+/* What the channels of a mount share; it belongs to whoever owns the core. */
+struct mount {
+	unsigned channels;
+	int fuse_fd, tree_fd, event_fd;
+	int no_thread_pidfds;
+	uint32_t generation;
+	uint32_t slots_made, slots_used, first_free;
+	struct slot *slots;
+	struct command commands[256];
+	struct {
+		uint32_t number, slice_offset, flags_offset;
+		uint64_t offered_flags;
+	} free;
+	struct kfs_freed_list freed;
+	struct kfs_counts counts;
+	struct kfs_ownership *ownership;
+};
+
+struct kfs_channel_private {
+	struct mount *mount;
+	struct kfs_seat *seat;
+	unsigned unpolled;
+	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */
+	int pidfd, pidfd_detached;
+	uint8_t message[8192];
+};
+
+/* channel.c */
+uint64_t kfs_now_ns(void);
+int kfs_put(struct kfs_channel *ch, const struct fuse_out_header *header);
+int kfs_put_error(struct kfs_channel *ch, uint64_t unique, int error);
+int kfs_answer_current(struct kfs_channel *ch, int32_t result);
+int kfs_pass_reply(struct kfs_channel *ch);
+void kfs_let_go(struct kfs_channel *ch);
+
+/* slots.c */
+struct slot *kfs_slot_of(struct mount *mount, uint64_t fh);
+void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len);
+int kfs_find_published(const struct slot *slot, uint64_t offset);
+void kfs_forget_published(struct slot *slot, int index);
+
+/* ioctl.c: AGAIN or a kind */
+int kfs_serve_ioctl(struct kfs_channel *ch);
+void kfs_detach(void *channel);
+
+/* tree.c */
+int kfs_serve_tree(struct kfs_channel *ch);
+int kfs_take_reply(struct kfs_channel *ch, uint64_t unique);

@@ -1,0 +1,348 @@
+/*
+ * Ioctls: their struct and their message, copied from the client, and the plain FREE, which is answered here.
+ *
+ * A request that was read keeps its thread in the kernel until it is answered, even when that thread is
+ * killed; so its id cannot come to belong to another one.  Only an abort of the connection breaks that,
+ * which is why the memory of a client is believed only when a pidfd of the thread is alive after the read.
+ */
+#define _GNU_SOURCE
+#include "internal_channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD O_EXCL
+#endif
+
+#define MESSAGE_MIN 64
+/* Most messages fit; a longer first read would copy what the client never meant to send. */
+#define MESSAGE_FIRST 1024
+#define PAGE 4096
+
+int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
+			uint32_t pointer_offset)
+{
+	struct command *command = &ch->private_->mount->commands[number & 0xff];
+
+	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size ||
+	    command->number)
+		return -EINVAL;
+	*command = (struct command){ number, size, max_size, pointer_offset, 0 };
+	return 0;
+}
+
+/* A successful answer to `number` tells at `info_offset` of a slice that the client may give back: offset and size. */
+int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset)
+{
+	struct command *command = &ch->private_->mount->commands[number & 0xff];
+
+	if (command->number != number || info_offset + 16 > command->size)
+		return -EINVAL;
+	command->info_offset = info_offset;
+	return 0;
+}
+
+/*
+ * With `number` clients give such a slice back.  Its plainest form is answered here: no flags, nothing behind the fixed
+ * struct, and a slice that is known to be published.  Behind the flags lie those that are offered, and those returned.
+ */
+int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
+		      uint64_t offered_flags)
+{
+	struct mount *mount = ch->private_->mount;
+	const struct command *command = &mount->commands[number & 0xff];
+
+	if (command->number != number || slice_offset + 8 > command->size || flags_offset + 24 > command->size)
+		return -EINVAL;
+	mount->free.number = number;
+	mount->free.slice_offset = slice_offset;
+	mount->free.flags_offset = flags_offset;
+	mount->free.offered_flags = offered_flags;
+	return 0;
+}
+
+/* Returns 0 or -errno; a short read is EFAULT. */
+static int read_client(uint32_t tid, uint64_t address, void *to, size_t size)
+{
+	struct iovec local = { to, size };
+	struct iovec remote = { (void *)(uintptr_t)address, size };
+	uint64_t ticket;
+	ssize_t n;
+	int error;
+
+	if (address + size < address || kfs_access_begin(&ticket) < 0)
+		return -EFAULT;
+	n = process_vm_readv((pid_t)tid, &local, 1, &remote, 1, 0);
+	error = errno;
+	kfs_access_end(ticket);
+	if (n < 0)
+		return -error;
+	return (size_t)n == size ? 0 : -EFAULT;
+}
+
+static int read_message(struct kfs_channel *ch, uint64_t address)
+{
+	size_t first = PAGE - (address & (PAGE - 1));
+	uint64_t size;
+	int r;
+
+	if (address & 7)
+		return -EFAULT;
+	if (first > MESSAGE_FIRST)
+		first = MESSAGE_FIRST;
+	r = read_client(ch->tid, address, ch->message, first);
+	if (r < 0)
+		return r;
+	memcpy(&size, ch->message, sizeof(size));
+	if (size < MESSAGE_MIN || size > (uint64_t)KFS_MESSAGE_MAX)
+		return -EINVAL;
+	if (size > first) {
+		r = read_client(ch->tid, address + first, ch->message + first, size - first);
+		if (r < 0)
+			return r;
+	}
+	ch->message_len = size;
+	return 0;
+}
+
+/* Whether the thread of a pidfd still is. */
+static int is_alive(int pidfd)
+{
+	struct pollfd pfd = { pidfd, POLLIN, 0 };
+
+	return poll(&pfd, 1, 0) == 0;
+}
+
+/* Makes the slot's pidfd one of the calling thread.  Returns 0 or -errno. */
+static int tie(struct kfs_channel *ch, struct slot *slot)
+{
+	if (!ch->tid)
+		return -ESRCH;
+	if (ch->private_->mount->no_thread_pidfds)
+		return 0;
+	if (slot->pidfd >= 0) {
+		if (slot->tid == ch->tid)
+			return 0;
+		close(slot->pidfd);
+	}
+	slot->tid = ch->tid;
+	slot->pidfd = syscall(SYS_pidfd_open, ch->tid, PIDFD_THREAD);
+	ch->counts->pidfds++;
+	if (slot->pidfd >= 0)
+		return 0;
+	if (errno != EINVAL)
+		return -errno;
+	ch->private_->mount->no_thread_pidfds = 1;
+	return 0;
+}
+
+static void fetch(struct kfs_channel *ch, const struct command *command, uint64_t size)
+{
+	uint64_t address;
+
+	ch->command_len = command->size;
+	if (size > command->size) {
+		ch->command_error = -read_client(ch->tid, ch->arg + command->size, ch->command + command->size,
+						 size - command->size);
+		if (ch->command_error)
+			return;
+		ch->command_len = size;
+	}
+	if (command->pointer_offset) {
+		memcpy(&address, ch->command + command->pointer_offset, sizeof(address));
+		ch->message_error = -read_message(ch, address);
+	}
+}
+
+/*
+ * The thread of `ch` is stuck in the memory of its client, and others go on: they may tie the slot to another
+ * thread.  This request keeps the pidfd that it has; its number must not come to mean anybody else.
+ */
+void kfs_detach(void *channel)
+{
+	struct kfs_channel *ch = channel;
+	struct kfs_channel_private *p = ch->private_;
+	struct slot *slot = kfs_slot_of(p->mount, ch->fh);
+
+	if (p->pidfd >= 0 && slot && slot->pidfd == p->pidfd) {
+		slot->pidfd = -1;
+		p->pidfd_detached = 1;
+	}
+}
+
+/* The pidfd is of a thread that is no more. */
+static void untie(struct kfs_channel *ch)
+{
+	struct slot *slot = kfs_slot_of(ch->private_->mount, ch->fh);
+
+	if (!ch->private_->pidfd_detached && slot) {
+		close(slot->pidfd);
+		slot->pidfd = -1;
+	}
+	kfs_let_go(ch);
+}
+
+/* Makes the slot's pidfd one of the calling thread, which lives.  Without pidfds there is none, as on an error. */
+static int tie_alive(struct kfs_channel *ch)
+{
+	struct slot *slot = kfs_slot_of(ch->private_->mount, ch->fh);
+
+	/* The second round is for a pidfd kept from a thread that is no more. */
+	for (int round = 0; round < 2 && tie(ch, slot) == 0 && slot->pidfd >= 0; round++) {
+		if (is_alive(slot->pidfd))
+			return slot->pidfd;
+		close(slot->pidfd);
+		slot->pidfd = -1;
+	}
+	return -1;
+}
+
+static void read_command(struct kfs_channel *ch, const struct command *command)
+{
+	struct kfs_channel_private *p = ch->private_;
+	uint64_t size;
+	int r;
+
+	ch->command_len = command->size;
+	memcpy(&size, ch->command, sizeof(size));
+	if (ch->arg & 7)
+		ch->command_error = EFAULT;
+	else if (size < command->size)
+		ch->command_error = EINVAL;
+	else if (size > command->max_size)
+		ch->command_error = EMSGSIZE;
+	else if (ch->arg + size < ch->arg)
+		ch->command_error = EFAULT;
+	if (ch->command_error)
+		return;
+	if (size == command->size && !command->pointer_offset) {
+		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
+		if (!ch->out_size)
+			ch->pidfd = p->pidfd = tie_alive(ch);
+		return;
+	}
+	/* The second round is for a pidfd kept from a thread that is no more. */
+	for (int round = 0; round < 2; round++) {
+		/* Looked up anew: the table may have moved while this thread was deposed. */
+		struct slot *slot = kfs_slot_of(p->mount, ch->fh);
+
+		r = slot ? tie(ch, slot) : -ESRCH;
+		if (r < 0)
+			break;
+		p->pidfd = slot->pidfd;
+		fetch(ch, command, size);
+		if (p->pidfd < 0)
+			return;
+		if (is_alive(p->pidfd)) {
+			ch->pidfd = p->pidfd;
+			return;
+		}
+		untie(ch);
+		ch->command_error = ch->message_error = 0;
+		ch->message_len = 0;
+		r = -ESRCH;
+	}
+	ch->command_len = command->size;
+	ch->command_error = -r;
+}
+
+/* Stores the offered and the returned flags of a FREE in the client's struct where they differ.  Returns 0 or -errno. */
+static int write_flags(struct kfs_channel *ch, uint32_t offset)
+{
+	uint64_t wanted[2] = { ch->private_->mount->free.offered_flags, 0 };
+	struct iovec local = { wanted, sizeof(wanted) };
+	struct iovec remote = { (void *)(uintptr_t)(ch->arg + offset), sizeof(wanted) };
+	uint64_t ticket;
+	ssize_t n;
+
+	if (memcmp(ch->command + offset, wanted, sizeof(wanted)) == 0)
+		return 0;
+	ch->pidfd = ch->private_->pidfd = tie_alive(ch);
+	if (ch->pidfd < 0 || ch->arg + offset < ch->arg || kfs_access_begin(&ticket) < 0)
+		return -EFAULT;
+	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
+	kfs_access_end(ticket);
+	return n == sizeof(wanted) ? 0 : -EFAULT;
+}
+
+/* Carries out a plain FREE.  Returns whether it did; otherwise it is for the core to say what is wrong with it. */
+static int serve_free(struct kfs_channel *ch, const struct command *command)
+{
+	struct mount *mount = ch->private_->mount;
+	struct slot *slot = kfs_slot_of(mount, ch->fh);
+	uint64_t size, flags, offset;
+	int index, is_plain;
+
+	memcpy(&size, ch->command, sizeof(size));
+	memcpy(&flags, ch->command + mount->free.flags_offset, sizeof(flags));
+	memcpy(&offset, ch->command + mount->free.slice_offset, sizeof(offset));
+	index = kfs_find_published(slot, offset);
+	if (index < 0)
+		return 0;
+	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed.count < KFS_FREED_MAX &&
+		   write_flags(ch, mount->free.flags_offset + 8) == 0;
+	/* Looked up anew: others may have been served during the access to the client's memory. */
+	slot = kfs_slot_of(mount, ch->fh);
+	index = slot ? kfs_find_published(slot, offset) : -1;
+	if (index >= 0)
+		kfs_forget_published(slot, index);
+	if (index < 0 || !is_plain || mount->freed.count >= KFS_FREED_MAX) {
+		kfs_let_go(ch);
+		ch->pidfd = -1;
+		return 0;
+	}
+	mount->freed.slices[mount->freed.count++] = (struct kfs_freed){ ch->fh, offset };
+	kfs_answer_current(ch, 0);
+	kfs_let_go(ch);
+	return 1;
+}
+
+int kfs_serve_ioctl(struct kfs_channel *ch)
+{
+	const struct fuse_in_header *in = (void *)ch->request;
+	const struct fuse_ioctl_in *ioctl_in = (void *)(in + 1);
+	struct slot *slot = kfs_slot_of(ch->private_->mount, ioctl_in->fh);
+	const struct command *command;
+
+	ch->counts->ioctls++;
+	ch->unique = in->unique;
+	ch->fh = ioctl_in->fh;
+	ch->arg = ioctl_in->arg;
+	ch->cmd = ioctl_in->cmd;
+	ch->tid = in->pid;
+	ch->uid = in->uid;
+	ch->gid = in->gid;
+	ch->ioctl_flags = ioctl_in->flags;
+	ch->in_size = ioctl_in->in_size;
+	ch->out_size = ioctl_in->out_size;
+	ch->command_len = ch->message_len = 0;
+	ch->command_error = ch->message_error = 0;
+	ch->pidfd = -1;
+	kfs_seat_request(ch->private_->seat, ch->uid);
+	if (ch->request_len < IOCTL_DATA || ch->in_size > ch->request_len - IOCTL_DATA ||
+	    ch->in_size > (uint32_t)KFS_COMMAND_MAX || ch->out_size > (uint32_t)KFS_COMMAND_MAX) {
+		kfs_put_error(ch, in->unique, -EIO);
+		return AGAIN;
+	}
+	/* What travels back must not show what an earlier request left in the buffer. */
+	if (ch->out_size > ch->in_size)
+		memset(ch->command + ch->in_size, 0, ch->out_size - ch->in_size);
+	if (!slot || ch->ioctl_flags & FUSE_IOCTL_DIR) {
+		kfs_answer_current(ch, -ENOTTY);
+		return AGAIN;
+	}
+	command = &ch->private_->mount->commands[ch->cmd & 0xff];
+	if (command->number == ch->cmd && ch->cmd && ch->in_size >= command->size) {
+		if (ch->cmd == ch->private_->mount->free.number && serve_free(ch, command))
+			return AGAIN;
+		read_command(ch, command);
+	}
+	return KFS_IOCTL;
+}

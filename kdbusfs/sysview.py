@@ -1,0 +1,264 @@
+"""The command `kdbusfs-sysview`: a view of /sys in which /sys/fs/kdbus is a domain.
+
+Old programs have that path built in, and sysfs takes no new directory.  So /sys/fs is covered by a tmpfs that has
+everything of it, bind-mounted, and the domain beside that; and /sys/module by one with `kdbus/parameters`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from kdbusfs.fuse.mount import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, MountError, has_privilege, visible_mount
+
+MARK = "kdbusfs-sysview"
+"""What the mount table shows as source of the covers."""
+FS, MODULE = TARGETS = ("/sys/fs", "/sys/module")
+NAME = "kdbus"
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+_CLONE_NEWNS = 0x20000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_REMOUNT, _MS_BIND, _MS_MOVE, _MS_REC = 0x20, 0x1000, 0x2000, 0x4000
+_MS_PRIVATE, _MS_SLAVE = 1 << 18, 1 << 19
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_COVER_FLAGS = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+
+_EPILOG = """\
+COMMAND runs in a mount namespace of its own, where
+  /sys/fs/kdbus                    is the domain at MOUNTPOINT
+  /sys/module/kdbus/parameters     has its attach_flags_mask
+and everything else below /sys/fs and /sys/module is what it was. It has the caller's ids; the exit
+code is its own. With --system everybody gets that view, until --undo. Where there is no /sys/module,
+as in some containers, the view does without.
+
+It takes CAP_SYS_ADMIN, which root has, and everybody in a user namespace of his own ('unshare -Urm').
+Directories that appear directly in /sys/fs or /sys/module later, when a module is loaded, are not in
+a view that is there already.
+
+exit codes:
+  0    of --system and --undo: done
+  1    wrong usage, or no privilege
+  32   there is no domain at MOUNTPOINT, or the view cannot be made or undone
+  126  COMMAND cannot be executed
+  127  COMMAND is not found
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; gives the exit code, or becomes the command."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    command = given.command[1:] if given.command[:1] == ["--"] else given.command
+    if given.undo and (given.system or given.mountpoint or command):
+        parser.error("--undo takes nothing else")
+    if not given.undo and given.mountpoint is None:
+        parser.error("MOUNTPOINT is missing")
+    if not given.undo and given.system == bool(command):
+        parser.error("a COMMAND is needed, or --system" if not command else "--system takes no COMMAND")
+    try:
+        if not has_privilege():
+            raise MountError(EXIT_USAGE, "it takes CAP_SYS_ADMIN: run as root, or in a user namespace ('unshare -Urm')")
+        if given.undo:
+            undo()
+        elif given.system:
+            for target in TARGETS:
+                if _is_view(target):
+                    raise MountError(EXIT_MOUNT, f"{target} is such a view already: kdbusfs-sysview --undo")
+            make(given.mountpoint)
+        else:
+            _leave_namespace()
+            make(given.mountpoint)
+            _become(command)
+        return EXIT_OK
+    except MountError as fault:
+        return _complain(fault.exit_code, str(fault))
+    except OSError as fault:
+        where = f"{fault.filename}: " if fault.filename else ""
+        return _complain(EXIT_MOUNT, f"the view cannot be made: {where}{fault.strerror}")
+
+
+def make(domain: str) -> None:
+    """Make the view of the domain at the path `domain`, in this process' mount namespace.  MountError, OSError.
+
+    Nobody sees a half-made one: it is built aside and moved into its place.
+    """
+    domain = _check_domain(domain)
+    with _staging() as aside:
+        fs = _build(os.path.join(aside, "fs"), FS)
+        _bind(domain, _new_directory(fs, NAME))
+        covers = [(FS, fs)]
+        # Containers often have a /sys with little in it.
+        if os.path.isdir(MODULE):
+            module = _build(os.path.join(aside, "module"), MODULE)
+            _new_directory(module, NAME)
+            _bind(f"{domain}/.kdbusfs/parameters", _new_directory(module, f"{NAME}/parameters"))
+            covers.append((MODULE, module))
+        for _, cover in covers:
+            # Nobody makes directories in sysfs either.
+            _mount("none", cover, flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _COVER_FLAGS)
+        with contextlib.ExitStack() as moved:
+            for target, cover in covers:
+                _mount(cover, target, flags=_MS_MOVE)
+                moved.callback(_uncover, target)
+            moved.pop_all()
+
+
+def undo() -> None:
+    """Take the view away again from this process' mount namespace.  MountError if there is none."""
+    found = [target for target in TARGETS if _is_view(target)]
+    if not found:
+        raise MountError(EXIT_MOUNT, "there is no such view to undo")
+    for target in found:
+        _uncover(target)
+
+
+def _uncover(target: str) -> None:
+    _check(_libc.umount2(target.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW), target)
+
+
+def _is_view(target: str) -> bool:
+    entry = visible_mount(target)
+    return entry is not None and entry.source == MARK
+
+
+def _check_domain(path: str) -> str:
+    """The absolute path of a domain, which has to be one.  Raises MountError."""
+    try:
+        control = os.stat(f"{path}/control")
+        parameters = os.stat(f"{path}/.kdbusfs/parameters/attach_flags_mask")
+    except OSError as fault:
+        hint = ": its daemon has ended" if fault.errno == errno.ENOTCONN else ""
+        raise MountError(EXIT_MOUNT, f"'{path}' is no kdbusfs domain: {fault.strerror}{hint}") from None
+    if not stat.S_ISREG(control.st_mode) or control.st_dev != parameters.st_dev:
+        raise MountError(EXIT_MOUNT, f"'{path}' is no kdbusfs domain")
+    return os.path.abspath(path)
+
+
+@contextlib.contextmanager
+def _staging() -> Iterator[str]:
+    """A directory in which mounts are made that no other namespace sees."""
+    path = tempfile.mkdtemp(prefix=f"{MARK}-")
+    try:
+        # What lies in a shared mount would be mounted everywhere, and could not be moved.
+        _mount("none", path, "tmpfs", data="mode=700")
+        _mount("none", path, flags=_MS_PRIVATE)
+        try:
+            yield path
+        finally:
+            _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    finally:
+        os.rmdir(path)
+
+
+def _build(cover: str, target: str) -> str:
+    """Mount a tmpfs at `cover` that has everything that the directory `target` has, except what will be ours."""
+    os.mkdir(cover)
+    old = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _mount(MARK, cover, "tmpfs", _COVER_FLAGS, f"mode={stat.S_IMODE(os.fstat(old).st_mode):o}")
+        for name in os.listdir(old):
+            if name != NAME:
+                with contextlib.suppress(FileNotFoundError):
+                    _show(f"/proc/self/fd/{old}/{name}", os.path.join(cover, name))
+    finally:
+        os.close(old)
+    return cover
+
+
+def _show(source: str, target: str) -> None:
+    """Have at `target` what is at `source`, with all that is mounted in it."""
+    found = os.lstat(source)
+    if stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(source), target)
+        return
+    if stat.S_ISDIR(found.st_mode):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+    _bind(source, target)
+
+
+def _bind(source: str, target: str) -> None:
+    """Bind `source`, so that mounts come along now and later, and an end of the copy is no end of the original."""
+    _mount(source, target, flags=_MS_BIND | _MS_REC)
+    _mount("none", target, flags=_MS_REC | _MS_SLAVE)
+
+
+def _new_directory(cover: str, name: str) -> str:
+    path = os.path.join(cover, name)
+    os.mkdir(path)
+    os.chmod(path, 0o755)
+    return path
+
+
+def _leave_namespace() -> None:
+    """Go into a mount namespace of our own, which still sees what is mounted outside later."""
+    _check(_libc.unshare(_CLONE_NEWNS), "mount namespace")
+    _mount("none", "/", flags=_MS_REC | _MS_SLAVE)
+
+
+def _become(command: list[str]) -> NoReturn:
+    try:
+        os.execvp(command[0], command)
+    except OSError as fault:
+        code = EXIT_NOT_FOUND if fault.errno == errno.ENOENT else EXIT_NOT_EXECUTABLE
+        raise MountError(code, f"cannot execute '{command[0]}': {fault.strerror}") from None
+
+
+def _mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode())
+    _check(_libc.mount(*arguments), target)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def _complain(exit_code: int, message: str) -> int:
+    print(f"kdbusfs-sysview: {message}".replace("\n", "\\n"), file=sys.stderr)
+    return exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kdbusfs-sysview",
+        usage="kdbusfs-sysview MOUNTPOINT [--] COMMAND [ARGUMENT...]\n"
+        "       kdbusfs-sysview --system MOUNTPOINT\n"
+        "       kdbusfs-sysview --undo",
+        description="Show a domain at /sys/fs/kdbus, to a command or to the whole system.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--system", action="store_true", help="make the view for everybody")
+    parser.add_argument("--undo", action="store_true", help="take the view of --system away")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="where a domain is mounted")
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, and its arguments")
+    return parser
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.unshare.argtypes = [ctypes.c_int]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

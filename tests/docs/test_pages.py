@@ -1,0 +1,251 @@
+"""The manual pages are well-formed, and name everything that there is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from kdbusfs import arguments, options, sysview
+from kdbusfs.ctl.failure import EXIT_CODES
+from kdbusfs.ctl.main import cli
+from kdbusfs.fuse import mount
+from tests.support import documents
+from tests.support.documents import ROOT
+
+HEADER = (ROOT / "kdbusfs/include/kdbus.h").read_text()
+PAGES = sorted((ROOT / "docs/man").glob("*.rst"))
+INTERFACE = "docs/man/kdbusfs.7.rst"
+PATIENCE = 600.0  # seconds; the tests of the core take twenty on an idle machine
+
+_needs_groff = pytest.mark.skipif(shutil.which("groff") is None, reason="no groff")
+
+
+def source(page: str) -> str:
+    """The text of a page with the files that it includes."""
+    documents.generate()
+    path = ROOT / page
+    text = path.read_text()
+    return re.sub(
+        r"^\.\. include:: (\S+)$", lambda found: (path.parent / found[1]).read_text(), text, flags=re.MULTILINE
+    )
+
+
+def make_man(directory: Path) -> None:
+    """What `make man` does, with another place for the result."""
+    documents.generate()
+    for page in PAGES:
+        command = [sys.executable, "-m", "docutils", "--writer=manpage", "--halt=2", str(page)]
+        command.append(str(directory / page.name.removesuffix(".rst")))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+@_needs_groff
+def test_pages_are_made_without_a_warning(tmp_path: Path) -> None:
+    """docutils and groff have nothing to say about any of them, at the width of a terminal and wider"""
+    make_man(tmp_path)
+    assert PAGES
+    for page in tmp_path.iterdir():
+        for width in ("78n", "120n"):
+            command = ["groff", "-man", "-t", "-ww", "-z", "-K", "utf8", "-T", "utf8", f"-rLL={width}", str(page)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            assert (done.returncode, done.stderr) == (0, ""), page.name
+
+
+def constants() -> set[str]:
+    """What kdbus.h defines for programs."""
+    code = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    found = set(re.findall(r"^#define (KDBUS_\w+)", code, re.MULTILINE))
+    found |= set(re.findall(r"^\s+(_?KDBUS_\w+)(?:\s*=|,)", code, re.MULTILINE))
+    # Where ranges of numbers begin.
+    internal = {name for name in found if name.endswith("_BASE") or "NULL" in name}
+    return found - internal - {"KDBUS_IOCTL_MAGIC"}
+
+
+def test_every_constant_is_described() -> None:
+    """Every command, item and flag of kdbus.h is in kdbusfs(7), and nothing that is not there"""
+    named = set(re.findall(r"\b_?KDBUS_[A-Z0-9_]+[A-Z0-9]\b(?!_?\.\.\.)", source(INTERFACE)))
+    assert len(constants()) > 90
+    assert constants() - named == set()
+    assert named - constants() == set()
+
+
+def test_every_command_is_in_an_example() -> None:
+    """All sixteen"""
+    programs = "".join(path.read_text() for path in (ROOT / "docs/man/examples").iterdir())
+    commands = {name for name in constants() if name.startswith("KDBUS_CMD_")}
+    assert len(commands) == 16
+    assert {name for name in commands if name not in programs} == set()
+
+
+def test_structures_are_those_of_the_header() -> None:
+    """Member by member, in their order"""
+
+    def bare(code: str) -> str:
+        return " ".join(re.sub(r"/\*.*?\*/", "", code, flags=re.DOTALL).split())
+
+    header = bare(HEADER)
+    shown = [block.text for block in documents.blocks(INTERFACE) if block.language == "c" and not block.file_name]
+    structures = [found for text in shown for found in re.split(r"\n(?=struct )", text) if found.startswith("struct ")]
+    assert len(structures) > 20
+    for structure in structures:
+        assert bare(structure) in header, structure
+
+
+def described_errors() -> tuple[set[str], dict[str, set[str]]]:
+    """Those of all commands, and those of each."""
+    text = (ROOT / INTERFACE).read_text()
+    general, _, rest = text.partition("COMMANDS IN GENERAL\n")[2].partition("\nITEMS\n")
+    sections = re.findall(r"\nKDBUS_CMD_(\w+)\n-+\n(.*?)(?=\nKDBUS_CMD_\w+\n-+\n|\nMESSAGES\n)", rest, re.DOTALL)
+    return errors_in(general), {name: errors_in(section) for name, section in sections}
+
+
+def errors_in(text: str) -> set[str]:
+    return set(re.findall(r"\*\*(E[A-Z0-9]+)\*\*", text))
+
+
+def test_every_error_is_described(tmp_path: Path) -> None:
+    """What the tests of the core get for answers is what kdbusfs(7) says, command by command, in both directions"""
+    general, by_command = described_errors()
+    assert len(by_command) == 16
+    answers = tmp_path / "errnos"
+    # Compiled classes cannot be watched, so these are the sources themselves.
+    unneeded = shutil.ignore_patterns(".git", ".venv", "build", "*.cpython-*.so", "kdbusfs__mypyc*", "__pycache__")
+    shutil.copytree(ROOT, tmp_path / "pure", ignore=unneeded)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.errno_recorder", "-p", "no:cacheprovider"]
+    subprocess.run(
+        [*command, "tests/unit/core"],
+        cwd=tmp_path / "pure",
+        env={**os.environ, "KDBUSFS_ERRNOS": str(answers)},
+        stdout=subprocess.DEVNULL,
+        check=True,
+        timeout=PATIENCE,
+    )
+    seen = {name: set(found) for name, found in json.loads(answers.read_text()).items()}
+    assert set(seen) == set(by_command)
+    undescribed = {name: seen[name] - by_command[name] - general for name in seen}
+    # The thread that gave the command is dead, and so there is nobody to tell.
+    undescribed["HELLO"].discard("ESRCH")
+    assert {name: found for name, found in undescribed.items() if found} == {}
+    unseen = {name: found - seen[name] for name, found in by_command.items()}
+    # The race of two commands that make something of a descriptor is tested with HELLO.
+    unseen["ENDPOINT_MAKE"].discard("EBADFD")
+    assert {name: found for name, found in unseen.items() if found} == {}
+
+
+def exit_codes(page: str) -> set[int]:
+    """Those that a page describes."""
+    section = source(page).partition("\nEXIT CODES\n")[2]
+    return {int(number) for number in re.findall(r"^(\d+)$", section, re.MULTILINE)}
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+DAEMON = "docs/man/kdbusfs.8.rst"
+
+
+def test_every_option_of_the_daemon_is_described() -> None:
+    """Those of the command line, and every mount option that is known, without effect, or refused"""
+    text = source(DAEMON)
+    names = {*options._FLAGS, *options._WITHOUT_EFFECT, *options._PREFIXES_WITHOUT_EFFECT}
+    names |= {f"{name}=" for name in options._VALUES}
+    missing = {name for name in names if not re.search(rf"\*\*{re.escape(name)}(\.\.\.)?\*\*", text)}
+    missing |= {name for name in options._REFUSED if not re.search(rf"\*\*{name}=?\*\*", text)}
+    missing |= {option for option in options_of(arguments.parser()) if f"**{option}**" not in text}
+    assert missing == set()
+    for name, value in options.MountOptions.__dataclass_fields__.items():
+        assert name == "flags" or f"**{name}=**" in text, (name, value)
+
+
+def test_every_exit_code_of_the_daemon_is_described() -> None:
+    """In kdbusfs(8) and by --help"""
+    codes = {value for name, value in vars(mount).items() if name.startswith("EXIT_")}
+    assert exit_codes(DAEMON) == codes
+    shown = re.findall(r"^  (\d+) ", arguments.parser().epilog or "", re.MULTILINE)
+    assert {int(code) for code in shown} == codes
+
+
+def test_every_option_of_the_helpers_is_described() -> None:
+    """In mount.fuse.kdbusfs(8)"""
+    text = source("docs/man/mount.fuse.kdbusfs.8.rst")
+    missing = {name for name in options_of(arguments.helper_parser("mount.fuse.kdbusfs")) if f"**{name}" not in text}
+    assert missing == set()
+
+
+def test_every_option_and_exit_code_of_the_view_is_described() -> None:
+    """In kdbusfs-sysview(8)"""
+    page = "docs/man/kdbusfs-sysview.8.rst"
+    assert {name for name in options_of(sysview._parser()) if f"**{name}**" not in source(page)} == set()
+    codes = {sysview.EXIT_OK, sysview.EXIT_USAGE, sysview.EXIT_MOUNT}
+    assert exit_codes(page) == codes | {sysview.EXIT_NOT_EXECUTABLE, sysview.EXIT_NOT_FOUND}
+
+
+def commands_of(command: click.Command, name: str, above: click.Context | None = None) -> dict[str, set[str]]:
+    """Every command of a click program, with the options that it takes."""
+    context = click.Context(command, info_name=name, parent=above)
+    found = {context.command_path: {text for each in command.params for text in each.opts if text.startswith("-")}}
+    if isinstance(command, click.Group):
+        for member in command.list_commands(context):
+            inner = command.get_command(context, member)
+            assert inner is not None
+            found |= commands_of(inner, member, context)
+    return found
+
+
+def test_every_command_of_kdbusctl_is_described() -> None:
+    """With all its options, in kdbusctl(1); and every exit code"""
+    page = source("docs/man/kdbusctl.1.rst").replace("\\", "")
+    found = commands_of(cli, "kdbusctl")
+    assert len(found) > 10
+    general, *sections = re.split(r"^\*\*(?=kdbusctl [a-z-]+\*\*)", page, flags=re.MULTILINE)
+    by_command = {section.partition("*")[0]: section for section in sections}
+    assert set(by_command) == set(found) - {"kdbusctl"}
+    for command, names in found.items():
+        described = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", general + by_command.get(command, "")))
+        assert names - described == set(), command
+    assert exit_codes("docs/man/kdbusctl.1.rst") == {code for code, _ in EXIT_CODES}
+
+
+def test_the_readme_leads_to_every_page_once() -> None:
+    """A newcomer finds everything from there"""
+    links = re.findall(r"(?<!!)\[[^]]*\]\((docs/[^)#]*)\)", (ROOT / "README.md").read_text())
+    pages = {name for name in documents.documents() if name != "README.md"} | {"docs/conformance.md", "docs/examples"}
+    assert sorted(links) == sorted(pages)
+
+
+@pytest.mark.parametrize("document", [name for name in documents.documents() if name.endswith(".md")])
+def test_links_lead_somewhere(document: str) -> None:
+    """Files, and headings in them"""
+    base = (ROOT / document).parent
+    for target, _, heading in re.findall(r"\]\(([^)#\s]*)(#?)([^)\s]*)\)", (ROOT / document).read_text()):
+        if "://" in target:
+            continue
+        path = base / target if target else ROOT / document
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+            assert heading in anchors, f"{target}#{heading}"
+
+
+@pytest.mark.parametrize("document", documents.documents())
+def test_commands_in_the_text_exist(document: str) -> None:
+    """`kdbusctl COMMAND --option` in a sentence is as true as one in a block"""
+    found = commands_of(cli, "kdbusctl")
+    for words in re.findall(r"`kdbusctl ([^`]*)`", (ROOT / document).read_text()):
+        name = f"kdbusctl {words.split()[0]}"
+        assert name in found, words
+        own = words.partition(" -- ")[0]
+        for option in re.findall(r"(?<=\s)--[a-z-]+", own):
+            assert option in found[name] | found["kdbusctl"], words

@@ -1,0 +1,25 @@
+"""What is made of the checkout for tests: by make, as from a shell."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+from .commands import ROOT, run
+
+BUILD_PATIENCE = 900  # seconds; compiling takes a minute, and longer on a busy machine
+
+
+def make(*arguments: str) -> str:
+    """Run make in the checkout, as from a shell."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    ended = run("make", "-s", *arguments, cwd=ROOT, env=environment, timeout=BUILD_PATIENCE)
+    assert ended.returncode == 0, ended
+    return ended.stdout
+
+
+def lend_dependencies(home: Path) -> None:
+    """Let a virtual environment have the packages that ours has, without asking a registry for them again."""
+    site = next(home.glob("lib/python*/site-packages"))
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")

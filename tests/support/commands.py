@@ -1,0 +1,103 @@
+"""Commands that tests run, and the daemons that these leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbusfs.fuse.mount import Mount, visible_mount
+
+ROOT = Path(__file__).resolve().parents[2]
+KDBUSFS = (sys.executable, "-m", "kdbusfs")
+EXERCISE = (sys.executable, str(ROOT / "tests/support/exercise.py"))
+
+
+def run(*command: object, **keywords: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, which has to come within a minute."""
+    merged = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60, "check": False}
+    return subprocess.run([str(word) for word in command], **{**merged, **keywords})
+
+
+def done(*command: object, **keywords: Any) -> str:
+    """Run a command that has to succeed, with nothing on stderr; gives its stdout."""
+    ended = run(*command, **keywords)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    return ended.stdout
+
+
+def complaint(*command: object, **keywords: Any) -> tuple[int, str]:
+    """Run a command that has to fail with one line on stderr and nothing else; gives its exit code and that line."""
+    ended = run(*command, **keywords)
+    assert ended.returncode != 0 and ended.stdout == "" and ended.stderr.count("\n") == 1, ended
+    return ended.returncode, ended.stderr.rstrip("\n")
+
+
+def mounted(path: Path) -> Mount:
+    """The domain at `path`."""
+    entry = visible_mount(str(path))
+    assert entry is not None and entry.type.startswith("fuse."), f"no domain at {path}"
+    return Mount(entry.path, entry.device)
+
+
+def connection_of(mount: Mount) -> Path:
+    """Where the kernel lists the connection of a mount, as long as anybody has it."""
+    return Path("/sys/fs/fuse/connections", str(mount.connection))
+
+
+def wait_for(path: Path | str) -> None:
+    """Return when a domain answers at `path`; another process looks, which can be ended if that hangs."""
+    done("sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done', "sh", f"{path}/control", timeout=20)
+
+
+def wait_for_end(mount: Mount, patience: float = 15.0) -> None:
+    """Return when a daemon that is nobody's child has let go of its mount; AssertionError if it does not."""
+    limit = time.monotonic() + patience
+    while connection_of(mount).exists():
+        assert time.monotonic() < limit, f"waited {patience:g} s for the daemon of {mount.path} to end"
+        time.sleep(0.01)
+
+
+def umount(path: Path, under: str | None = None) -> None:
+    """Unmount the domain at `path` with umount(8), and wait for its daemon's end; `under` is what shows up there."""
+    mount = mounted(path)
+    done("umount", path)
+    entry = visible_mount(str(path))
+    assert (entry and entry.type) == under
+    wait_for_end(mount)
+
+
+def access(path: Path) -> tuple[int, int, int]:
+    """Owner, group and permissions."""
+    found = os.stat(path)
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+
+@contextlib.contextmanager
+def covered(path: Path) -> Iterator[Path]:
+    """A directory of the system that a test may write to: what it writes is gone afterwards."""
+    with tempfile.TemporaryDirectory() as aside:
+        done("mount", "-t", "tmpfs", "none", aside)
+        try:
+            upper, work = Path(aside, "upper"), Path(aside, "work")
+            upper.mkdir()
+            work.mkdir()
+            layers = f"lowerdir={path},upperdir={upper},workdir={work}"
+            ended = run("mount", "-t", "overlay", "none", path, "-o", layers)
+            if ended.returncode != 0:
+                pytest.skip(f"no overlayfs to write to {path} with: {ended.stderr}")
+            try:
+                yield path
+            finally:
+                done("umount", "-l", path)
+        finally:
+            done("umount", "-l", aside)

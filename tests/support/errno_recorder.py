@@ -1,0 +1,67 @@
+"""A plugin for pytest (`-p tests.support.errno_recorder`): notes every errno that the core has answered a command with.
+
+They are written to the file that KDBUSFS_ERRNOS names, as a JSON object: the names for each command.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kdbusfs.abi.commands import COMMANDS
+from kdbusfs.abi.constants import CMD_BYEBYE
+from kdbusfs.core.call import ERESTARTSYS
+from kdbusfs.core.domain import Domain
+from kdbusfs.core.handle import ControlHandle, EndpointHandle
+
+NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP", ERESTARTSYS: "EINTR"}
+seen: dict[str, set[str]] = {}
+
+
+def note(number: int, result: int) -> None:
+    """A command has ended."""
+    name = "BYEBYE" if number == CMD_BYEBYE else COMMANDS[number].name if number in COMMANDS else None
+    if name is not None and result < 0:
+        seen.setdefault(name, set()).add(NAMES[-result])
+
+
+def _watch(handle: Any) -> None:
+    inner: Callable[..., int] = handle.ioctl
+
+    def ioctl(self: object, call: Any) -> int:
+        result = inner(self, call)
+        note(call.number, result)
+        return result
+
+    handle.ioctl = ioctl
+
+
+class _Completed(list):  # type: ignore[type-arg]
+    """What a domain keeps deferred calls in that have ended."""
+
+    def append(self, call: Any) -> None:
+        note(call.number, call.result)
+        super().append(call)
+
+
+def pytest_configure() -> None:
+    """Look over the core's shoulder, whoever has imported what of it already."""
+    for handle in (ControlHandle, EndpointHandle):
+        _watch(handle)
+    inner = Domain.__init__
+
+    def initialize(self: Any, *arguments: Any, **options: Any) -> None:
+        inner(self, *arguments, **options)
+        self.completed = _Completed()
+
+    Domain.__init__ = initialize  # type: ignore[method-assign]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    with open(os.environ["KDBUSFS_ERRNOS"], "w") as file:
+        json.dump({name: sorted(found) for name, found in seen.items()}, file)
