@@ -115,6 +115,7 @@ def test_bc_1_connections_that_want_something_else_cost_nothing(world):
         for rule in (id_rule(other.id), name_rule(b"c.d")):
             other.add_match(1, rule)
             other.add_match(2, mask(1) + rule)
+            other.add_match(2, rule + mask(1))
         other.add_match(3, mask(2 << number))
         other.add_match(4, mask(2 << number, 6 << number) + id_rule(c.MATCH_ID_ANY))
         other.add_match(5, id_change(c.ITEM_ID_ADD, other.id))
