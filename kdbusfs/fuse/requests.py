@@ -173,7 +173,7 @@ class Requests:
         "_channel",
         "_command",
         "_completed",
-                "_domain",
+        "_domain",
         "_faults",
         "_files",
         "_freed",
