@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -211,6 +211,25 @@ def connect(context: Context, place: BusPlace, *, pool_size: int, metadata: bool
         attach_recv=c.ATTACH_ALL if metadata else c.ATTACH_TIMESTAMP,
         pool_size=-(-pool_size // _PAGE) * _PAGE,
     )
+
+
+@contextmanager
+def watching(
+    context: Context, place: BusPlace, course: Course, *, pool_size: int, metadata: bool, keep: int
+) -> Iterator[tuple[Connection, Tap, Cast]]:
+    """A connection that watches the bus until the block or `course` ends, what it receives, and who is on the bus.
+
+    keep: bytes of a payload that are kept.  Raises Failure as `connect` does.
+    """
+    with (
+        connect(context, place, pool_size=pool_size, metadata=metadata) as connection,
+        stopped_by_signals(course),
+        ExitStack() as closing,
+    ):
+        tap = Tap(connection, keep=keep)
+        closing.callback(tap.close)
+        tap.start()
+        yield connection, tap, Cast(connection)
 
 
 def _raise_file_limit() -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -18,13 +18,12 @@ from ..cast import Cast
 from ..context import Context, pass_context
 from ..dbus_frame import comment, frame
 from ..failure import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure, explain
-from ..follow import Course, Filter, Size, bus_gone, connect, follow, follow_options, stopped_by_signals
+from ..follow import Course, Filter, Size, bus_gone, follow, follow_options, watching
 from ..observed import Observed
 from ..options import Command
 from ..outlet import STANDARD_OUTPUT, Outlet
 from ..output import to_json
 from ..pcapng import PcapngWriter
-from ..tap import Tap
 
 if TYPE_CHECKING:
     from ..output import Output
@@ -146,15 +145,7 @@ def command(
     snaplen = min(snaplen or _SNAPLEN_MAX, _SNAPLEN_MAX)
     place = context.place()
     course = Course()
-    with (
-        connect(context, place, pool_size=pool_size, metadata=metadata) as connection,
-        stopped_by_signals(course),
-        ExitStack() as closing,
-    ):
-        tap = Tap(connection, keep=snaplen)
-        closing.callback(tap.close)
-        tap.start()
-        cast = Cast(connection)
+    with watching(context, place, course, pool_size=pool_size, metadata=metadata, keep=snaplen) as (_, tap, cast):
         fd = _open(file)
         context.output.note(f"capturing bus {place.name} to {_name(file)}, Ctrl-C ends it")
         begun_ns = time.time_ns()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,13 +16,12 @@ from ..context import Context, pass_context
 from ..describe import HELLO_FLAGS, flag_names, metadata_json, metadata_lines
 from ..escape import escape, escape_bytes, payload_text
 from ..failure import EXIT_OK
-from ..follow import Course, Filter, Size, bus_gone, connect, follow, follow_options, stopped_by_signals
+from ..follow import Course, Filter, Size, bus_gone, follow, follow_options, watching
 from ..observed import MESSAGE_FLAGS, NOTIFICATIONS, Kind, Observed
 from ..options import Command
 from ..outlet import STANDARD_OUTPUT, Outlet
 from ..output import to_json
 from ..payload import payload_json
-from ..tap import Tap
 
 if TYPE_CHECKING:
     from ..output import Output
@@ -350,15 +348,8 @@ def command(
         if output.json
         else _Lines(outlet, output, shape, limit, metadata=metadata)
     )
-    with (
-        connect(context, place, pool_size=pool_size, metadata=metadata) as connection,
-        stopped_by_signals(course),
-        ExitStack() as closing,
-    ):
-        tap = Tap(connection, keep=limit)
-        closing.callback(tap.close)
-        tap.start()
-        cast = Cast(connection)
+    watched = watching(context, place, course, pool_size=pool_size, metadata=metadata, keep=limit)
+    with watched as (connection, tap, cast):
         output.note(f"monitoring bus {place.name} as connection {connection.id}, Ctrl-C ends it")
         try:
             follow(tap, cast, Filter(names, ids, kinds), sink, course, count=count, duration=duration)
