@@ -6,7 +6,6 @@ Sources: GEN-6, GEN-7, GEN-9, GEN-12, GEN-15.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from struct import Struct
 from typing import Final
 
 from . import constants as c
@@ -22,7 +21,8 @@ class Command:
     size: bytes of the fixed struct, which is also the least legal size; max_size: the greatest legal size;
     flags: mask of valid flags; flags_offset, kernel_flags_offset, return_flags_offset: of the generic members;
     copies_out: whether the fixed struct travels back with the answer (`_IOWR`);
-    offered, offer: what kernel_flags are set to, as a number and in bytes; head: size, flags and kernel_flags.
+    kernel_flags_word, return_flags_word: the same two as indices of u64 in the struct;
+    offered, offer: what kernel_flags are set to, as a number and in bytes.
     """
 
     number: int
@@ -34,18 +34,20 @@ class Command:
     copies_out: bool
     kernel_flags_offset: int = field(init=False)
     return_flags_offset: int = field(init=False)
+    kernel_flags_word: int = field(init=False)
+    return_flags_word: int = field(init=False)
     offered: int = field(init=False)
     offer: bytes = field(init=False)
-    head: Struct = field(init=False)
 
     def __post_init__(self) -> None:
         # SEND has kernel_msg_flags between the two.
         to_return_flags = 24 if self.number == c.CMD_SEND else 16
         object.__setattr__(self, "kernel_flags_offset", self.flags_offset + 8)
         object.__setattr__(self, "return_flags_offset", self.flags_offset + to_return_flags)
+        object.__setattr__(self, "kernel_flags_word", self.kernel_flags_offset // 8)
+        object.__setattr__(self, "return_flags_word", self.return_flags_offset // 8)
         object.__setattr__(self, "offered", self.flags | c.FLAG_KERNEL)
         object.__setattr__(self, "offer", U64.pack(self.offered))
-        object.__setattr__(self, "head", Struct("<QQQ" if self.flags_offset == 8 else "<Q8xQQ"))
 
 
 _NAME_MAX: Final = 32 + 16 + limits.NAME_MAX_LEN + 1

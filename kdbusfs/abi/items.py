@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EBADF, EEXIST, EINVAL, ENAMETOOLONG
+from typing import Final
 
 from .constants import (
     ITEM_ATTACH_FLAGS_RECV,
@@ -43,11 +44,13 @@ from .constants import (
     ITEM_TIMESTAMP,
 )
 from .errors import KdbusError
-from .layouts import ITEM_HEADER, ITEM_HEADER_SIZE, MEMFD, VEC, align8
+from .layouts import ITEM_HEADER, ITEM_HEADER_SIZE, MEMFD, VEC, align8, u64
 from .limits import SYSNAME_MAX_LEN
 
 Item = tuple[int, bytes]
 """One item of a client's list: its type and its payload without header and padding."""
+
+_VEC_ITEM_SIZE: Final = ITEM_HEADER_SIZE + VEC.size
 
 _SYSNAME_ANYWHERE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _SYSNAME_INSIDE = _SYSNAME_ANYWHERE | frozenset(b"-.")
@@ -155,31 +158,37 @@ _CHECKS: dict[int, Callable[[bytes], None]] = {
 }
 
 
-def parse_items(buffer: bytes | bytearray | memoryview, start: int, end: int) -> list[Item]:
-    """The items in `buffer[start:end]`, checked one after the other (ITEM-1 to ITEM-11).
-
-    The result holds copies: nothing of the client's memory is looked at again.  Unknown types pass (ITEM-3).
+def check_items(data: bytes, start: int, end: int) -> None:
+    """The items in `data[start:end]`, checked one after the other (ITEM-1 to ITEM-11).  Unknown types pass (ITEM-3).
 
     Raises KdbusError: EINVAL, EBADF (negative memfd), ENAMETOOLONG (names of buses, endpoints, descriptions).
     """
-    items: list[Item] = []
-    unpack = ITEM_HEADER.unpack_from
-    # Slices of bytes are cheaper than those of a memoryview, which have to be copied as well.
-    data = buffer if type(buffer) is bytes else bytes(buffer[:end])
     at = start
     while at < end:
         if end - at < ITEM_HEADER_SIZE:
             raise KdbusError(EINVAL, "item header cut off")
-        size, kind = unpack(data, at)
+        size = u64(data, at)
         if size < ITEM_HEADER_SIZE or size > end - at:
             raise KdbusError(EINVAL, "item does not fit")
-        payload = data[at + ITEM_HEADER_SIZE : at + size]
-        check = _CHECKS.get(kind)
-        if check is not None:
-            check(payload)
-        items.append((kind, payload))
+        kind = u64(data, at + 8)
+        # What nearly every message has: a vector of the right length that is not empty.
+        if kind != ITEM_PAYLOAD_VEC or size != _VEC_ITEM_SIZE or not u64(data, at + ITEM_HEADER_SIZE):
+            check = _CHECKS.get(kind)
+            if check is not None:
+                check(data[at + ITEM_HEADER_SIZE : at + size])
         at += (size + 7) & ~7
     # An unpadded last item is fine: a walk in steps of 8 that ends past `end` ends at ALIGN8 of it (ITEM-1).
+
+
+def parse_items(data: bytes, start: int, end: int) -> list[Item]:
+    """The items in `data[start:end]`, after `check_items`, which raises what is wrong with them."""
+    check_items(data, start, end)
+    items: list[Item] = []
+    at = start
+    while at < end:
+        size = u64(data, at)
+        items.append((u64(data, at + 8), data[at + ITEM_HEADER_SIZE : at + size]))
+        at += (size + 7) & ~7
     return items
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+from librt.strings import read_i32_le, read_i64_le
+
 U64: Final = Struct("<Q")
 I64: Final = Struct("<q")
 I32: Final = Struct("<i")
@@ -45,6 +47,18 @@ INFO: Final = Struct("<QQQ")  # size id flags
 NAME_INFO: Final = Struct("<QQQ")  # size conn_flags owner_id
 NAME_CHANGE: Final = Struct("<QQQQ")  # old id, old flags, new id, new flags; then the name
 ID_CHANGE: Final = Struct("<QQ")  # id flags
+
+
+def u32(data: bytes, at: int) -> int:
+    """The u32 at `at`.  Raises IndexError."""
+    value: int = read_i32_le(data, at)
+    return value & 0xFFFFFFFF
+
+
+def u64(data: bytes, at: int) -> int:
+    """The u64 at `at`.  Compiled it is a load, where Struct makes a tuple of objects.  Raises IndexError."""
+    value: int = read_i64_le(data, at)
+    return value if value >= 0 else value + (1 << 64)
 
 
 def align8(size: int) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, EMSGSIZE
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from ..abi.commands import Command
 from ..abi.errors import KdbusError
 from ..abi.items import Item, parse_items
-from ..abi.layouts import U64
+from ..abi.layouts import U64, u64
 
 if TYPE_CHECKING:
     from .message import Resources
@@ -42,21 +44,27 @@ class Installation:
             resources.release()
 
 
+_NO_ITEMS: Final[list[Item]] = []
+
+
+@mypyc_attr(acyclic=True)
 class Call:
     """A command as the client gave it, and what becomes of it.
 
     The reader reuses one object for all requests; whoever keeps a call beyond its ioctl takes `defer()`.
 
-    number, address: ioctl number and argument; command: the struct as copied, whose first bytes travel back for
-    `_IOWR`; error: errno of that copy or 0; flags: of the command, set by `begin`; message, message_error: the same as
-    command and error for the message of a SEND; result: of a deferred call; installation: descriptors to install;
-    tag: the caller of the core's own; deferred: the copy that the last `defer()` made.
+    number, address: ioctl number and argument; data: the struct as copied, error: errno of that copy or 0;
+    command: the same bytes to be written to, whose first travel back for `_IOWR`, and words: its fixed part as u64;
+    flags: of the command, set by `begin`; message, message_error: what data and error are, for the message of a SEND;
+    result: of a deferred call; installation: descriptors to install; tag: a number of the core's caller;
+    deferred: the copy that the last `defer()` made.
     """
 
     __slots__ = (
         "address",
         "caller",
         "command",
+        "data",
         "deferred",
         "error",
         "flags",
@@ -66,17 +74,20 @@ class Call:
         "number",
         "result",
         "tag",
+        "words",
     )
 
     number: int
     address: int
+    data: bytes
     command: memoryview
+    words: memoryview
     error: int
     flags: int
-    message: memoryview | None
+    message: bytes | None
     message_error: int
     caller: Caller
-    tag: object
+    tag: int
     result: int
     installation: Installation | None
     deferred: Call | None
@@ -87,35 +98,35 @@ class Call:
         Raises KdbusError: EFAULT, EINVAL (too small, unknown flags, bad items), EMSGSIZE (too big), and what
         `parse_items` raises.
         """
-        buffer = self.command
-        length = len(buffer)
+        data = self.data
+        length = len(data)
         if self.error or length < command.size:
             self.check_size(command)
-        size, flags, kernel_flags = command.head.unpack_from(buffer)
+        size = u64(data, 0)
         if size != length or size > command.max_size:
             self.check_size(command)
-        self.flags = flags
+        self.flags = flags = u64(data, command.flags_offset)
         # Tell which flags are valid, then refuse the others (GEN-9, GEN-11).
         if command.copies_out:
-            U64.pack_into(buffer, command.kernel_flags_offset, command.offered)
-        elif kernel_flags != command.offered:
+            self.words[command.kernel_flags_word] = command.offered
+        elif u64(data, command.kernel_flags_offset) != command.offered:
             self._write_back(command.kernel_flags_offset, command.offer)
         if flags & ~command.flags:
             raise KdbusError(EINVAL, "unknown flags")
         if length == command.size:
-            return []
-        return parse_items(buffer, command.size, length)
+            return _NO_ITEMS
+        return parse_items(data, command.size, length)
 
     def check_size(self, command: Command) -> None:
         """GEN-5 to GEN-7."""
         if self.error:
             raise KdbusError(self.error, "command not readable")
-        size: int = U64.unpack_from(self.command, 0)[0]
+        size = u64(self.data, 0)
         if size < command.size:
             raise KdbusError(EINVAL, "command struct too small")
         if size > command.max_size:
             raise KdbusError(EMSGSIZE, "command struct too big")
-        if size != len(self.command):
+        if size != len(self.data):
             raise KdbusError(EFAULT, "command struct cut off")
 
     def put(self, command: Command, offset: int, value: int) -> None:
@@ -135,7 +146,7 @@ class Call:
     def clear_return_flags(self, command: Command) -> None:
         """Store return_flags = 0 (GEN-12)."""
         if command.copies_out:
-            U64.pack_into(self.command, command.return_flags_offset, 0)
+            self.words[command.return_flags_word] = 0
         else:
             self.put(command, command.return_flags_offset, 0)
 
@@ -144,7 +155,8 @@ class Call:
         copy = Call()
         copy.number = self.number
         copy.address = self.address
-        copy.command = memoryview(bytearray(self.command))
+        copy.data = self.data
+        copy.command = memoryview(bytearray(self.words))
         copy.error = 0
         copy.message = None
         copy.message_error = 0

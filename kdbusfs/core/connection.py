@@ -6,6 +6,8 @@ from errno import EALREADY, EBUSY, ECOMM, ECONNRESET, ENOBUFS, EPIPE, EXFULL
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
 from typing import TYPE_CHECKING, Final
 
+from librt.strings import BytesWriter
+
 from ..abi import constants as c
 from ..abi.errors import KdbusError
 from ..abi.items import make_item
@@ -13,6 +15,7 @@ from ..abi.layouts import MSG_SIZE, U64
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
 from .call import Installation
 from .match import MatchDb
+from .message import NO_PLACES
 from .metadata import export
 from .names import NAME_COST
 from .queue import Queue, QueueEntry
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from .names import NameEntry
     from .policy import PinnedCredentials, Subject
     from .pool import Pool, Slice
-    from .ports import Caller, File, ProcessMetadata, Reader
+    from .ports import Caller, ProcessMetadata, Reader
     from .quota import User
     from .reply import Reply
 
@@ -282,21 +285,30 @@ class Connection:
         message = entry.message
         resources = message.resources
         payload = entry.payload
-        places: list[tuple[File, int]] = []
-        body = message.extra
-        if resources is not None:
-            items, places = resources.make_items(payload.offset if payload is not None else 0)
-            body += items
+        metadata = b""
         if entry.proc_meta is not None or entry.conn_meta is not None:
             mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
-            body += export(entry.proc_meta, entry.conn_meta, mask, reader)
-        size = MSG_SIZE + len(body)
+            metadata = export(entry.proc_meta, entry.conn_meta, mask, reader)
+        writer = BytesWriter()
+        places = NO_PLACES
+        if resources is not None:
+            size = MSG_SIZE + resources.items_size + len(metadata)
+            if resources.files:
+                size += resources.fds_item_size
+            message.write_header(writer, size)
+            places = resources.write_items(writer, payload.offset if payload is not None else 0)
+        else:
+            size = MSG_SIZE + len(message.extra) + len(metadata)
+            message.write_header(writer, size)
+            writer.write(message.extra)
+        if metadata:
+            writer.write(metadata)
         pool = self.pool
-        part = pool.put(message.header(size) + body)
+        part = pool.put(writer.getvalue())
         pool.publish(part, payload)
         if not places or not with_files or resources is None:
             return part.offset, size, None
-        base = part.offset + MSG_SIZE + len(message.extra)
+        base = part.offset + MSG_SIZE
         entries = [(file, pool.memory, base + place) for file, place in places]
         return part.offset, size, Installation(entries, resources.retain())
 

@@ -7,6 +7,8 @@ from errno import E2BIG, EBADFD, ECONNRESET, ENOTTY, EOPNOTSUPP, EPERM, ESHUTDOW
 from select import POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
@@ -110,7 +112,26 @@ def _role(connection: Connection) -> int:
     return _MONITOR if connection.is_monitor else _ORDINARY
 
 
-class ControlHandle:
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Handle:
+    """What the core keeps for an open file description."""
+
+    __slots__ = ()
+
+    def ioctl(self, call: Call) -> int:
+        """Carry out a command: 0, -errno, or PENDING where the answer comes later."""
+        raise NotImplementedError
+
+    def poll(self) -> int:
+        """Its readiness now, as POLL* bits."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Its last descriptor is gone."""
+        raise NotImplementedError
+
+
+class ControlHandle(Handle):
     """An open `control` file, perhaps the owner of a bus (BUS-1, FS-22 to FS-24)."""
 
     __slots__ = ("_busy", "_domain", "bus")
@@ -149,7 +170,7 @@ class ControlHandle:
             self.bus = None
 
 
-class EndpointHandle:
+class EndpointHandle(Handle):
     """An open endpoint file: fresh, connected, or the owner of a custom endpoint.
 
     privileged: opened on the default endpoint by the bus' owner or with CAP_IPC_OWNER (PRIV-1);
@@ -241,9 +262,6 @@ class EndpointHandle:
             self.owned.shut_down()
         if not self.memory_is_shared:
             self.memory.close()
-
-
-Handle = ControlHandle | EndpointHandle
 
 
 def is_privileged(endpoint: Endpoint, caller: Caller) -> bool:

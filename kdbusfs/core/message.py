@@ -21,10 +21,21 @@ from errno import (
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from librt.strings import BytesWriter, read_i64_le, write_i64_le
+from mypy_extensions import mypyc_attr
+
 from ..abi import constants as c
 from ..abi.errors import KdbusError
-from ..abi.items import Item, make_item, parse_items
-from ..abi.layouts import CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, I32, MEMFD, MSG, MSG_SIZE, U64, VEC
+from ..abi.items import check_items, make_item
+from ..abi.layouts import (
+    CMD_SEND_KERNEL_MSG_FLAGS_OFFSET,
+    I32,
+    ITEM_HEADER_SIZE,
+    MEMFD,
+    MSG_SIZE,
+    align8,
+    u64,
+)
 from ..abi.limits import MSG_MAX_FDS, MSG_MAX_ITEMS, MSG_MAX_PAYLOAD_VEC_SIZE, MSG_MAX_SIZE
 from .names import is_valid_name
 
@@ -38,11 +49,19 @@ _OFFERED_FLAGS: Final = c.MSG_FLAGS_ALL | c.FLAG_KERNEL
 ZERO_VEC_OFFSET: Final = c.U64_MAX
 MESSAGE_COST: Final = 2048
 """What a message is charged with beside its size, in bytes."""
-_VEC_ITEM: Final = Struct("<QQQQ")  # item header and kdbus_vec
+_KERNEL_MSG_FLAGS_WORD: Final = CMD_SEND_KERNEL_MSG_FLAGS_OFFSET // 8
+_VEC_ITEM_SIZE: Final = 32  # item header and kdbus_vec
 _MEMFD_ITEM: Final = Struct("<QQQQiI")  # item header and kdbus_memfd
 _MEMFD_ITEM_FD_OFFSET: Final = 32
+_HEADER_ENDS: Final = Struct("<QqQ")  # flags, priority, dst_id; as many follow src_id
+
+Places = list[tuple["File", int]]
+"""Files, and where in the items for a receiver the numbers of their descriptors go."""
+NO_PLACES: Final[Places] = []
+_NO_FILES: Final[list[File]] = []
 
 
+@mypyc_attr(acyclic=True)
 class Part:
     """One payload item.  Of a vector: `start` is its offset in the payload slice, or ZERO_VEC_OFFSET.
     Of a memfd: `start` is as sent, and `file` is set."""
@@ -55,13 +74,15 @@ class Part:
         self.file = file
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Resources:
     """What all copies of one message share: destination name, payload description, pinned files (CLOSE-5).
 
     Counted: the files are closed when the last queue entry, or the sender's command, lets go.
+    items_size: what `write_items` takes.
     """
 
-    __slots__ = ("_account", "_cost", "_users", "dst_name", "files", "parts")
+    __slots__ = ("_account", "_cost", "_users", "dst_name", "files", "has_memfds", "items_size", "parts")
 
     def __init__(self, account: Account, cost: int) -> None:
         """`account` of the sender is charged with `cost` bytes.  Raises KdbusError(ENOBUFS)."""
@@ -71,7 +92,31 @@ class Resources:
         self._users = 1
         self.dst_name: bytes | None = None  # without its NUL
         self.parts: list[Part] = []
-        self.files: list[File] = []
+        self.files: list[File] = _NO_FILES
+        self.has_memfds = False
+        self.items_size = 0
+
+    def add_vector(self, size: int, start: int) -> None:
+        """A vector of `size` bytes, at `start` of the payload slice."""
+        self.parts.append(Part(size, start))
+        self.items_size += _VEC_ITEM_SIZE
+
+    def add_memfd(self, size: int, start: int, file: File) -> None:
+        """`size` bytes from `start` on of a sealed memfd, pinned."""
+        self.parts.append(Part(size, start, file))
+        self.has_memfds = True
+        self.items_size += _MEMFD_ITEM.size
+
+    def add_file(self, file: File) -> None:
+        """Another file of the FDS item, pinned."""
+        if not self.files:
+            self.files = []
+        self.files.append(file)
+
+    def add_name(self, name: bytes) -> None:
+        """The destination name, without its NUL."""
+        self.dst_name = name
+        self.items_size += align8(ITEM_HEADER_SIZE + len(name) + 1)
 
     def charge(self, cost: int) -> None:
         """What turned up later and lives as long as the message."""
@@ -88,45 +133,54 @@ class Resources:
         if self._users:
             return
         self._account.uncharge(self._cost)
-        for part in self.parts:
-            if part.file is not None:
-                part.file.close()
+        if self.has_memfds:
+            for part in self.parts:
+                if part.file is not None:
+                    part.file.close()
         for file in self.files:
             file.close()
 
-    def make_items(self, payload_offset: int) -> tuple[bytes, list[tuple[File, int]]]:
-        """The items for a receiver, with every descriptor -1, and where each descriptor goes (LAY-3, LAY-7 to LAY-16).
+    @property
+    def fds_item_size(self) -> int:
+        """What the FDS item takes of a message; 0 without one."""
+        return align8(ITEM_HEADER_SIZE + 4 * len(self.files)) if self.files else 0
 
-        payload_offset: of the payload slice in the receiver's pool.  The places are offsets in the returned bytes, in
-        the order in which descriptors are installed: memfds first, then the array.
+    def write_items(self, writer: BytesWriter, payload_offset: int) -> Places:
+        """Append the items for a receiver, with every descriptor -1, and tell where each descriptor goes (LAY-3, LAY-7
+        to LAY-16).
+
+        payload_offset: of the payload slice in the receiver's pool.  The places are offsets from where the items begin,
+        in the order in which descriptors are installed: memfds first, then the array.
         """
-        chunks: list[bytes] = []
-        places: list[tuple[File, int]] = []
-        at = 0
+        base = len(writer)
         if self.dst_name is not None:
-            chunks.append(make_item(c.ITEM_DST_NAME, self.dst_name + b"\0"))
-            at += len(chunks[0])
+            writer.write(make_item(c.ITEM_DST_NAME, self.dst_name + b"\0"))
+        places = [] if self.has_memfds or self.files else NO_PLACES
         for part in self.parts:
             if part.file is not None:
-                chunks.append(_MEMFD_ITEM.pack(40, c.ITEM_PAYLOAD_MEMFD, part.start, part.size, -1, 0))
-                places.append((part.file, at + _MEMFD_ITEM_FD_OFFSET))
-                at += 40
+                places.append((part.file, len(writer) - base + _MEMFD_ITEM_FD_OFFSET))
+                writer.write(_MEMFD_ITEM.pack(40, c.ITEM_PAYLOAD_MEMFD, part.start, part.size, -1, 0))
                 continue
-            start = part.start if part.start == ZERO_VEC_OFFSET else payload_offset + part.start
-            chunks.append(_VEC_ITEM.pack(32, c.ITEM_PAYLOAD_OFF, part.size, start))
-            at += 32
+            write_i64_le(writer, _VEC_ITEM_SIZE)
+            write_i64_le(writer, c.ITEM_PAYLOAD_OFF)
+            write_i64_le(writer, part.size)
+            write_i64_le(writer, -1 if part.start == ZERO_VEC_OFFSET else payload_offset + part.start)
         if self.files:
-            chunks.append(make_item(c.ITEM_FDS, b"\xff" * (4 * len(self.files))))
-            places += [(file, at + 16 + 4 * index) for index, file in enumerate(self.files)]
-        return b"".join(chunks), places
+            at = len(writer) - base + ITEM_HEADER_SIZE
+            writer.write(make_item(c.ITEM_FDS, b"\xff" * (4 * len(self.files))))
+            for index, file in enumerate(self.files):
+                places.append((file, at + 4 * index))
+        return places
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Message:
     """A message, of a connection or a notification of the bus (src_id 0).
 
-    cookie_reply is the union with timeout_ns.  vectors: (address, size) in the sender's memory, address 0 for zeros;
-    payload_size: bytes they fill in a pool; memfd_size: bytes of payload in memfds; bloom: filter as (generation,
-    bits).  A notification has `extra`, its item ready for the pool, and the notify_* values that matches look at; its
+    cookie_reply is the union with timeout_ns.  header_start, header_end: what its struct has before and behind src_id,
+    without the size; vectors: (address, size) in the sender's memory, address 0 for zeros; payload_size: bytes they
+    fill in a pool; memfd_size: bytes of payload in memfds; bloom: filter as (generation, bits).
+    A notification has `extra`, its item ready for the pool, and the notify_* values that matches look at; its
     `resources` is None.
     """
 
@@ -137,6 +191,8 @@ class Message:
         "dst_id",
         "extra",
         "flags",
+        "header_end",
+        "header_start",
         "memfd_size",
         "name_id",
         "notify_name",
@@ -144,7 +200,6 @@ class Message:
         "notify_old_id",
         "notify_type",
         "payload_size",
-        "payload_type",
         "priority",
         "resources",
         "seqnum",
@@ -158,15 +213,15 @@ class Message:
         priority: int = 0,
         dst_id: int = 0,
         src_id: int = 0,
-        payload_type: int = 0,
         cookie: int = 0,
         cookie_reply: int = 0,
     ) -> None:
+        self.header_start = b""
+        self.header_end = b""
         self.flags = flags
         self.priority = priority
         self.dst_id = dst_id
         self.src_id = src_id
-        self.payload_type = payload_type
         self.cookie = cookie
         self.cookie_reply = cookie_reply
         self.resources: Resources | None = None
@@ -192,18 +247,18 @@ class Message:
         """Whether an FDS item travels along, for which the receiver needs ACCEPT_FD."""
         return self.resources is not None and bool(self.resources.files)
 
-    def header(self, size: int) -> bytes:
-        """struct kdbus_msg for a pool, `size` being all of it with its items (LAY-4)."""
-        return MSG.pack(
-            size,
-            self.flags,
-            self.priority,
-            self.dst_id,
-            self.src_id,
-            self.payload_type,
-            self.cookie,
-            self.cookie_reply,
-        )
+    def write_header(self, writer: BytesWriter, size: int) -> None:
+        """Append struct kdbus_msg for a pool, `size` being all of it with its items (LAY-4)."""
+        write_i64_le(writer, size)
+        if self.header_start:
+            writer.write(self.header_start)
+            write_i64_le(writer, self.src_id)
+            writer.write(self.header_end)
+            return
+        # The bus' own: its payload type, that of the kernel, is 0.
+        writer.write(_HEADER_ENDS.pack(self.flags, self.priority, self.dst_id))
+        write_i64_le(writer, self.src_id)
+        writer.write(_HEADER_ENDS.pack(c.PAYLOAD_KERNEL, self.cookie, self.cookie_reply))
 
 
 def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *, sync: bool) -> Message:
@@ -215,22 +270,29 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *
     """
     if call.message_error or call.message is None:
         raise KdbusError(call.message_error or EFAULT, "message not readable")
-    data = bytes(call.message)
+    data = call.message
     size = len(data)
-    if size < MSG_SIZE or size > MSG_MAX_SIZE or size != U64.unpack_from(data)[0]:
+    if size < MSG_SIZE or size > MSG_MAX_SIZE or size != u64(data, 0):
         raise _bad_size(data)
-    _, flags, priority, dst_id, src_id, payload_type, cookie, cookie_reply = MSG.unpack_from(data)
-    U64.pack_into(call.command, CMD_SEND_KERNEL_MSG_FLAGS_OFFSET, _OFFERED_FLAGS)
+    flags = u64(data, 8)
+    priority: int = read_i64_le(data, 16)
+    dst_id = u64(data, 24)
+    src_id = u64(data, 32)
+    cookie = u64(data, 48)
+    cookie_reply = u64(data, 56)
+    call.words[_KERNEL_MSG_FLAGS_WORD] = _OFFERED_FLAGS
     if flags & ~c.MSG_FLAGS_ALL:
         raise KdbusError(EINVAL, "unknown message flags")
-    items = parse_items(data, MSG_SIZE, size)
-    _check_header(flags, dst_id, payload_type, cookie, cookie_reply, sync=sync)
+    check_items(data, MSG_SIZE, size)
+    _check_header(flags, dst_id, u64(data, 40), cookie, cookie_reply, sync=sync)
 
-    message = Message(flags, priority, dst_id, conn_id, payload_type, cookie, cookie_reply)
+    message = Message(flags, priority, dst_id, conn_id, cookie, cookie_reply)
+    message.header_start = data[8:32]
+    message.header_end = data[40:64]
     message.resources = Resources(account, MESSAGE_COST + size)
     try:
-        _Scan(message, message.resources, call.caller, bloom_size).run(items)
-        if src_id not in (0, conn_id):
+        _Scan(message, message.resources, call.caller, bloom_size).run(data)
+        if src_id and src_id != conn_id:
             raise KdbusError(EINVAL, "src_id of somebody else")
     except KdbusError:
         message.resources.release()
@@ -240,7 +302,7 @@ def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *
 
 def _bad_size(data: bytes) -> KdbusError:
     """What is wrong with a message whose size is not that of `data`, or out of range."""
-    if MSG_SIZE <= U64.unpack_from(data)[0] <= MSG_MAX_SIZE:
+    if len(data) >= 8 and MSG_SIZE <= u64(data, 0) <= MSG_MAX_SIZE:
         return KdbusError(EFAULT, "message cut off")
     return KdbusError(EINVAL, "message too small or too big")
 
@@ -262,8 +324,9 @@ def _check_header(
         raise KdbusError(EINVAL, "SYNC_REPLY without EXPECT_REPLY")
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class _Scan:
-    """The walk over a message's items (SEND-9 to SEND-26)."""
+    """The walk over a message's items, whose sizes are right already (SEND-9 to SEND-26)."""
 
     __slots__ = ("_bloom_size", "_broadcast", "_caller", "_has_fds", "_message", "_resources", "_vec_size")
 
@@ -276,37 +339,44 @@ class _Scan:
         self._vec_size = 0
         self._has_fds = False
 
-    def run(self, items: list[Item]) -> None:
-        for number, (kind, payload) in enumerate(items):
+    def run(self, data: bytes) -> None:
+        number = 0
+        at = MSG_SIZE
+        end = len(data)
+        while at < end:
             if number == MSG_MAX_ITEMS:
                 raise KdbusError(E2BIG, "too many items")
+            number += 1
+            size = u64(data, at)
+            kind = u64(data, at + 8)
+            payload = at + ITEM_HEADER_SIZE
             if kind == c.ITEM_PAYLOAD_VEC:
-                self._vec(payload)
+                self._vec(u64(data, payload), u64(data, payload + 8))
             elif kind == c.ITEM_PAYLOAD_MEMFD:
-                self._memfd(payload)
+                self._memfd(data[payload : at + size])
             elif kind == c.ITEM_FDS:
-                self._fds(payload)
+                self._fds(data[payload : at + size])
             elif kind == c.ITEM_BLOOM_FILTER:
-                self._bloom_filter(payload)
+                self._bloom_filter(data[payload : at + size])
             elif kind == c.ITEM_DST_NAME:
-                self._dst_name(payload)
+                self._dst_name(data[payload : at + size])
             else:
                 raise KdbusError(EINVAL, "item that no message may have")
+            at += (size + 7) & ~7
         self._check_whole()
 
-    def _vec(self, payload: bytes) -> None:
+    def _vec(self, size: int, address: int) -> None:
         """SEND-10 to SEND-12, LAY-9, LAY-10."""
-        size, address = VEC.unpack(payload)
         self._vec_size += size
         if self._vec_size > MSG_MAX_PAYLOAD_VEC_SIZE:
             raise KdbusError(EMSGSIZE, "vectors of more than 2 MiB")
         message = self._message
         if address:
-            self._resources.parts.append(Part(size, message.payload_size))
+            self._resources.add_vector(size, message.payload_size)
             message.vectors.append((address, size))
             message.payload_size += size
         else:
-            self._resources.parts.append(Part(size, ZERO_VEC_OFFSET))
+            self._resources.add_vector(size, ZERO_VEC_OFFSET)
             self._pad(size % 8)
 
     def _pad(self, size: int) -> None:
@@ -320,7 +390,7 @@ class _Scan:
         if start + size > c.U64_MAX:
             raise KdbusError(EMSGSIZE, "memfd range wraps")
         file = self._caller.take_file(fd)
-        self._resources.parts.append(Part(size, start, file))
+        self._resources.add_memfd(size, start, file)
         if file.is_path:
             raise KdbusError(EBADF, "O_PATH descriptor as memfd")
         self._pad(size % 8)
@@ -346,7 +416,7 @@ class _Scan:
             if fd < 0:
                 raise KdbusError(EBADF, "negative descriptor")
             file = self._caller.take_file(fd)
-            self._resources.files.append(file)
+            self._resources.add_file(file)
             if file.is_bus_file or file.is_unix_socket:
                 raise KdbusError(EOPNOTSUPP, "descriptor that can itself carry descriptors")
 
@@ -355,7 +425,7 @@ class _Scan:
         if self._message.bloom is not None:
             raise KdbusError(EEXIST, "second bloom filter")
         bits = payload[8:]
-        self._message.bloom = (U64.unpack_from(payload)[0], int.from_bytes(bits, "little"))
+        self._message.bloom = (u64(payload, 0), int.from_bytes(bits, "little"))
         if len(bits) % 8:
             raise KdbusError(EFAULT, "bloom filter is no multiple of 8")
         if len(bits) != self._bloom_size:
@@ -365,7 +435,7 @@ class _Scan:
         """SEND-20."""
         if self._resources.dst_name is not None:
             raise KdbusError(EEXIST, "second destination name")
-        self._resources.dst_name = payload[:-1]
+        self._resources.add_name(payload[:-1])
         if not is_valid_name(payload[:-1]):
             raise KdbusError(EINVAL, "invalid destination name")
 

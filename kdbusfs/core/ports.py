@@ -1,4 +1,7 @@
-"""What the core needs of the world: protocols that `host` implements for Linux and tests implement in memory.
+"""What the core needs of the world: `host` implements it for Linux, and tests in memory.
+
+Memory and Caller, which every message needs, are classes to derive from, because compiled code calls the methods of
+classes by a table and those of protocols by name; the rest are protocols.
 
 Ids of users, groups and processes are those of the daemon's own namespaces ("global ids", NS-1); they are
 translated for a reader only where metadata are exported.
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from mypy_extensions import mypyc_attr
 
 from ..abi.identity import Creds, Pids
 
@@ -67,26 +72,34 @@ class Reader(Protocol):
         """Whether the global `uid` has a number of its own in the reader's user namespace."""
 
 
-class Memory(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Memory:
     """The backing of one pool: `size` zero bytes that the client can read and only the daemon writes.
 
     It is write-only memory for the core: nothing that was stored is ever read back.
     """
 
+    __slots__ = ()
+
     def resize(self, size: int) -> None:
         """Give it its size, at HELLO; again after a HELLO that failed.  Raises KdbusError (ENOMEM, EINVAL)."""
+        raise NotImplementedError
 
     def seal(self) -> None:
         """The size is final: from now on nobody can change it."""
+        raise NotImplementedError
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory to map."""
+        raise NotImplementedError
 
     def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
         """Move payload between pools inside the daemon's own mappings (activator take-over, ACT-4)."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Forget the backing; the client's mappings keep the memory itself alive (POOL-6)."""
+        raise NotImplementedError
 
 
 class File(Protocol):
@@ -114,37 +127,79 @@ class File(Protocol):
         """Let go of it.  Never blocks, whatever file system it lives on."""
 
 
-class Caller(Reader, Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Caller:
     """The thread that issued a command: valid until that command is answered.
 
     `write`, `copy_payload` and `collect` may be held up by the client.  Other commands are carried out meanwhile, and
-    whatever was looked at before such a call has to be looked at again after it.
+    whatever was looked at before such a call has to be looked at again after it.  It is a `Reader`, too.
     """
+
+    __slots__ = ()
+
+    def reset(self, tid: int, pidfd: int = -1) -> None:
+        """Stand for thread `tid` from now on.  pidfd: of it and not to be closed, or -1."""
+        raise NotImplementedError
+
+    @property
+    def user_ns(self) -> int:
+        """Identity of its user namespace."""
+        raise NotImplementedError
+
+    @property
+    def pid_ns(self) -> int:
+        """Identity of its pid namespace."""
+        raise NotImplementedError
+
+    @property
+    def root(self) -> object:
+        """Identity of its root directory, comparable with ProcessMetadata.root."""
+        raise NotImplementedError
+
+    def uid_from_global(self, uid: int) -> int:
+        """`uid` as the caller sees it; the overflow id where unmapped; NO_ID stays NO_ID."""
+        raise NotImplementedError
+
+    def gid_from_global(self, gid: int) -> int:
+        """The same for a gid."""
+        raise NotImplementedError
+
+    def maps_uid(self, uid: int) -> bool:
+        """Whether the global `uid` has a number of its own in the caller's user namespace."""
+        raise NotImplementedError
 
     @property
     def user(self) -> int:
         """Its real uid: what limits are accounted to (BUS-7, HELLO-13, QUO-3)."""
+        raise NotImplementedError
 
     def ids(self) -> Creds:
         """Its credentials now (POL-13).  Raises KdbusError(ESRCH) when it is gone."""
+        raise NotImplementedError
 
     def groups(self) -> tuple[int, ...]:
         """Its supplementary groups now."""
+        raise NotImplementedError
 
     def has_ipc_owner(self) -> bool:
         """Whether it has CAP_IPC_OWNER in effect in the domain's user namespace (PRIV-1)."""
+        raise NotImplementedError
 
     def uid_to_global(self, uid: int) -> int | None:
         """A uid of the caller's user namespace as a global one; None where unmapped (POL-2, NS-4)."""
+        raise NotImplementedError
 
     def gid_to_global(self, gid: int) -> int | None:
         """The same for a gid."""
+        raise NotImplementedError
 
     def domain_uid(self, uid: int) -> int | None:
         """A global uid as the domain's user namespace has it; None where unmapped (BUS-5)."""
+        raise NotImplementedError
 
     def pids_of(self, pid: int) -> dict[int, int] | None:
         """The numbers of process `pid` of the caller's pid namespace, by pid namespace; None if none (HELLO-11)."""
+        raise NotImplementedError
 
     def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
         """Add those of `kinds` (ATTACH_* bits) to `metadata` that it has not `collected` yet.
@@ -154,6 +209,7 @@ class Caller(Reader, Protocol):
 
     def write(self, address: int, data: bytes) -> None:
         """Store `data` in the caller's memory.  Raises KdbusError(EFAULT), or ESRCH when the caller is gone."""
+        raise NotImplementedError
 
     def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
         """Read the caller's (address, size) vectors one after the other into `memory` from `offset` on.
@@ -163,9 +219,11 @@ class Caller(Reader, Protocol):
 
     def take_file(self, fd: int) -> File:
         """The caller's descriptor `fd`, pinned.  Raises KdbusError(EBADF), or EMFILE at the daemon's limits."""
+        raise NotImplementedError
 
     def defer(self) -> Caller:
         """This caller in a form that outlives the present request: for a command that is answered later."""
+        raise NotImplementedError
 
 
 class Clock(Protocol):

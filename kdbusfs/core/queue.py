@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
 
 from .quota import QueueQuota
 
@@ -16,14 +17,27 @@ if TYPE_CHECKING:
     from .reply import Reply
 
 
+@mypyc_attr(free_list_len=1)
 class QueueEntry:
     """One message at one receiver.
 
     payload: the slice with its vector bytes, in the receiver's pool;
-    user: whom the entry is accounted to; reply: the tracker of a request; name_id: the name it was addressed to.
+    user: whom the entry is accounted to; reply: the tracker of a request; before, after, equal_before, equal_after:
+    its neighbours of all entries, and of those of its priority.
     """
 
-    __slots__ = ("conn_meta", "message", "number", "payload", "proc_meta", "reply", "user")
+    __slots__ = (
+        "after",
+        "before",
+        "conn_meta",
+        "equal_after",
+        "equal_before",
+        "message",
+        "payload",
+        "proc_meta",
+        "reply",
+        "user",
+    )
 
     def __init__(
         self,
@@ -38,65 +52,106 @@ class QueueEntry:
         self.conn_meta = conn_meta
         self.user: User | None = None
         self.reply: Reply | None = None
-        self.number = 0
+        self.before: QueueEntry | None = None
+        self.after: QueueEntry | None = None
+        self.equal_before: QueueEntry | None = None
+        self.equal_after: QueueEntry | None = None
+
+
+class _Lane:
+    """The entries of one priority, oldest first."""
+
+    __slots__ = ("first", "last")
+
+    def __init__(self) -> None:
+        self.first: QueueEntry | None = None
+        self.last: QueueEntry | None = None
 
 
 class Queue:
     """Entries in order of arrival, and beside it in order of priority.
 
-    An entry leaves as the oldest of all or as the oldest of the most urgent priority: either way as the oldest of its
-    own priority, so a plain queue for each priority suffices.  count: of entries, the same as len().
+    Each entry stands in two lists, of all and of its priority, so that it leaves either at no cost that grows.
+    count: of entries, the same as len().
     """
 
-    __slots__ = ("_entries", "_number", "_priorities", "count", "quota")
+    __slots__ = ("_first", "_lanes", "_last", "_plain", "count", "quota")
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[int, QueueEntry] = OrderedDict()
-        self._priorities: dict[int, deque[QueueEntry]] = {}
-        self._number = 0
+        self._first: QueueEntry | None = None
+        self._last: QueueEntry | None = None
+        self._plain = _Lane()  # of priority 0, which most messages have; it stays when it is empty
+        self._lanes: dict[int, _Lane] = {}  # of the other priorities, as long as they have entries
         self.count = 0
         self.quota = QueueQuota()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self.count
 
     def add(self, entry: QueueEntry) -> None:
         """Append `entry`."""
         self.count += 1
-        self._number = number = self._number + 1
-        entry.number = number
-        self._entries[number] = entry
-        priority = entry.message.priority
-        same = self._priorities.get(priority)
-        if same is None:
-            self._priorities[priority] = deque((entry,))
+        last = self._last
+        entry.before = last
+        if last is None:
+            self._first = entry
         else:
-            same.append(entry)
+            last.after = entry
+        self._last = entry
+        lane = self._plain
+        priority = entry.message.priority
+        if priority:
+            found = self._lanes.get(priority)
+            if found is None:
+                found = self._lanes[priority] = _Lane()
+            lane = found
+        last = lane.last
+        entry.equal_before = last
+        if last is None:
+            lane.first = entry
+        else:
+            last.equal_after = entry
+        lane.last = entry
 
     def oldest(self) -> QueueEntry | None:
         """The entry that arrived first (RECV-2)."""
-        for entry in self._entries.values():
-            return entry
-        return None
+        return self._first
 
     def most_urgent(self) -> QueueEntry | None:
         """The entry with the numerically lowest priority, the oldest among equals (RECV-3)."""
-        if not self._priorities:
-            return None
-        return self._priorities[min(self._priorities)][0]
+        plain = self._plain.first
+        if not self._lanes:
+            return plain
+        lowest = min(self._lanes)
+        return self._lanes[lowest].first if plain is None or lowest < 0 else plain
 
     def remove(self, entry: QueueEntry) -> None:
         """Take `entry` out and give its quota back (QUO-4)."""
-        del self._entries[entry.number]
         self.count -= 1
-        priority = entry.message.priority
-        same = self._priorities[priority]
-        if len(same) == 1:
-            del self._priorities[priority]
-        elif same[0] is entry:
-            same.popleft()
+        before, after = entry.before, entry.after
+        entry.before = entry.after = None
+        if before is None:
+            self._first = after
         else:
-            same.remove(entry)
+            before.after = after
+        if after is None:
+            self._last = before
+        else:
+            after.before = before
+        priority = entry.message.priority
+        lane = self._lanes[priority] if priority else self._plain
+        before, after = entry.equal_before, entry.equal_after
+        entry.equal_before = entry.equal_after = None
+        if before is None:
+            lane.first = after
+        else:
+            before.equal_after = after
+        if after is None:
+            lane.last = before
+        else:
+            after.equal_before = before
+        if priority and lane.first is None:
+            del self._lanes[priority]
         if entry.user is not None:
             self.quota.give_back(entry.user)
             entry.user = None
@@ -105,8 +160,13 @@ class Queue:
 
     def payload_bytes(self) -> int:
         """What the payload of all entries takes in the pool."""
-        return sum(entry.message.payload_size for entry in self._entries.values())
+        return sum(entry.message.payload_size for entry in self.entries())
 
     def entries(self) -> list[QueueEntry]:
         """All entries, oldest first."""
-        return list(self._entries.values())
+        found: list[QueueEntry] = []
+        entry = self._first
+        while entry is not None:
+            found.append(entry)
+            entry = entry.after
+        return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from errno import EAGAIN, EINVAL, ENOMSG, EOVERFLOW, EPIPE
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
-from ..abi.layouts import CMD_FREE_OFFSET, CMD_RECV_DROPPED_OFFSET, I64, U64
+from ..abi.layouts import CMD_FREE_OFFSET, CMD_RECV_DROPPED_OFFSET, I64, u64
 from .sync import fail
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 _RECV: Final = COMMANDS[c.CMD_RECV]
 _FREE: Final = COMMANDS[c.CMD_FREE]
-_RECV_RESULT: Final = Struct("<QQQQ")  # dropped_msgs, then kdbus_msg_info
+_DROPPED_WORD: Final = CMD_RECV_DROPPED_OFFSET // 8  # then kdbus_msg_info: offset, size, return flags
 _PRIORITY_OFFSET: Final = 32
 
 
@@ -33,7 +32,7 @@ def recv(connection: Connection, call: Call) -> int:
     queue = connection.queue
     if flags & c.RECV_USE_PRIORITY:
         entry = queue.most_urgent()
-        if entry is not None and entry.message.priority > I64.unpack_from(call.command, _PRIORITY_OFFSET)[0]:
+        if entry is not None and entry.message.priority > I64.unpack_from(call.data, _PRIORITY_OFFSET)[0]:
             raise KdbusError(ENOMSG, "no message of that priority")
     else:
         entry = queue.oldest()
@@ -59,7 +58,11 @@ def recv(connection: Connection, call: Call) -> int:
 
 def _store(call: Call, lost: int, offset: int, size: int) -> int:
     """RECV-18."""
-    _RECV_RESULT.pack_into(call.command, CMD_RECV_DROPPED_OFFSET, lost, offset, size, 0)
+    words = call.words
+    words[_DROPPED_WORD] = lost
+    words[_DROPPED_WORD + 1] = offset
+    words[_DROPPED_WORD + 2] = size
+    words[_DROPPED_WORD + 3] = 0
     call.clear_return_flags(_RECV)
     return 0
 
@@ -83,6 +86,6 @@ def free(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_FREE.  Raises KdbusError: EINVAL (any item), ENXIO (no published slice at that offset)."""
     if call.begin(_FREE):
         raise KdbusError(EINVAL, "FREE takes no items")
-    connection.pool.free(U64.unpack_from(call.command, CMD_FREE_OFFSET)[0])
+    connection.pool.free(u64(call.data, CMD_FREE_OFFSET))
     call.clear_return_flags(_FREE)
     return 0

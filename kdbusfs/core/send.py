@@ -16,6 +16,8 @@ from errno import (
 )
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
@@ -55,14 +57,14 @@ class CancelToken:
         if self.reply is not None and self.reply.call is not None:
             finish(self.reply, ECANCELED)
 
-    def block(self, reply: Reply, call: Call, cancellation: Cancellation | None) -> None:
-        """Let the SEND `call` wait for `reply`."""
+    def block(self, reply: Reply) -> None:
+        """The SEND has come to wait for `reply`."""
         self.reply = reply
-        wait(reply, call, cancellation)
         if self.is_cancelled:
             finish(reply, ECANCELED)
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Outgoing:
     """A message on its way, with the metadata that all its receivers share (META-4)."""
 
@@ -119,11 +121,13 @@ def send(connection: Connection, call: Call) -> int:
     sync = bool(call.flags & c.SEND_SYNC_REPLY)
     message = parse_message(call, connection.id, connection.bus.bloom_size, connection.user.account, sync=sync)
     assert message.resources is not None
-    token = CancelToken()
+    token: CancelToken | None = None
     cancellation: Cancellation | None = None
     waits = False
     try:
-        cancellation = _watch_cancel_fd(connection, call, items, token) if items else None
+        if items:
+            token = CancelToken()
+            cancellation = _watch_cancel_fd(connection, call, items, token)
         message.seqnum = connection.bus.domain.next_seqnum()
         outgoing = Outgoing(connection, call, message)
         if message.dst_id == c.DST_ID_BROADCAST:
@@ -194,7 +198,7 @@ def _broadcast(outgoing: Outgoing) -> None:
 
 
 def _unicast(
-    outgoing: Outgoing, token: CancelToken, cancellation: Cancellation | None, *, sync: bool
+    outgoing: Outgoing, token: CancelToken | None, cancellation: Cancellation | None, *, sync: bool
 ) -> int:
     source, message, call = outgoing.source, outgoing.message, outgoing.call
     if sync and source.replies:
@@ -276,7 +280,7 @@ def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> R
     return None
 
 
-def _expect(request: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
+def _expect(request: Reply, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
     """The request is queued: arm its deadline, and block if it is synchronous (REP-4, REP-5, REP-18)."""
     domain = request.requester.bus.domain
     if not request.sync:
@@ -286,7 +290,7 @@ def _expect(request: Reply, call: Call, token: CancelToken, cancellation: Cancel
     return _block(request, call, token, cancellation)
 
 
-def _block(request: Reply, call: Call, token: CancelToken, cancellation: Cancellation | None) -> int:
+def _block(request: Reply, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
     """Wait until the deadline, which is signed here.  Raises KdbusError(ETIMEDOUT) when it is over."""
     domain = request.requester.bus.domain
     deadline = request.deadline_ns
@@ -296,12 +300,14 @@ def _block(request: Reply, call: Call, token: CancelToken, cancellation: Cancell
         request.drop()
         raise KdbusError(ETIMEDOUT, "deadline is in the past")
     domain.deadlines.add(request)
-    token.block(request, call, cancellation)
+    wait(request, call, cancellation)
+    if token is not None:
+        token.block(request)
     return PENDING
 
 
 def _resume(
-    reply: Reply, deadline_ns: int, call: Call, token: CancelToken, cancellation: Cancellation | None
+    reply: Reply, deadline_ns: int, call: Call, token: CancelToken | None, cancellation: Cancellation | None
 ) -> int:
     """The ioctl was restarted: wait on, or return what came meanwhile (SYNC-2, SYNC-4).
 

@@ -52,10 +52,21 @@ NS_PER_MS: Final = 1_000_000
 
 _from_buffer: Final[Any] = ffi.from_buffer
 _answer_now: Final[Any] = lib.kfs_channel_answer_now
-REQUEST: Final = Struct("=QQQIIIiiIiI")
-"""Of the current ioctl: unique, fh, arg, cmd, tid; length and errno of the copied command; a pidfd of the calling
-thread, which is the channel's, -1 where no memory has to be read or written; length and errno of the copied message;
-how many slices are in `freed`."""
+# Of the current ioctl, in `head`: three u64, then 32 bits each.  The pidfd is of the calling thread and the channel's,
+# -1 where no memory has to be read or written; lengths and errno are of the copied command and message; the last tells
+# how many slices are in `freed`.
+HEAD_UNIQUE: Final = 0
+HEAD_FH: Final = 8
+HEAD_ARG: Final = 16
+HEAD_CMD: Final = 24
+HEAD_TID: Final = 28
+HEAD_COMMAND_LEN: Final = 32
+HEAD_COMMAND_ERROR: Final = 36
+HEAD_PIDFD: Final = 40
+HEAD_MESSAGE_LEN: Final = 44
+HEAD_MESSAGE_ERROR: Final = 48
+HEAD_FREED: Final = 52
+HEAD_SIZE: Final = 56
 FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
@@ -87,6 +98,7 @@ class Channel:
         "freed_count",
         "head",
         "message",
+        "message_start",
         "native",
         "reply",
         "request",
@@ -102,8 +114,11 @@ class Channel:
     message: memoryview
     """The message of the current SEND starts here."""
 
+    message_start: Any
+    """The same as a pointer."""
+
     head: memoryview
-    """Of the current ioctl, for REQUEST to take apart."""
+    """Of the current ioctl; HEAD_* are where its members are."""
 
     freed: memoryview
     """The published slices whose FREE was answered, as FREED: only the core has not heard of them yet."""
@@ -133,10 +148,11 @@ class Channel:
         freed = lib.kfs_channel_freed(native)
         self.freed_count = memoryview(ffi.buffer(freed, _FREED_COUNT_SIZE)).cast("Q")
         self.freed = memoryview(ffi.buffer(freed.slices))
-        self.head = memoryview(ffi.buffer(native, REQUEST.size))
+        self.head = memoryview(ffi.buffer(native, HEAD_SIZE))
         self.set_events = partial(lib.kfs_channel_set_events, native)
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
         self.message = memoryview(ffi.buffer(native.message, lib.KFS_MESSAGE_MAX))
+        self.message_start = ffi.cast("char *", native.message)
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
 
@@ -185,10 +201,6 @@ class Channel:
         if kind < 0:
             check(kind)
         return kind
-
-    def described(self) -> tuple[int, ...]:
-        """The members of REQUEST."""
-        return REQUEST.unpack(self.head)
 
     @property
     def forgotten(self) -> list[tuple[int, int]]:

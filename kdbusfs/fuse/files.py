@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
+from ..core.handle import Handle
 from .protocol import OpenAnswer
-
-
-class Handle(Protocol):
-    """What the core keeps for an open file description."""
-
-    def ioctl(self, call: Any) -> int:
-        """Carry out a command: 0, -errno, or that the answer comes later."""
-
-    def poll(self) -> int:
-        """Its readiness now, as POLL* bits."""
-
-    def release(self) -> None:
-        """Its last fh is gone."""
 
 
 class Slots(Protocol):

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable
 from errno import EIO, EPERM, ESHUTDOWN
 from typing import Any, Final, Protocol
 
+from librt.strings import read_i32_le
+from mypy_extensions import mypyc_attr
+
 from ..abi.commands import COMMANDS
 from ..abi.constants import (
     CMD_BUS_CREATOR_INFO,
@@ -20,34 +23,47 @@ from ..abi.constants import (
     RECV_RETURN_INCOMPLETE_FDS,
 )
 from ..abi.errors import KdbusError
-from ..abi.layouts import I32, U64
+from ..abi.layouts import I32, U64, u32, u64
 from ..core.call import PENDING, Call
-from ..core.handle import EndpointHandle
-from .channel import FREED, NOTHING, REQUEST, Channel
-from .files import Handle, OpenFiles
+from ..core.handle import EndpointHandle, Handle
+from ..core.ports import Caller
+from .channel import (
+    FREED,
+    HEAD_ARG,
+    HEAD_CMD,
+    HEAD_COMMAND_ERROR,
+    HEAD_COMMAND_LEN,
+    HEAD_FH,
+    HEAD_FREED,
+    HEAD_MESSAGE_ERROR,
+    HEAD_MESSAGE_LEN,
+    HEAD_PIDFD,
+    HEAD_TID,
+    HEAD_UNIQUE,
+    NOTHING,
+    Channel,
+    ffi,
+    lib,
+)
+from .files import OpenFiles
 
 log = logging.getLogger(__name__)
 
 _IOC_READ: Final = 1 << 31
-_unpack_head: Final = REQUEST.unpack
+_unpack: Final[Any] = ffi.unpack
+_answer_now: Final[Any] = lib.kfs_channel_answer_now
+_NO_WORDS: Final = memoryview(b"").cast("Q")
 _TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
 """The commands whose answers tell where in the pool something is."""
-
-
-class Caller(Protocol):
-    """The calling thread, reused for every request."""
-
-    def reset(self, tid: int, pidfd: int) -> None:
-        """Be thread `tid` now.  pidfd: of it and not to be closed, or -1."""
 
 
 class Domain(Protocol):
     """What requests need of the core's domain."""
 
-    changed: list[Any]
-    completed: list[Any]
+    changed: list[Handle]
+    completed: list[Call]
 
-    def interrupt(self, call: Any) -> None:
+    def interrupt(self, call: Call) -> None:
         """A signal is pending for the caller of a deferred call."""
 
 
@@ -115,15 +131,31 @@ class Faults:
             log.error("%s", what, exc_info=True)
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class _Deferred:
     """A call that is not answered yet."""
 
     __slots__ = ("call", "fh", "tid")
 
-    def __init__(self, call: Any, fh: int, tid: int) -> None:
+    def __init__(self, call: Call, fh: int, tid: int) -> None:
         self.call = call
         self.fh = fh
         self.tid = tid
+
+
+class _Views:
+    """The fixed part of a command in the channel's buffer, made once: a slice costs more than finding one.
+
+    take: gives a copy of it.
+    """
+
+    __slots__ = ("command", "size", "take", "words")
+
+    def __init__(self, command: memoryview) -> None:
+        self.size = len(command)
+        self.command = command
+        self.words = command.cast("Q")
+        self.take: Callable[[], bytes] = command.tobytes
 
 
 class Ledger:
@@ -179,18 +211,17 @@ class Requests:
         "_freed",
         "_freed_count",
         "_handles",
-        "_head",
         "_installer",
         "_interrupted",
         "_ledger",
         "_make_job",
         "_make_memory",
-        "_message",
+        "_message_start",
         "_native",
         "_options",
-        "_reset",
         "_storer",
         "_swap_path",
+        "_take_head",
         "_views",
     )
 
@@ -199,7 +230,7 @@ class Requests:
         channel: Channel,
         files: OpenFiles,
         domain: Domain,
-        make_caller: Callable[[], Any],
+        make_caller: Callable[[], Caller],
         *,
         installer: Installer | None = None,
         make_job: Callable[..., Any] | None = None,
@@ -226,15 +257,14 @@ class Requests:
         caller = make_caller()
         self._channel = channel
         self._native: Any = channel.native
-        self._head = channel.head
+        self._take_head: Callable[[], bytes] = channel.head.tobytes
         self._freed = channel.freed
         self._freed_count = channel.freed_count
         self._changed = domain.changed
         self._completed = domain.completed
         self._command = channel.command
-        # Slices of the common lengths, made once: a slice costs more than finding one.
-        self._views = {each.size: channel.command[: each.size] for each in COMMANDS.values()}
-        self._message = channel.message
+        self._views = {each.number: _Views(channel.command[: each.size]) for each in COMMANDS.values()}
+        self._message_start = channel.message_start
         self._files = files
         self._handles = files.handles
         self._domain = domain
@@ -242,7 +272,6 @@ class Requests:
         self._call.caller = caller
         self._call.installation = None
         self._caller = caller
-        self._reset = caller.reset
         self._installer = installer
         self._make_job = make_job
         self._make_memory = make_memory
@@ -276,38 +305,46 @@ class Requests:
 
         Never raises; the client of a fault of ours gets EIO.
         """
-        unique: int
-        fh: int
-        address: int
-        number: int
-        tid: int
-        length: int
-        error: int
-        pidfd: int
-        msg_length: int
-        msg_error: int
-        freed: int
-        unique, fh, address, number, tid, length, error, pidfd, msg_length, msg_error, freed = _unpack_head(self._head)
-        if freed:
+        head = self._take_head()
+        unique = u64(head, HEAD_UNIQUE)
+        fh = u64(head, HEAD_FH)
+        number = u32(head, HEAD_CMD)
+        tid = u32(head, HEAD_TID)
+        length = u32(head, HEAD_COMMAND_LEN)
+        if u32(head, HEAD_FREED):
             self.settle()
         call = self._call
         try:
             handle = self._handles[fh]
             call.number = number
-            call.address = address
-            call.command = self._views.get(length) or self._command[:length]
-            call.error = error
+            call.address = u64(head, HEAD_ARG)
+            views = self._views.get(number)
+            if views is None:
+                call.data = b""
+                call.command = self._command[:0]
+                call.words = _NO_WORDS
+            elif length == views.size:
+                call.data = views.take()
+                call.command = views.command
+                call.words = views.words
+            else:
+                call.command = self._command[:length]
+                call.data = call.command.tobytes()
+                call.words = views.words
+            call.error = u32(head, HEAD_COMMAND_ERROR)
             if number == CMD_SEND:
-                call.message = self._message[:msg_length]
-                call.message_error = msg_error
+                call.message = _unpack(self._message_start, u32(head, HEAD_MESSAGE_LEN))
+                call.message_error = u32(head, HEAD_MESSAGE_ERROR)
             call.tag = unique
-            self._reset(tid, pidfd)
+            pidfd: int = read_i32_le(head, HEAD_PIDFD)
+            self._caller.reset(tid, pidfd)
             if number == CMD_HELLO:
                 self._own_memory(handle)
             result = handle.ioctl(call)
             if result == PENDING:
-                deferred = self._ledger.deferred[unique] = _Deferred(call.deferred, fh, tid)
-                call.deferred = None
+                waiting, call.deferred = call.deferred, None
+                assert waiting is not None
+                deferred = self._ledger.deferred[unique] = _Deferred(waiting, fh, tid)
                 result = NOTHING
                 if self._interrupted == unique:
                     self._domain.interrupt(deferred.call)
@@ -367,8 +404,8 @@ class Requests:
                 self._let_go(call)
                 continue
             try:
-                handle = self._files.get(deferred.fh)
-                self._answer(call.tag, call, call.result, handle, deferred.fh, deferred.tid)
+                owner = self._files.get(deferred.fh)
+                self._answer(call.tag, call, call.result, owner, deferred.fh, deferred.tid)
             except Exception as fault:
                 self._channel.answer(call.tag, self._errno_of(fault), b"")
                 self._let_go(call)
@@ -413,7 +450,8 @@ class Requests:
         if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
             swap = self._swap_path(fh)
         if installation is None and swap is None and (self._storer is None or not self._storer.is_needed):
-            self._channel.answer(unique, result, call.command[:out_size], fh, call.number)
+            struct = call.command if len(call.command) == out_size else call.command[:out_size]
+            _answer_now(self._native, fh, call.number, unique, result, struct.tobytes(), out_size)
             return
         out = bytearray(call.command[:out_size])
         if installation is not None or swap is not None:

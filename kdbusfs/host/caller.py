@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.abi.identity import Creds, Pids
-from kdbusfs.core.ports import NO_ID, Memory, ProcessMetadata
+from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata
 from kdbusfs.native._native import ffi, lib
 
 from . import metadata as meta
@@ -32,6 +32,7 @@ _identity: Final[Any] = ffi.new("uint64_t[3]")
 _unpack: Final[Any] = ffi.unpack
 _make_ids: Final = Creds._make
 _payload: Final[Any] = lib.kfs_client_payload
+_payload_one: Final[Any] = lib.kfs_client_payload_one
 _write: Final[Any] = lib.kfs_client_write
 
 Root = tuple[int, int, int]
@@ -51,7 +52,7 @@ def root_of(tid: int) -> Root | None:
     return None
 
 
-class LinuxCaller:
+class LinuxCaller(Caller):
     """ports.Caller for thread `tid`; made once and `reset` for each request, or `defer`red.
 
     Everything is read when it is first asked for, and once for a request.
@@ -112,12 +113,8 @@ class LinuxCaller:
 
     def defer(self) -> LinuxCaller:
         """The same thread, for as long as its ioctl is open.  It takes no descriptor until it is used."""
-        return LinuxCaller._of(self)
-
-    @classmethod
-    def _of(cls, other: LinuxCaller) -> LinuxCaller:
-        caller = cls(other.namespaces, other._descriptors, other.own_root)
-        caller.tid = other.tid
+        caller = LinuxCaller(self.namespaces, self._descriptors, self.own_root)
+        caller.tid = self.tid
         return caller
 
     @property
@@ -302,10 +299,24 @@ class LinuxCaller:
         ENOMEM.
         """
         assert isinstance(memory, PoolMemory)
+        if len(vectors) == 1:
+            address, size = vectors[0]
+            if address:
+                self._copy_vector(memory, offset, address, size)
+                return
         while len(vectors) > _VECTORS:
             offset = self._copy_vectors(memory, offset, vectors[:_VECTORS])
             vectors = vectors[_VECTORS:]
         self._copy_vectors(memory, offset, vectors)
+
+    def _copy_vector(self, memory: PoolMemory, offset: int, address: int, size: int) -> None:
+        """The only vector, as most messages have it."""
+        mapping = memory.mapped(offset + size)
+        pidfd = self._pidfd
+        r: int = _payload_one(pidfd if pidfd >= 0 else self.pidfd, self.tid, mapping.base, offset, address, size)
+        if r < 0:
+            raise fail(r, "payload")
+        memory.written(offset, size)
 
     def _copy_vectors(self, memory: PoolMemory, offset: int, vectors: list[tuple[int, int]]) -> int:
         """At most _VECTORS of them; the offset behind what they fill."""
@@ -327,8 +338,7 @@ class LinuxCaller:
         )
         if r < 0:
             raise fail(r, "payload")
-        if memory.nodeids is not None:
-            memory.written(offset, end - offset)
+        memory.written(offset, end - offset)
         return end
 
     def take_file(self, fd: int) -> LinuxFile:

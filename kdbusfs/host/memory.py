@@ -1,8 +1,8 @@
 """Pools: a memfd for each open endpoint file, passed through to its clients by FUSE.
 
-The daemon stores with pwrite and maps only what is needed as the target of process_vm_readv and of descriptor
-numbers: neither a huge pool nor many pools use up its address space, and memory that the kernel cannot
-provide is an errno, not a SIGBUS.
+The daemon maps only what is needed as the target of process_vm_readv and of descriptor numbers, and stores with pwrite
+until a page is there: neither a huge pool nor many pools use up its address space, and memory that the kernel cannot
+provide is an errno, not a SIGBUS.  What goes to pages that are there is copied to the mapping.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _SIZE_MAX: Final = (1 << 63) - 1
 _NO_MEMORY: Final = frozenset((ENOMEM, ENOSPC, EMFILE, ENFILE))
 _from_buffer: Final[Any] = ffi.from_buffer
 _store: Final[Any] = lib.kfs_store
+_copy: Final[Any] = lib.kfs_copy
 
 
 class Mapping:
@@ -47,13 +48,13 @@ class Mapping:
             lib.kfs_unmap(self.base, self.size)
 
 
-class PoolMemory:
+class PoolMemory(Memory):
     """ports.Memory.  `fuse_fd` is the /dev/fuse that the backing id is for; -1 for a pool without one.
 
     `backing_id` is what an OPEN answer names; 0 without.  `nodeids` is None: see store_memory.StoredMemory.
     """
 
-    __slots__ = ("_fuse_fd", "_mapping", "backing_id", "fd", "nodeids", "size")
+    __slots__ = ("_filled", "_fuse_fd", "_mapping", "backing_id", "fd", "nodeids", "size")
 
     def __init__(self, fuse_fd: int = -1) -> None:
         self.nodeids: set[int] | None = None
@@ -61,6 +62,7 @@ class PoolMemory:
         self.backing_id = 0
         self._fuse_fd = fuse_fd
         self._mapping: Mapping | None = None
+        self._filled = 0  # bytes from the start on whose pages are there
         try:
             self.fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
@@ -86,6 +88,7 @@ class PoolMemory:
             code = ENOMEM if error.errno in _NO_MEMORY else EINVAL
             raise KdbusError(code, "pool size") from None
         self._mapping = None
+        self._filled = 0
         self.size = size
 
     def seal(self) -> None:
@@ -95,12 +98,18 @@ class PoolMemory:
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory for it."""
         size = len(data)
-        if offset + size > self.size:
+        end = offset + size
+        if end > self.size:
             raise KdbusError(ENOMEM, "store beyond the pool")
         source = data if type(data) is bytes else _from_buffer(data)
-        r: int = _store(self.fd, offset, source, size)
+        mapping = self._mapping
+        if end <= self._filled and mapping is not None and end <= mapping.size:
+            r: int = _copy(mapping.base, offset, source, size)
+        else:
+            r = _store(self.fd, offset, source, size)
         if r < 0:
             raise _store_error(r)
+        self.written(offset, size)
 
     def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
         """Move `size` bytes from another pool (ACT-4).  Raises KdbusError(ENOMEM)."""
@@ -113,7 +122,9 @@ class PoolMemory:
             raise _store_error(r)
 
     def written(self, offset: int, size: int) -> None:
-        """Something was written to a mapping.  Matters only where clients have copies."""
+        """`size` bytes from `offset` on have been written to."""
+        if offset <= self._filled < offset + size:
+            self._filled = -(-(offset + size) // _PAGE) * _PAGE
 
     def mapped(self, end: int) -> Mapping:
         """The pool, mapped at least up to `end`; valid as long as it is referred to.  Raises
@@ -149,6 +160,7 @@ class PoolMemory:
             return
         self.fd = -1
         self._mapping = None
+        self._filled = 0
         if self.backing_id:
             # ENOENT and the like can only mean that the connection is gone, with all its ids.
             lib.kfs_backing_close(self._fuse_fd, self.backing_id)

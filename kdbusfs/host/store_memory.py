@@ -110,6 +110,7 @@ class StoredMemory(PoolMemory):
         self._changed.add(offset, size)
 
     def written(self, offset: int, size: int) -> None:
+        super().written(offset, size)
         self._changed.add(offset, size)
 
     def read(self, offset: int, size: int) -> bytes:

@@ -378,6 +378,18 @@ static int read_batch(int tid, const struct iovec *local, const struct iovec *re
     return (size_t)n == total ? 0 : -EFAULT;
 }
 
+/* One vector of `size` bytes, to `offset` of what is mapped at `map`. */
+int kfs_client_payload_one(int pidfd, int tid, char *map, uint64_t offset, uint64_t address, uint64_t size)
+{
+    struct iovec local = { map + offset, size };
+    struct iovec remote = { (void *)(uintptr_t)address, size };
+    int r = check_alive(pidfd);
+
+    if (r == 0)
+        r = check_range(address, size);
+    return r < 0 ? r : read_batch(tid, &local, &remote, 1, size);
+}
+
 /*
  * `vectors` holds `count` pairs of address and size; address 0 stands for zero bytes.  `map` is where `memfd` is
  * mapped from its start on, as far as the payload goes.

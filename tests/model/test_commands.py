@@ -318,12 +318,14 @@ class Scene:
         else:
             whole = fixed
         call = Call()
-        call.number, call.address, call.tag, call.result, call.installation = number, 0, None, 0, None
+        call.number, call.address, call.tag, call.result, call.installation = number, 0, 0, 0, None
         call.address = client.process.place(bytes(whole))
+        call.data = bytes(whole)
         call.command = memoryview(whole)
+        call.words = call.command[: len(fixed) // 8 * 8].cast("Q")
         call.error = action["error"]
         call.message_error = action["message_error"]
-        call.message = None if call.message_error else memoryview(action["message"])
+        call.message = None if call.message_error else action["message"]
         call.caller = FakeCaller(client.process)
         self.run(client, call)
 
@@ -349,7 +351,7 @@ class Scene:
         sync = int(kind == "sync")
         cancel = make_item(c.ITEM_CANCEL_FD, pack("<i", 4)) if sync and cookie == 1 else b""
         call = client.call(c.CMD_SEND, pack("<QQ", 0, sync) + bytes(56), cancel)
-        call.message = memoryview(message)
+        call.message = message
         self.run(client, call)
 
     def other(self, what: str, which: int) -> None:

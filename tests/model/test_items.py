@@ -103,7 +103,7 @@ def model_parse(data: bytes) -> int | list[Item]:
 
 def parse(data: bytes, before: bytes = b"") -> int | list[Item]:
     try:
-        return parse_items(memoryview(before + data + b"behind"), len(before), len(before) + len(data))
+        return parse_items(before + data + b"behind", len(before), len(before) + len(data))
     except KdbusError as error:
         return error.errno
 

@@ -12,6 +12,8 @@ from typing import Any
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.call import PENDING, Call
+from kdbusfs.core.handle import Handle as CoreHandle
+from kdbusfs.core.ports import Caller as CoreCaller
 
 INTERRUPTED = -512
 
@@ -34,7 +36,7 @@ BASE = 100
 """Added to the numbers that private commands return, to tell them from PENDING."""
 
 
-class Caller:
+class Caller(CoreCaller):
     """Stands for the host's caller."""
 
     tid = 0
@@ -94,7 +96,7 @@ class Domain:
         self.complete(-errno.ECONNRESET)
 
 
-class Handle:
+class Handle(CoreHandle):
     """An open file of the fake domain."""
 
     def __init__(self, domain: Domain) -> None:

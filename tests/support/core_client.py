@@ -77,12 +77,14 @@ class Client:
         call = Call()
         call.number = number
         call.address = self.process.place(bytes(whole))
+        call.data = bytes(whole)
         call.command = memoryview(whole)
+        call.words = call.command[: len(fixed) // 8 * 8].cast("Q")
         call.error = 0
         call.message = None
         call.message_error = 0
         call.caller = FakeCaller(self.process)
-        call.tag = None
+        call.tag = 0
         call.result = 0
         call.installation = None
         return call
@@ -153,7 +155,7 @@ class Client:
         address = self.process.place(body)
         fixed = pack("<QQQQQQQQQ", 0, send_flags, 0, 0, 0, address, 0, 0, 0)
         call = self.call(c.CMD_SEND, fixed, send_items)
-        call.message = memoryview(bytes(body))
+        call.message = bytes(body)
         return self.run(call)
 
     def vec(self, data: bytes) -> bytes:

@@ -9,13 +9,13 @@ from errno import EBADF, EFAULT, EINVAL, ESRCH
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.abi.identity import Creds, Pids
-from kdbusfs.core.ports import NO_ID, ProcessMetadata
+from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata
 
 ALL_SEALS = 0xF
 OVERFLOW_ID = 65534
 
 
-class FakeMemory:
+class FakeMemory(Memory):
     """Pool memory that a test can look into."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class FakeProcess:
         return Creds(self.uid, euid, euid, euid, self.gid, self.gid, self.gid, self.gid)
 
 
-class FakeCaller:
+class FakeCaller(Caller):
     """The thread of a FakeProcess that issued a command."""
 
     def __init__(self, process: FakeProcess) -> None:

@@ -25,6 +25,18 @@ from kdbusfs.fuse.channel import (
     EVENT,
     FORGET,
     FREED,
+    HEAD_ARG,
+    HEAD_CMD,
+    HEAD_COMMAND_ERROR,
+    HEAD_COMMAND_LEN,
+    HEAD_FH,
+    HEAD_FREED,
+    HEAD_MESSAGE_ERROR,
+    HEAD_MESSAGE_LEN,
+    HEAD_PIDFD,
+    HEAD_SIZE,
+    HEAD_TID,
+    HEAD_UNIQUE,
     INTERRUPT,
     IOCTL,
     NOTHING,
@@ -33,6 +45,7 @@ from kdbusfs.fuse.channel import (
     TREE,
     Amendments,
     Channel,
+    ffi,
     lib,
 )
 from kdbusfs.fuse.files import OpenFiles
@@ -136,12 +149,40 @@ def recv_struct(size: int = 72, tail: bytes = b"") -> Any:
 # Commands and their memory
 
 
+HEAD = struct.Struct("=QQQIIIiiIiI")
+"""unique, fh, arg, cmd, tid, length and errno of the command, pidfd, length and errno of the message, freed."""
+
+
+def described(kernel: Kernel) -> tuple[int, ...]:
+    return HEAD.unpack(kernel.channel.head)
+
+
+def test_members_of_the_head_are_where_they_are_looked_for() -> None:
+    members = {
+        HEAD_UNIQUE: "unique",
+        HEAD_FH: "fh",
+        HEAD_ARG: "arg",
+        HEAD_CMD: "cmd",
+        HEAD_TID: "tid",
+        HEAD_COMMAND_LEN: "command_len",
+        HEAD_COMMAND_ERROR: "command_error",
+        HEAD_PIDFD: "pidfd",
+        HEAD_MESSAGE_LEN: "message_len",
+        HEAD_MESSAGE_ERROR: "message_error",
+        HEAD_FREED: "freed",
+    }
+    assert {offset: ffi.offsetof("struct kfs_channel", name) for offset, name in members.items()} == {
+        offset: offset for offset in members
+    }
+    assert HEAD_SIZE == HEAD.size == HEAD_FREED + 4
+
+
 def test_fixed_struct_needs_no_client_memory(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
     unique = kernel.ioctl(fh, c.CMD_RECV, 0x1000, recv_struct().raw, tid=0)
     assert kernel.step() == IOCTL
-    described = kernel.channel.described()
-    assert described[:8] == (unique, fh, 0x1000, c.CMD_RECV, 0, 72, 0, -1)
+    head = described(kernel)
+    assert head[:8] == (unique, fh, 0x1000, c.CMD_RECV, 0, 72, 0, -1)
     assert kernel.channel.command[:72] == recv_struct().raw
 
 
@@ -150,7 +191,7 @@ def test_tail_is_read_behind_the_struct(kernel: Kernel) -> None:
     tail = bytes(range(256)) * 4
     kernel.command(fh, c.CMD_RECV, recv_struct(72 + len(tail), tail))
     assert kernel.step() == IOCTL
-    length, error, pidfd = kernel.channel.described()[5:8]
+    length, error, pidfd = described(kernel)[5:8]
     assert (length, error) == (72 + len(tail), 0)
     assert kernel.channel.command[72:length] == tail
     assert pidfd >= 0
@@ -175,7 +216,7 @@ def test_size_is_checked_before_anything_is_read(kernel: Kernel, cmd: int, size:
     fh = kernel.channel.slot_new()
     kernel.command(fh, cmd, recv_struct(size))
     assert kernel.step() == IOCTL
-    length, error, pidfd = kernel.channel.described()[5:8]
+    length, error, pidfd = described(kernel)[5:8]
     assert (length, error, pidfd) == ((cmd >> 16) & 0x3FFF, expected, -1)
 
 
@@ -185,7 +226,7 @@ def test_unaligned_argument(kernel: Kernel, offset: int) -> None:
     fh = kernel.channel.slot_new()
     kernel.ioctl(fh, c.CMD_RECV, 0x10000 + offset, recv_struct(80).raw, tid=0)
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[6] == errno.EFAULT
+    assert described(kernel)[6] == errno.EFAULT
 
 
 @pytest.mark.parametrize("address", [8, 2**64 - 80, 2**64 - 72])
@@ -193,14 +234,14 @@ def test_unreadable_tail(kernel: Kernel, address: int) -> None:
     fh = kernel.channel.slot_new()
     kernel.ioctl(fh, c.CMD_RECV, address, recv_struct(32768).raw)
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[5:7] == (72, errno.EFAULT)
+    assert described(kernel)[5:7] == (72, errno.EFAULT)
 
 
 def test_caller_outside_of_the_pid_namespace(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
     kernel.command(fh, c.CMD_RECV, recv_struct(80), tid=0)
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[5:8] == (72, errno.ESRCH, -1)
+    assert described(kernel)[5:8] == (72, errno.ESRCH, -1)
 
 
 def test_caller_that_is_gone(kernel: Kernel) -> None:
@@ -214,18 +255,18 @@ def test_caller_that_is_gone(kernel: Kernel) -> None:
     buffer = recv_struct(80, bytes(8))
     kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[6] == 0
+    assert described(kernel)[6] == 0
     done.set()
     thread.join()
     while os.path.exists(f"/proc/self/task/{tids[0]}"):
         time.sleep(0.001)
     kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[5:8] == (72, errno.ESRCH, -1)
+    assert described(kernel)[5:8] == (72, errno.ESRCH, -1)
     # The slot serves the next thread none the worse.
     kernel.command(fh, c.CMD_RECV, buffer)
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[6] == 0
+    assert described(kernel)[6] == 0
     assert kernel.channel.counters()["pidfds"] == 3
 
 
@@ -257,7 +298,7 @@ def test_message_of_illegal_size(kernel: Kernel, size: int, expected: int) -> No
     message = aligned(struct.pack("<Q", size) + bytes(1024))
     kernel.command(fh, c.CMD_SEND, send(ctypes.addressof(message)))
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[6] == 0
+    assert described(kernel)[6] == 0
     assert (kernel.channel.native.message_len, kernel.channel.native.message_error) == (0, expected)
 
 
@@ -267,7 +308,7 @@ def test_message_that_cannot_be_read(kernel: Kernel, address: int) -> None:
     fh = kernel.channel.slot_new()
     kernel.command(fh, c.CMD_SEND, send(address))
     assert kernel.step() == IOCTL
-    assert kernel.channel.described()[6] == 0
+    assert described(kernel)[6] == 0
     assert kernel.channel.native.message_error == errno.EFAULT
 
 
@@ -293,7 +334,7 @@ def test_unknown_command_touches_no_memory(kernel: Kernel) -> None:
     for cmd in (c.CMD_BYEBYE, 0x9577, 0xC0489577):
         kernel.ioctl(fh, cmd, 0xDEAD_BEEF, bytes((cmd >> 16) & 0x3FFF), tid=0)
         assert kernel.step() == IOCTL
-        assert kernel.channel.described()[3:8] == (cmd, 0, 0, 0, -1)
+        assert described(kernel)[3:8] == (cmd, 0, 0, 0, -1)
 
 
 # Answers

@@ -82,6 +82,7 @@ each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: NAMES[spec.number
 def put(call: Call, offset: int, value: int) -> None:
     """Change a member of a struct that is not given yet, in the Call and in the client's memory."""
     pack_into("<Q", call.command, offset, value)
+    call.data = bytes(call.command)
     for start, region in call.caller.process.memory.items():
         if start == call.address:
             pack_into("<Q", region, offset, value)
@@ -140,7 +141,7 @@ class Scene:
         put(call, self.spec.kernel_at, FLAGS_UNTOUCHED)
         put(call, self.spec.return_at, RETURN_UNTOUCHED)
         if self.message is not None:
-            call.message = memoryview(self.message)
+            call.message = bytes(self.message)
         return call
 
     def run(self, **how: object) -> int:

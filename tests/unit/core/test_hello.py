@@ -44,7 +44,7 @@ def info_items(reader: Client, id: int, flags: int = c.ATTACH_ALL) -> list[tuple
     """The metadata that CONN_INFO tells of a connection."""
     assert reader.conn_info(id=id, flags=flags) == 0
     offset, size = reader.out(40), reader.out(48)
-    items = parse_items(reader.pool, offset + 24, offset + size)
+    items = parse_items(bytes(reader.pool[: offset + size]), offset + 24, offset + size)
     assert reader.free(offset) == 0
     return items
 

@@ -617,7 +617,7 @@ def test_send_46_return_flags_and_reply_are_stored_on_success_only(pair):
     dirty = pack("<QQQQQQQQQ", 0, 0, 7, 7, 7, 0, 7, 7, 7)
     for dst, result in ((receiver.id, 0), (999, -ENXIO)):
         call = sender.call(c.CMD_SEND, dirty)
-        call.message = memoryview(sender.message(dst=dst))
+        call.message = bytes(sender.message(dst=dst))
         assert sender.run(call) == result
         assert sender.out(32) == (0 if result == 0 else 7)
         assert [sender.out(at) for at in (48, 56, 64)] == [7, 7, 7]
