@@ -5,12 +5,13 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, EMSGSIZE
 from typing import TYPE_CHECKING, Final
 
+from librt.strings import BytesWriter, write_i64_le
 from mypy_extensions import mypyc_attr
 
 from ..abi.commands import Command
 from ..abi.errors import KdbusError
 from ..abi.items import Item, parse_items
-from ..abi.layouts import U64, u64
+from ..abi.layouts import CMD_SEND_REPLY_OFFSET, U64, u64
 
 if TYPE_CHECKING:
     from .message import Resources
@@ -45,6 +46,7 @@ class Installation:
 
 
 _NO_ITEMS: Final[list[Item]] = []
+_SEND_RETURN_FLAGS_OFFSET: Final = 32
 
 
 @mypyc_attr(acyclic=True)
@@ -56,8 +58,8 @@ class Call:
     number, address: ioctl number and argument; data: the struct as copied, error: errno of that copy or 0;
     command: the same bytes to be written to, whose first travel back for `_IOWR`, and words: its fixed part as u64;
     flags: of the command, set by `begin`; message, message_error: what data and error are, for the message of a SEND;
-    result: of a deferred call; installation: descriptors to install; tag: a number of the core's caller;
-    deferred: the copy that the last `defer()` made.
+    result: of a deferred call, and fixed: the fixed part of its struct, the only part that it has; installation:
+    descriptors to install; tag: a number of the core's caller; deferred: the copy that the last `defer()` made.
     """
 
     __slots__ = (
@@ -67,6 +69,7 @@ class Call:
         "data",
         "deferred",
         "error",
+        "fixed",
         "flags",
         "installation",
         "message",
@@ -83,6 +86,7 @@ class Call:
     command: memoryview
     words: memoryview
     error: int
+    fixed: bytes
     flags: int
     message: bytes | None
     message_error: int
@@ -91,6 +95,15 @@ class Call:
     result: int
     installation: Installation | None
     deferred: Call | None
+
+    def __init__(self) -> None:
+        self.fixed = b""
+        self.error = 0
+        self.message = None
+        self.message_error = 0
+        self.result = 0
+        self.installation = None
+        self.deferred = None
 
     def begin(self, command: Command) -> list[Item]:
         """The checks that precede every command: size, flag negotiation, items (GEN-10).  Returns the items.
@@ -155,15 +168,31 @@ class Call:
         copy = Call()
         copy.number = self.number
         copy.address = self.address
-        copy.data = self.data
-        copy.command = memoryview(bytearray(self.words))
-        copy.error = 0
-        copy.message = None
-        copy.message_error = 0
+        copy.fixed = self.words.tobytes()
         copy.caller = self.caller.defer()
         copy.tag = self.tag
-        copy.result = 0
-        copy.installation = None
-        copy.deferred = None
         self.deferred = copy
         return copy
+
+    def put_reply(self, offset: int, size: int) -> None:
+        """Tell a SEND where in its pool the reply is (REP-15); return_flags become 0."""
+        fixed = self.fixed
+        if not fixed:
+            words = self.words
+            words[_SEND_RETURN_FLAGS_OFFSET // 8] = 0
+            words[CMD_SEND_REPLY_OFFSET // 8] = offset
+            words[CMD_SEND_REPLY_OFFSET // 8 + 1] = size
+            words[CMD_SEND_REPLY_OFFSET // 8 + 2] = 0
+            return
+        writer = BytesWriter()
+        writer.write(fixed[:_SEND_RETURN_FLAGS_OFFSET])
+        write_i64_le(writer, 0)
+        writer.write(fixed[_SEND_RETURN_FLAGS_OFFSET + 8 : CMD_SEND_REPLY_OFFSET])
+        write_i64_le(writer, offset)
+        write_i64_le(writer, size)
+        write_i64_le(writer, 0)
+        self.fixed = writer.getvalue()
+
+    def returned(self, size: int) -> bytes:
+        """The struct of `size` bytes that travels back with the answer."""
+        return self.fixed or self.command[:size].tobytes()

@@ -84,7 +84,7 @@ class Domain:
         self.waiting: dict[Call, Reply] = {}
         self.deadlines = Deadlines()
         self.next_deadline = self.deadlines.next
-        self._seqnums = count(1)
+        self._seqnum = 0
         self._bus_ids = count(1)
         self._free_inos: list[int] = []
         self._next_ino = CONTROL_INO + 1
@@ -132,7 +132,8 @@ class Domain:
 
     def next_seqnum(self) -> int:
         """One for every SEND and every notification of the domain (META-22)."""
-        return next(self._seqnums)
+        self._seqnum += 1
+        return self._seqnum
 
     def next_bus_id(self) -> int:
         """BUS-9."""

@@ -8,9 +8,10 @@ peeked at stays readable as long as any message slice that refers to it (RECV-12
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from errno import ENOBUFS, ENXIO
 from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import mypyc_attr
 
 from ..abi.errors import KdbusError
 
@@ -22,6 +23,7 @@ SLICE_COST: Final = 256
 """What the bookkeeping of one slice is charged with, in bytes."""
 
 
+@mypyc_attr(free_list_len=1)
 class Slice:
     """`size` bytes of a pool from `offset` on; both are multiples of 8, and neighbours form a list by address."""
 
@@ -41,17 +43,25 @@ class Slice:
         self.child: Slice | None = None
 
 
-_Free = tuple[int, int, Slice]
-"""A free part by size, then offset, which no two have in common."""
-
-
 class Pool:
     """The allocator of one pool (POOL-8): best fit, lowest part of it, neighbours merged on release.
 
     `account` is charged for the part of the memory that was ever in use and for the bookkeeping.
+    slices: how many slices are allocated.
     """
 
-    __slots__ = ("_charged", "_free", "_high", "_slices", "account", "busy", "memory", "size")
+    __slots__ = (
+        "_charged",
+        "_free",
+        "_high",
+        "_is_closed",
+        "_published",
+        "account",
+        "busy",
+        "memory",
+        "size",
+        "slices",
+    )
 
     def __init__(self, size: int, memory: Memory, account: Account) -> None:
         self.size = size
@@ -60,18 +70,15 @@ class Pool:
         self.busy = 0
         self._high = 0
         self._charged = 0
-        self._free: list[_Free] = [(size, 0, Slice(0, size, None, None, free=True))]
-        self._slices: dict[int, Slice] = {}  # allocated ones, by offset
+        self._is_closed = False
+        self._free = [Slice(0, size, None, None, free=True)]  # by size, then offset, which no two have in common
+        self._published: dict[int, Slice] = {}  # by offset
+        self.slices = 0
 
     @property
     def remaining(self) -> int:
         """Bytes that are not allocated, in one piece or many (POOL-9)."""
         return self.size - self.busy
-
-    @property
-    def slices(self) -> int:
-        """How many slices are allocated."""
-        return len(self._slices)
 
     def allocate(self, size: int) -> Slice:
         """A slice of ALIGN8(size) bytes, held by the core.  `size` is greater than 0.
@@ -81,10 +88,12 @@ class Pool:
         size = (size + 7) & ~7
         free = self._free
         # Most pools are free in one piece.
-        index = 0 if len(free) == 1 and free[0][0] >= size else bisect_left(free, (size,))
+        index = 0 if len(free) == 1 and free[0].size >= size else self._place(size, 0)
         if index == len(free):
             raise KdbusError(ENOBUFS, "no room in the pool")
-        found, offset, part = free[index]
+        part = free[index]
+        found = part.size
+        offset = part.offset
         end = offset + size
         if end > self._high:
             self._grow(end)
@@ -99,15 +108,13 @@ class Pool:
             rest.before = part
             rest.offset = end
             rest.size = found - size
-            if len(free) == 1:
-                free[0] = (found - size, end, rest)
-            else:
-                self._replace_free(index, rest)
+            if len(free) > 1:
+                self._settle(index)
         else:
             del free[index]
             part.free = False
         part.held = True
-        self._slices[offset] = part
+        self.slices += 1
         self.busy += size
         return part
 
@@ -125,6 +132,7 @@ class Pool:
         """Hand a held slice to the client: it stays until FREE, and `payload` at least as long."""
         part.published = True
         part.held = False
+        self._published[part.offset] = part
         if payload is not None:
             part.child = payload
             payload.parents += 1
@@ -137,8 +145,8 @@ class Pool:
 
     def free(self, offset: int) -> None:
         """The client's FREE of a published slice (FREE-1).  Raises KdbusError(ENXIO) for every other offset."""
-        part = self._slices.get(offset)
-        if part is None or not part.published:
+        part = self._published.pop(offset, None)
+        if part is None:
             raise KdbusError(ENXIO, "no published slice there")
         part.published = False
         self._drop(part)
@@ -147,8 +155,10 @@ class Pool:
         """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file."""
         self.account.uncharge(self._charged)
         self._charged = 0
-        self._slices.clear()
+        self._is_closed = True
+        self._published.clear()
         self._free.clear()
+        self.slices = 0
         self.busy = self.size
 
     def _grow(self, end: int) -> None:
@@ -159,49 +169,61 @@ class Pool:
         self._charged += amount
         self._high = end
 
-    def _replace_free(self, index: int, part: Slice) -> None:
-        """Let `part` take the place of the free part at `index`, or the one that its size asks for."""
+    def _place(self, size: int, offset: int) -> int:
+        """The index of the first free part that is not smaller or, of the same size, not before `offset`."""
         free = self._free
-        entry = (part.size, part.offset, part)
-        if (index == 0 or free[index - 1] < entry) and (index + 1 == len(free) or entry < free[index + 1]):
-            free[index] = entry
-        else:
-            del free[index]
-            insort(free, entry)
+        low = 0
+        high = len(free)
+        while low < high:
+            middle = (low + high) // 2
+            part = free[middle]
+            if part.size < size or (part.size == size and part.offset < offset):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _settle(self, index: int) -> None:
+        """The free part at `index`, one of several, has changed: it goes where its size and offset belong."""
+        part = self._free.pop(index)
+        self._free.insert(self._place(part.size, part.offset), part)
 
     def _drop(self, part: Slice) -> None:
         """Give `part` back if nobody needs it, with the payload that hangs on it."""
-        if part.held or part.published or part.parents or self._slices.pop(part.offset, None) is None:
+        if part.held or part.published or part.parents or part.free or self._is_closed:
             return
-        self.busy -= part.size
+        size = part.size
+        self.slices -= 1
+        self.busy -= size
         self.account.uncharge(SLICE_COST)
         self._charged -= SLICE_COST
         child, part.child = part.child, None
         part.free = True
-        free = self._free
         before, after = part.before, part.after
-        index = -1  # of the free part that this one grows
-        if after is not None and after.free:
-            index = bisect_left(free, (after.size, after.offset)) if len(free) > 1 else 0
-            part.size += after.size
-            part.after = after = after.after
-            if after is not None:
-                after.before = part
+        free = self._free
         if before is not None and before.free:
-            if index >= 0:
-                del free[index]
-            index = bisect_left(free, (before.size, before.offset))
-            before.size += part.size
+            if after is not None and after.free:
+                del free[self._place(after.size, after.offset)]
+                size += after.size
+                after = after.after
+            index = self._place(before.size, before.offset) if len(free) > 1 else 0
+            before.size += size
             before.after = after
             if after is not None:
                 after.before = before
-            part = before
-        if index < 0:
-            insort(free, (part.size, part.offset, part))
-        elif len(free) == 1:
-            free[0] = (part.size, part.offset, part)
+            if len(free) > 1:
+                self._settle(index)
+        elif after is not None and after.free:
+            index = self._place(after.size, after.offset) if len(free) > 1 else 0
+            after.offset = part.offset
+            after.size += size
+            after.before = before
+            if before is not None:
+                before.after = after
+            if len(free) > 1:
+                self._settle(index)
         else:
-            self._replace_free(index, part)
+            free.insert(self._place(size, part.offset), part)
         if child is not None:
             child.parents -= 1
             self._drop(child)

@@ -6,7 +6,6 @@ from errno import ECOMM, ECONNRESET, EPERM, EREMOTEIO
 from typing import TYPE_CHECKING
 
 from ..abi.errors import KdbusError
-from ..abi.layouts import CMD_SEND_REPLY_OFFSET, MSG_INFO, U64
 
 if TYPE_CHECKING:
     from .call import Call
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from .metadata import ConnMetadata
     from .ports import Caller, Cancellation, ProcessMetadata
     from .reply import Reply
-
-_SEND_RETURN_FLAGS_OFFSET = 32
 
 
 def wait(reply: Reply, call: Call, cancellation: Cancellation | None) -> None:
@@ -59,8 +56,7 @@ def take_answer(reply: Reply, call: Call) -> int:
         return -error.errno
     finally:
         requester.discard(entry)
-    MSG_INFO.pack_into(call.command, CMD_SEND_REPLY_OFFSET, offset, size, 0)
-    U64.pack_into(call.command, _SEND_RETURN_FLAGS_OFFSET, 0)
+    call.put_reply(offset, size)
     return 0
 
 

@@ -389,10 +389,9 @@ class Requests:
         """Publish changed readiness, and answer the calls that were completed."""
         changed = self._changed
         if changed:
-            publish = self._files.publish
             try:
                 for handle in changed:
-                    publish(handle)
+                    self._files.publish(handle)
             except Exception:
                 self._faults.report("readiness cannot be published")
             changed.clear()
@@ -450,10 +449,9 @@ class Requests:
         if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
             swap = self._swap_path(fh)
         if installation is None and swap is None and (self._storer is None or not self._storer.is_needed):
-            struct = call.command if len(call.command) == out_size else call.command[:out_size]
-            _answer_now(self._native, fh, call.number, unique, result, struct.tobytes(), out_size)
+            _answer_now(self._native, fh, call.number, unique, result, call.returned(out_size), out_size)
             return
-        out = bytearray(call.command[:out_size])
+        out = bytearray(call.returned(out_size))
         if installation is not None or swap is not None:
             if self._submit(unique, call, result, handle, tid, bytes(out), swap, installation):
                 return

@@ -167,18 +167,18 @@ struct ioctl_answer {
 };
 
 /* Answers command `cmd` of `fh`, which is not the current one. */
-int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
-			   const void *out, size_t out_len)
+int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int64_t unique, int32_t result,
+			   const void *out, int64_t out_len)
 {
 	struct ioctl_answer answer = {
-		.header = { .len = sizeof(answer) + out_len, .unique = unique },
+		.header = { .len = (uint32_t)(sizeof(answer) + (size_t)out_len), .unique = (uint64_t)unique },
 		.out = { .result = result },
 	};
-	struct iovec parts[] = { { &answer, sizeof(answer) }, { (void *)out, out_len } };
+	struct iovec parts[] = { { &answer, sizeof(answer) }, { (void *)out, (size_t)out_len } };
 	ssize_t n;
 
 	if (result == 0)
-		kfs_note_published(ch->private_->mount, fh, cmd, out, out_len);
+		kfs_note_published(ch->private_->mount, (uint64_t)fh, cmd, out, (size_t)out_len);
 	do
 		n = writev(ch->private_->mount->fuse_fd, parts, 2);
 	while (n < 0 && errno == EINTR);

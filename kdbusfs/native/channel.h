@@ -99,9 +99,9 @@ void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners);
 int64_t kfs_channel_slot_new(struct kfs_channel *ch);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
 int kfs_channel_slots(struct kfs_channel *ch);
-int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents);
+int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents);
 
 int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result);
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result);
-int kfs_channel_answer_now(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
-			   const void *out, size_t out_len);
+int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int64_t unique, int32_t result,
+			   const void *out, int64_t out_len);

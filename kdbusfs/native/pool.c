@@ -35,7 +35,7 @@ static void set_handler(void)
  * Stores `size` bytes at `offset` of what is mapped at `map`.  Returns 0, or -ENOMEM when a page is not there and the
  * kernel cannot provide it: a client that holds its pool open for writing can have pages taken out of it.
  */
-int kfs_copy(char *map, uint64_t offset, const char *data, uint64_t size)
+int kfs_copy(char *map, int64_t offset, const char *data, int64_t size)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	sigjmp_buf here;
@@ -47,7 +47,7 @@ int kfs_copy(char *map, uint64_t offset, const char *data, uint64_t size)
 	}
 	refuge = &here;
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	memcpy(map + offset, data, size);
+	memcpy(map + offset, data, (size_t)size);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	refuge = NULL;
 	return 0;

@@ -1,4 +1,4 @@
 #pragma once
 #include <stdint.h>
 
-int kfs_copy(char *map, uint64_t offset, const char *data, uint64_t size);
+int kfs_copy(char *map, int64_t offset, const char *data, int64_t size);

@@ -70,9 +70,9 @@ int kfs_channel_slots(struct kfs_channel *ch)
 	return (int)ch->private_->mount->slots_used;
 }
 
-int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents)
+int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents)
 {
-	struct slot *slot = kfs_slot_of(ch->private_->mount, fh);
+	struct slot *slot = kfs_slot_of(ch->private_->mount, (uint64_t)fh);
 	struct {
 		struct fuse_out_header header;
 		struct fuse_notify_poll_wakeup_out wakeup;
@@ -82,8 +82,8 @@ int kfs_channel_set_events(struct kfs_channel *ch, uint64_t fh, uint32_t revents
 	if (!slot)
 		return -ENOENT;
 	/* What is readable is told again: an edge-triggered poller counts on an edge for every message. */
-	news = (revents & ~slot->revents) | (revents & (POLLIN | POLLERR | POLLHUP));
-	slot->revents = revents;
+	news = ((uint32_t)revents & ~slot->revents) | ((uint32_t)revents & (POLLIN | POLLERR | POLLHUP));
+	slot->revents = (uint32_t)revents;
 	/* Whoever has left its bus is told so when it frees. */
 	if (revents & POLLHUP)
 		slot->published_count = 0;

@@ -112,7 +112,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.busy == sum(used.size for used in self.used)
         assert pool.remaining == SIZE - pool.busy
         assert pool.slices == len(self.used)
-        assert [part[:2] for part in pool._free] == sorted(self.gaps())
+        assert [(part.size, part.offset) for part in pool._free] == sorted(self.gaps())
         assert self.account.used >= len(self.used)
 
     def teardown(self) -> None:

@@ -173,7 +173,7 @@ class Client:
     def last_message(self) -> Received:
         """The message that the last command was a RECV or sync SEND of."""
         assert self.last_call is not None
-        return self.read_message(*unpack_from("<QQQ", self.last_call.command, 48))
+        return self.read_message(*unpack_from("<QQQ", self.last_call.returned(72), 48))
 
     @property
     def connection(self) -> Connection:

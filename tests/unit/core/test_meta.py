@@ -281,7 +281,7 @@ def test_meta_20_also_for_the_reply_of_a_blocked_send(world: World) -> None:
     assert peer.send(dst=client.id, cookie_reply=9) == 0
     (call,) = world.domain.completed
     assert call.result == 0
-    offset, size, _ = unpack("<QQQ", call.command[48:72])
+    offset, size, _ = unpack("<QQQ", call.fixed[48:72])
     assert client.read_message(offset, size, 0).item(c.ITEM_CREDS) == pack("<8I", *[3] * 8)
 
 

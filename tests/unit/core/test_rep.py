@@ -58,7 +58,7 @@ def sync_reply(client: Client) -> Received:
     client.world.domain.completed.clear()
     assert call.result == 0
     client.last_call = call
-    client.last = bytes(call.command)
+    client.last = call.fixed
     return client.last_message()
 
 

@@ -11,7 +11,7 @@ from kdbusfs.abi.constants import CMD_BYEBYE
 from kdbusfs.abi.errors import KdbusError
 from tests.support.core_client import PENDING
 from tests.support.core_scenes import cookies, drain, events, observer, request, results
-from tests.support.fake_host import FakeCaller, FakeMemory
+from tests.support.fake_host import FakeCaller, FakeClock, FakeMemory
 
 
 def test_shut_1_survivors_of_the_moment_are_told_of_each_end(world):
@@ -22,13 +22,13 @@ def test_shut_1_survivors_of_the_moment_are_told_of_each_end(world):
     queue = watcher.connection.queue
     seen = []
 
-    # The watcher's queue is discarded with it, so it is looked at whenever a notification gets its number.
-    def numbers(domain_numbers):
-        for number in domain_numbers:
+    # The watcher's queue is discarded with it, so it is looked at whenever a notification gets its time.
+    class Clock(FakeClock):
+        def monotonic(self):
             seen.append([entry.message.notify_type for entry in queue.entries()])
-            yield number
+            return super().monotonic()
 
-    world.domain._seqnums = numbers(world.domain._seqnums)
+    world.host.clock = Clock()
     world.control.close()
     assert max(seen, key=len) == [c.ITEM_NAME_REMOVE, c.ITEM_REPLY_DEAD, c.ITEM_ID_REMOVE]
     for client in (first, second, watcher, last):
