@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mypyc.build import mypycify
-from setuptools import setup
+from setuptools import Extension, setup
 
 COMPILED = (
     "kdbusfs/abi/*.py",
@@ -34,7 +34,13 @@ def compiled() -> list[str]:
 
 
 modules = compiled()
+calls = Extension(
+    "kdbusfs.native._calls",
+    ["kdbusfs/native/_calls.c"],
+    depends=["kdbusfs/native/channel.h"],
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra"],
+)
 setup(
     cffi_modules=["kdbusfs/native/build_native.py:ffibuilder"],
-    ext_modules=mypycify([*modules, "--strict"], group_name="kdbusfs") if modules else [],
+    ext_modules=[calls, *(mypycify([*modules, "--strict"], group_name="kdbusfs") if modules else [])],
 )

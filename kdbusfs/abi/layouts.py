@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Final
 
 from librt.strings import read_i32_le, read_i64_le
+from mypy_extensions import i64
 
 U64: Final = Struct("<Q")
 I64: Final = Struct("<q")
@@ -49,13 +50,13 @@ NAME_CHANGE: Final = Struct("<QQQQ")  # old id, old flags, new id, new flags; th
 ID_CHANGE: Final = Struct("<QQ")  # id flags
 
 
-def u32(data: bytes, at: int) -> int:
+def u32(data: bytes, at: i64) -> int:
     """The u32 at `at`.  Raises IndexError."""
     value: int = read_i32_le(data, at)
     return value & 0xFFFFFFFF
 
 
-def u64(data: bytes, at: int) -> int:
+def u64(data: bytes, at: i64) -> int:
     """The u64 at `at`.  Compiled it is a load, where Struct makes a tuple of objects.  Raises IndexError."""
     value: int = read_i64_le(data, at)
     return value if value >= 0 else value + (1 << 64)

@@ -18,6 +18,8 @@ from ..abi.layouts import (
     CMD_SEND_REPLY_OFFSET,
 )
 from ..native import _native as _untyped
+from ..native import calls
+from ..native.calls import address_of
 from .protocol import (
     INIT,
     LOOKUP,
@@ -50,8 +52,6 @@ NOTHING: Final = -2147483647
 
 NS_PER_MS: Final = 1_000_000
 
-_from_buffer: Final[Any] = ffi.from_buffer
-_answer_now: Final[Any] = lib.kfs_channel_answer_now
 # Of the current ioctl, in `head`: three u64, then 32 bits each.  The pidfd is of the calling thread and the channel's,
 # -1 where no memory has to be read or written; lengths and errno are of the copied command and message; the last tells
 # how many slices are in `freed`.
@@ -93,17 +93,20 @@ class Channel:
 
     __slots__ = (
         "_owners",
+        "address",
         "command",
         "freed",
         "freed_count",
         "head",
         "message",
-        "message_start",
         "native",
         "reply",
         "request",
         "set_events",
     )
+
+    address: int
+    """Of the native structure, for `native.calls`."""
 
     native: Any
     """The native structure: its members, and those of the request, are read directly where speed counts."""
@@ -113,9 +116,6 @@ class Channel:
 
     message: memoryview
     """The message of the current SEND starts here."""
-
-    message_start: Any
-    """The same as a pointer."""
 
     head: memoryview
     """Of the current ioctl; HEAD_* are where its members are."""
@@ -144,15 +144,15 @@ class Channel:
         if native == ffi.NULL:
             raise MemoryError
         self.native = native
+        self.address = address_of(native)
         self._owners = ffi.new("struct kfs_owners *")
         freed = lib.kfs_channel_freed(native)
         self.freed_count = memoryview(ffi.buffer(freed, _FREED_COUNT_SIZE)).cast("Q")
         self.freed = memoryview(ffi.buffer(freed.slices))
         self.head = memoryview(ffi.buffer(native, HEAD_SIZE))
-        self.set_events = partial(lib.kfs_channel_set_events, native)
+        self.set_events = partial(calls.set_events, self.address)
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
         self.message = memoryview(ffi.buffer(native.message, lib.KFS_MESSAGE_MAX))
-        self.message_start = ffi.cast("char *", native.message)
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
 
@@ -197,7 +197,7 @@ class Channel:
 
         Raises OSError: ETIMEDOUT, EPIPE when the tree does not answer or is gone; what /dev/fuse raises.
         """
-        kind: int = lib.kfs_channel_step(self.native, deadline, result)
+        kind = calls.step(self.address, deadline, result)
         if kind < 0:
             check(kind)
         return kind
@@ -227,9 +227,7 @@ class Channel:
         self, unique: int, result: int, out: memoryview | bytes | bytearray, fh: int = 0, number: int = 0
     ) -> bool:
         """Answer a deferred ioctl at once: command `number` of `fh`.  Returns False when nobody waits any more."""
-        size = len(out)
-        r = _answer_now(self.native, fh, number, unique, result, _from_buffer(out) if size else ffi.NULL, size)
-        return bool(r == 0)
+        return calls.answer(self.address, fh, number, unique, result, bytes(out)) == 0
 
     def slot_new(self) -> int:
         """A new fh, at least 2**32, never given out before.  Raises MemoryError."""

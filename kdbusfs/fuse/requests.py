@@ -27,31 +27,26 @@ from ..abi.layouts import I32, U64, u32, u64
 from ..core.call import PENDING, Call
 from ..core.handle import EndpointHandle, Handle
 from ..core.ports import Caller
+from ..native.calls import answer, described
 from .channel import (
     FREED,
     HEAD_ARG,
     HEAD_CMD,
     HEAD_COMMAND_ERROR,
-    HEAD_COMMAND_LEN,
     HEAD_FH,
     HEAD_FREED,
     HEAD_MESSAGE_ERROR,
-    HEAD_MESSAGE_LEN,
     HEAD_PIDFD,
     HEAD_TID,
     HEAD_UNIQUE,
     NOTHING,
     Channel,
-    ffi,
-    lib,
 )
 from .files import OpenFiles
 
 log = logging.getLogger(__name__)
 
 _IOC_READ: Final = 1 << 31
-_unpack: Final[Any] = ffi.unpack
-_answer_now: Final[Any] = lib.kfs_channel_answer_now
 _NO_WORDS: Final = memoryview(b"").cast("Q")
 _TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
 """The commands whose answers tell where in the pool something is."""
@@ -144,18 +139,14 @@ class _Deferred:
 
 
 class _Views:
-    """The fixed part of a command in the channel's buffer, made once: a slice costs more than finding one.
+    """The fixed part of a command in the channel's buffer, made once: a slice costs more than finding one."""
 
-    take: gives a copy of it.
-    """
-
-    __slots__ = ("command", "size", "take", "words")
+    __slots__ = ("command", "size", "words")
 
     def __init__(self, command: memoryview) -> None:
         self.size = len(command)
         self.command = command
         self.words = command.cast("Q")
-        self.take: Callable[[], bytes] = command.tobytes
 
 
 class Ledger:
@@ -198,6 +189,7 @@ class Requests:
     """
 
     __slots__ = (
+        "_address",
         "_apart",
         "_call",
         "_caller",
@@ -216,12 +208,10 @@ class Requests:
         "_ledger",
         "_make_job",
         "_make_memory",
-        "_message_start",
         "_native",
         "_options",
         "_storer",
         "_swap_path",
-        "_take_head",
         "_views",
     )
 
@@ -257,14 +247,13 @@ class Requests:
         caller = make_caller()
         self._channel = channel
         self._native: Any = channel.native
-        self._take_head: Callable[[], bytes] = channel.head.tobytes
+        self._address = channel.address
         self._freed = channel.freed
         self._freed_count = channel.freed_count
         self._changed = domain.changed
         self._completed = domain.completed
         self._command = channel.command
         self._views = {each.number: _Views(channel.command[: each.size]) for each in COMMANDS.values()}
-        self._message_start = channel.message_start
         self._files = files
         self._handles = files.handles
         self._domain = domain
@@ -305,12 +294,11 @@ class Requests:
 
         Never raises; the client of a fault of ours gets EIO.
         """
-        head = self._take_head()
+        head, data, message = described(self._address)
         unique = u64(head, HEAD_UNIQUE)
         fh = u64(head, HEAD_FH)
         number = u32(head, HEAD_CMD)
         tid = u32(head, HEAD_TID)
-        length = u32(head, HEAD_COMMAND_LEN)
         if u32(head, HEAD_FREED):
             self.settle()
         call = self._call
@@ -318,23 +306,17 @@ class Requests:
             handle = self._handles[fh]
             call.number = number
             call.address = u64(head, HEAD_ARG)
+            call.data = data
+            call.error = u32(head, HEAD_COMMAND_ERROR)
+            call.message = message
+            call.message_error = u32(head, HEAD_MESSAGE_ERROR)
             views = self._views.get(number)
             if views is None:
-                call.data = b""
                 call.command = self._command[:0]
                 call.words = _NO_WORDS
-            elif length == views.size:
-                call.data = views.take()
-                call.command = views.command
-                call.words = views.words
             else:
-                call.command = self._command[:length]
-                call.data = call.command.tobytes()
+                call.command = views.command if len(data) == views.size else self._command[: len(data)]
                 call.words = views.words
-            call.error = u32(head, HEAD_COMMAND_ERROR)
-            if number == CMD_SEND:
-                call.message = _unpack(self._message_start, u32(head, HEAD_MESSAGE_LEN))
-                call.message_error = u32(head, HEAD_MESSAGE_ERROR)
             call.tag = unique
             pidfd: int = read_i32_le(head, HEAD_PIDFD)
             self._caller.reset(tid, pidfd)
@@ -449,7 +431,7 @@ class Requests:
         if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
             swap = self._swap_path(fh)
         if installation is None and swap is None and (self._storer is None or not self._storer.is_needed):
-            _answer_now(self._native, fh, call.number, unique, result, call.returned(out_size), out_size)
+            answer(self._address, fh, call.number, unique, result, call.returned(out_size))
             return
         out = bytearray(call.returned(out_size))
         if installation is not None or swap is not None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from ..native.calls import step
 from .channel import (
     END,
     EVENT,
@@ -24,7 +25,6 @@ from .channel import (
     Amendments,
     Channel,
     check,
-    lib,
 )
 from .ownership import Readers
 from .requests import Domain as RequestsDomain
@@ -179,9 +179,7 @@ class Server:
 
     def _serve(self, channel: Channel, requests: Requests) -> bool | None:
         """Returns whether the service came to a regular end; None when it goes on without this thread."""
-        step = lib.kfs_channel_step
-        native = channel.native
-        ioctl = requests.ioctl
+        address = channel.address
         next_deadline = self._domain.next_deadline
         answer = NOTHING
         self._other(OWNER, channel, requests)
@@ -190,9 +188,9 @@ class Server:
             if deadline < 0:
                 channel.flush(answer)
                 return True
-            kind = step(native, deadline, answer)
+            kind = step(address, deadline, answer)
             if kind == IOCTL:
-                answer = ioctl()
+                answer = requests.ioctl()
                 continue
             answer = NOTHING
             if kind == GONE:

@@ -15,6 +15,7 @@ from kdbusfs.abi.errors import KdbusError
 from kdbusfs.abi.identity import Creds, Pids
 from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata
 from kdbusfs.native._native import ffi, lib
+from kdbusfs.native.calls import payload
 
 from . import metadata as meta
 from .credentials import CAP_IPC_OWNER, Status
@@ -32,7 +33,6 @@ _identity: Final[Any] = ffi.new("uint64_t[3]")
 _unpack: Final[Any] = ffi.unpack
 _make_ids: Final = Creds._make
 _payload: Final[Any] = lib.kfs_client_payload
-_payload_one: Final[Any] = lib.kfs_client_payload_one
 _write: Final[Any] = lib.kfs_client_write
 
 Root = tuple[int, int, int]
@@ -313,7 +313,7 @@ class LinuxCaller(Caller):
         """The only vector, as most messages have it."""
         mapping = memory.mapped(offset + size)
         pidfd = self._pidfd
-        r: int = _payload_one(pidfd if pidfd >= 0 else self.pidfd, self.tid, mapping.base, offset, address, size)
+        r = payload(pidfd if pidfd >= 0 else self.pidfd, self.tid, mapping.address, offset, address, size)
         if r < 0:
             raise fail(r, "payload")
         memory.written(offset, size)

@@ -15,6 +15,7 @@ from typing import Any, Final
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core.ports import Memory
 from kdbusfs.native._native import ffi, lib
+from kdbusfs.native.calls import address_of, copy
 
 _NAME: Final = "kdbus-conn"  # POOL-6
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -24,7 +25,6 @@ _SIZE_MAX: Final = (1 << 63) - 1
 _NO_MEMORY: Final = frozenset((ENOMEM, ENOSPC, EMFILE, ENFILE))
 _from_buffer: Final[Any] = ffi.from_buffer
 _store: Final[Any] = lib.kfs_store
-_copy: Final[Any] = lib.kfs_copy
 
 
 class Mapping:
@@ -32,7 +32,7 @@ class Mapping:
     is.
     """
 
-    __slots__ = ("base", "size")
+    __slots__ = ("address", "base", "size")
 
     def __init__(self, fd: int, size: int) -> None:
         self.size = 0
@@ -41,6 +41,7 @@ class Mapping:
         if r < 0:
             raise KdbusError(ENOMEM, "no address space for a pool")
         self.base = out[0]
+        self.address = address_of(self.base)
         self.size = size
 
     def __del__(self) -> None:
@@ -101,12 +102,11 @@ class PoolMemory(Memory):
         end = offset + size
         if end > self.size:
             raise KdbusError(ENOMEM, "store beyond the pool")
-        source = data if type(data) is bytes else _from_buffer(data)
         mapping = self._mapping
-        if end <= self._filled and mapping is not None and end <= mapping.size:
-            r: int = _copy(mapping.base, offset, source, size)
+        if type(data) is bytes and end <= self._filled and mapping is not None and end <= mapping.size:
+            r = copy(mapping.address, offset, data)
         else:
-            r = _store(self.fd, offset, source, size)
+            r = _store(self.fd, offset, data if type(data) is bytes else _from_buffer(data), size)
         if r < 0:
             raise _store_error(r)
         self.written(offset, size)

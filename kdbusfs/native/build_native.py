@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 # Headers whose names start so are for the C sources alone: what belongs to one machine, and what several files share.
 PRIVATE = ("arch_", "internal_")
 HEADERS = sorted(path for path in HERE.glob("*.h") if not path.name.startswith(PRIVATE))
-SOURCES = sorted(path for path in HERE.glob("*.c") if path.name != "_native.c")
+SOURCES = sorted(path for path in HERE.glob("*.c") if not path.name.startswith("_"))
 
 
 def declarations() -> str:

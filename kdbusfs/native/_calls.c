@@ -1,0 +1,178 @@
+/*
+ * The functions of the cffi module that every message passes through, called without what cffi puts around a call: a
+ * tuple of arguments, and the interpreter's lock given back and taken again.  That costs more than most of them.
+ * They are reached by their addresses, so that there is one copy of them and of what they share.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+
+#include "channel.h"
+
+enum { STEP, SET_EVENTS, ANSWER, COPY, PAYLOAD, FUNCTIONS };
+
+static const char *const names[FUNCTIONS] = { "step", "set_events", "answer", "copy", "payload" };
+static void *functions[FUNCTIONS];
+
+/* Of the argument; -1 with an exception set for one that is no number, or too big. */
+static int64_t number(PyObject *argument)
+{
+	return PyLong_AsLongLong(argument);
+}
+
+static void *pointer(PyObject *argument)
+{
+	return PyLong_AsVoidPtr(argument);
+}
+
+/* Whether there are `wanted` arguments. */
+static int are(Py_ssize_t given, Py_ssize_t wanted)
+{
+	if (given != wanted)
+		PyErr_Format(PyExc_TypeError, "%zd arguments, not %zd", wanted, given);
+	return given == wanted;
+}
+
+static PyObject *bind(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	const char *name;
+
+	(void)self;
+	if (!are(n, 2) || !(name = PyUnicode_AsUTF8(args[0])))
+		return NULL;
+	for (int i = 0; i < FUNCTIONS; i++)
+		if (strcmp(names[i], name) == 0) {
+			functions[i] = pointer(args[1]);
+			return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+		}
+	PyErr_SetString(PyExc_KeyError, name);
+	return NULL;
+}
+
+static PyObject *step(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	int (*const call)(void *, uint64_t, int32_t) = functions[STEP];
+	void *channel;
+	int64_t deadline, result;
+	int kind;
+
+	(void)self;
+	if (!are(n, 3))
+		return NULL;
+	channel = pointer(args[0]);
+	deadline = number(args[1]);
+	result = number(args[2]);
+	if (PyErr_Occurred())
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	kind = call(channel, (uint64_t)deadline, (int32_t)result);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromLong(kind);
+}
+
+static PyObject *described(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	const struct kfs_channel *ch;
+
+	(void)self;
+	if (!are(n, 1) || !(ch = pointer(args[0])))
+		return NULL;
+	return Py_BuildValue("(y#y#y#)", (const char *)ch, (Py_ssize_t)KFS_HEAD_SIZE, (const char *)ch->command,
+			     (Py_ssize_t)ch->command_len, (const char *)ch->message, (Py_ssize_t)ch->message_len);
+}
+
+static PyObject *set_events(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	int (*const call)(void *, int64_t, int32_t) = functions[SET_EVENTS];
+	void *channel;
+	int64_t fh, revents;
+
+	(void)self;
+	if (!are(n, 3))
+		return NULL;
+	channel = pointer(args[0]);
+	fh = number(args[1]);
+	revents = number(args[2]);
+	if (PyErr_Occurred())
+		return NULL;
+	return PyLong_FromLong(call(channel, fh, (int32_t)revents));
+}
+
+static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	int (*const call)(void *, int64_t, uint32_t, int64_t, int32_t, const void *, int64_t) = functions[ANSWER];
+	void *channel;
+	int64_t fh, cmd, unique, result;
+	char *out;
+	Py_ssize_t size;
+
+	(void)self;
+	if (!are(n, 6))
+		return NULL;
+	channel = pointer(args[0]);
+	fh = number(args[1]);
+	cmd = number(args[2]);
+	unique = number(args[3]);
+	result = number(args[4]);
+	if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[5], &out, &size) < 0)
+		return NULL;
+	return PyLong_FromLong(call(channel, fh, (uint32_t)cmd, unique, (int32_t)result, out, size));
+}
+
+static PyObject *copy(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	int (*const call)(void *, int64_t, const char *, int64_t) = functions[COPY];
+	void *map;
+	int64_t offset;
+	char *data;
+	Py_ssize_t size;
+
+	(void)self;
+	if (!are(n, 3))
+		return NULL;
+	map = pointer(args[0]);
+	offset = number(args[1]);
+	if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[2], &data, &size) < 0)
+		return NULL;
+	return PyLong_FromLong(call(map, offset, data, size));
+}
+
+static PyObject *payload(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	int (*const call)(int, int, void *, uint64_t, uint64_t, uint64_t) = functions[PAYLOAD];
+	int64_t pidfd, tid, offset;
+	uint64_t address, size;
+	void *map;
+	int r;
+
+	(void)self;
+	if (!are(n, 6))
+		return NULL;
+	pidfd = number(args[0]);
+	tid = number(args[1]);
+	map = pointer(args[2]);
+	offset = number(args[3]);
+	address = PyLong_AsUnsignedLongLong(args[4]);
+	size = PyLong_AsUnsignedLongLong(args[5]);
+	if (PyErr_Occurred())
+		return NULL;
+	/* The client may hold this up, and others go on meanwhile. */
+	Py_BEGIN_ALLOW_THREADS
+	r = call((int)pidfd, (int)tid, map, (uint64_t)offset, address, size);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromLong(r);
+}
+
+#define METHOD(name) { #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL }
+
+static PyMethodDef methods[] = {
+	METHOD(bind), METHOD(step), METHOD(described), METHOD(set_events), METHOD(answer), METHOD(copy), METHOD(payload),
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module = { .m_base = PyModuleDef_HEAD_INIT, .m_name = "_calls", .m_size = -1, .m_methods = methods };
+
+PyMODINIT_FUNC PyInit__calls(void)
+{
+	return PyModule_Create(&module);
+}

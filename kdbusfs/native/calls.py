@@ -1,0 +1,30 @@
+"""The calls into C that every message makes, without the cost of cffi's (`_calls.c`).
+
+Pointers are numbers here: of a channel, and of where a pool is mapped.  Each returns what its function of the cffi
+module does.  `step` and `payload` give the interpreter's lock back while they run, the others are too short for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _calls
+from ._calls import answer, copy, described, payload, set_events, step
+from ._native import ffi, lib
+
+
+def address_of(pointer: Any) -> int:
+    """The number of a cffi pointer."""
+    return int(ffi.cast("intptr_t", pointer))
+
+
+for _name, _function in (
+    ("step", "kfs_channel_step"),
+    ("set_events", "kfs_channel_set_events"),
+    ("answer", "kfs_channel_answer_now"),
+    ("copy", "kfs_copy"),
+    ("payload", "kfs_client_payload_one"),
+):
+    _calls.bind(_name, address_of(ffi.addressof(lib, _function)))
+
+__all__ = ["address_of", "answer", "copy", "described", "payload", "set_events", "step"]
