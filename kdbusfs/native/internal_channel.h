@@ -1,6 +1,7 @@
 /* What the files of the channel share; not for Python. */
 #pragma once
 #include "channel.h"
+#include "internal_alarm.h"
 
 #include <linux/fuse.h>
 #include <poll.h>
@@ -48,6 +49,8 @@ struct mount {
 	struct kfs_freed_list freed;
 	struct kfs_counts counts;
 	struct kfs_ownership *ownership;
+	struct kfs_alarm *alarm;
+	int fuse_flags; /* of its open file description; O_NONBLOCK among them or not */
 };
 
 struct kfs_channel_private {
@@ -66,6 +69,10 @@ int kfs_put_error(struct kfs_channel *ch, uint64_t unique, int error);
 int kfs_answer_current(struct kfs_channel *ch, int32_t result);
 int kfs_pass_reply(struct kfs_channel *ch);
 void kfs_let_go(struct kfs_channel *ch);
+
+/* wait.c: AGAIN, a kind, or -errno */
+int kfs_look_around(struct kfs_channel *ch);
+int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns);
 
 /* slots.c */
 struct slot *kfs_slot_of(struct mount *mount, uint64_t fh);
