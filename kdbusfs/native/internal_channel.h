@@ -16,6 +16,15 @@
 
 #define IOCTL_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_ioctl_in))
 
+/* When it pays to look again for a request before sleeping. */
+struct looking {
+	uint64_t paused_until, pause_ns; /* 0: not given up */
+	uint32_t misses; /* in a row */
+	uint32_t waits;
+	int has_others; /* other cpus that the reader may run on */
+	long switches; /* of the thread's, those that it did not want */
+};
+
 struct command {
 	uint32_t number, size, max_size, pointer_offset;
 	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
@@ -51,6 +60,7 @@ struct mount {
 	struct kfs_ownership *ownership;
 	struct kfs_alarm *alarm;
 	int fuse_flags; /* of its open file description; O_NONBLOCK among them or not */
+	struct looking looking;
 };
 
 struct kfs_channel_private {

@@ -710,6 +710,29 @@ def test_a_file_that_was_closed_is_not_called_by(kernel: Kernel) -> None:
     assert kernel.calls == calls
 
 
+def test_who_waits_for_long_does_not_look_all_the_time(waiting: Kernel) -> None:
+    before = time.thread_time_ns()
+    assert waiting.step(timeout_ms=200) == TIMER
+    assert time.thread_time_ns() - before < 50_000_000
+
+
+@pytest.mark.parametrize("cpus", [1, None])
+def test_requests_come_whether_the_reader_looks_again_or_not(kernel: Kernel, cpus: int | None) -> None:
+    """At first they come at once, then so late that looking again is given up, then at once."""
+    use_file(kernel)
+    fh = kernel.channel.slot_new()
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(before)[:cpus]))
+    try:
+        for seconds in [*[0.0] * 50, *[0.002] * 20, *[0.0] * 50]:
+            with After(seconds, lambda: kernel.ioctl(fh, 0x9577, 0)):
+                assert kernel.step() == IOCTL
+        with After(0.01, kernel.wakeup.wake):
+            assert kernel.step() == EVENT
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_what_watches_over_the_sleep_ends_with_the_channel() -> None:
     def left(kind: str) -> int:
         return len(os.listdir(f"/proc/self/{kind}"))
