@@ -84,7 +84,7 @@ class Tree(Protocol):
 class Channel:
     """One mount's /dev/fuse, split: ioctls, interrupts and closes are brought, the rest is for pyfuse3.
 
-    fuse_fd: /dev/fuse; it is made non-blocking.  tree_fd: our end of the SOCK_SEQPACKET pair.
+    fuse_fd: /dev/fuse; O_NONBLOCK is set and cleared on it.  tree_fd: our end of the SOCK_SEQPACKET pair.
     event_fd: an eventfd that ends a wait when it is written.  No descriptor is closed here.
 
     A channel belongs to one thread.  Other threads of the same mount have a `twin`, and all of them share the fhs;
@@ -130,7 +130,6 @@ class Channel:
     """(fh, revents): polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
 
     def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int) -> None:
-        os.set_blocking(fuse_fd, False)
         self._use(lib.kfs_channel_new(fuse_fd, tree_fd, event_fd))
         for command in COMMANDS.values():
             pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0

@@ -7,6 +7,7 @@
 #include "internal_channel.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Under load the other descriptors are looked at only once in so many requests. */
-#define REQUESTS_BETWEEN_POLLS 32
+/* Under load the other descriptors are looked at once in so many requests, whether the alarm has seen them or not. */
+#define REQUESTS_BETWEEN_LOOKS 32
 #define PAGE 4096
 
 /* With one more channel counted already; gives that back on failure. */
@@ -62,11 +63,15 @@ struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd)
 	mount->tree_fd = tree_fd;
 	mount->event_fd = event_fd;
 	mount->first_free = NO_SLOT;
+	mount->fuse_flags = fcntl(fuse_fd, F_GETFL);
 	mount->ownership = kfs_ownership_new(event_fd);
-	ch = mount->ownership ? new_channel(mount) : NULL;
+	mount->alarm = kfs_alarm_new(fuse_fd, tree_fd, event_fd);
+	ch = mount->ownership && mount->alarm ? new_channel(mount) : NULL;
 	if (!ch) {
 		if (mount->ownership)
 			kfs_ownership_free(mount->ownership);
+		if (mount->alarm)
+			kfs_alarm_free(mount->alarm);
 		free(mount);
 	}
 	return ch;
@@ -84,6 +89,7 @@ struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch)
 
 static void free_mount(struct mount *mount)
 {
+	kfs_alarm_free(mount->alarm);
 	kfs_ownership_free(mount->ownership);
 	for (uint32_t i = 0; i < mount->slots_made; i++)
 		if (mount->slots[i].fh && mount->slots[i].pidfd >= 0)
@@ -262,6 +268,9 @@ static int serve(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 
+	/* The alarm's call. */
+	if (in->opcode == FUSE_NOTIFY_REPLY)
+		return AGAIN;
 	ch->counts->requests++;
 	switch (in->opcode) {
 	case FUSE_IOCTL:
@@ -276,6 +285,7 @@ static int serve(struct kfs_channel *ch)
 	case FUSE_RELEASE:
 		/* Nobody waits for its answer; its effects come before the next request is read. */
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
+		kfs_alarm_released(ch->private_->mount->alarm, in->nodeid);
 		kfs_put_error(ch, in->unique, 0);
 		return KFS_RELEASE;
 	case FUSE_FORGET:
@@ -287,48 +297,6 @@ static int serve(struct kfs_channel *ch)
 	}
 }
 
-static int drain(int fd)
-{
-	uint8_t buffer[64];
-
-	return read(fd, buffer, sizeof(buffer)) < 0 && errno != EAGAIN && errno != EINTR ? -errno : KFS_EVENT;
-}
-
-/* Waits for anything, until `deadline_ns`; looks only when that is UINT64_MAX.  Returns AGAIN, a kind, or -errno. */
-static int wait_any(struct kfs_channel *ch, uint64_t deadline_ns)
-{
-	struct mount *mount = ch->private_->mount;
-	struct pollfd pfds[] = {
-		{ mount->fuse_fd, POLLIN, 0 },
-		{ mount->event_fd, POLLIN, 0 },
-		{ mount->tree_fd, POLLIN, 0 },
-	};
-	struct timespec timeout = { 0, 0 };
-	int n;
-
-	if (deadline_ns && deadline_ns != UINT64_MAX) {
-		uint64_t now = kfs_now_ns();
-
-		if (now >= deadline_ns)
-			return KFS_TIMER;
-		timeout.tv_sec = (time_t)((deadline_ns - now) / 1000000000u);
-		timeout.tv_nsec = (long)((deadline_ns - now) % 1000000000u);
-	}
-	n = ppoll(pfds, 3, deadline_ns ? &timeout : NULL, NULL);
-	ch->private_->unpolled = 0;
-	if (n < 0)
-		return errno == EINTR ? KFS_EVENT : -errno;
-	if (n == 0)
-		return deadline_ns == UINT64_MAX ? AGAIN : KFS_TIMER;
-	if (pfds[1].revents)
-		return drain(mount->event_fd);
-	if (pfds[2].revents) {
-		n = kfs_take_reply(ch, 0);
-		return n < 0 ? n : AGAIN;
-	}
-	return AGAIN;
-}
-
 /* Serves what can be served here; returns the kind of the first request that cannot. */
 static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 {
@@ -336,33 +304,19 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 	int kind;
 
 	for (;;) {
-		ssize_t n;
-
 		kind = kfs_seat_pass(p->seat);
 		if (kind)
 			return kind;
-		if (++p->unpolled >= REQUESTS_BETWEEN_POLLS) {
-			kind = wait_any(ch, UINT64_MAX);
+		if (++p->unpolled >= REQUESTS_BETWEEN_LOOKS || kfs_alarm_has_news(p->mount->alarm)) {
+			kind = kfs_look_around(ch);
 			if (kind)
 				return kind;
 		}
 		if (deadline_ns && kfs_now_ns() >= deadline_ns)
 			return KFS_TIMER;
-		n = read(p->mount->fuse_fd, ch->request, KFS_REQUEST_MAX);
-		if (n < 0 && errno == EAGAIN)
-			kind = wait_any(ch, deadline_ns);
-		else if (n < 0 && errno == EINTR)
-			kind = KFS_EVENT;
-		else if (n < 0 && errno == ENOENT)
-			kind = AGAIN;
-		else if (n < 0)
-			kind = errno == ENODEV || errno == ECONNABORTED ? KFS_GONE : -errno;
-		else if ((size_t)n < sizeof(struct fuse_in_header))
-			kind = -EPROTO;
-		else {
-			ch->request_len = n;
+		kind = kfs_read_request(ch, deadline_ns);
+		if (kind == AGAIN && ch->request_len)
 			kind = serve(ch);
-		}
 		if (kind)
 			return kind;
 	}

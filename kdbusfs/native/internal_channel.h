@@ -1,6 +1,7 @@
 /* What the files of the channel share; not for Python. */
 #pragma once
 #include "channel.h"
+#include "internal_alarm.h"
 
 #include <linux/fuse.h>
 #include <poll.h>
@@ -14,6 +15,15 @@
 #define NO_SLOT UINT32_MAX
 
 #define IOCTL_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_ioctl_in))
+
+/* When it pays to look again for a request before sleeping. */
+struct looking {
+	uint64_t paused_until, pause_ns; /* 0: not given up */
+	uint32_t misses; /* in a row */
+	uint32_t waits;
+	int has_others; /* other cpus that the reader may run on */
+	long switches; /* of the thread's, those that it did not want */
+};
 
 struct command {
 	uint32_t number, size, max_size, pointer_offset;
@@ -48,6 +58,9 @@ struct mount {
 	struct kfs_freed_list freed;
 	struct kfs_counts counts;
 	struct kfs_ownership *ownership;
+	struct kfs_alarm *alarm;
+	int fuse_flags; /* of its open file description; O_NONBLOCK among them or not */
+	struct looking looking;
 };
 
 struct kfs_channel_private {
@@ -66,6 +79,10 @@ int kfs_put_error(struct kfs_channel *ch, uint64_t unique, int error);
 int kfs_answer_current(struct kfs_channel *ch, int32_t result);
 int kfs_pass_reply(struct kfs_channel *ch);
 void kfs_let_go(struct kfs_channel *ch);
+
+/* wait.c: AGAIN, a kind, or -errno */
+int kfs_look_around(struct kfs_channel *ch);
+int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns);
 
 /* slots.c */
 struct slot *kfs_slot_of(struct mount *mount, uint64_t fh);

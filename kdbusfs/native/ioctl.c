@@ -338,6 +338,7 @@ int kfs_serve_ioctl(struct kfs_channel *ch)
 		kfs_answer_current(ch, -ENOTTY);
 		return AGAIN;
 	}
+	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
 	command = &ch->private_->mount->commands[ch->cmd & 0xff];
 	if (command->number == ch->cmd && ch->cmd && ch->in_size >= command->size) {
 		if (ch->cmd == ch->private_->mount->free.number && serve_free(ch, command))

@@ -316,6 +316,59 @@ def test_epoll_by_edge_tells_every_message(mount: Mount, fd: int) -> None:
     os.close(other)
 
 
+# Waiting
+
+
+def cpu_time(pid: int) -> int:
+    """ns that all threads of a process have used."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files)
+
+
+def test_idle_mount_uses_no_cpu(mount: Mount, fd: int) -> None:
+    for _ in range(100):
+        ioctl(fd, fakes.PUSH)
+    # pyfuse3's own threads settle.
+    time.sleep(0.2)
+    before = cpu_time(mount.process.pid)
+    time.sleep(0.5)
+    assert cpu_time(mount.process.pid) - before < 1_000_000
+
+
+def test_deadlines_and_events_reach_a_reader_that_sleeps_or_not(mount: Mount, fd: int) -> None:
+    """Calls of one thread expire while another one keeps the reader busy, or does not."""
+    for busy in (False, True):
+        stop = threading.Event()
+
+        def work(stop: threading.Event = stop) -> None:
+            while not stop.is_set():
+                ioctl(fd, fakes.OPEN_FILES)
+
+        thread = threading.Thread(target=work)
+        if busy:
+            thread.start()
+        try:
+            for _ in range(5):
+                assert ioctl(fd, fakes.COMPLETE_AFTER, 50) == 0
+                began = time.monotonic()
+                assert sync_send(fd) == -errno.ETIMEDOUT
+                assert time.monotonic() - began < 5
+        finally:
+            stop.set()
+            if busy:
+                thread.join(PATIENCE)
+
+
+def test_reader_that_has_slept_is_told_to_stop_when_no_file_is_open(mount: Mount) -> None:
+    file = os.open(mount.bus, os.O_RDWR)
+    assert ioctl(file, fakes.OPEN_FILES) == fakes.BASE + 1
+    os.close(file)
+    time.sleep(0.05)
+    report = mount.stop()
+    assert report["served"]
+    assert report["slots"] == 0
+
+
 # Deferred answers
 
 

@@ -6,12 +6,13 @@ import ctypes
 import errno
 import logging
 import os
+import queue
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -61,6 +62,9 @@ FUSE_LOOKUP = 1
 FUSE_IOCTL = 39
 FUSE_POLL = 40
 FUSE_INTERRUPT = 36
+FUSE_NOTIFY_REPLY = 41
+FUSE_NOTIFY_RETRIEVE = 5  # a code of notifications
+NODEID = 7
 SCHEDULE_NOTIFY = 1
 IOCTL_DIR = 16
 SAME_UNIQUE = b"\xab" * 8
@@ -71,15 +75,34 @@ class Kernel:
 
     def __init__(self) -> None:
         self.fuse, self.reader = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.fuse.settimeout(5)
+        self.calls = 0
+        """How often the channel had a request of its own made."""
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._pump = threading.Thread(target=self._take_answers)
+        self._pump.start()
         self.tree, self.tree_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tree.settimeout(5)
         self.wakeup = Wakeup()
         self.channel = Channel(self.reader.fileno(), self.tree_end.fileno(), self.wakeup.event_fd)
         self.unique = 0
 
+    def _take_answers(self) -> None:
+        """Sort out what is no answer but wants a request: FUSE_NOTIFY_RETRIEVE."""
+        while raw := self.fuse.recv(1 << 20):
+            _, error, unique = struct.unpack_from("<IiQ", raw)
+            if (unique, error) != (0, FUSE_NOTIFY_RETRIEVE):
+                self._answers.put(raw)
+                continue
+            notify_unique, nodeid, offset, size = struct.unpack_from("<QQQI", raw, 16)
+            assert (len(raw), nodeid, offset, size) == (48, NODEID, 0, 0)
+            self.calls += 1
+            reply = struct.pack("<IIQQIIIHH40x", 80, FUSE_NOTIFY_REPLY, notify_unique, nodeid, 0, 0, 0, 0, 0)
+            self.fuse.send(reply)
+
     def close(self) -> None:
         self.channel.close()
+        self.reader.shutdown(socket.SHUT_RDWR)
+        self._pump.join(5)
         for end in (self.fuse, self.reader, self.tree, self.tree_end):
             end.close()
         self.wakeup.close()
@@ -87,7 +110,7 @@ class Kernel:
     def ask(self, opcode: int, body: bytes = b"", tid: int | None = None) -> int:
         self.unique += 2
         tid = threading.get_native_id() if tid is None else tid
-        header = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, self.unique, 1, 0, 0, tid, 0, 0)
+        header = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, self.unique, NODEID, 0, 0, tid, 0, 0)
         self.fuse.send(header + body)
         return self.unique
 
@@ -120,7 +143,7 @@ class Kernel:
 
     def answer(self) -> tuple[int, int, bytes]:
         """unique, error and body of the next message."""
-        raw = self.fuse.recv(1 << 20)
+        raw = self._answers.get(timeout=5)
         length, error, unique = struct.unpack_from("<IiQ", raw)
         assert length == len(raw)
         return unique, error, raw[16:]
@@ -132,7 +155,8 @@ class Kernel:
         return unique, struct.unpack_from("<i", body)[0], body[16:]
 
     def is_silent(self) -> bool:
-        return not select.select([self.fuse], [], [], 0.05)[0]
+        time.sleep(0.05)
+        return self._answers.empty()
 
 
 @pytest.fixture
@@ -140,6 +164,23 @@ def kernel() -> Iterator[Kernel]:
     kernel = Kernel()
     yield kernel
     kernel.close()
+
+
+@pytest.fixture(params=[False, True], ids=["no file is open", "a file is open"])
+def waiting(request: pytest.FixtureRequest, kernel: Kernel) -> Kernel:
+    """A channel that waits for all descriptors, or one that sleeps in its read and is called."""
+    if request.param:
+        use_file(kernel)
+        # Before it sleeps for the first time it tries whether it can be called.
+        assert kernel.step(timeout_ms=1) == TIMER
+    return kernel
+
+
+def use_file(kernel: Kernel) -> None:
+    unique = kernel.ioctl(kernel.channel.slot_new(), 0x9577, 0)
+    assert kernel.step() == IOCTL
+    kernel.channel.flush(-errno.ENOTTY)
+    assert kernel.result()[:2] == (unique, -errno.ENOTTY)
 
 
 def recv_struct(size: int = 72, tail: bytes = b"") -> Any:
@@ -574,47 +615,181 @@ def test_tree_that_does_not_answer_ends_the_channel(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_tree_that_is_gone_ends_the_channel(kernel: Kernel, busy: bool) -> None:
-    kernel.tree.close()
+def test_tree_that_is_gone_ends_the_channel(waiting: Kernel, busy: bool) -> None:
+    waiting.tree.close()
     if busy:
-        kernel.ask(FUSE_GETATTR)
+        waiting.ask(FUSE_GETATTR)
     with pytest.raises(BrokenPipeError):
-        kernel.step()
+        waiting.step()
 
 
 # Waiting
 
 
-def test_deadline_is_noticed_while_requests_keep_coming(kernel: Kernel) -> None:
-    fh = kernel.channel.slot_new()
-    kernel.ioctl(fh, 0x9577, 0)
+def test_deadline_is_noticed_while_requests_keep_coming(waiting: Kernel) -> None:
+    fh = waiting.channel.slot_new()
+    waiting.ioctl(fh, 0x9577, 0)
     past = time.monotonic_ns() - 1
-    assert kernel.channel.step(past, NOTHING) == TIMER
-    assert kernel.channel.step(0, NOTHING) == IOCTL
+    assert waiting.channel.step(past, NOTHING) == TIMER
+    assert waiting.channel.step(0, NOTHING) == IOCTL
 
 
-def test_deadline_is_kept(kernel: Kernel) -> None:
+def test_deadline_is_kept(waiting: Kernel) -> None:
     deadline = time.monotonic_ns() + 30_000_000
-    assert kernel.channel.step(deadline, NOTHING) == TIMER
+    assert waiting.channel.step(deadline, NOTHING) == TIMER
     assert time.monotonic_ns() >= deadline
 
 
-def test_event_is_noticed_while_requests_keep_coming(kernel: Kernel) -> None:
-    fh = kernel.channel.slot_new()
-    kernel.wakeup.wake()
+def test_event_is_noticed_while_requests_keep_coming(waiting: Kernel) -> None:
+    fh = waiting.channel.slot_new()
+    waiting.wakeup.wake()
     kinds = []
     for _ in range(64):
-        kernel.ioctl(fh, 0x9577, 0)
-        kinds.append(kernel.step())
+        waiting.ioctl(fh, 0x9577, 0)
+        kinds.append(waiting.step())
     assert EVENT in kinds
     assert kinds.count(IOCTL) == 63
 
 
-def test_an_event_ends_a_wait_once(kernel: Kernel) -> None:
-    kernel.wakeup.wake()
-    kernel.wakeup.wake()
-    assert kernel.step() == EVENT
+def test_an_event_ends_a_wait_once(waiting: Kernel) -> None:
+    waiting.wakeup.wake()
+    waiting.wakeup.wake()
+    assert waiting.step() == EVENT
+    assert waiting.step(timeout_ms=20) == TIMER
+
+
+class After:
+    """Does something in another thread, after `seconds` or a little more."""
+
+    def __init__(self, seconds: float, action: Callable[[], object]) -> None:
+        self._seconds = seconds
+        self._action = action
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        time.sleep(self._seconds)
+        self._action()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+
+def test_sleep_ends_with_an_event(waiting: Kernel) -> None:
+    with After(0.02, waiting.wakeup.wake):
+        assert waiting.step() == EVENT
+    assert waiting.step(timeout_ms=20) == TIMER
+
+
+def test_sleep_ends_when_the_tree_is_gone(waiting: Kernel) -> None:
+    with After(0.02, waiting.tree.close), pytest.raises(BrokenPipeError):
+        waiting.step()
+
+
+def test_sleep_ends_with_each_of_several_things(waiting: Kernel) -> None:
+    def both() -> None:
+        waiting.wakeup.wake()
+        waiting.tree.close()
+
+    with After(0.02, both):
+        assert waiting.step() == EVENT
+    with pytest.raises(BrokenPipeError):
+        waiting.step()
+
+
+def test_no_event_is_lost_on_the_way_to_sleep(waiting: Kernel) -> None:
+    for at in range(300):
+        with After(at % 30 * 1e-5, waiting.wakeup.wake):
+            assert waiting.step(timeout_ms=5000) == EVENT
+
+
+def test_no_deadline_is_lost_on_the_way_to_sleep(waiting: Kernel) -> None:
+    # Should one be, this is what ends the test.
+    rescue = threading.Timer(10, waiting.wakeup.wake)
+    rescue.start()
+    try:
+        for at in range(300):
+            deadline = time.monotonic_ns() + at % 30 * 10_000
+            assert waiting.channel.step(deadline, NOTHING) == TIMER
+            assert time.monotonic_ns() >= deadline
+    finally:
+        rescue.cancel()
+
+
+def test_deadline_that_was_put_off_or_brought_forward_is_kept(waiting: Kernel) -> None:
+    fh = waiting.channel.slot_new()
+    began = time.monotonic_ns()
+    for milliseconds in (5000, 20):
+        with After(0.005, lambda: waiting.ioctl(fh, 0x9577, 0)):
+            assert waiting.channel.step(began + milliseconds * 1_000_000, NOTHING) == IOCTL
+    assert waiting.channel.step(began + 60_000_000, NOTHING) == TIMER
+    assert 60_000_000 <= time.monotonic_ns() - began < 1_000_000_000
+
+
+def test_nobody_is_called_for_requests_with_deadlines(kernel: Kernel) -> None:
+    use_file(kernel)
+    fh = kernel.channel.slot_new()
+    for _ in range(50):
+        with After(0.001, lambda: kernel.ioctl(fh, 0x9577, 0)):
+            assert kernel.step(timeout_ms=5000) == IOCTL
+    # Once it was tried whether that goes.
+    assert kernel.calls == 1
+
+
+def test_a_file_that_was_closed_is_not_called_by(kernel: Kernel) -> None:
+    use_file(kernel)
     assert kernel.step(timeout_ms=20) == TIMER
+    kernel.ask(FUSE_RELEASE, struct.pack("<QIIQ", 1 << 32, 0, 0, 0))
+    assert kernel.step() == RELEASE
+    calls = kernel.calls
+    assert calls == 2
+    with After(0.02, kernel.wakeup.wake):
+        assert kernel.step() == EVENT
+    assert kernel.step(timeout_ms=20) == TIMER
+    assert kernel.calls == calls
+
+
+def test_who_waits_for_long_does_not_look_all_the_time(waiting: Kernel) -> None:
+    before = time.thread_time_ns()
+    assert waiting.step(timeout_ms=200) == TIMER
+    assert time.thread_time_ns() - before < 50_000_000
+
+
+@pytest.mark.parametrize("cpus", [1, None])
+def test_requests_come_whether_the_reader_looks_again_or_not(kernel: Kernel, cpus: int | None) -> None:
+    """At first they come at once, then so late that looking again is given up, then at once."""
+    use_file(kernel)
+    fh = kernel.channel.slot_new()
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(before)[:cpus]))
+    try:
+        for seconds in [*[0.0] * 50, *[0.002] * 20, *[0.0] * 50]:
+            with After(seconds, lambda: kernel.ioctl(fh, 0x9577, 0)):
+                assert kernel.step() == IOCTL
+        with After(0.01, kernel.wakeup.wake):
+            assert kernel.step() == EVENT
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_what_watches_over_the_sleep_ends_with_the_channel() -> None:
+    def left(kind: str) -> int:
+        return len(os.listdir(f"/proc/self/{kind}"))
+
+    threads, descriptors = left("task"), left("fd")
+    for _ in range(5):
+        kernel = Kernel()
+        use_file(kernel)
+        assert kernel.step(timeout_ms=5) == TIMER
+        kernel.close()
+    assert left("fd") == descriptors
+    # Threads that have ended may be seen for a moment.
+    limit = time.monotonic() + 5
+    while left("task") > threads:
+        assert time.monotonic() < limit
+        time.sleep(0.001)
 
 
 def test_interrupt_names_the_request(kernel: Kernel) -> None:
