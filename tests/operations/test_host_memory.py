@@ -6,12 +6,16 @@ import fcntl
 import gc
 import mmap
 import os
+import signal
+import subprocess
+import sys
 from errno import EINVAL, ENOMEM
 
 import pytest
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.host.memory import PoolMemory
+from kdbusfs.native import calls
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -177,3 +181,55 @@ def test_closed_pools_leave_no_descriptor_and_no_map() -> None:
         memory.close()
     assert (len(os.listdir("/proc/self/fd")), pool_maps()) == before
     assert errno_of(memory.mapped, 4) == ENOMEM
+
+
+def test_what_is_stored_twice_is_there_once_the_page_is() -> None:
+    """The first store to a page goes another way than the next."""
+    memory = PoolMemory()
+    memory.resize(1 << 20)
+    memory.seal()
+    memory.mapped(1)
+    for data in (b"first", b"again"):
+        memory.store(4094, data)
+        memory.store(200_000, data)
+        assert os.pread(memory.fd, 5, 4094) == os.pread(memory.fd, 5, 200_000) == data
+    memory.store(0, b"start")
+    memory.store(0, b"Start")
+    memory.store(65_530, b"beyond the mapping")
+    memory.store(65_530, b"Beyond")
+    assert os.pread(memory.fd, 5, 0) == b"Start"
+    assert os.pread(memory.fd, 18, 65_530) == b"Beyond the mapping"
+    memory.close()
+
+
+WITHOUT_ITS_PAGE = """
+import ctypes, mmap, os, sys
+from errno import ENOMEM
+from kdbusfs.native import calls
+fd = os.memfd_create("pool")
+os.ftruncate(fd, 8192)
+pages = mmap.mmap(fd, 8192)
+address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+os.ftruncate(fd, 4096)
+for _ in range(3):
+    assert calls.copy(address, 4094, b"over the edge") == -ENOMEM
+    assert calls.copy(address, 0, b"inside") == 0
+assert pages[:6] == b"inside"
+print("alive", flush=True)
+ctypes.memset(address + 4096, 0, 1)
+"""
+
+
+def test_a_page_that_cannot_be_had_is_enomem_and_every_other_bus_error_is_fatal() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ITS_PAGE], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.stdout == b"alive\n"
+    assert done.returncode == -signal.SIGBUS
+
+
+def test_calls_check_their_arguments() -> None:
+    with pytest.raises(TypeError):
+        calls.copy(0, 0)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        calls.copy(0, 0, "text")  # type: ignore[arg-type]
+    with pytest.raises(OverflowError):
+        calls.set_events(0, 1 << 64, 0)
