@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from kdbusfs.abi.errors import KdbusError
+from kdbusfs.core.handle import Handle
 
 _U64_MAX = (1 << 64) - 1
 _WRITE_MAX = 4096
@@ -29,7 +30,7 @@ class Domain(Protocol):
     def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
 
-class TextFile:
+class TextFile(Handle):
     """An open text file; it sits among the handles of endpoints, so it answers what they are asked."""
 
     __slots__ = ()
