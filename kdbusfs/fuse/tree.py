@@ -17,7 +17,6 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 import pyfuse3
 
 from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.handle import Handle
 from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
     WORLD,
@@ -94,7 +93,7 @@ class Installer(Protocol):
 class OpenFiles(Protocol):
     """The table of open files."""
 
-    def add(self, handle: Handle, open_flags: int, backing_id: int) -> int: ...
+    def add(self, handle: Any, open_flags: int, backing_id: int) -> int: ...
 
     def get(self, fh: int) -> Any: ...
 
