@@ -185,12 +185,16 @@ def _caps(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
 
 
 def _seclabel(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
+    if not caller.namespaces.has_labels:
+        return False
     try:
         label = read(caller.tid, b"attr/current", 4096).rstrip(b"\n\0")
     except KdbusError as error:
         if error.errno == ESRCH:
             caller.status()
         # No security module provides a label (META-14).
+        elif error.errno == EINVAL:
+            caller.namespaces.has_labels = False
         return False
     metadata.seclabel = label
     return bool(label)

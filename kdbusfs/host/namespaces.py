@@ -68,6 +68,7 @@ class Namespaces:
     NS_GET_ID only have the inode number, which may be used again once a namespace is gone: there no map is
     kept from one request to the next.
 
+    has_labels: False once the kernel has said that none of its security modules labels threads, which stays so.
     owner: uid and gid of what belongs to root elsewhere: files of an id that is not mapped cannot be written to.
     """
 
@@ -77,6 +78,7 @@ class Namespaces:
         "_own_user_inode",
         "_unique",
         "_word",
+        "has_labels",
         "overflow_gid",
         "overflow_uid",
         "owner",
@@ -88,6 +90,7 @@ class Namespaces:
         self._word = ffi.new("uint64_t *")
         self._cached: dict[int, Maps] = {}
         self._unique = True
+        self.has_labels = True
         self._own_user_inode, self.user = self._own("ns/user")
         self._own_pid_inode, self.pid = self._own("ns/pid")
         self.owner = (self._root_or(os.geteuid(), "uid_map"), self._root_or(os.getegid(), "gid_map"))

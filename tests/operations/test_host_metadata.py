@@ -92,8 +92,9 @@ def test_kinds_that_this_host_may_lack(host: LinuxHost) -> None:
         label = Path("/proc/self/attr/current").read_bytes().rstrip(b"\n\0")
     except OSError:
         label = b""
-    assert metadata.seclabel == label
-    assert bool(metadata.valid & c.ATTACH_SECLABEL) == bool(label)
+    for found in (metadata, collected(host, os.getpid())):
+        assert found.seclabel == label
+        assert bool(found.valid & c.ATTACH_SECLABEL) == bool(label)
     audit = Path("/proc/self/sessionid")
     assert bool(metadata.valid & c.ATTACH_AUDIT) == audit.exists()
     if audit.exists():
