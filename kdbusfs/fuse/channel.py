@@ -52,9 +52,9 @@ NOTHING: Final = -2147483647
 
 NS_PER_MS: Final = 1_000_000
 
-# Of the current ioctl, in `head`: three u64, then 32 bits each.  The pidfd is of the calling thread and the channel's,
-# -1 where no memory has to be read or written; lengths and errno are of the copied command and message; the last tells
-# how many slices are in `freed`.
+# Where the members of the head of the current ioctl are (`native.calls.described`): three u64, then 32 bits each.  The
+# pidfd is of the calling thread and the channel's, -1 where no memory has to be read or written; lengths and errno are
+# of the copied command and message; the last tells how many slices are in `freed`.
 HEAD_UNIQUE: Final = 0
 HEAD_FH: Final = 8
 HEAD_ARG: Final = 16
@@ -97,8 +97,6 @@ class Channel:
         "command",
         "freed",
         "freed_count",
-        "head",
-        "message",
         "native",
         "reply",
         "request",
@@ -113,12 +111,6 @@ class Channel:
 
     command: memoryview
     """The command struct of the current ioctl starts here."""
-
-    message: memoryview
-    """The message of the current SEND starts here."""
-
-    head: memoryview
-    """Of the current ioctl; HEAD_* are where its members are."""
 
     freed: memoryview
     """The published slices whose FREE was answered, as FREED: only the core has not heard of them yet."""
@@ -148,10 +140,8 @@ class Channel:
         freed = lib.kfs_channel_freed(native)
         self.freed_count = memoryview(ffi.buffer(freed, _FREED_COUNT_SIZE)).cast("Q")
         self.freed = memoryview(ffi.buffer(freed.slices))
-        self.head = memoryview(ffi.buffer(native, HEAD_SIZE))
         self.set_events = partial(calls.set_events, self.address)
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
-        self.message = memoryview(ffi.buffer(native.message, lib.KFS_MESSAGE_MAX))
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
 

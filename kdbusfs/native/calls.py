@@ -1,7 +1,8 @@
 """The calls into C that every message makes, without the cost of cffi's (`_calls.c`).
 
 Pointers are numbers here: of a channel, and of where a pool is mapped.  Each returns what its function of the cffi
-module does.  `step` and `payload` give the interpreter's lock back while they run, the others are too short for that.
+module does, but for `described`: the head, the command and the message of a channel's current ioctl, as they were
+copied.  `step` and `payload` give the interpreter's lock back while they run, the others are too short for that.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ from kdbusfs.fuse.channel import (
 from kdbusfs.fuse.files import OpenFiles
 from kdbusfs.fuse.requests import Faults, Requests
 from kdbusfs.fuse.server import LINGER_NS, Server, Wakeup
+from kdbusfs.native import calls
 from tests.support import channel_fakes as fakes
 from tests.support.channel_client import aligned
 
@@ -195,7 +196,7 @@ HEAD = struct.Struct("=QQQIIIiiIiI")
 
 
 def described(kernel: Kernel) -> tuple[int, ...]:
-    return HEAD.unpack(kernel.channel.head)
+    return HEAD.unpack(calls.described(kernel.channel.address)[0])
 
 
 def test_members_of_the_head_are_where_they_are_looked_for() -> None:
@@ -327,7 +328,7 @@ def test_message_of_a_send(kernel: Kernel, size: int, to_page_end: int) -> None:
     assert kernel.step() == IOCTL
     native = kernel.channel.native
     assert (native.message_len, native.message_error) == (size, 0)
-    assert kernel.channel.message[:size] == content
+    assert calls.described(kernel.channel.address)[2] == content
 
 
 @pytest.mark.parametrize(
