@@ -53,19 +53,21 @@ static PyObject *step(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
 	int (*const call)(void *, uint64_t, int32_t) = functions[STEP];
 	void *channel;
-	int64_t deadline, result;
+	uint64_t deadline;
+	int64_t result;
 	int kind;
 
 	(void)self;
 	if (!are(n, 3))
 		return NULL;
 	channel = pointer(args[0]);
-	deadline = number(args[1]);
+	/* A client may give its request any deadline. */
+	deadline = PyLong_AsUnsignedLongLong(args[1]);
 	result = number(args[2]);
 	if (PyErr_Occurred())
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	kind = call(channel, (uint64_t)deadline, (int32_t)result);
+	kind = call(channel, deadline, (int32_t)result);
 	Py_END_ALLOW_THREADS
 	return PyLong_FromLong(kind);
 }

@@ -373,6 +373,18 @@ def test_close_2_rep_11_rep_12_whoever_waits_for_the_dead_is_told(bus: BusOwner,
 # Polling.
 
 
+def test_rep_4_rep_5_a_request_may_have_any_deadline(bus: BusOwner, connection: Connection) -> None:
+    """REP-4, REP-5: and the domain goes on, whichever it is that comes first"""
+    with Connection(bus.path, pool_size=POOL) as peer:
+        for timeout_ns in (c.U64_MAX, 1 << 63, (1 << 63) - 1):
+            cookie = connection.send(peer.id, b"?", expect_reply=True, timeout_ns=timeout_ns)
+            with peer.receive(PATIENT) as request:
+                assert (request.cookie, request.timeout_ns) == (cookie, timeout_ns)
+                peer.reply(request, b"!")
+            with connection.receive(PATIENT) as answer:
+                assert answer.cookie_reply == cookie
+
+
 def test_poll_1_poll_3_fresh_owned_and_dead_files(bus: BusOwner, connection: Connection) -> None:
     gone = select.POLLERR | select.POLLHUP
     fresh = os.open(bus.path, os.O_RDWR)

@@ -641,6 +641,14 @@ def test_deadline_is_kept(waiting: Kernel) -> None:
     assert time.monotonic_ns() >= deadline
 
 
+@pytest.mark.parametrize("deadline", [2**63 - 1, 2**63, 2**64 - 1])
+def test_a_deadline_may_be_any_u64(waiting: Kernel, deadline: int) -> None:
+    timer = threading.Timer(0.02, waiting.wakeup.wake)
+    timer.start()
+    assert waiting.channel.step(deadline, NOTHING) == EVENT
+    timer.join()
+
+
 def test_event_is_noticed_while_requests_keep_coming(waiting: Kernel) -> None:
     fh = waiting.channel.slot_new()
     waiting.wakeup.wake()
