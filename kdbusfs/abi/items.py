@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EBADF, EEXIST, EINVAL, ENAMETOOLONG
-from typing import Final
 
 from .constants import (
     ITEM_ATTACH_FLAGS_RECV,
@@ -44,13 +43,11 @@ from .constants import (
     ITEM_TIMESTAMP,
 )
 from .errors import KdbusError
-from .layouts import ITEM_HEADER, ITEM_HEADER_SIZE, MEMFD, VEC, align8, u64
+from .layouts import ITEM_HEADER, ITEM_HEADER_SIZE, MEMFD, VEC, VEC_ITEM_SIZE, align8, u64
 from .limits import SYSNAME_MAX_LEN
 
 Item = tuple[int, bytes]
 """One item of a client's list: its type and its payload without header and padding."""
-
-_VEC_ITEM_SIZE: Final = ITEM_HEADER_SIZE + VEC.size
 
 _SYSNAME_ANYWHERE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _SYSNAME_INSIDE = _SYSNAME_ANYWHERE | frozenset(b"-.")
@@ -172,7 +169,7 @@ def check_items(data: bytes, start: int, end: int) -> None:
             raise KdbusError(EINVAL, "item does not fit")
         kind = u64(data, at + 8)
         # What nearly every message has: a vector of the right length that is not empty.
-        if kind != ITEM_PAYLOAD_VEC or size != _VEC_ITEM_SIZE or not u64(data, at + ITEM_HEADER_SIZE):
+        if kind != ITEM_PAYLOAD_VEC or size != VEC_ITEM_SIZE or not u64(data, at + ITEM_HEADER_SIZE):
             check = _CHECKS.get(kind)
             if check is not None:
                 check(data[at + ITEM_HEADER_SIZE : at + size])

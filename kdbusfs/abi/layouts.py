@@ -36,6 +36,7 @@ CMD_INFO: Final = Struct("<QQQQQQQ")  # size flags kernel_flags return_flags id 
 CMD_NAME_LIST: Final = Struct("<QQQQQQ")  # size flags kernel_flags return_flags offset list_size
 
 VEC: Final = Struct("<QQ")  # size, address|offset
+VEC_ITEM_SIZE: Final = 32  # with its header
 MEMFD: Final = Struct("<QQiI")  # start size fd pad
 MEMFD_FD_OFFSET: Final = 16  # of `fd` inside the item's payload
 BLOOM_PARAMETER: Final = Struct("<QQ")  # size n_hash

@@ -292,9 +292,7 @@ class Connection:
         writer = BytesWriter()
         places = NO_PLACES
         if resources is not None:
-            size = MSG_SIZE + resources.items_size + len(metadata)
-            if resources.files:
-                size += resources.fds_item_size
+            size = MSG_SIZE + resources.items_size + resources.fds_item_size + len(metadata)
             message.write_header(writer, size)
             places = resources.write_items(writer, payload.offset if payload is not None else 0)
         else:

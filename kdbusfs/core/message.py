@@ -33,6 +33,7 @@ from ..abi.layouts import (
     ITEM_HEADER_SIZE,
     MEMFD,
     MSG_SIZE,
+    VEC_ITEM_SIZE,
     align8,
     u64,
 )
@@ -50,10 +51,10 @@ ZERO_VEC_OFFSET: Final = c.U64_MAX
 MESSAGE_COST: Final = 2048
 """What a message is charged with beside its size, in bytes."""
 _KERNEL_MSG_FLAGS_WORD: Final = CMD_SEND_KERNEL_MSG_FLAGS_OFFSET // 8
-_VEC_ITEM_SIZE: Final = 32  # item header and kdbus_vec
 _MEMFD_ITEM: Final = Struct("<QQQQiI")  # item header and kdbus_memfd
 _MEMFD_ITEM_FD_OFFSET: Final = 32
-_HEADER_ENDS: Final = Struct("<QqQ")  # flags, priority, dst_id; as many follow src_id
+_HEADER_START: Final = Struct("<QqQ")  # flags, priority, dst_id; src_id follows
+_HEADER_END: Final = Struct("<QQQ")  # payload_type, cookie, cookie_reply
 
 Places = list[tuple["File", int]]
 """Files, and where in the items for a receiver the numbers of their descriptors go."""
@@ -79,7 +80,7 @@ class Resources:
     """What all copies of one message share: destination name, payload description, pinned files (CLOSE-5).
 
     Counted: the files are closed when the last queue entry, or the sender's command, lets go.
-    items_size: what `write_items` takes.
+    items_size: what `write_items` takes, but for the FDS item.
     """
 
     __slots__ = ("_account", "_cost", "_users", "dst_name", "files", "has_memfds", "items_size", "parts")
@@ -99,7 +100,7 @@ class Resources:
     def add_vector(self, size: int, start: int) -> None:
         """A vector of `size` bytes, at `start` of the payload slice."""
         self.parts.append(Part(size, start))
-        self.items_size += _VEC_ITEM_SIZE
+        self.items_size += VEC_ITEM_SIZE
 
     def add_memfd(self, size: int, start: int, file: File) -> None:
         """`size` bytes from `start` on of a sealed memfd, pinned."""
@@ -161,7 +162,7 @@ class Resources:
                 places.append((part.file, len(writer) - base + _MEMFD_ITEM_FD_OFFSET))
                 writer.write(_MEMFD_ITEM.pack(40, c.ITEM_PAYLOAD_MEMFD, part.start, part.size, -1, 0))
                 continue
-            write_i64_le(writer, _VEC_ITEM_SIZE)
+            write_i64_le(writer, VEC_ITEM_SIZE)
             write_i64_le(writer, c.ITEM_PAYLOAD_OFF)
             write_i64_le(writer, part.size)
             write_i64_le(writer, -1 if part.start == ZERO_VEC_OFFSET else payload_offset + part.start)
@@ -256,9 +257,9 @@ class Message:
             writer.write(self.header_end)
             return
         # The bus' own: its payload type, that of the kernel, is 0.
-        writer.write(_HEADER_ENDS.pack(self.flags, self.priority, self.dst_id))
+        writer.write(_HEADER_START.pack(self.flags, self.priority, self.dst_id))
         write_i64_le(writer, self.src_id)
-        writer.write(_HEADER_ENDS.pack(c.PAYLOAD_KERNEL, self.cookie, self.cookie_reply))
+        writer.write(_HEADER_END.pack(c.PAYLOAD_KERNEL, self.cookie, self.cookie_reply))
 
 
 def parse_message(call: Call, conn_id: int, bloom_size: int, account: Account, *, sync: bool) -> Message:

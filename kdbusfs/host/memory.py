@@ -120,6 +120,7 @@ class PoolMemory(Memory):
         r: int = lib.kfs_store(self.fd, offset, mapping.base + source_offset, size)
         if r < 0:
             raise _store_error(r)
+        self.written(offset, size)
 
     def written(self, offset: int, size: int) -> None:
         """`size` bytes from `offset` on have been written to."""

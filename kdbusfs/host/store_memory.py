@@ -22,7 +22,6 @@ from errno import EINVAL, ENOTTY, EOPNOTSUPP, EPERM
 from struct import Struct
 from typing import Any, Final
 
-from kdbusfs.core.ports import Memory
 from kdbusfs.native._native import ffi, lib
 
 from .memory import PoolMemory
@@ -100,14 +99,6 @@ class StoredMemory(PoolMemory):
     def seal(self) -> None:
         super().seal()
         self._is_size_told = False
-
-    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        super().store(offset, data)
-        self._changed.add(offset, len(data))
-
-    def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
-        super().copy_from(offset, size, source, source_offset)
-        self._changed.add(offset, size)
 
     def written(self, offset: int, size: int) -> None:
         super().written(offset, size)
