@@ -71,7 +71,7 @@ FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
 _OWNERS: Final = ("spares", "stuck", "deposed", "shunned")
-_COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds")
+_COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds", "kept_waiting")
 
 
 class Tree(Protocol):

@@ -44,6 +44,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from ..host.threads import new_thread
 from .channel import OWNER, Channel
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Readers:
         """
         with self._lock:
             self._number += 1
-            thread = threading.Thread(target=self._run, name=f"kdbusfs-reader-{self._number}", daemon=True)
+            thread = new_thread(f"kdbusfs-reader-{self._number}", self._run)
             with signals_blocked():
                 thread.start()
             self._threads.add(thread)

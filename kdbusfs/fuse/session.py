@@ -14,6 +14,8 @@ import threading
 import pyfuse3
 import trio
 
+from ..host.threads import new_thread
+
 _BUFFER = 4 << 20  # bytes: above the largest FUSE message, 1 MiB of data and its header
 _PATIENCE = 10.0  # seconds
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the socket module has no names for them
@@ -44,7 +46,7 @@ class TreeSession:
         theirs.detach()
         self._token: trio.lowlevel.TrioToken | None = None
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="kdbusfs-tree", daemon=True)
+        self._thread = new_thread("kdbusfs-tree", self._run)
 
     @property
     def fd(self) -> int:

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, cast
 from kdbusfs.native import _native
 
 from .store_memory import Storer, Stores
+from .threads import new_thread
 
 MAX_WORKERS: Final = 256
 """Threads of one installer."""
@@ -237,7 +238,7 @@ class Installer:
         """Start the worker's thread; False where there are too many.  With the lock held."""
         if self._running >= self._max_workers or self._end:
             return False
-        thread = threading.Thread(target=loop, args=(worker, user), name=f"user-{user}", daemon=True)
+        thread = new_thread(f"user-{user}", loop, worker, user)
         try:
             thread.start()
         except RuntimeError:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from kdbusfs.abi.errors import KdbusError
 
 from .files import LinuxFile
+from .threads import new_thread
 
 _IDLE: Final = 1.0  # seconds
 _SAFE_TYPES: Final = frozenset((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR))
@@ -124,9 +125,7 @@ class Watcher:
             self._epoll = select.epoll()
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._epoll.register(self._wake, select.EPOLLIN)
-            self._thread = threading.Thread(
-                target=self._wait, args=(self._epoll, self._wake), name="kdbusfs-watch", daemon=True
-            )
+            self._thread = new_thread("kdbusfs-watch", self._wait, self._epoll, self._wake)
             self._thread.start()
         return self._epoll
 

@@ -12,6 +12,7 @@
 #define _GNU_SOURCE
 #include "internal_alarm.h"
 #include "internal_channel.h"
+#include "precedence.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -107,6 +108,7 @@ static void *watch(void *argument)
 	struct kfs_alarm *a = argument;
 	struct epoll_event event;
 
+	kfs_precedence_again();
 	while (!a->ended)
 		if (epoll_wait(a->epoll_fd, &event, 1, -1) == 1 && !a->ended &&
 		    (event.data.fd != a->timer_fd || is_due(a)))

@@ -40,6 +40,8 @@ static struct kfs_channel *new_channel(struct mount *mount)
 	p->mount = mount;
 	p->seat = seat;
 	p->pidfd = -1;
+	p->precedence.schedstat = -1;
+	p->precedence.stride = UINT32_MAX;
 	ch->private_ = p;
 	ch->counts = &mount->counts;
 	ch->request = request;
@@ -106,6 +108,7 @@ void kfs_channel_free(struct kfs_channel *ch)
 		return;
 	mount = ch->private_->mount;
 	kfs_seat_free(ch->private_->seat);
+	kfs_precedence_end(&ch->private_->precedence);
 	free(ch->request);
 	free(ch->reply);
 	free(ch->private_);
@@ -117,7 +120,11 @@ void kfs_channel_free(struct kfs_channel *ch)
 /* The calling thread works with `ch` from now on.  Waits until it owns the core: KFS_OWNER, KFS_END, or -errno. */
 int kfs_channel_take(struct kfs_channel *ch)
 {
-	return kfs_seat_take(ch->private_->seat);
+	int kind = kfs_seat_take(ch->private_->seat);
+
+	if (kind == KFS_OWNER)
+		kfs_precedence_begin(&ch->private_->precedence);
+	return kind;
 }
 
 /* The owner has ended the service: no other thread goes on. */
@@ -315,8 +322,10 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 		if (deadline_ns && kfs_now_ns() >= deadline_ns)
 			return KFS_TIMER;
 		kind = kfs_read_request(ch, deadline_ns);
-		if (kind == AGAIN && ch->request_len)
+		if (kind == AGAIN && ch->request_len) {
+			ch->counts->kept_waiting += (unsigned)kfs_precedence_request(&p->precedence);
 			kind = serve(ch);
+		}
 		if (kind)
 			return kind;
 	}

@@ -31,6 +31,7 @@ struct kfs_counts {
 	uint64_t tree;
 	uint64_t lost;
 	uint64_t pidfds;
+	uint64_t kept_waiting;
 };
 
 /* A slice of an open file's pool that its client has given back. */

@@ -2,6 +2,7 @@
 #pragma once
 #include "channel.h"
 #include "internal_alarm.h"
+#include "internal_precedence.h"
 
 #include <linux/fuse.h>
 #include <poll.h>
@@ -66,6 +67,7 @@ struct mount {
 struct kfs_channel_private {
 	struct mount *mount;
 	struct kfs_seat *seat;
+	struct precedence precedence;
 	unsigned unpolled;
 	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */
 	int pidfd, pidfd_detached;

@@ -12,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include "store.h"
+#include "precedence.h"
 
 #include <errno.h>
 #include <linux/fuse.h>
@@ -118,6 +119,7 @@ static void *run(void *argument)
 	struct kfs_storer *storer = argument;
 	const uint64_t one = 1;
 
+	kfs_precedence_again();
 	pthread_mutex_lock(&storer->lock);
 	for (;;) {
 		struct job *job = storer->first;

@@ -57,7 +57,7 @@ def descriptors(pid: int) -> list[str]:
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            found.append(re.sub(r"\[\d+\]", "", os.readlink(entry)))
+            found.append(re.sub(r"\[\d+\]|(?<=task/)\d+", "", os.readlink(entry)))
         except FileNotFoundError:
             continue
     return found
