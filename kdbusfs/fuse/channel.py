@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Any, Final, Protocol
 
 from ..abi.commands import COMMANDS
-from ..abi.constants import CMD_FREE, CMD_RECV, CMD_SEND
+from ..abi.constants import CMD_FREE, CMD_RECV, CMD_SEND, SEND_SYNC_REPLY
 from ..abi.layouts import (
     CMD_FREE_OFFSET,
     CMD_RECV_MSG_OFFSET,
@@ -126,8 +126,8 @@ class Channel:
         for command in COMMANDS.values():
             pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0
             check(lib.kfs_channel_command(self.native, command.number, command.size, command.max_size, pointer))
-        check(lib.kfs_channel_publishes(self.native, CMD_RECV, CMD_RECV_MSG_OFFSET))
-        check(lib.kfs_channel_publishes(self.native, CMD_SEND, CMD_SEND_REPLY_OFFSET))
+        check(lib.kfs_channel_publishes(self.native, CMD_RECV, CMD_RECV_MSG_OFFSET, 0))
+        check(lib.kfs_channel_publishes(self.native, CMD_SEND, CMD_SEND_REPLY_OFFSET, SEND_SYNC_REPLY))
         free = COMMANDS[CMD_FREE]
         check(lib.kfs_channel_frees(self.native, free.number, CMD_FREE_OFFSET, free.flags_offset, free.offered))
 

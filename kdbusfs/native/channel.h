@@ -90,7 +90,7 @@ struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
 int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);
-int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset);
+int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset, uint64_t info_flag);
 int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
 		      uint64_t offered_flags);
 struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch);

@@ -29,6 +29,7 @@ struct looking {
 struct command {
 	uint32_t number, size, max_size, pointer_offset;
 	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
+	uint64_t info_flag; /* the flag that makes it tell; 0: it always does */
 };
 
 struct slot {

@@ -34,18 +34,23 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, 
 	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size ||
 	    command->number)
 		return -EINVAL;
-	*command = (struct command){ number, size, max_size, pointer_offset, 0 };
+	*command = (struct command){ number, size, max_size, pointer_offset, 0, 0 };
 	return 0;
 }
 
-/* A successful answer to `number` tells at `info_offset` of a slice that the client may give back: offset and size. */
-int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset)
+/*
+ * A successful answer to `number` tells at `info_offset` of a slice that the client may give back: offset and size.  With
+ * an `info_flag` only if that is among the command's flags, which lie behind its size: what stands there otherwise is
+ * the client's own.
+ */
+int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset, uint64_t info_flag)
 {
 	struct command *command = &ch->private_->mount->commands[number & 0xff];
 
 	if (command->number != number || info_offset + 16 > command->size)
 		return -EINVAL;
 	command->info_offset = info_offset;
+	command->info_flag = info_flag;
 	return 0;
 }
 

@@ -103,8 +103,12 @@ void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const ui
 	struct {
 		uint64_t offset, size;
 	} info;
+	uint64_t flags;
 
 	if (!slot || !command->info_offset || command->number != cmd || out_len < command->info_offset + sizeof(info))
+		return;
+	memcpy(&flags, out + sizeof(uint64_t), sizeof(flags));
+	if (command->info_flag && !(flags & command->info_flag))
 		return;
 	memcpy(&info, out + command->info_offset, sizeof(info));
 	/* What finds no place is given back the long way. */

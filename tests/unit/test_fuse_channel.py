@@ -887,13 +887,24 @@ def test_who_has_left_the_bus_is_told_so_when_it_frees(kernel: Kernel) -> None:
 def test_a_slice_of_a_deferred_answer_can_be_freed(kernel: Kernel) -> None:
     """REP-15."""
     fh = kernel.channel.slot_new()
-    out = bytes(48) + struct.pack("<QQQ", 512, 64, 0)
+    out = struct.pack("<QQ", 72, c.SEND_SYNC_REPLY) + bytes(32) + struct.pack("<QQQ", 512, 64, 0)
     kernel.channel.answer(2, 0, out, fh, c.CMD_SEND)
     kernel.channel.answer(4, 0, out[:48] + struct.pack("<QQQ", 1024, 64, 0), 0, c.CMD_SEND)
     kernel.channel.answer(6, -errno.EPIPE, out[:48] + struct.pack("<QQQ", 2048, 64, 0), fh, c.CMD_SEND)
     assert ask_free(kernel, fh, 512) == TIMER
     assert ask_free(kernel, fh, 1024) == IOCTL
     assert ask_free(kernel, fh, 2048) == IOCTL
+
+
+def test_what_a_client_left_in_its_struct_is_no_slice(kernel: Kernel) -> None:
+    """FREE-1, SEND-46: a SEND that waits for no reply leaves `reply` as it is, and what is freed there gives ENXIO."""
+    fh = kernel.channel.slot_new()
+    left = struct.pack("<QQQ", 512, 64, 0)
+    kernel.ioctl(fh, c.CMD_SEND, 0x1000, struct.pack("<Q", 72) + bytes(40) + left, tid=0)
+    assert kernel.step() == IOCTL
+    kernel.channel.flush(0)
+    assert kernel.answer()[2].endswith(left)
+    assert ask_free(kernel, fh, 512) == IOCTL
 
 
 def test_more_slices_than_are_kept_in_mind_are_brought(kernel: Kernel) -> None:
