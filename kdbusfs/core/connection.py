@@ -19,6 +19,7 @@ from .message import NO_PLACES
 from .metadata import export
 from .names import NAME_COST
 from .queue import Queue, QueueEntry
+from .reply import newest_first
 from .sync import fail, finish, forget
 
 if TYPE_CHECKING:
@@ -424,10 +425,12 @@ class Connection:
         bus.remove_connection(self)
         bus.names.remove_connection(self)
         bus.notifier.flush()
-        self._discard_queue()
+        unread = self._discard_queue()
         for reply in list(self.replies):
             forget(reply)
-        for reply in list(self.owed):
+        for reply in (*unread, *newest_first(self.owed)):
+            if reply not in self.owed:
+                continue
             if not reply.sync:
                 bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
                 reply.unlink()
@@ -438,11 +441,15 @@ class Connection:
             bus.notifier.id_change(c.ITEM_ID_REMOVE, self.id, self.flags)
         bus.notifier.flush()
 
-    def _discard_queue(self) -> None:
-        """Unread requests need no notification of their own: their trackers give it (REP-11, REP-12)."""
+    def _discard_queue(self) -> list[Reply]:
+        """Gives the trackers of the unread requests, oldest first: they are reported before others (REP-12)."""
+        unread: list[Reply] = []
         for entry in self.queue.entries():
             self.queue.remove(entry)
+            if entry.reply is not None:
+                unread.append(entry.reply)
             self.discard(entry)
+        return unread
 
     def close(self) -> None:
         """The last file of the connection is closed: the pool goes too (FREE-5)."""

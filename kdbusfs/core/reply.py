@@ -10,6 +10,7 @@ restart, even if the replying connection leaves.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from errno import EMLINK
 from typing import TYPE_CHECKING, Final
 
@@ -139,6 +140,11 @@ def find_interrupted(requester: Connection, address: tuple[int, bytes | None], c
     return None
 
 
+def newest_first(replies: Iterable[Reply]) -> list[Reply]:
+    """In the order in which the ends of asynchronous requests are reported (REP-11, NOTE-10)."""
+    return sorted(replies, key=lambda reply: reply.alarm, reverse=True)
+
+
 class Deadlines:
     """When the next tracker runs out.
 
@@ -176,13 +182,12 @@ class Deadlines:
     def expired(self, now: int) -> list[Reply]:
         """Take out the linked trackers whose deadline is not after `now`, newest request first (NOTE-10)."""
         heap = self._heap
-        due: list[tuple[int, Reply]] = []
+        due: list[Reply] = []
         while heap and heap[0][0] <= now:
             _, number, reply = heapq.heappop(heap)
             if reply.linked and reply.alarm == number:
-                due.append((number, reply))
-        due.sort(key=lambda pair: pair[0], reverse=True)
-        return [reply for _, reply in due]
+                due.append(reply)
+        return newest_first(due)
 
     def _compact(self) -> None:
         """Answered requests with far deadlines must not pile up, at a cost that does not grow with the others."""

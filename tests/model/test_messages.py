@@ -239,7 +239,8 @@ class MessagesMachine(RuleBasedStateMachine):
                 self.trackers.remove(tracker)
                 if tracker.call is not None:
                     self.finished[tracker.call] = -ECONNRESET
-        for tracker in list(self.trackers):
+        unread = [sent.tracker for sent in peer.queue if sent.tracker in self.trackers]
+        for tracker in unread + [tracker for tracker in reversed(self.trackers) if tracker not in unread]:
             if tracker.replier is peer:
                 self.end(tracker, DEAD, EPIPE)
         peer.client.close()

@@ -303,6 +303,26 @@ def test_rep_12_an_unread_request_is_reported_once(world, pair):
     assert at_rest(client)
 
 
+def test_rep_11_rep_12_first_what_is_unread_then_the_rest_newest_first(world, pair):
+    """As kdbus looks through the queue, then through the trackers of each requester (as for NOTE-10)."""
+    client, server = pair
+    other = world.connect()
+    name = b"com.example"
+    activator = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, name + b"\0"))
+    request(client, c.DST_ID_NAME, 1, items=dst_name(name))
+    for cookie in (2, 3):
+        request(client, server.id, cookie)
+    assert server.acquire(name) == 0
+    activator.close()
+    drain(server)
+    request(other, server.id, 4)
+    request(client, server.id, 5)
+    request(client, server.id, 6)
+    server.close()
+    assert events(client) == [(DEAD, 5), (DEAD, 6), (DEAD, 3), (DEAD, 2), (DEAD, 1)]
+    assert events(other) == [(DEAD, 4)]
+
+
 def test_rep_13_a_requester_that_leaves_is_unknown_to_its_replier(world, pair):
     client, server = pair
     request(client, server.id, 7)
