@@ -103,6 +103,7 @@ def hello(handle: EndpointHandle, call: Call) -> int:
         raise KdbusError(ECONNREFUSED, "bus requires more metadata")
 
     conn_id = bus.next_connection_id()
+    handle.memory.resize(pool_size)
     metadata, faked = _identity(call, request)
     caller = call.caller
     credentials = PinnedCredentials(caller.ids(), caller.groups())
@@ -112,7 +113,6 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     try:
         if not handle.endpoint.active:
             raise KdbusError(ESHUTDOWN, "endpoint is gone")
-        handle.memory.resize(pool_size)
         connection = Connection(
             handle,
             conn_id,

@@ -106,6 +106,15 @@ def test_hello_2_a_size_that_cannot_be_had_fails(world: World, fresh: Client) ->
     assert len(world.domain.users) == 0
 
 
+def test_hello_2_a_size_that_cannot_be_had_is_told_before_the_rest(world: World, fresh: Client) -> None:
+    """HELLO-1, HELLO-2: the pool is made before the maker is looked at, and before the endpoint."""
+    fresh.handle.memory.resize_errno = ENOMEM
+    assert fresh.hello(send=1 << 30) == -EINVAL
+    assert fresh.hello(items=make_item(c.ITEM_PIDS, pack("<QQQ", 2_000_000, 0, 0))) == -ENOMEM
+    world.control.close()
+    assert fresh.hello() == -ENOMEM
+
+
 def test_hello_2_the_memory_is_sealed_only_when_hello_succeeded(world: World, fresh: Client) -> None:
     """HELLO-2, HELLO-21, POOL-2"""
     assert fresh.hello(flags=c.HELLO_POLICY_HOLDER, items=NAME) == 0
