@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .handle import EndpointHandle
 
 _COMMAND: Final = COMMANDS[c.CMD_HELLO]
-PAGE_SIZE: Final = 4096
 
 _IGNORED_ITEMS: Final = frozenset(
     (
@@ -91,14 +90,14 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     kernel_flags = bytes(call.command[16:24])
     items = call.begin(_COMMAND)
     size, flags, _, _, attach_send, attach_recv, _, _, pool_size, *_ = CMD_HELLO.unpack_from(call.command)
-    if not pool_size or pool_size % PAGE_SIZE:
+    bus = handle.endpoint.bus
+    if not pool_size or pool_size % bus.domain.host.page_size:
         raise KdbusError(EFAULT, "pool size is no multiple of the page size")
     request = _Request(handle, flags, items)
     if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
         raise KdbusError(EINVAL, "activator of a wildcard")
     attach_send = sanitize_attach_flags(attach_send)
     attach_recv_wanted = sanitize_attach_flags(attach_recv)
-    bus = handle.endpoint.bus
     if bus.attach_flags_required & ~attach_send:
         raise KdbusError(ECONNREFUSED, "bus requires more metadata")
 

@@ -249,6 +249,10 @@ class Host(Protocol):
     @property
     def clock(self) -> Clock: ...
 
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page of memory: what the size of a pool is a multiple of (HELLO-2)."""
+
     def random_uuid(self) -> bytes:
         """16 bytes of a random UUID, version 4 (BUS-9)."""
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from mmap import PAGESIZE
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
@@ -36,7 +37,6 @@ _HINTS: Final = {
     errno.ENOBUFS: "no memory for the pool; --pool makes it smaller",
 }
 _NICE: Final = -10
-_PAGE: Final = 4096
 _POOL_MIN: Final = 1 << 16
 _TURN: Final = 0.001  # seconds that are spent on messages before the queue is looked after again
 _SWITCH: Final = 0.0002  # seconds
@@ -209,7 +209,7 @@ def connect(context: Context, place: BusPlace, *, pool_size: int, metadata: bool
         hints=_HINTS,
         flags=c.HELLO_MONITOR,
         attach_recv=c.ATTACH_ALL if metadata else c.ATTACH_TIMESTAMP,
-        pool_size=-(-pool_size // _PAGE) * _PAGE,
+        pool_size=-(-pool_size // PAGESIZE) * PAGESIZE,
     )
 
 

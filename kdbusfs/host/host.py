@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 import uuid
@@ -45,6 +46,7 @@ class LinuxHost:
         storer: Storer | None = None,
     ) -> None:
         self.clock = LinuxClock()
+        self.page_size = mmap.PAGESIZE
         self.fuse_fd = fuse_fd
         self._storer = storer
         self._has_passthrough = False

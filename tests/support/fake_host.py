@@ -265,6 +265,7 @@ class FakeCancellation:
 class FakeHost:
     def __init__(self) -> None:
         self.clock = FakeClock()
+        self.page_size = 4096
         self.watched: list[tuple[FakeFile, object, FakeCancellation]] = []
         self._uuids = 0
 

@@ -90,6 +90,13 @@ def test_hello_2_the_pool_size_is_a_multiple_of_the_page_size(fresh: Client, siz
     assert fresh.hello(pool_size=size) == -EFAULT
 
 
+def test_hello_2_the_page_size_is_that_of_the_host(world: World, fresh: Client) -> None:
+    """HELLO-2: 64 KiB on some machines."""
+    world.host.page_size = 1 << 16
+    assert fresh.hello(pool_size=3 << 14) == -EFAULT
+    assert fresh.hello(pool_size=1 << 16) == 0
+
+
 def test_hello_2_a_size_that_cannot_be_had_fails(world: World, fresh: Client) -> None:
     """HELLO-2: what the memory says; the file can try again, and nothing stays accounted."""
     before = world.domain.stats()
