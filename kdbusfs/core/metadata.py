@@ -186,7 +186,8 @@ def _global_id(value: int, translate: Callable[[int], int | None]) -> int:
 def _global_pids(caller: Caller, pid: int, tid: int, ppid: int) -> dict[int, Pids]:
     views: list[dict[int, int]] = []
     for number in (pid, tid, ppid):
-        view = caller.pids_of(number) if number else {}
+        # Their lower 32 bits count, as those of the ids in policies (POL-2).
+        view = caller.pids_of(number & 0xFFFFFFFF) if number else {}
         if view is None:
             raise KdbusError(EINVAL, "no such process")
         views.append(view)

@@ -186,7 +186,7 @@ class FakeCaller(Caller):
         return uid if mapping is None else mapping.get(uid)
 
     def pids_of(self, pid: int) -> dict[int, int] | None:
-        return {self.process.pid_ns: pid} if pid < 1_000_000 else None
+        return {self.process.pid_ns: pid} if 0 < pid < 1_000_000 else None
 
     def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
         process = self.process

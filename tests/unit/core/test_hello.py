@@ -339,6 +339,12 @@ def test_hello_11_faked_pids_exist_or_are_0(world: World) -> None:
     assert info_items(world.connect(), client.id) == [(c.ITEM_PIDS, pack("<QQQ", 0, 5, 0))]
 
 
+def test_hello_11_faked_pids_count_with_their_lower_32_bits(world: World) -> None:
+    """HELLO-11: the ids of policies do so too (POL-2)."""
+    client = world.connect(items=i.pids(0, (1 << 32) + 5, 7 << 32 | 6))
+    assert info_items(world.connect(), client.id) == [(c.ITEM_PIDS, pack("<QQQ", 0, 5, 6))]
+
+
 def test_hello_12_everything_is_collected_whatever_the_flags(world: World) -> None:
     """HELLO-12: a kind that cannot be had fails HELLO, also where nobody may see it."""
     process = FakeProcess(failing=c.ATTACH_CMDLINE)
