@@ -353,6 +353,17 @@ def test_gen_11_kernel_flags_that_cannot_be_stored_are_efault(spec: Spec) -> Non
 
 
 @each
+def test_gen_11_what_is_there_already_is_not_written(spec: Spec) -> None:
+    """GEN-11: a struct that cannot be written to does where nothing would change."""
+    scene = Scene(spec)
+    call = scene.call()
+    put(call, spec.kernel_at, spec.flags | 1 << 63)
+    put(call, spec.return_at, 0)
+    scene.process.writable = False
+    assert scene.client.run(call) == 0
+
+
+@each
 def test_gen_12_return_flags_are_cleared_early_or_only_on_success(spec: Spec) -> None:
     """GEN-12, GEN-21"""
     scene = Scene(spec)

@@ -371,6 +371,18 @@ def test_hello_13_a_user_has_1024_connections_in_the_domain(world: World) -> Non
     assert late.hello() == 0
 
 
+def test_hello_13_a_closed_connection_does_not_count_for_its_unread_requests(world: World) -> None:
+    """HELLO-13: whose queue they are in is somebody else's affair."""
+    server, client = world.connect(), world.connect(FakeProcess(uid=2000))
+    assert server.acquire(b"a.b") == 0
+    world.connect(flags=c.HELLO_POLICY_HOLDER, items=NAME + i.world(c.POLICY_TALK))
+    assert client.send(dst=server.id, flags=c.MSG_EXPECT_REPLY, cookie=1, cookie_reply=1 << 60) == 0
+    assert client.connection.user.connections == 1
+    client.close()
+    assert client.connection.user.connections == 0
+    assert server.receive().cookie == 1
+
+
 def test_hello_14_a_removed_endpoint_is_eshutdown(world: World, fresh: Client) -> None:
     """HELLO-14: after the checks of the request."""
     world.control.close()

@@ -107,6 +107,18 @@ def test_meta_4_the_senders_flags_count_when_it_sends(world: World) -> None:
     assert passed(sender, receiver).kinds() == []
 
 
+def test_meta_4_a_broadcasts_copy_that_came_before_any_wish_stays_without(world: World) -> None:
+    """META-4: kdbus would show what was gathered for others; here as far as somebody before it wanted any."""
+    sender = full_sender(world)
+    before, asking, after = (world.connect(recv=recv) for recv in (0, c.ATTACH_CREDS, 0))
+    for receiver in (before, asking, after):
+        assert receiver.add_match(1) == 0
+    assert sender.send(**BROADCAST) == 0
+    for receiver in (before, after):
+        assert receiver.update(i.u64(c.ITEM_ATTACH_FLAGS_RECV, c.ATTACH_ALL)) == 0
+    assert [client.receive().kinds() for client in (before, asking, after)] == [[], [c.ITEM_CREDS], [c.ITEM_CREDS]]
+
+
 def test_meta_5_the_default_mask(world: World) -> None:
     """META-5: TIMESTAMP, CREDS, PIDS, AUXGROUPS, NAMES, SECLABEL, CONN_DESCRIPTION; applied at export only."""
     fresh = World()
