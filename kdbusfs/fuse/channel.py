@@ -229,6 +229,10 @@ class Channel:
         """Give `fh` back."""
         lib.kfs_channel_slot_free(self.native, fh)
 
+    def slot_share(self, fh: int, is_shared: bool) -> None:
+        """Whether other fhs are the same connection: FREE of what its client was told of is brought then."""
+        lib.kfs_channel_share(self.native, fh, is_shared)
+
     @property
     def slots(self) -> int:
         """Number of fhs in use."""

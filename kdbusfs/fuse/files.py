@@ -17,6 +17,9 @@ class Slots(Protocol):
     def slot_free(self, fh: int) -> None:
         """Give `fh` back."""
 
+    def slot_share(self, fh: int, is_shared: bool, /) -> object:
+        """Whether other fhs have the same handle."""
+
     def set_events(self, fh: int, revents: int, /) -> object:
         """What polls of `fh` answer from now on; a waiting poller is woken."""
 
@@ -51,7 +54,11 @@ class OpenFiles:
         self._slots.set_events(fh, handle.poll())
         self.handles[fh] = handle
         self._answers[fh] = (open_flags, backing_id)
-        self._fhs.setdefault(handle, []).append(fh)
+        fhs = self._fhs.setdefault(handle, [])
+        fhs.append(fh)
+        if len(fhs) > 1:
+            for each in fhs:
+                self._slots.slot_share(each, True)
         return fh
 
     def get(self, fh: int) -> Handle | None:
@@ -67,7 +74,9 @@ class OpenFiles:
         self._slots.slot_free(fh)
         fhs = self._fhs[handle]
         fhs.remove(fh)
-        if not fhs:
+        if len(fhs) == 1:
+            self._slots.slot_share(fhs[0], False)
+        elif not fhs:
             del self._fhs[handle]
             handle.release()
         return True

@@ -103,6 +103,7 @@ int64_t kfs_channel_slot_new(struct kfs_channel *ch);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
 int kfs_channel_slots(struct kfs_channel *ch);
 int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents);
+int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared);
 
 int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result);
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result);

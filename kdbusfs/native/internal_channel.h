@@ -40,6 +40,7 @@ struct slot {
 	uint32_t tid; /* of pidfd */
 	int pidfd;
 	uint32_t next_free;
+	int is_shared; /* its connection has other files too */
 	uint32_t published_count;
 	uint64_t published[PUBLISHED_MAX];
 };

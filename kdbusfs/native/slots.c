@@ -95,6 +95,22 @@ int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents)
 	return kfs_put(ch, &notice.header);
 }
 
+/*
+ * Whether other files are the same connection.  A slice that one of them was told of may be given back by another, so
+ * all of it is left to the core.
+ */
+int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared)
+{
+	struct slot *slot = kfs_slot_of(ch->private_->mount, (uint64_t)fh);
+
+	if (!slot)
+		return -ENOENT;
+	slot->is_shared = is_shared;
+	if (is_shared)
+		slot->published_count = 0;
+	return 0;
+}
+
 /* An answer to command `cmd` of `fh`, `out` with it, is about to be sent. */
 void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len)
 {
@@ -105,7 +121,8 @@ void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const ui
 	} info;
 	uint64_t flags;
 
-	if (!slot || !command->info_offset || command->number != cmd || out_len < command->info_offset + sizeof(info))
+	if (!slot || slot->is_shared || !command->info_offset || command->number != cmd ||
+	    out_len < command->info_offset + sizeof(info))
 		return;
 	memcpy(&flags, out + sizeof(uint64_t), sizeof(flags));
 	if (command->info_flag && !(flags & command->info_flag))

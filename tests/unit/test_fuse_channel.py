@@ -907,6 +907,20 @@ def test_what_a_client_left_in_its_struct_is_no_slice(kernel: Kernel) -> None:
     assert ask_free(kernel, fh, 512) == IOCTL
 
 
+def test_slices_of_a_connection_with_two_files_are_left_to_the_core(kernel: Kernel) -> None:
+    """FREE-1: what was told to one of them may have been given back by the other."""
+    bench = Bench(kernel)
+    publish(kernel, bench.fh, 512)
+    other = bench.files.add(bench.handle, 1, 0)
+    assert ask_free(kernel, bench.fh, 512) == IOCTL
+    for fh in (bench.fh, other):
+        publish(kernel, fh, 1024)
+        assert ask_free(kernel, fh, 1024) == IOCTL
+    bench.files.remove(bench.fh)
+    publish(kernel, other, 1024)
+    assert ask_free(kernel, other, 1024) == TIMER
+
+
 def test_more_slices_than_are_kept_in_mind_are_brought(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
     offsets = range(512, 512 + 64 * 100, 64)
