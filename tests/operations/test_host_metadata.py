@@ -208,6 +208,26 @@ def test_the_program_is_seen_from_its_own_root(host: LinuxHost) -> None:
         assert collected(host, child.pid, c.ATTACH_EXE).exe == b"/" + os.path.basename(PYTHON).encode()
 
 
+def test_a_program_whose_path_is_too_long_is_left_out(host: LinuxHost, tmp_path: Path) -> None:
+    """META-10: in kdbus it fails the receiver's RECV."""
+    name = "d" * 255
+    directory = os.open(tmp_path, os.O_PATH)
+    for _ in range(17):
+        os.mkdir(name, dir_fd=directory)
+        inner = os.open(name, os.O_PATH, dir_fd=directory)
+        os.close(directory)
+        directory = inner
+    shutil.copy("/bin/cat", f"/proc/self/fd/{directory}/cat")
+    process = spawned(f"/proc/self/fd/{directory}/cat", ["cat"], file_actions=[(os.POSIX_SPAWN_DUP2, os.pipe()[0], 0)])
+    try:
+        assert collected(host, process).valid & (c.ATTACH_EXE | c.ATTACH_CMDLINE) == c.ATTACH_CMDLINE
+    finally:
+        os.kill(process, 9)
+        os.waitpid(process, 0)
+        os.close(directory)
+        shutil.rmtree(tmp_path / name)
+
+
 def test_the_root_of_another_mount_namespace_is_another_one(host: LinuxHost) -> None:
     with Child(prefix=("unshare", "-m")) as child:
         child.ask("1")
