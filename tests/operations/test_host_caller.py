@@ -21,6 +21,15 @@ ALL_SEALS = 0xF
 DROP = """
 os.setgroups([7, 5, 9]); os.setresgid(21, 22, 23); os.setresuid(11, 12, 13)
 """
+SECRET = """
+def secret():
+    fd = libc.syscall(447, 0)
+    if fd < 0:
+        return 0
+    os.ftruncate(fd, 4096)
+    areas.append(mmap.mmap(fd, 4096))
+    return ctypes.addressof(ctypes.c_char.from_buffer(areas[-1]))
+"""
 UNSHARE_USER = "assert libc.unshare(0x10000000) == 0\n"
 
 
@@ -313,6 +322,19 @@ def test_partly_readable_payload_is_efault(host: LinuxHost, child: Child) -> Non
     assert errno_of(caller.copy_payload, memory, 0, [(address, 4097)]) == EFAULT
     assert errno_of(caller.copy_payload, memory, 0, [(address, 16), (address + 4096, 1)]) == EFAULT
     caller.copy_payload(memory, 0, [(address, 4096)])
+
+
+def test_memory_of_its_process_alone_is_efault(host: LinuxHost) -> None:
+    """GEN-5, SEND-12: kdbus ran in the process itself."""
+    with Child(SECRET) as child:
+        address = child.ask("secret()")
+        if not address:
+            pytest.skip("the kernel has no memfd_secret(2)")
+        memory = host.memory()
+        memory.resize(1 << 16)
+        caller = host.caller(child.pid)
+        assert errno_of(caller.copy_payload, memory, 0, [(address, 16)]) == EFAULT
+        assert errno_of(caller.write, address, bytes(8)) == EFAULT
 
 
 # Descriptors
