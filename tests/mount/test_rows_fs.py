@@ -200,7 +200,16 @@ def test_fs_17_lseek_succeeds(domain_mount: DomainMount, bus: BusOwner) -> None:
             assert message.data() == b"wherever the position is"
 
 
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_NONBLOCK, os.O_RDONLY | os.O_CLOEXEC])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        os.O_RDONLY,
+        os.O_RDWR | os.O_NONBLOCK,
+        os.O_RDONLY | os.O_CLOEXEC,
+        os.O_RDWR | os.O_TRUNC | os.O_CREAT,
+        os.O_WRONLY | os.O_APPEND | os.O_SYNC,
+    ],
+)
 def test_fs_18_commands_work_whatever_the_open_flags(bus: BusOwner, flags: int) -> None:
     with Connection(os.open(bus.path, flags)) as connection:
         assert connection.recv() is None
