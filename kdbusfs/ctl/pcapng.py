@@ -31,6 +31,7 @@ _ISB_IFDROP: Final = 5
 _NANOSECONDS: Final = b"\x09"  # 10 to the power of -9
 
 _OPTION_MAX: Final = 0xFFFF
+_SIZE_MAX: Final = 0xFFFFFFFF
 _HEAD: Final = struct.Struct("<II")
 _LENGTH: Final = struct.Struct("<I")
 _OPTION: Final = struct.Struct("<HH")
@@ -86,7 +87,8 @@ class PcapngWriter:
     def packet(
         self, data: bytes, size: int, time_ns: int, *, comments: Iterable[str] = (), dropped: int = 0
     ) -> None:
-        """A packet of `size` bytes of which `data` was kept, of `time_ns` (CLOCK_REALTIME).
+        """A packet of `size` bytes of which `data` was kept, of `time_ns` (CLOCK_REALTIME).  There is no way to write a
+        size of more than 32 bits; a memfd may have one.
 
         dropped: how many were lost between the one before and this one.
         """
@@ -95,7 +97,7 @@ class PcapngWriter:
             options += _option(_EPB_DROPCOUNT, _U64.pack(dropped))
         if options:
             options += _END_OF_OPTIONS
-        head = _PACKET.pack(0, *_time(time_ns), len(data), size)
+        head = _PACKET.pack(0, *_time(time_ns), len(data), min(size, _SIZE_MAX))
         self._write(_block(_ENHANCED_PACKET, head + data + bytes(-len(data) % 4) + options))
 
     def statistics(self, start_ns: int, end_ns: int, *, received: int, dropped: int) -> None:

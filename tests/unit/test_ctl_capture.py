@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -183,6 +184,15 @@ def test_long_messages_are_cut_and_keep_their_size() -> None:
     assert len(data) == 100
     whole, full = frame(observe(b"x" * 5000, stamp()), WHOLE)
     assert size == full == len(whole) and data == whole[:100]
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 1 << 32, (1 << 63) - 1, 5 << 63])
+def test_a_memfd_may_be_larger_than_a_packet_can_say(size: int) -> None:
+    chunks = Chunks()
+    recorder(chunks).message(replace(observe(b"", stamp()), parts=[(size, b"x" * 100)]), FakeCast())
+    *_, (_, body) = blocks(chunks.data)
+    _, said, data, _ = packet(body)
+    assert said == 0xFFFFFFFF and data.endswith(struct.pack("<I", 0xFFFFFFFF) + b"x" * 100)
 
 
 # The packets
