@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ NAME_MAX = 255
 _ELEMENT = r"[A-Za-z_-][A-Za-z0-9_-]*"
 _NAME = re.compile(rf"{_ELEMENT}(?:\.{_ELEMENT})+", re.ASCII)
 _WILDCARD = re.compile(rf"{_ELEMENT}(?:\.{_ELEMENT})*\.\*", re.ASCII)
-_ID = re.compile(r"(?:#|:1\.)?([0-9]+)", re.ASCII)
+_ID = re.compile(r"(?:#|:1\.)?([0-9]{1,999})", re.ASCII)
 
 
 def is_name(text: str, *, wildcard: bool = False) -> bool:
@@ -66,6 +67,16 @@ class EndType(_EndBase):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return complete.names(ctx, incomplete) + complete.ids(ctx, incomplete)
+
+
+class Seconds(click.FloatRange):
+    """A time.  "nan" is none: Python takes it for a number, and no comparison refuses it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"'{value}' is no number of seconds", param, ctx)
+        return seconds
 
 
 class AttachType(_AttachBase):

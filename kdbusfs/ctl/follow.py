@@ -20,6 +20,7 @@ import click
 from kdbusfs.abi import constants as c
 from kdbusfs.client import IdChange, NameChange
 
+from .arguments import Seconds
 from .cast import Cast
 from .failure import EXIT_FAILED, EXIT_NO_MOUNT, EXIT_USAGE, Failure, exit_code_of, explain
 from .observed import Kind, Missing, Observed
@@ -61,7 +62,8 @@ class Size(_SizeBase):
         text = str(value).upper().removesuffix("IB").removesuffix("B")
         shift = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
         digits = text[:-1] if shift else text
-        if not (digits.isascii() and digits.isdecimal()) or len(digits) > 15:
+        # What is larger the system does not take, once it is rounded up.
+        if not (digits.isascii() and digits.isdecimal()) or len(digits) > 19 or int(digits) << shift > 1 << 62:
             self.fail(f"'{value}' is no size, such as 4096, 64K or 16M", param, ctx)
         return int(digits) << shift
 
@@ -84,7 +86,7 @@ def follow_options(function: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N messages."),
             click.option(
-                "-d", "--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+                "-d", "--duration", type=Seconds(0, min_open=True), metavar="SECONDS",
                 help="End after so many seconds.",
             ),
             click.option(

@@ -105,6 +105,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["wait", "org.example.*"],
         ["call", "org.example.A", "--timeout", "0"],
         ["call", "org.example.A", "--timeout", "nan?"],
+        ["call", "1" * 5000],
         ["make-bus", "x", "--bloom-size", "4"],
         ["make-bus", "x", "--bloom-size", "12"],
         ["make-bus", "x", "--require", "everything"],
@@ -136,6 +137,21 @@ def test_options_count_before_and_after_the_command(probe: list[Context]) -> Non
     assert run(["--mount", "/b", "probe", "--mount", "/a", "--json"]) == 0
     for context in probe:
         assert (context.mount, context.json, context.bus) == ("/a", True, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["call", "org.example.A", "--timeout"],
+        ["wait", "org.example.A", "--timeout"],
+        ["monitor", "--duration"],
+        ["capture", "-", "--duration"],
+        ["top", "--interval"],
+    ],
+)
+def test_a_time_that_is_no_number_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments, "nan"]) == EXIT_USAGE
+    assert "'nan' is no number of seconds" in capsys.readouterr().err
 
 
 def test_the_environment_counts_least(probe: list[Context], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,13 +231,14 @@ def test_filters_by_name_id_and_kind(wanted: Filter, accepted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4096", 4096), ("64K", 65536), ("64k", 65536), ("2MiB", 1 << 21), ("0", 0)]
+    ("text", "size"),
+    [("4096", 4096), ("64K", 65536), ("64k", 65536), ("2MiB", 1 << 21), ("0", 0), ("4294967296G", 1 << 62)],
 )
 def test_sizes(text: str, size: int) -> None:
     assert Size().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1T", "٣", "9" * 30])
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1T", "٣", "9" * 30, "4611686018427387905", "8589934592G"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(Exception, match="is no size"):
         Size().convert(text, None, None)

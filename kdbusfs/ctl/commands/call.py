@@ -7,7 +7,7 @@ import click
 from kdbusfs.abi import constants as c
 
 from .. import payload as payloads
-from ..arguments import END
+from ..arguments import END, Seconds
 from ..context import Context, pass_context
 from ..delivery import HINTS
 from ..describe import metadata_json
@@ -26,7 +26,7 @@ from ..options import Command
 @click.option(
     "--timeout",
     "-t",
-    type=click.FloatRange(0.001, 1e6),
+    type=Seconds(0.001, 1e6),
     default=25.0,
     show_default=True,
     metavar="SECONDS",

@@ -17,6 +17,7 @@ import click
 
 from kdbusfs.abi import constants as c
 
+from ..arguments import Seconds
 from ..context import Context, pass_context
 from ..describe import HELLO_FLAGS, user_name
 from ..escape import escape
@@ -187,7 +188,7 @@ With --bus only the connections of that bus are shown. Only root may do that, as
 @click.option(
     "-i",
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=Seconds(0.1, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

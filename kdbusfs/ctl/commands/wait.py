@@ -10,7 +10,7 @@ import click
 
 from kdbusfs.abi import constants as c
 
-from ..arguments import NAME
+from ..arguments import NAME, Seconds
 from ..context import Context, pass_context
 from ..failure import EXIT_TIMEOUT, Failure, failing
 from ..options import Command
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--timeout",
     "-t",
-    type=click.FloatRange(0, 1e6),
+    type=Seconds(0, 1e6),
     metavar="SECONDS",
     help="Give up after that long, and end with 5. By default never.",
 )
