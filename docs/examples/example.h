@@ -174,13 +174,14 @@ static inline void bus_disconnect(struct bus *bus)
  */
 static inline void bloom_add(const struct bus *bus, void *filter, const char *word)
 {
-	uint64_t hash = 0xcbf29ce484222325ULL, step, i;
+	uint64_t hash = 0xcbf29ce484222325ULL, bits = bus->bloom_size * 8, step, i;
 
 	for (; *word; word++)
 		hash = (hash ^ (uint8_t)*word) * 0x100000001b3ULL;
 	step = hash >> 32 | 1;
-	for (i = 0; i < bus->bloom_hashes; i++) {
-		uint64_t bit = (hash + i * step) % (bus->bloom_size * 8);
+	/* More steps than there are bits hardly bring anything new, however many the maker of the bus asks for. */
+	for (i = 0; i < bus->bloom_hashes && i < bits; i++) {
+		uint64_t bit = (hash + i * step) % bits;
 
 		((uint8_t *)filter)[bit / 8] |= (uint8_t)(1 << bit % 8);
 	}

@@ -17,13 +17,16 @@ def _fnv1a(data: bytes) -> int:
 
 
 def bloom_filter(words: Iterable[str | bytes], size: int, n_hash: int) -> bytes:
-    """A filter of `size` bytes with `n_hash` bits set for each of `words`; as a mask: asks for all."""
+    """A filter of `size` bytes with `n_hash` bits set for each of `words`; as a mask: asks for all.
+
+    No word takes more steps than there are bits: who makes a bus may ask for 2**64 - 1.
+    """
     bits = size * 8
     field = bytearray(size)
     for word in words:
         value = _fnv1a(word.encode() if isinstance(word, str) else word)
         step = value >> 32 | 1
-        for i in range(n_hash):
+        for i in range(min(n_hash, bits)):
             bit = (value + i * step & 0xFFFFFFFFFFFFFFFF) % bits
             field[bit // 8] |= 1 << bit % 8
     return bytes(field)

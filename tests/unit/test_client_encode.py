@@ -195,6 +195,10 @@ def test_rules_for_ids_senders_and_filters() -> None:
     assert bloom_rule(b"\1" * 8, b"\2" * 8) == (c.ITEM_BLOOM_MASK, b"\1" * 8 + b"\2" * 8)
 
 
+def test_a_bus_that_asks_for_any_number_of_hashes_takes_no_longer() -> None:
+    assert bloom_filter(["org.example"], 64, (1 << 64) - 1) == bloom_filter(["org.example"], 64, 512) == b"\xff" * 64
+
+
 @given(
     st.lists(st.text(max_size=8), max_size=6),
     st.integers(1, 64).map(lambda n: 8 * n),
