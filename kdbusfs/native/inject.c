@@ -440,9 +440,12 @@ static int take_control(struct client *client, long expected)
 	return 0;
 }
 
+/* They come from the memory of the client, and may be any: their difference need not fit. */
 static int compare_numbers(const void *a, const void *b)
 {
-	return *(const int *)a - *(const int *)b;
+	int x = *(const int *)a, y = *(const int *)b;
+
+	return (x > y) - (x < y);
 }
 
 /* Has the thread close descriptors; -1 stands for none.  By one call if they are neighbours.  They are forgotten before
