@@ -15,7 +15,7 @@ from ..abi.layouts import CMD_SEND_REPLY_OFFSET, U64, u64
 
 if TYPE_CHECKING:
     from .message import Resources
-    from .ports import Caller, File, Memory
+    from .ports import Caller, File, Memory, Words
 
 PENDING: Final = 1
 """What `ioctl` returns for a call that is answered later; no kdbus command returns a positive number (GEN-21)."""
@@ -84,7 +84,7 @@ class Call:
     address: int
     data: bytes
     command: memoryview
-    words: memoryview
+    words: Words
     error: int
     fixed: bytes
     flags: int

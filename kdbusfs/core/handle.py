@@ -88,20 +88,39 @@ _MONITOR: Final = 8
 _RECEIVERS: Final = _ORDINARY | _MONITOR | _ACTIVATOR
 _ANY: Final = 15
 
-_CONNECTED: Final[dict[int, tuple[int, Callable[[Connection, Call], int]]]] = {
-    c.CMD_SEND: (_ORDINARY, send),
-    c.CMD_RECV: (_RECEIVERS, recv),
-    c.CMD_FREE: (_RECEIVERS, free),
-    c.CMD_NAME_ACQUIRE: (_ORDINARY, _name_acquire),
-    c.CMD_NAME_RELEASE: (_ORDINARY, _name_release),
-    c.CMD_NAME_LIST: (_ANY, name_list),
-    c.CMD_CONN_INFO: (_ANY, conn_info),
-    c.CMD_BUS_CREATOR_INFO: (_ANY, creator_info),
-    c.CMD_CONN_UPDATE: (_ORDINARY | _POLICY_HOLDER | _MONITOR, conn_update),
-    c.CMD_MATCH_ADD: (_ORDINARY, _match_add),
-    c.CMD_MATCH_REMOVE: (_ORDINARY, _match_remove),
-}
-"""The commands of a connected file, and which roles may give them (GEN-4)."""
+
+class _Entry:
+    """A command of a connected file, and which roles may give it."""
+
+    __slots__ = ("command", "number", "roles")
+
+    def __init__(self, number: int, roles: int, command: Callable[[Connection, Call], int]) -> None:
+        self.number = number
+        self.roles = roles
+        self.command = command
+
+
+def _by_low_byte(*entries: _Entry) -> list[_Entry | None]:
+    table: list[_Entry | None] = [None] * 256
+    for entry in entries:
+        table[entry.number & 0xFF] = entry
+    return table
+
+
+_CONNECTED: Final = _by_low_byte(
+    _Entry(c.CMD_SEND, _ORDINARY, send),
+    _Entry(c.CMD_RECV, _RECEIVERS, recv),
+    _Entry(c.CMD_FREE, _RECEIVERS, free),
+    _Entry(c.CMD_NAME_ACQUIRE, _ORDINARY, _name_acquire),
+    _Entry(c.CMD_NAME_RELEASE, _ORDINARY, _name_release),
+    _Entry(c.CMD_NAME_LIST, _ANY, name_list),
+    _Entry(c.CMD_CONN_INFO, _ANY, conn_info),
+    _Entry(c.CMD_BUS_CREATOR_INFO, _ANY, creator_info),
+    _Entry(c.CMD_CONN_UPDATE, _ORDINARY | _POLICY_HOLDER | _MONITOR, conn_update),
+    _Entry(c.CMD_MATCH_ADD, _ORDINARY, _match_add),
+    _Entry(c.CMD_MATCH_REMOVE, _ORDINARY, _match_remove),
+)
+"""The commands of a connected file (GEN-4), by what differs in all numbers."""
 
 
 def _role(connection: Connection) -> int:
@@ -114,9 +133,15 @@ def _role(connection: Connection) -> int:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Handle:
-    """What the core keeps for an open file description."""
+    """What the core keeps for an open file description.
 
-    __slots__ = ()
+    fhs: the numbers that whoever serves it knows it by.
+    """
+
+    __slots__ = ("fhs",)
+
+    def __init__(self) -> None:
+        self.fhs: list[int] = []
 
     def ioctl(self, call: Call) -> int:
         """Carry out a command: 0, -errno, or PENDING where the answer comes later."""
@@ -137,6 +162,7 @@ class ControlHandle(Handle):
     __slots__ = ("_busy", "_domain", "bus")
 
     def __init__(self, domain: Domain) -> None:
+        super().__init__()
         self._domain = domain
         self._busy = False
         self.bus: Bus | None = None
@@ -181,6 +207,7 @@ class EndpointHandle(Handle):
     __slots__ = ("_busy", "_role", "connection", "endpoint", "memory", "memory_is_shared", "owned", "privileged")
 
     def __init__(self, endpoint: Endpoint, memory: Memory, *, privileged: bool) -> None:
+        super().__init__()
         self.endpoint = endpoint
         self.memory = memory
         self.memory_is_shared = False
@@ -237,13 +264,12 @@ class EndpointHandle(Handle):
             return 0
         if not connection.active:
             return -ECONNRESET
-        entry = _CONNECTED.get(call.number)
-        if entry is None:
+        entry = _CONNECTED[call.number & 0xFF]
+        if entry is None or entry.number != call.number:
             return -ENOTTY
-        roles, command = entry
-        if not role & roles:
+        if not role & entry.roles:
             return -EOPNOTSUPP
-        return command(connection, call)
+        return entry.command(connection, call)
 
     def freed(self, offset: int) -> None:
         """The published slice at `offset` was given back by a FREE that is answered already (FREE-1)."""

@@ -243,6 +243,14 @@ class Cancellation(Protocol):
         """Stop watching and let go of the descriptor."""
 
 
+class Words(Protocol):
+    """The fixed part of a command that the client gets back, as u64."""
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+    def tobytes(self) -> bytes: ...
+
+
 class Host(Protocol):
     """What a domain is made with."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from functools import partial
 from struct import Struct
 from typing import Any, Final, Protocol
 
@@ -100,7 +99,6 @@ class Channel:
         "native",
         "reply",
         "request",
-        "set_events",
     )
 
     address: int
@@ -117,9 +115,6 @@ class Channel:
 
     freed_count: memoryview
     """How many those are, in [0]; whoever tells the core sets it to 0."""
-
-    set_events: Callable[[int, int], object]
-    """(fh, revents): polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
 
     def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int) -> None:
         self._use(lib.kfs_channel_new(fuse_fd, tree_fd, event_fd))
@@ -140,7 +135,6 @@ class Channel:
         freed = lib.kfs_channel_freed(native)
         self.freed_count = memoryview(ffi.buffer(freed, _FREED_COUNT_SIZE)).cast("Q")
         self.freed = memoryview(ffi.buffer(freed.slices))
-        self.set_events = partial(calls.set_events, self.address)
         self.command = memoryview(ffi.buffer(native.command, lib.KFS_COMMAND_MAX))
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
@@ -232,6 +226,14 @@ class Channel:
     def slot_share(self, fh: int, is_shared: bool) -> None:
         """Whether other fhs are the same connection: FREE of what its client was told of is brought then."""
         lib.kfs_channel_share(self.native, fh, is_shared)
+
+    def set_events(self, fh: int, revents: int) -> None:
+        """Polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
+        calls.set_events(self.address, fh, revents)
+
+    def words(self, count: int) -> calls.Words:
+        """The first `count` u64 of the command struct of the current ioctl, to be set."""
+        return calls.Words(address_of(self.native.command), count)
 
     @property
     def slots(self) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..core.handle import Handle
+from ..native.calls import set_events
 from .protocol import OpenAnswer
+
+_SLOT_MASK: Final = 0xFFFFFFFF  # of the slot in an fh
 
 
 class Slots(Protocol):
     """The native side of the table, which answers polls."""
+
+    address: int
+    """Of the native structure, for `native.calls`."""
 
     def slot_new(self) -> int:
         """A new fh.  Raises MemoryError."""
@@ -20,30 +26,35 @@ class Slots(Protocol):
     def slot_share(self, fh: int, is_shared: bool, /) -> object:
         """Whether other fhs have the same handle."""
 
-    def set_events(self, fh: int, revents: int, /) -> object:
-        """What polls of `fh` answer from now on; a waiting poller is woken."""
+
+class _File:
+    """An open file."""
+
+    __slots__ = ("answer", "fh", "handle")
+
+    def __init__(self, fh: int, handle: Handle, answer: OpenAnswer) -> None:
+        self.fh = fh
+        self.handle = handle
+        self.answer = answer
 
 
 class OpenFiles:
     """fh -> handle.  An fh is never given out twice, so a stale one names nothing.
 
-    Every fh is at least 2**32: smaller ones are free for files that are not the core's.
+    Every fh is at least 2**32: smaller ones are free for files that are not the core's.  Its lower half is its slot.
     A handle has two for as long as the descriptor of a connection is being swapped at its HELLO.
     """
 
-    __slots__ = ("_answers", "_fhs", "_set_events", "_slots", "handles")
-
-    handles: dict[int, Handle]
+    __slots__ = ("_address", "_count", "_slots", "_table")
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._set_events = slots.set_events
-        self._answers: dict[int, OpenAnswer] = {}
-        self._fhs: dict[Handle, list[int]] = {}
-        self.handles = {}
+        self._address = slots.address
+        self._table: list[_File | None] = []  # by slot
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self.handles)
+        return self._count
 
     def add(self, handle: Handle, open_flags: int, backing_id: int) -> int:
         """An fh for an open of `handle`, whose answer will carry `open_flags` and `backing_id`.
@@ -51,44 +62,57 @@ class OpenFiles:
         Raises MemoryError; the handle is then not released.
         """
         fh = self._slots.slot_new()
-        self._slots.set_events(fh, handle.poll())
-        self.handles[fh] = handle
-        self._answers[fh] = (open_flags, backing_id)
-        fhs = self._fhs.setdefault(handle, [])
-        fhs.append(fh)
-        if len(fhs) > 1:
-            for each in fhs:
+        set_events(self._address, fh, handle.poll())
+        slot = fh & _SLOT_MASK
+        table = self._table
+        while len(table) <= slot:
+            table.append(None)
+        table[slot] = _File(fh, handle, (open_flags, backing_id))
+        self._count += 1
+        handle.fhs.append(fh)
+        if len(handle.fhs) > 1:
+            for each in handle.fhs:
                 self._slots.slot_share(each, True)
         return fh
 
+    def _find(self, fh: int) -> _File | None:
+        slot = fh & _SLOT_MASK
+        table = self._table
+        if slot >= len(table):
+            return None
+        file = table[slot]
+        return file if file is not None and file.fh == fh else None
+
     def get(self, fh: int) -> Handle | None:
         """The handle of `fh`; None for one that is not open."""
-        return self.handles.get(fh)
+        file = self._find(fh)
+        return file.handle if file is not None else None
 
     def remove(self, fh: int) -> bool:
         """Forget `fh`, and release its handle with the last.  Returns whether it was known."""
-        handle = self.handles.pop(fh, None)
-        if handle is None:
+        file = self._find(fh)
+        if file is None:
             return False
-        del self._answers[fh]
+        self._table[fh & _SLOT_MASK] = None
+        self._count -= 1
         self._slots.slot_free(fh)
-        fhs = self._fhs[handle]
-        fhs.remove(fh)
-        if len(fhs) == 1:
-            self._slots.slot_share(fhs[0], False)
-        elif not fhs:
-            del self._fhs[handle]
+        handle = file.handle
+        handle.fhs.remove(fh)
+        if len(handle.fhs) == 1:
+            self._slots.slot_share(handle.fhs[0], False)
+        elif not handle.fhs:
             handle.release()
         return True
 
     def open_answer(self, fh: int) -> OpenAnswer | None:
         """open_flags and backing_id for the answer of the OPEN that gave `fh`; None for other files."""
-        return self._answers.get(fh)
+        file = self._find(fh)
+        return file.answer if file is not None else None
 
     def publish(self, handle: Handle) -> None:
         """Let pollers of `handle` see its readiness now; one that waits is woken if there is any."""
-        fhs = self._fhs.get(handle)
-        if fhs is not None:
+        fhs = handle.fhs
+        if fhs:
             revents = handle.poll()
             for fh in fhs:
-                self._set_events(fh, revents)
+                set_events(self._address, fh, revents)

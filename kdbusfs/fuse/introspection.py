@@ -61,6 +61,7 @@ class AttachFlagsMask(TextFile):
     __slots__ = ("_domain",)
 
     def __init__(self, domain: Domain) -> None:
+        super().__init__()
         self._domain = domain
 
     def read(self, offset: int, size: int) -> bytes:
@@ -77,6 +78,7 @@ class Statistics(TextFile):
     __slots__ = ("_text",)
 
     def __init__(self, domain: Domain, more: Callable[[], Mapping[str, object]]) -> None:
+        super().__init__()
         self._text = (json.dumps({**domain.stats(), **more()}, indent=1, default=str) + "\n").encode()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -93,6 +95,7 @@ class Connections(TextFile):
     __slots__ = ("_figures", "_text")
 
     def __init__(self, domain: Domain, pid_ns: int) -> None:
+        super().__init__()
         self._figures = domain.figures(pid_ns)
         self._text = bytearray()
 

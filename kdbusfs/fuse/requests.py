@@ -47,7 +47,6 @@ from .files import OpenFiles
 log = logging.getLogger(__name__)
 
 _IOC_READ: Final = 1 << 31
-_NO_WORDS: Final = memoryview(b"").cast("Q")
 _TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
 """The commands whose answers tell where in the pool something is."""
 
@@ -139,29 +138,34 @@ class _Deferred:
 
 
 class _Views:
-    """The fixed part of a command in the channel's buffer, made once: a slice costs more than finding one."""
+    """The fixed part of command `number` in the channel's buffer, made once: a slice costs more than finding one."""
 
-    __slots__ = ("command", "size", "words")
+    __slots__ = ("command", "number", "size", "words")
 
-    def __init__(self, command: memoryview) -> None:
-        self.size = len(command)
-        self.command = command
-        self.words = command.cast("Q")
+    def __init__(self, number: int, channel: Channel, size: int) -> None:
+        self.number = number
+        self.size = size
+        self.command = channel.command[:size]
+        self.words = channel.words(size // 8)
 
 
 class Ledger:
     """What all threads' requests share: the calls that are not answered yet, by unique, and the running jobs.
 
-    apart: the commands whose success may take more than an answer.
+    stores: whether answers that tell where something is have to wait until it is there for the client.
     """
 
-    __slots__ = ("apart", "deferred", "jobs", "requests")
+    __slots__ = ("deferred", "jobs", "requests", "stores")
 
     def __init__(self) -> None:
-        self.apart = {CMD_HELLO}
+        self.stores = False
         self.deferred: dict[int, _Deferred] = {}
         self.jobs = 0
         self.requests: list[Requests] = []
+
+    def begin_to_store(self) -> None:
+        """Clients have copies of their pools."""
+        self.stores = True
 
 
 class JobContext:
@@ -190,7 +194,6 @@ class Requests:
 
     __slots__ = (
         "_address",
-        "_apart",
         "_call",
         "_caller",
         "_changed",
@@ -202,13 +205,13 @@ class Requests:
         "_files",
         "_freed",
         "_freed_count",
-        "_handles",
         "_installer",
         "_interrupted",
         "_ledger",
         "_make_job",
         "_make_memory",
         "_native",
+        "_no_words",
         "_options",
         "_storer",
         "_swap_path",
@@ -253,9 +256,11 @@ class Requests:
         self._changed = domain.changed
         self._completed = domain.completed
         self._command = channel.command
-        self._views = {each.number: _Views(channel.command[: each.size]) for each in COMMANDS.values()}
+        self._views: list[_Views | None] = [None] * 256  # by what differs in all numbers
+        for each in COMMANDS.values():
+            self._views[each.number & 0xFF] = _Views(each.number, channel, each.size)
+        self._no_words = channel.words(0)
         self._files = files
-        self._handles = files.handles
         self._domain = domain
         self._call = Call()
         self._call.caller = caller
@@ -266,9 +271,8 @@ class Requests:
         self._make_memory = make_memory
         self._swap_path = swap_path if installer is not None else None
         self._storer = storer
-        self._apart = apart = self._ledger.apart
         if storer is not None:
-            storer.when_needed(lambda: apart.update(_TELLING))
+            storer.when_needed(self._ledger.begin_to_store)
         self._interrupted = 0
 
     @property
@@ -303,17 +307,20 @@ class Requests:
             self.settle()
         call = self._call
         try:
-            handle = self._handles[fh]
+            handle = self._files.get(fh)
+            if handle is None:
+                raise LookupError("no such open file")
             call.number = number
             call.address = u64(head, HEAD_ARG)
             call.data = data
             call.error = u32(head, HEAD_COMMAND_ERROR)
             call.message = message
             call.message_error = u32(head, HEAD_MESSAGE_ERROR)
-            views = self._views.get(number)
-            if views is None:
+            views = self._views[number & 0xFF]
+            if views is None or views.number != number:
                 call.command = self._command[:0]
-                call.words = _NO_WORDS
+                call.words = self._no_words
+                views = None
             else:
                 call.command = views.command if len(data) == views.size else self._command[: len(data)]
                 call.words = views.words
@@ -330,7 +337,9 @@ class Requests:
                 result = NOTHING
                 if self._interrupted == unique:
                     self._domain.interrupt(deferred.call)
-            elif call.installation is not None or (number in self._apart and not result):
+            elif call.installation is not None or (
+                not result and (number == CMD_HELLO or (self._ledger.stores and number in _TELLING))
+            ):
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
         except Exception as fault:
@@ -347,7 +356,7 @@ class Requests:
         fh: int
         offset: int
         for fh, offset in FREED.iter_unpack(self._freed[: count * FREED.size]):
-            handle = self._handles.get(fh)
+            handle = self._files.get(fh)
             if isinstance(handle, EndpointHandle):
                 try:
                     handle.freed(offset)

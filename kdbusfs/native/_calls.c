@@ -165,6 +165,80 @@ static PyObject *payload(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	return PyLong_FromLong(r);
 }
 
+/* u64 of a struct, to be set one by one.  The memory is that of a channel, and has to last longer. */
+struct words {
+	PyObject_HEAD
+	char *start;
+	Py_ssize_t count;
+};
+
+static PyObject *words_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+	PyObject *start;
+	struct words *words;
+	Py_ssize_t count;
+
+	(void)keywords;
+	if (!PyArg_ParseTuple(args, "On", &start, &count))
+		return NULL;
+	words = (struct words *)type->tp_alloc(type, 0);
+	if (!words)
+		return NULL;
+	words->start = pointer(start);
+	words->count = count;
+	if (PyErr_Occurred()) {
+		Py_DECREF(words);
+		return NULL;
+	}
+	return (PyObject *)words;
+}
+
+static int words_set(PyObject *self, PyObject *key, PyObject *item)
+{
+	const struct words *words = (struct words *)self;
+	Py_ssize_t index = PyLong_AsSsize_t(key);
+	uint64_t value;
+
+	if (index == -1 && PyErr_Occurred())
+		return -1;
+	if (!item || index < 0 || index >= words->count) {
+		PyErr_SetString(PyExc_IndexError, "no such word");
+		return -1;
+	}
+	value = PyLong_AsUnsignedLongLong(item);
+	if (value == UINT64_MAX && PyErr_Occurred())
+		return -1;
+	memcpy(words->start + 8 * index, &value, sizeof(value));
+	return 0;
+}
+
+static PyObject *words_tobytes(PyObject *self, PyObject *unused)
+{
+	const struct words *words = (struct words *)self;
+
+	(void)unused;
+	return PyBytes_FromStringAndSize(words->start, 8 * words->count);
+}
+
+static PyMethodDef words_methods[] = {
+	{ "tobytes", words_tobytes, METH_NOARGS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot words_slots[] = {
+	{ Py_tp_new, words_new },
+	{ Py_tp_methods, words_methods },
+	{ Py_mp_ass_subscript, words_set },
+	{ 0, NULL },
+};
+
+static PyType_Spec words_spec = {
+	.name = "kdbusfs.native._calls.Words",
+	.basicsize = sizeof(struct words),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = words_slots,
+};
+
 #define METHOD(name) { #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL }
 
 static PyMethodDef methods[] = {
@@ -176,5 +250,11 @@ static struct PyModuleDef module = { .m_base = PyModuleDef_HEAD_INIT, .m_name = 
 
 PyMODINIT_FUNC PyInit__calls(void)
 {
-	return PyModule_Create(&module);
+	PyObject *made = PyModule_Create(&module);
+	PyObject *type = PyType_FromSpec(&words_spec);
+
+	if (!made || !type || PyModule_AddObjectRef(made, "Words", type) < 0)
+		Py_CLEAR(made);
+	Py_XDECREF(type);
+	return made;
 }

@@ -3,6 +3,7 @@
 Pointers are numbers here: of a channel, and of where a pool is mapped.  Each returns what its function of the cffi
 module does, but for `described`: the head, the command and the message of a channel's current ioctl, as they were
 copied.  `step` and `payload` give the interpreter's lock back while they run, the others are too short for that.
+`Words(address, count)`: u64 that can be set, in memory that lasts longer than the object.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _calls
-from ._calls import answer, copy, described, payload, set_events, step
+from ._calls import Words, answer, copy, described, payload, set_events, step
 from ._native import ffi, lib
 
 
@@ -28,4 +29,4 @@ for _name, _function in (
 ):
     _calls.bind(_name, address_of(ffi.addressof(lib, _function)))
 
-__all__ = ["address_of", "answer", "copy", "described", "payload", "set_events", "step"]
+__all__ = ["Words", "address_of", "answer", "copy", "described", "payload", "set_events", "step"]

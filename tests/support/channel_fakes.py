@@ -100,6 +100,7 @@ class Handle(CoreHandle):
     """An open file of the fake domain."""
 
     def __init__(self, domain: Domain) -> None:
+        super().__init__()
         self.domain = domain
         self.released = 0
 
