@@ -95,6 +95,15 @@ static const struct layout layouts[2] = {
 	{ 28, 16, 20, 24, 4, 12 },
 };
 
+/* What the injected call makes that has to be taken away again if nobody waits for its end. */
+enum making {
+	NOTHING,
+	SOCKETS,   /* a pair, told in scratch memory */
+	DUPLICATE, /* of a socket */
+	PAGE,
+	FILES,     /* those of a message, told in scratch memory */
+};
+
 /* A thread that is traced by us. */
 struct client {
 	struct client *next;
@@ -104,7 +113,7 @@ struct client {
 	bool zombie;      /* dead, but not to be reaped before its siblings */
 	bool caught;      /* its registers and signal mask may differ from the saved ones */
 	bool calling;     /* in an injected call */
-	bool receiving;   /* in an injected recvmsg whose descriptors nobody has seen yet */
+	enum making making;
 	int stops;        /* of the injected call: 1 after its entry, 2 after its end */
 	int open[3];      /* sockets of ours among its descriptors, or -1 */
 	bool store;       /* the command struct has to be stored again */
@@ -449,22 +458,45 @@ static int compare_numbers(const void *a, const void *b)
 }
 
 /* Has the thread close descriptors; -1 stands for none.  By one call if they are neighbours.  They are forgotten before
- * the call: one that ends late must not be made again, for a sibling may have the number by then. */
+ * the call: one that ends late must not be made again, for a sibling may have the number by then.  Those of a thread
+ * that is lost are kept, in order, until it is found again. */
 static void close_numbers(struct kfs_tracer *tracer, struct client *client, int *numbers, int count)
 {
-	int sorted[FILES_PER_MESSAGE];
 	int first = 0, last = count - 1;
 
-	memcpy(sorted, numbers, (size_t)count * sizeof(sorted[0]));
-	memset(numbers, -1, (size_t)count * sizeof(numbers[0]));
-	qsort(sorted, (size_t)count, sizeof(sorted[0]), compare_numbers);
-	while (first < count && sorted[first] < 0)
-		first++;
-	if (last > first && sorted[last] - sorted[first] == last - first &&
-	    call(tracer, client, CALL_CLOSE_RANGE, (uint64_t)sorted[first], (uint64_t)sorted[last], 0, 0) == 0)
+	if (client->lost)
 		return;
-	for (; first < count && !client->lost; first++)
-		call(tracer, client, CALL_CLOSE, (uint64_t)sorted[first], 0, 0, 0);
+	qsort(numbers, (size_t)count, sizeof(numbers[0]), compare_numbers);
+	while (first < count && numbers[first] < 0)
+		first++;
+	if (last > first && numbers[last] - numbers[first] == last - first) {
+		int from = numbers[first], to = numbers[last];
+
+		memset(numbers + first, -1, (size_t)(count - first) * sizeof(numbers[0]));
+		if (call(tracer, client, CALL_CLOSE_RANGE, (uint64_t)from, (uint64_t)to, 0, 0) == 0 || client->lost)
+			return;
+		for (int i = first; i < count; i++)
+			numbers[i] = from + i - first;
+	}
+	for (; first < count && !client->lost; first++) {
+		int number = numbers[first];
+
+		numbers[first] = -1;
+		call(tracer, client, CALL_CLOSE, (uint64_t)number, 0, 0, 0);
+	}
+}
+
+/* A call that makes something; what it made is for the caller to keep, or for reclaim() if the thread was lost. */
+static long call_making(struct kfs_tracer *tracer, struct client *client, enum making making, enum call which,
+			uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+	long result;
+
+	client->making = making;
+	result = call(tracer, client, which, a, b, c, d);
+	if (!client->lost)
+		client->making = NOTHING;
+	return result;
 }
 
 /* Where the msghdr lies in scratch memory; the control data lie before it and reach into it, up to msg_controllen: the
@@ -551,11 +583,9 @@ static int receive(struct kfs_tracer *tracer, struct client *client, int peer, i
 		error = send_files(peer, files, count);
 	if (error)
 		return error;
-	client->receiving = true;
-	result = call(tracer, client, CALL_RECVMSG, (uint64_t)socket, at, MSG_CMSG_CLOEXEC | MSG_DONTWAIT, 0);
+	result = call_making(tracer, client, FILES, CALL_RECVMSG, (uint64_t)socket, at, MSG_CMSG_CLOEXEC | MSG_DONTWAIT, 0);
 	if (client->lost)
 		return client->lost;
-	client->receiving = false;
 	return result < 0 ? (int)result : received_numbers(client, numbers, count);
 }
 
@@ -596,7 +626,10 @@ static int clear_numbers(struct kfs_tracer *tracer, struct client *client, uint3
 	int top = open[0] > open[1] ? open[0] : open[1];
 	long moved;
 
-	moved = call(tracer, client, CALL_FCNTL, (uint64_t)open[0], F_DUPFD_CLOEXEC, (uint64_t)top + 2 * count + 16, 0);
+	moved = call_making(tracer, client, DUPLICATE, CALL_FCNTL, (uint64_t)open[0], F_DUPFD_CLOEXEC,
+			    (uint64_t)top + 2 * count + 16, 0);
+	if (client->lost)
+		return client->lost;
 	if (moved < 0) {
 		close_numbers(tracer, client, &open[1], 1);
 		return open[0];
@@ -609,7 +642,8 @@ static int clear_numbers(struct kfs_tracer *tracer, struct client *client, uint3
 static int map_scratch(struct kfs_tracer *tracer, struct client *client)
 {
 	const size_t len = 4096;
-	long result = call(tracer, client, CALL_MMAP, 0, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+	long result = call_making(tracer, client, PAGE, CALL_MMAP, 0, len, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS);
 
 	if (client->lost)
 		return client->lost;
@@ -628,7 +662,7 @@ static int swap_descriptor(struct kfs_tracer *tracer, struct client *client, int
 	long flags = -EBADF;
 	long result = -EBADF;
 
-	if (old >= 0 && old != number && old != client->open[0] && old != client->open[1] && old != client->open[2])
+	if (old >= 0 && old != client->open[0] && old != client->open[1] && old != client->open[2])
 		flags = call(tracer, client, CALL_FCNTL, (uint64_t)old, F_GETFD, 0, 0);
 	if (flags >= 0)
 		result = call(tracer, client, CALL_DUP3, (uint64_t)number, (uint64_t)old,
@@ -659,14 +693,14 @@ static int transfer(struct kfs_tracer *tracer, struct client *client, struct kfs
 	got = receive(tracer, client, peer, socket, &job->swap, 1, numbers);
 	if (got < 1)
 		return got < 0 ? got : -EMFILE;
+	/* Closed together with the sockets, one of which has no number of its own any more or never had. */
+	for (int i = 2; i >= 0; i--)
+		if (client->open[i] < 0) {
+			client->open[i] = numbers[0];
+			break;
+		}
 	got = swap_descriptor(tracer, client, numbers[0]);
 	job->swapped = got == 0;
-	if (client->open[2] < 0) {
-		/* closed together with the sockets */
-		client->open[2] = numbers[0];
-		return got;
-	}
-	close_numbers(tracer, client, numbers, 1);
 	return got;
 }
 
@@ -681,7 +715,8 @@ static int install(struct kfs_tracer *tracer, struct client *client, struct kfs_
 	if (capacity(client) < most && map_scratch(tracer, client) < 0 && capacity(client) == 0)
 		return client->lost ? client->lost : -ENOMEM;
 	client->store = !client->map;
-	result = call(tracer, client, CALL_SOCKETPAIR, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, client->scratch);
+	result = call_making(tracer, client, SOCKETS, CALL_SOCKETPAIR, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0,
+			     client->scratch);
 	if (result < 0)
 		return (int)result;
 	error = peek(client, client->scratch, pair, sizeof(pair));
@@ -713,8 +748,12 @@ static void release(struct kfs_tracer *tracer, struct client *client)
 {
 	if (client->caught) {
 		close_numbers(tracer, client, client->open, 3);
-		if (client->map)
-			call(tracer, client, CALL_MUNMAP, client->map, 4096, 0, 0);
+		if (client->map && !client->lost) {
+			uint64_t map = client->map;
+
+			client->map = 0;
+			call(tracer, client, CALL_MUNMAP, map, 4096, 0, 0);
+		}
 	}
 	if (client->lost)
 		return;
@@ -847,22 +886,37 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 	return error;
 }
 
+/* The call that the thread was lost in has ended, and its job is over: nobody would tell the client of what it made. */
+static void reclaim(struct kfs_tracer *tracer, struct client *client)
+{
+	int numbers[FILES_PER_MESSAGE], got;
+	enum making making = client->making;
+	long result = 0;
+
+	client->making = NOTHING;
+	if (arch_read_result(client->tid, client->abi, &result) < 0) {
+		bury(tracer, client);
+		return;
+	}
+	if (making == SOCKETS && result == 0 && peek(client, client->scratch, numbers, 2 * sizeof(int)) == 0)
+		memcpy(client->open, numbers, 2 * sizeof(int));
+	else if (making == DUPLICATE && result >= 0)
+		client->open[2] = (int)result;
+	else if (making == PAGE && !(result < 0 && result > -4096))
+		client->map = client->abi->compat ? (uint32_t)result : (uint64_t)result;
+	else if (making == FILES && result >= 0 && (got = received_numbers(client, numbers, FILES_PER_MESSAGE)) > 0)
+		close_numbers(tracer, client, numbers, got);
+}
+
 /* A thread of the limbo has stopped at last: ends the call that it was in, and lets it go. */
 static void resume(struct kfs_tracer *tracer, struct client *client, int status)
 {
-	int numbers[FILES_PER_MESSAGE], got;
-
 	client->lost = 0;
 	set_ticking(tracer, true);
 	if (client->calling)
 		finish_call(tracer, client, status);
-	if (!client->lost && client->receiving) {
-		/* Its job is over: nobody would tell the client of these. */
-		client->receiving = false;
-		got = received_numbers(client, numbers, FILES_PER_MESSAGE);
-		if (got > 0)
-			close_numbers(tracer, client, numbers, got);
-	}
+	if (!client->lost && client->making != NOTHING)
+		reclaim(tracer, client);
 	release(tracer, client);
 	set_ticking(tracer, false);
 }

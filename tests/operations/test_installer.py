@@ -253,6 +253,10 @@ class TestBlockedMemory:
         assert blocked.poll() is None
         daemon.wait(blocked)
 
+    def test_what_a_call_has_made_that_ends_too_late_is_taken_away(self, daemon: Daemon) -> None:
+        """The client is held up in the call that makes its sockets."""
+        daemon.run("fault", 2600, 1)
+
 
 class Files:
     """An Installer whose /dev/fuse is one end of a socket pair."""

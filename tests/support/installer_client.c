@@ -501,6 +501,30 @@ static void swap(void)
 		}
 }
 
+static void *displace(void *unused)
+{
+	(void)unused;
+	usleep(50000);
+	close(fd);
+	CHECK(open("/dev/null", O_RDONLY | O_CLOEXEC) == fd, "the number is not the lowest");
+	return NULL;
+}
+
+/* A sibling closes the descriptor that is about to be swapped, and opens another file. */
+static void displaced(void)
+{
+	struct command command = { .mode = SWAP, .token = 7, .delay = 150 };
+	unsigned before = count_open();
+	pthread_t thread;
+	struct stat st;
+
+	pthread_create(&thread, NULL, displace, NULL);
+	check_answer(&command, 7, ioctl(fd, COMMAND, &command), 0);
+	pthread_join(thread, NULL);
+	CHECK(fstat(fd, &st) == 0 && S_ISCHR(st.st_mode), "the sibling's file was replaced");
+	CHECK(count_open() == before, "%u open, %u before", count_open(), before);
+}
+
 static void *drop_page(void *page)
 {
 	usleep(50000);
@@ -508,8 +532,19 @@ static void *drop_page(void *page)
 	return NULL;
 }
 
-/* The page of the command vanishes before the answer, and comes back only after `ms`. */
-static void fault(unsigned ms)
+static void *drop_answered_page(void *page)
+{
+	volatile struct command *command = page;
+
+	while (command->token != 5)
+		;
+	madvise(page, 4096, MADV_DONTNEED);
+	return NULL;
+}
+
+/* The page of the command vanishes before the answer, or right after it, under the first call that this thread is made
+ * to do; and comes back only after `ms`. */
+static void fault(unsigned ms, int answered)
 {
 	unsigned char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct command *command = (struct command *)page;
@@ -535,7 +570,7 @@ static void fault(unsigned ms)
 		_exit(0);
 	}
 	pthread_t thread;
-	pthread_create(&thread, NULL, drop_page, page);
+	pthread_create(&thread, NULL, answered ? drop_answered_page : drop_page, page);
 	int got = ioctl(fd, COMMAND, command);
 	check_answer(command, 4, got, 0);
 	pthread_join(thread, NULL);
@@ -658,8 +693,10 @@ int main(int argc, char **argv)
 		take(0, 1, 0, 0, 0, 1);
 	else if (!strcmp(mode, "swap"))
 		swap();
+	else if (!strcmp(mode, "displaced"))
+		displaced();
 	else if (!strcmp(mode, "fault"))
-		fault(first);
+		fault(first, second);
 	else if (!strcmp(mode, "namespaces"))
 		namespaces();
 	else if (!strcmp(mode, "stats"))
