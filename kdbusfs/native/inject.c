@@ -674,17 +674,31 @@ static int swap_descriptor(struct kfs_tracer *tracer, struct client *client, int
 static int transfer(struct kfs_tracer *tracer, struct client *client, struct kfs_injection *job, int peer, int socket)
 {
 	int numbers[FILES_PER_MESSAGE];
+	uint32_t most = FILES_PER_MESSAGE;
 	int got;
 
-	while (job->installed < job->count) {
-		uint32_t left = job->count - job->installed, room = capacity(client);
-		uint32_t batch = left < room ? left : room;
+	while (job->installed + job->refused < job->count) {
+		uint32_t done = job->installed + job->refused, room = capacity(client), batch = job->count - done;
 
-		got = receive(tracer, client, peer, socket, job->files + job->installed, batch, numbers);
+		if (batch > room)
+			batch = room;
+		if (batch > most)
+			batch = most;
+		got = receive(tracer, client, peer, socket, job->files + done, batch, numbers);
+		if (got == -EINVAL && batch > 1) {
+			/* The kernel passes no io_uring over a socket, and nothing else together with one. */
+			most = 1;
+			continue;
+		}
+		if (got == -EINVAL && batch == 1) {
+			*job->slots[done] = got;
+			job->refused++;
+			continue;
+		}
 		if (got < 0)
 			return got;
-		for (int i = 0; i < got; i++)
-			*job->slots[job->installed++] = numbers[i];
+		for (int i = 0; i < got; i++, job->installed++)
+			*job->slots[done + (uint32_t)i] = numbers[i];
 		if ((uint32_t)got < batch)
 			return -EMFILE;
 	}
@@ -787,7 +801,7 @@ static int write_reply(const struct kfs_injection *job)
 /* Entries that have no descriptor get `error`. */
 static void fail_rest(struct kfs_injection *job, int error)
 {
-	for (uint32_t i = job->installed; i < job->count; i++)
+	for (uint32_t i = job->installed + job->refused; i < job->count; i++)
 		*job->slots[i] = error;
 }
 
@@ -839,7 +853,8 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
  *
  * slots[i] gets the number of files[i], or -errno; then bit 0 of the 64-bit flags at `flags_offset` of the output
  * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
- * closed in every case but -EINVAL.
+ * closed in every case but -EINVAL, and not put anywhere where that descriptor is not of node `swapped_node` any more.
+ * Entries that the kernel refuses to pass on are counted in `refused`; their slots have the -errno.
  * Where the client has copies of its pool, `stores` bring them up to date before the answer; the first `slot_stores` of
  * them are of the pages with the slots, and are made again when those have their numbers.
  * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
@@ -852,6 +867,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 	int error;
 
 	job->installed = 0;
+	job->refused = 0;
 	job->swapped = 0;
 	job->reply_error = 0;
 	job->held = 0;

@@ -21,6 +21,7 @@ struct kfs_injection {
 	uint32_t store_count;
 	uint32_t slot_stores;
 	uint32_t installed;
+	uint32_t refused;
 	int swapped;
 	int reply_error;
 	int held;

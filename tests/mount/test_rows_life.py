@@ -42,6 +42,7 @@ POOL = 1 << 20
 PATIENT = 30.0
 KERNEL_FLAG = 1 << 63
 NAME = "org.example.Name"
+IO_URING_SETUP = 425
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -250,6 +251,22 @@ def test_recv_14_lay_14_lay_15_what_cannot_be_installed_is_an_errno_in_its_place
     assert memfds[0] >= 0 and fds[0] >= 0
     assert fds[1] >= 0 or fds[1] == -errno.EMFILE
     assert fds[2] == -errno.EMFILE
+
+
+def test_recv_14_lay_15_what_the_kernel_does_not_pass_on_keeps_nothing_else_back(connection: Connection) -> None:
+    ring = _libc.syscall(IO_URING_SETUP, 4, bytes(120))
+    if ring < 0:
+        pytest.skip(f"no io_uring: {os.strerror(ctypes.get_errno())}")
+    end = os.pipe()[1]
+    with sealed_memfd(b"data") as memfd:
+        connection.send(connection.id, [Memfd(memfd)], fds=[end, ring, end])
+    with connection.receive(PATIENT) as message:
+        assert message.return_flags == c.RECV_RETURN_INCOMPLETE_FDS
+        assert message.memfds[0].file.fd >= 0
+        first, second, third = (each.fd for each in message.fds)
+        assert first >= 0 and second == -errno.EINVAL and third >= 0
+    os.close(end)
+    os.close(ring)
 
 
 def test_rep_15_rep_16_send_45_descriptors_in_a_reply(bus: BusOwner, connection: Connection) -> None:
