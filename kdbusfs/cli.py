@@ -211,6 +211,7 @@ class Daemon:
             installer=installer,
             make_job=Job,
             swap_path=lambda fh: f"{path}/.conn-{fh}",
+            node_of=tree.node_of,
             make_memory=host.memory,
             storer=storer,
             faults=faults,

@@ -360,6 +360,11 @@ class NodeTable:
         if isinstance(node, PoolNode):
             self._moved[id(handle)] = node
 
+    def node_of(self, fh: int) -> int:
+        """The node id that `fh` is an open of; 0 if it is no endpoint file."""
+        node = self._of_file.get(fh)
+        return 0 if node is None else node.nodeid
+
     def closed(self, fh: int) -> None:
         """The last descriptor of `fh` is gone.  Any `fh` may be given, also one that is no endpoint file."""
         node = self._of_file.pop(fh, None)

@@ -185,8 +185,9 @@ class Requests:
     The object belongs to the thread that has `channel`; other threads of the mount have a `twin`.
 
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, user, unique, result, out, entries, flags_offset, swap and context.
+    tid, user, unique, result, out, entries, flags_offset, swap, swapped_node and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
+    node_of: gives the node id that an fh is an open of.
     make_caller: gives a caller of the thread's own.
     make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
     storer: None where clients have the memory of their pools itself, and never copies.
@@ -212,6 +213,7 @@ class Requests:
         "_make_memory",
         "_native",
         "_no_words",
+        "_node_of",
         "_options",
         "_storer",
         "_swap_path",
@@ -228,6 +230,7 @@ class Requests:
         installer: Installer | None = None,
         make_job: Callable[..., Any] | None = None,
         swap_path: Callable[[int], str] | None = None,
+        node_of: Callable[[int], int] = lambda fh: 0,
         make_memory: Callable[[], Any] | None = None,
         storer: Storer | None = None,
         faults: Faults | None = None,
@@ -242,6 +245,7 @@ class Requests:
             "installer": installer,
             "make_job": make_job,
             "swap_path": swap_path,
+            "node_of": node_of,
             "make_memory": make_memory,
             "storer": storer,
             "faults": self._faults,
@@ -270,6 +274,7 @@ class Requests:
         self._make_job = make_job
         self._make_memory = make_memory
         self._swap_path = swap_path if installer is not None else None
+        self._node_of = node_of
         self._storer = storer
         if storer is not None:
             storer.when_needed(self._ledger.begin_to_store)
@@ -444,7 +449,8 @@ class Requests:
             return
         out = bytearray(call.returned(out_size))
         if installation is not None or swap is not None:
-            if self._submit(unique, call, result, handle, tid, bytes(out), swap, installation):
+            swapped_node = 0 if swap is None else self._node_of(fh)
+            if self._submit(unique, call, result, handle, tid, bytes(out), swap, swapped_node, installation):
                 return
             if installation is not None:
                 _refuse(installation, out)
@@ -478,6 +484,7 @@ class Requests:
         tid: int,
         out: bytes,
         swap: str | None,
+        swapped_node: int,
         installation: Any,
     ) -> bool:
         """Give the installer what it needs.  Returns False, with nothing answered, where that cannot be."""
@@ -503,6 +510,7 @@ class Requests:
                 entries=entries,
                 flags_offset=installation.FLAGS_OFFSET if installation is not None else -1,
                 swap=swap,
+                swapped_node=swapped_node,
                 context=JobContext(installation, handle, pinned),
             )
             self._installer.submit(job)

@@ -171,6 +171,10 @@ class Tree(pyfuse3.Operations):
         node = self._nodes.get(nodeid)
         return nodeid if node is None else node.ino
 
+    def node_of(self, fh: int) -> int:
+        """The node id that `fh` is an open of; 0 if it is no endpoint file."""
+        return self._nodes.node_of(fh)
+
     def counts(self) -> dict[str, object]:
         """Numbers for the `stats` file: node ids that the kernel holds, and directories that are open."""
         return {"nodes": len(self._nodes), "open_directories": len(self._directories)}

@@ -68,6 +68,8 @@ class Job:
     flags_offset: of the return_flags (u64) in `out`, or -1; they get RECV_RETURN_INCOMPLETE_FDS when an entry
     fails (RECV-14);
     swap: path of a file to take the place of the descriptor that the ioctl was made with, opened read-only;
+    swapped_node: the node id that descriptor is of, on the same mount; with any other file at its number, which a
+    sibling has put there meanwhile, nothing is swapped;
     stores: what has to be stored in the page cache of the client before its answer; None: nothing;
     context: the submitter's own; it keeps descriptors and pointers of `entries` valid until the end.
 
@@ -87,6 +89,7 @@ class Job:
         "stores",
         "swap",
         "swapped",
+        "swapped_node",
         "tid",
         "unique",
         "user",
@@ -103,6 +106,7 @@ class Job:
         entries: list[tuple[int, Any]],
         flags_offset: int = -1,
         swap: str | None = None,
+        swapped_node: int = 0,
         stores: Stores | None = None,
         context: object = None,
     ) -> None:
@@ -114,6 +118,7 @@ class Job:
         self.entries = entries
         self.flags_offset = flags_offset
         self.swap = swap
+        self.swapped_node = swapped_node
         self.stores = stores
         self.context = context
         self.installed = 0
@@ -308,6 +313,7 @@ class Installer:
             injection.files = files
             injection.slots = slots
             injection.swap, swap = swap, -1  # kfs_inject closes it
+            injection.swapped_node = job.swapped_node
             injection.flags_offset = job.flags_offset
             stores = job.stores
             injection.stores = _ffi.NULL if stores is None else stores.array

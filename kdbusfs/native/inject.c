@@ -33,6 +33,7 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -48,6 +49,10 @@
 #endif
 #ifndef PIDFD_THREAD
 #define PIDFD_THREAD O_EXCL
+#endif
+
+#ifndef AT_HANDLE_FID
+#define AT_HANDLE_FID 0x200
 #endif
 
 #define FIRST_TICK_NS 2000000
@@ -589,21 +594,29 @@ static int receive(struct kfs_tracer *tracer, struct client *client, int peer, i
 	return result < 0 ? (int)result : received_numbers(client, numbers, count);
 }
 
+/* A descriptor of the daemon's own for what the client has at `number`; -errno. */
+static int take_descriptor(const struct client *client, int number)
+{
+	int pidfd, taken;
+
+	pidfd = (int)syscall(SYS_pidfd_open, client->tid, PIDFD_THREAD);
+	if (pidfd < 0)
+		return -errno;
+	taken = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+	if (taken < 0)
+		taken = -errno;
+	close(pidfd);
+	return taken;
+}
+
 /* The daemon's own descriptor of the client's socket `number`.  A sibling may have put something else there, to have
  * the daemon write to it: nothing but an unnamed datagram socket with an unnamed peer will do. */
 static int take_socket(const struct client *client, int number)
 {
 	struct sockaddr_un name;
 	socklen_t name_len = sizeof(name), type_len = sizeof(int);
-	int pidfd, socket, type = 0;
+	int socket = take_descriptor(client, number), type = 0;
 
-	pidfd = (int)syscall(SYS_pidfd_open, client->tid, PIDFD_THREAD);
-	if (pidfd < 0)
-		return -errno;
-	socket = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
-	if (socket < 0)
-		socket = -errno;
-	close(pidfd);
 	if (socket < 0)
 		return socket;
 	if (getpeername(socket, (struct sockaddr *)&name, &name_len) < 0 || name.sun_family != AF_UNIX ||
@@ -655,8 +668,48 @@ static int map_scratch(struct kfs_tracer *tracer, struct client *client)
 	return 0;
 }
 
+/* The mount's device and the FUSE node id of an open file, which the kernel knows without asking its server; 0 or
+ * -errno. */
+static int identify_file(int file, struct statx *mount, uint64_t *nodeid)
+{
+	uint32_t fuse[3]; /* node id, high half first, and generation */
+	union {
+		struct file_handle head;
+		char bytes[sizeof(struct file_handle) + sizeof(fuse)];
+	} handle = { .head = { .handle_bytes = sizeof(fuse) } };
+	int unused;
+
+	if (statx(file, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, mount) < 0 ||
+	    (name_to_handle_at(file, "", &handle.head, &unused, AT_EMPTY_PATH | AT_HANDLE_FID) < 0 &&
+	     name_to_handle_at(file, "", &handle.head, &unused, AT_EMPTY_PATH) < 0))
+		return -errno;
+	memcpy(fuse, handle.bytes + offsetof(struct file_handle, f_handle), sizeof(fuse));
+	*nodeid = (uint64_t)fuse[0] << 32 | fuse[1];
+	return 0;
+}
+
+/* Whether the client's descriptor `number` is one of node `nodeid` on the mount of `swap`: a sibling may have closed that
+ * meanwhile, and opened something else.  Where the kernel does not tell, it is believed. */
+static bool is_of_node(const struct client *client, int number, int swap, uint64_t nodeid)
+{
+	struct statx mount, other;
+	uint64_t found = 0, unused;
+	int file = take_descriptor(client, number);
+	bool same;
+
+	if (file < 0)
+		return file != -EBADF;
+	if (identify_file(swap, &mount, &unused) < 0)
+		same = true;
+	else
+		same = identify_file(file, &other, &found) == 0 && found == nodeid &&
+		       other.stx_dev_major == mount.stx_dev_major && other.stx_dev_minor == mount.stx_dev_minor;
+	close(file);
+	return same;
+}
+
 /* Replaces the descriptor that the ioctl was made with by `number`, and keeps its close-on-exec flag. */
-static int swap_descriptor(struct kfs_tracer *tracer, struct client *client, int number)
+static int swap_descriptor(struct kfs_tracer *tracer, struct client *client, int number, const struct kfs_injection *job)
 {
 	int old = arch_first_argument(client->abi, &client->saved, client->noted);
 	long flags = -EBADF;
@@ -664,7 +717,7 @@ static int swap_descriptor(struct kfs_tracer *tracer, struct client *client, int
 
 	if (old >= 0 && old != client->open[0] && old != client->open[1] && old != client->open[2])
 		flags = call(tracer, client, CALL_FCNTL, (uint64_t)old, F_GETFD, 0, 0);
-	if (flags >= 0)
+	if (flags >= 0 && is_of_node(client, old, job->swap, job->swapped_node))
 		result = call(tracer, client, CALL_DUP3, (uint64_t)number, (uint64_t)old,
 			      flags & FD_CLOEXEC ? O_CLOEXEC : 0, 0);
 	return result < 0 ? (int)result : 0;
@@ -713,7 +766,7 @@ static int transfer(struct kfs_tracer *tracer, struct client *client, struct kfs
 			client->open[i] = numbers[0];
 			break;
 		}
-	got = swap_descriptor(tracer, client, numbers[0]);
+	got = swap_descriptor(tracer, client, numbers[0], job);
 	job->swapped = got == 0;
 	return got;
 }

@@ -16,6 +16,7 @@ struct kfs_injection {
 	const int *files;
 	int32_t **slots;
 	int swap;
+	uint64_t swapped_node;
 	int flags_offset;
 	const struct kfs_store *stores;
 	uint32_t store_count;

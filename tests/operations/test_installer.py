@@ -200,6 +200,9 @@ class TestSwap:
         """Read-only and of the private inode; number and close-on-exec as before; no other one is left."""
         daemon.run("swap")
 
+    def test_what_a_sibling_has_put_in_its_place_stays(self, daemon: Daemon) -> None:
+        daemon.run("displaced")
+
     def test_only_threads_of_the_installer_are_named(self, daemon: Daemon) -> None:
         """A client cannot open the private node."""
         done = subprocess.run(

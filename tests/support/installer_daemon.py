@@ -106,6 +106,7 @@ class Daemon:
             entries=entries,
             flags_offset=64,
             swap=f"{self.mountpoint}/private" if mode & SWAP else None,
+            swapped_node=node,
             context=None if mode & KEPT else files,
         )
         self.outstanding += 1
