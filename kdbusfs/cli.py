@@ -158,6 +158,7 @@ class Daemon:
         from kdbusfs.core.domain import Domain
         from kdbusfs.fuse.channel import Amendments, Channel
         from kdbusfs.fuse.files import OpenFiles
+        from kdbusfs.fuse.protocol import prune_notices
         from kdbusfs.fuse.requests import Faults, Requests
         from kdbusfs.fuse.server import Server, Wakeup
         from kdbusfs.fuse.session import TreeSession
@@ -197,7 +198,13 @@ class Daemon:
 
         owner = host.namespaces.owner
         access = _access(options, owner)
-        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access)
+
+        def prune(nodeids: list[int]) -> None:
+            with contextlib.suppress(OSError):  # EINVAL of a kernel that does not know it
+                for notice in prune_notices(nodeids):
+                    os.write(fuse_fd, notice)
+
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access, prune)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)

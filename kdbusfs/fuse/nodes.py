@@ -32,6 +32,7 @@ _FIRST_STATIC_ID = 3
 _FIRST_DYNAMIC_ID = 64
 _STATIC_INO = 0x7FFFFF00  # of what the core knows nothing of: far from the smallest free integers of FS-11
 _REFUSALS_KEPT = 4096
+_SPARE_NODES = 1024
 
 
 class Memory(Protocol):
@@ -234,6 +235,7 @@ class NodeTable:
         self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
+        self._crowded_at = _SPARE_NODES
         now = realtime()
         ids = (access.uid, access.gid)
         self.root = StaticDirectory(ROOT_ID, ROOT_ID, ids, now, ROOT_ID, access.mode)
@@ -312,6 +314,7 @@ class NodeTable:
         if node.lookups > 0:
             return
         del self._nodes[nodeid]
+        self._crowded_at = min(self._crowded_at, self._roomy())
         if isinstance(node, BusNode):
             del self._of_bus[id(node.bus)]
         elif isinstance(node, PooledNode):
@@ -322,6 +325,23 @@ class NodeTable:
             shown.nodes -= 1
             if not shown.nodes:
                 del self._of_endpoint[key]
+
+    def crowd(self) -> list[int]:
+        """Node ids without an open that the kernel should be asked to forget, if it holds many.
+
+        Files come before their buses: a directory is not forgotten before what is in it.
+        The kernel keeps the names of what is gone until it wants its own memory back, and so does the table.
+        """
+        if len(self._nodes) < self._crowded_at:
+            return []
+        files = [node.nodeid for node in self._nodes.values() if isinstance(node, PooledNode) and not node.opens]
+        buses = [node.nodeid for node in self._nodes.values() if isinstance(node, BusNode)]
+        self._crowded_at = self._roomy()
+        return files + buses
+
+    def _roomy(self) -> int:
+        """Beyond how many nodes the present ones are a crowd again: to look through them must pay."""
+        return len(self._nodes) + max(_SPARE_NODES, len(self._nodes) // 2)
 
     def admit(self, node: EndpointNode, tid: int) -> Admission:
         """Decide on an OPEN of `node` by thread `tid`; the module's head has the rules."""

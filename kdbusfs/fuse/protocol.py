@@ -5,7 +5,7 @@ Pure: an amendment changes the answer in place and keeps its length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct, error
 from typing import Final
 
@@ -47,6 +47,9 @@ _U64: Final = Struct("<Q")
 _IN_NODEID_OFFSET: Final = 16
 _FORGET_ONE: Final = Struct("<QQ")  # nodeid nlookup
 _BATCH_COUNT: Final = Struct("<II")
+_NOTIFY_PRUNE: Final = 9
+_PRUNE: Final = Struct("<IIQ")  # count padding spare; then the node ids
+_PRUNED_AT_ONCE: Final = 256
 
 OpenAnswer = tuple[int, int]
 """What an OPEN answers besides the fh: open_flags (FOPEN_*) and backing_id."""
@@ -75,6 +78,14 @@ def parse_forget(opcode: int, request: memoryview) -> list[tuple[int, int]]:
         return [_FORGET_ONE.unpack_from(request, start + i * _FORGET_ONE.size) for i in range(count)]
     except error:
         raise ProtocolError("FORGET cut off") from None
+
+
+def prune_notices(nodeids: Sequence[int]) -> Iterator[bytes]:
+    """Messages that have the kernel (Linux 6.18) forget those of `nodeids` that nobody uses, in this order."""
+    for first in range(0, len(nodeids), _PRUNED_AT_ONCE):
+        some = nodeids[first : first + _PRUNED_AT_ONCE]
+        body = _PRUNE.pack(len(some), 0, 0) + b"".join(map(_U64.pack, some))
+        yield OUT_HEADER.pack(OUT_HEADER.size + len(body), _NOTIFY_PRUNE, 0) + body
 
 
 def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> bool:

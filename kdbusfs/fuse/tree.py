@@ -128,6 +128,7 @@ class Tree(pyfuse3.Operations):
     `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
+    `prune` asks the kernel to forget those of some node ids that nobody uses.
     `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
     `files` has to be set before the first request.
     """
@@ -146,8 +147,10 @@ class Tree(pyfuse3.Operations):
         more_stats: Callable[[], Mapping[str, object]] = dict,
         owner: tuple[int, int] = (0, 0),
         access: Access = WORLD,
+        prune: Callable[[list[int]], None] = lambda nodeids: None,
     ) -> None:
         super().__init__()
+        self._prune = prune
         self._report = report
         self._domain = domain
         self._host = host
@@ -182,6 +185,9 @@ class Tree(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._node(parent_inode)
+        crowd = self._nodes.crowd()
+        if crowd:
+            self._prune(crowd)
         text = os.fsdecode(name)
         if isinstance(parent, BusNode):
             endpoint = parent.bus.endpoints.get(text) if self._is_present(parent.bus) else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kdbusfs.client import make_bus
 from kdbusfs.fuse.mount import visible_mount
 
 if TYPE_CHECKING:
@@ -153,6 +154,14 @@ def test_opening_and_closing_leaves_nothing_behind(domain_mount: DomainMount) ->
         os.close(os.open(domain_mount.path / "control", os.O_RDWR))
     assert domain_mount.stats()["open_files"] == 0
     assert domain_mount.open_descriptors() == before
+
+
+@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 18), reason="needs Linux 6.18")
+def test_names_of_what_is_gone_are_not_kept_for_ever(domain_mount: DomainMount) -> None:
+    for number in range(1200):
+        with make_bus(domain_mount.path, f"{number}") as owner:
+            os.close(os.open(owner.path, os.O_RDWR))
+    assert domain_mount.stats()["nodes"] < 2000
 
 
 def test_umount_ends_the_daemon_cleanly(domain_mount: DomainMount) -> None:

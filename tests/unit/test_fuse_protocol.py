@@ -125,3 +125,14 @@ def test_forgets_name_their_nodes_one_or_many() -> None:
     assert p.parse_forget(p.BATCH_FORGET, memoryview(header + batch)) == [(5, 1), (6, 9)]
     with pytest.raises(p.ProtocolError):
         p.parse_forget(p.BATCH_FORGET, memoryview(header + batch[:-8]))
+
+
+def test_node_ids_to_prune_are_named_in_messages_of_bounded_size() -> None:
+    notices = list(p.prune_notices(range(100, 400)))
+    assert [struct.unpack_from("<IiQIIQ", each) for each in notices] == [
+        (32 + 8 * 256, 9, 0, 256, 0, 0),
+        (32 + 8 * 44, 9, 0, 44, 0, 0),
+    ]
+    named = [number for each in notices for (number,) in struct.iter_unpack("<Q", each[32:])]
+    assert named == list(range(100, 400))
+    assert not list(p.prune_notices([]))

@@ -255,3 +255,34 @@ def test_threads_that_do_not_come_back_leave_no_more_than_a_bounded_trace(
         assert table.admit(node, tid) is Admission.STALE
     assert table.admit(node, 0) is Admission.STALE  # forgotten long since
     assert table.admit(node, 19_999) is Admission.SHARED
+
+
+def test_many_nodes_without_an_open_are_a_crowd(table: NodeTable) -> None:
+    """Files before their buses; and not again before there are many more, forgotten or not."""
+    domain = FakeDomain()
+    files = []
+    buses = []
+    opened = 0
+    while not (crowd := table.crowd()):
+        bus = domain.make_bus(f"0-{len(buses)}")
+        buses.append(table.look_up_bus(bus).nodeid)
+        node = table.look_up_endpoint(bus.endpoints["bus"], ME)
+        if len(buses) == 5:
+            open_first(table, node, 500)
+            opened = node.nodeid
+        files.append(node.nodeid)
+        assert len(table) < 2000
+    assert crowd == [nodeid for nodeid in files if nodeid != opened] + buses
+    held = len(table)
+    for index in range(500):
+        table.look_up_bus(domain.make_bus(f"0-more-{index}"))
+        assert not table.crowd()
+    for nodeid in crowd:
+        table.forget(nodeid, 1)
+    left = len(table)
+    assert left < held
+    for index in range(1023):
+        table.look_up_bus(domain.make_bus(f"0-again-{index}"))
+        assert not table.crowd()
+    table.look_up_bus(domain.make_bus("0-last"))
+    assert len(table) == left + 1024 and table.crowd()
