@@ -157,6 +157,7 @@ class Daemon:
         # Only here: neither --help nor the process that waits for the mount needs what these bring along.
         from kdbusfs.core.domain import Domain
         from kdbusfs.fuse.channel import Amendments, Channel
+        from kdbusfs.fuse.files import MAX_PER_USER as MAX_OPEN
         from kdbusfs.fuse.files import OpenFiles
         from kdbusfs.fuse.protocol import prune_notices
         from kdbusfs.fuse.requests import Faults, Requests
@@ -209,7 +210,7 @@ class Daemon:
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
         self._ended.callback(channel.close)
-        files = tree.files = OpenFiles(channel)
+        files = tree.files = OpenFiles(channel, min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         requests = Requests(
             channel,
             files,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from errno import EMFILE
 from typing import Final, Protocol
 
+from ..abi.errors import KdbusError
 from ..core.handle import Handle
 from ..native.calls import set_events
 from .protocol import OpenAnswer
 
 _SLOT_MASK: Final = 0xFFFFFFFF  # of the slot in an fh
+MAX_PER_USER: Final = 16384
+"""Files and directories of the mount that one user has open."""
 
 
 class Slots(Protocol):
@@ -43,25 +47,50 @@ class OpenFiles:
 
     Every fh is at least 2**32: smaller ones are free for files that are not the core's.  Its lower half is its slot.
     A handle has two for as long as the descriptor of a connection is being swapped at its HELLO.
+    Each costs memory and a descriptor whether it ever says HELLO or not, so a user may have `per_user`.
     """
 
-    __slots__ = ("_address", "_count", "_slots", "_table")
+    __slots__ = ("_address", "_count", "_held", "_per_user", "_slots", "_table", "_users")
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, per_user: int = MAX_PER_USER) -> None:
         self._slots = slots
         self._address = slots.address
+        self._per_user = per_user
         self._table: list[_File | None] = []  # by slot
         self._count = 0
+        self._users: dict[Handle, int] = {}
+        self._held: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, handle: Handle, open_flags: int, backing_id: int) -> int:
+    def check_room(self, user: int) -> None:
+        """Raises KdbusError(EMFILE) when `user` has as many open as he may."""
+        if self._held.get(user, 0) >= self._per_user:
+            raise KdbusError(EMFILE, "user has too many files open")
+
+    def charge(self, user: int) -> None:
+        """`user` has one more open."""
+        self._held[user] = self._held.get(user, 0) + 1
+
+    def discharge(self, user: int) -> None:
+        """`user` has one less open."""
+        left = self._held[user] - 1
+        if left:
+            self._held[user] = left
+        else:
+            del self._held[user]
+
+    def add(self, handle: Handle, open_flags: int, backing_id: int, user: int = 0) -> int:
         """An fh for an open of `handle`, whose answer will carry `open_flags` and `backing_id`.
 
+        user: whose it is; a second fh of the handle is not counted.
         Raises MemoryError; the handle is then not released.
         """
         fh = self._slots.slot_new()
+        if handle not in self._users:
+            self._users[handle] = user
+            self.charge(user)
         set_events(self._address, fh, handle.poll())
         slot = fh & _SLOT_MASK
         table = self._table
@@ -101,6 +130,7 @@ class OpenFiles:
         if len(handle.fhs) == 1:
             self._slots.slot_share(handle.fhs[0], False)
         elif not handle.fhs:
+            self.discharge(self._users.pop(handle))
             handle.release()
         return True
 

@@ -93,7 +93,13 @@ class Installer(Protocol):
 class OpenFiles(Protocol):
     """The table of open files."""
 
-    def add(self, handle: Any, open_flags: int, backing_id: int) -> int: ...
+    def check_room(self, user: int) -> None: ...
+
+    def charge(self, user: int) -> None: ...
+
+    def discharge(self, user: int) -> None: ...
+
+    def add(self, handle: Any, open_flags: int, backing_id: int, user: int = 0) -> int: ...
 
     def get(self, fh: int) -> Any: ...
 
@@ -156,7 +162,7 @@ class Tree(pyfuse3.Operations):
         self._host = host
         self._installer = installer
         self._nodes = NodeTable(realtime, owner, access)
-        self._directories: dict[int, Node] = {}  # open directories
+        self._directories: dict[int, tuple[Node, int]] = {}  # open directories, and who opened them
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
         parameters = self._nodes.add_directory(hidden, "parameters")
@@ -228,19 +234,22 @@ class Tree(pyfuse3.Operations):
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         node = self._node(inode)
-        if isinstance(node, EndpointNode):
-            fh = self._open_endpoint(node, ctx.pid)
-        elif isinstance(node, PoolNode):
+        if isinstance(node, PoolNode):
             fh = self._open_pool(node, ctx.pid)
+            return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
+        self.files.check_room(ctx.uid)
+        if isinstance(node, EndpointNode):
+            fh = self._open_endpoint(node, ctx.pid, ctx.uid)
         elif node is self._nodes.control:
-            fh = self._add_file(self._domain.open_control(self._host.caller(ctx.pid)), _PLAIN_FLAGS, 0)
+            handle = self._domain.open_control(self._host.caller(ctx.pid))
+            fh = self._add_file(handle, _PLAIN_FLAGS, 0, ctx.uid)
         elif node.nodeid in self._text_files:
-            fh = self._add_file(self._text_files[node.nodeid](ctx.pid), _PLAIN_FLAGS, 0)
+            fh = self._add_file(self._text_files[node.nodeid](ctx.pid), _PLAIN_FLAGS, 0, ctx.uid)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
 
-    def _open_endpoint(self, node: EndpointNode, tid: int) -> int:
+    def _open_endpoint(self, node: EndpointNode, tid: int, user: int) -> int:
         endpoint = node.endpoint
         bus = endpoint.bus
         if not self._is_present(bus) or bus.endpoints.get(endpoint.name) is not endpoint:
@@ -262,7 +271,7 @@ class Tree(pyfuse3.Operations):
                 raise
         # Before anything can fail: a handle that shares memory must not close it.
         handle.memory_is_shared = admission is Admission.SHARED
-        fh = self._add_file(handle, _flags(memory), memory.backing_id)
+        fh = self._add_file(handle, _flags(memory), memory.backing_id, user)
         self._nodes.opened(node, fh, handle)
         return fh
 
@@ -279,10 +288,10 @@ class Tree(pyfuse3.Operations):
         self._nodes.opened(node, fh, node.handle)
         return fh
 
-    def _add_file(self, handle: Any, open_flags: int, backing_id: int) -> int:
+    def _add_file(self, handle: Any, open_flags: int, backing_id: int, user: int) -> int:
         """Give a handle that has no file yet its number; it is released if there is none."""
         try:
-            return self.files.add(handle, open_flags, backing_id)
+            return self.files.add(handle, open_flags, backing_id, user)
         except BaseException:
             handle.release()
             raise
@@ -330,23 +339,27 @@ class Tree(pyfuse3.Operations):
         node = self._node(inode)
         if not node.is_directory:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
+        self.files.check_room(ctx.uid)
         fh = self._next_directory
         # Numbers below 2**32 never name a handle: an ioctl on a directory cannot reach a connection.
         self._next_directory = fh % 0xFFFFFFFF + 1
         while self._next_directory in self._directories:
             self._next_directory = self._next_directory % 0xFFFFFFFF + 1
-        self._directories[fh] = node
+        self._directories[fh] = (node, ctx.uid)
+        self.files.charge(ctx.uid)
         return fh
 
     @_handler
     async def releasedir(self, fh: int) -> None:
-        self._directories.pop(fh, None)
+        opened = self._directories.pop(fh, None)
+        if opened is not None:
+            self.files.discharge(opened[1])
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         # Entries are ordered by st_ino, and a position is the st_ino of the last one + 2: stable whatever
         # comes and goes between two calls.  The channel clears the node ids, so no lookup is counted.
-        for name, position, ino, mode in self._listing(self._directories[fh]):
+        for name, position, ino, mode in self._listing(self._directories[fh][0]):
             if position > start_id:
                 attributes = pyfuse3.EntryAttributes()
                 attributes.st_ino = ino

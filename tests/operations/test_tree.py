@@ -51,8 +51,8 @@ class Mount:
         )
         self.tree.files = self.files
 
-    def context(self, tid: int = CLIENT) -> Any:
-        return SimpleNamespace(uid=0, gid=0, pid=tid, umask=0)
+    def context(self, tid: int = CLIENT, uid: int = 0) -> Any:
+        return SimpleNamespace(uid=uid, gid=0, pid=tid, umask=0)
 
     def lookup(self, path: str, tid: int = CLIENT) -> Any:
         """The entry of the last name of a path; those before it are looked up as well."""
@@ -62,8 +62,8 @@ class Mount:
             nodeid = entry.st_ino
         return entry
 
-    def open(self, nodeid: int, tid: int = CLIENT, flags: int = os.O_RDWR) -> Any:
-        return run(self.tree.open, nodeid, flags, self.context(tid))
+    def open(self, nodeid: int, tid: int = CLIENT, flags: int = os.O_RDWR, uid: int = 0) -> Any:
+        return run(self.tree.open, nodeid, flags, self.context(tid, uid))
 
     def getattr(self, nodeid: int) -> Any:
         return run(self.tree.getattr, nodeid, self.context())
@@ -302,6 +302,24 @@ class TestOpen:
         mount.domain.is_active = False
         refused(errno.ESHUTDOWN, mount.open, nodeid)
         assert [memory.closed for memory in mount.host.memories] == [1]
+
+    def test_a_user_has_a_bounded_number_of_files_and_directories_open(self, mount: Mount, bus: FakeBus) -> None:
+        """Others are not touched by it, and nothing is made for what is refused."""
+        mount.files.room[1000] = 3
+        endpoint = mount.lookup("1000-test/bus").st_ino
+        fh = mount.open(endpoint, uid=1000).fh
+        mount.open(CONTROL, uid=1000)
+        directory = run(mount.tree.opendir, ROOT, mount.context(uid=1000))
+        for nodeid in (CONTROL, mount.lookup("1000-test/bus").st_ino, mount.lookup(".kdbusfs/stats").st_ino):
+            refused(errno.EMFILE, mount.open, nodeid, CLIENT, os.O_RDWR, 1000)
+            mount.open(nodeid)
+        refused(errno.EMFILE, run, mount.tree.opendir, ROOT, mount.context(uid=1000))
+        assert len(mount.host.memories) == 2
+        run(mount.tree.releasedir, directory)
+        mount.open(CONTROL, uid=1000)
+        refused(errno.EMFILE, mount.open, CONTROL, CLIENT, os.O_RDWR, 1000)
+        mount.tree.close_file(fh)
+        mount.open(CONTROL, uid=1000)
 
     @pytest.mark.parametrize("path", ["control", "1000-test/bus"])
     def test_without_room_for_another_file_releases_the_handle(

@@ -65,15 +65,32 @@ class FakeFiles:
         self.handles: dict[int, FakeHandle] = {}
         self.answers: dict[int, tuple[int, int]] = {}
         self.is_full = False
+        self.room: dict[int, int] = {}  # of users that have a bound
+        self._users: dict[FakeHandle, int] = {}
         self._next = 1 << 32
 
-    def add(self, handle: FakeHandle, open_flags: int, backing_id: int) -> int:
+    def check_room(self, user: int) -> None:
+        if self.room.get(user, 1) <= 0:
+            raise KdbusError(errno.EMFILE)
+
+    def charge(self, user: int) -> None:
+        if user in self.room:
+            self.room[user] -= 1
+
+    def discharge(self, user: int) -> None:
+        if user in self.room:
+            self.room[user] += 1
+
+    def add(self, handle: FakeHandle, open_flags: int, backing_id: int, user: int = 0) -> int:
         if self.is_full:
             raise MemoryError
         fh = self._next
         self._next += 1
         self.handles[fh] = handle
         self.answers[fh] = (open_flags, backing_id)
+        if handle not in self._users:
+            self._users[handle] = user
+            self.charge(user)
         return fh
 
     def get(self, fh: int) -> FakeHandle | None:
@@ -82,6 +99,7 @@ class FakeFiles:
     def remove(self, fh: int) -> bool:
         handle = self.handles.pop(fh, None)
         if handle is not None and handle not in self.handles.values():
+            self.discharge(self._users.pop(handle))
             handle.release()
         return handle is not None
 

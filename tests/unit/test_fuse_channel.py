@@ -529,6 +529,30 @@ def test_handle_with_two_fhs_is_released_with_the_last(kernel: Kernel) -> None:
     files.publish(handle)
 
 
+def test_a_user_has_a_bounded_number_of_files_open(kernel: Kernel) -> None:
+    """A handle counts once, for who opened it, until the last of its fhs is gone; directories count too."""
+    files = OpenFiles(kernel.channel, 2)
+    domain = fakes.Domain()
+    handle = domain.open()
+    first, second = files.add(handle, 1, 0, 1000), files.add(handle, 1, 0, 0)
+    files.check_room(1000)
+    files.charge(1000)
+    with pytest.raises(KdbusError) as caught:
+        files.check_room(1000)
+    assert caught.value.errno == errno.EMFILE
+    files.check_room(0)
+    files.remove(first)
+    with pytest.raises(KdbusError):
+        files.check_room(1000)
+    files.remove(second)
+    files.check_room(1000)
+    files.discharge(1000)
+    for _ in range(2):
+        files.charge(1000)
+    with pytest.raises(KdbusError):
+        files.check_room(1000)
+
+
 # The tree
 
 
