@@ -200,10 +200,13 @@ class Daemon:
         owner = host.namespaces.owner
         access = _access(options, owner)
 
-        def prune(nodeids: list[int]) -> None:
-            with contextlib.suppress(OSError):  # EINVAL of a kernel that does not know it
+        def prune(nodeids: list[int]) -> bool:
+            try:
                 for notice in prune_notices(nodeids):
                     os.write(fuse_fd, notice)
+            except OSError:  # EINVAL of a kernel that does not know it
+                return False
+            return True
 
         tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access, prune)
         self._session = TreeSession(tree)

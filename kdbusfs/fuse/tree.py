@@ -134,7 +134,7 @@ class Tree(pyfuse3.Operations):
     `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
-    `prune` asks the kernel to forget those of some node ids that nobody uses.
+    `prune` asks the kernel to forget those of some node ids that nobody uses; it gives back whether the kernel can.
     `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
     `files` has to be set before the first request.
     """
@@ -153,10 +153,11 @@ class Tree(pyfuse3.Operations):
         more_stats: Callable[[], Mapping[str, object]] = dict,
         owner: tuple[int, int] = (0, 0),
         access: Access = WORLD,
-        prune: Callable[[list[int]], None] = lambda nodeids: None,
+        prune: Callable[[list[int]], bool] = lambda nodeids: False,
     ) -> None:
         super().__init__()
         self._prune = prune
+        self._prunes: bool | None = None  # whether the kernel does; not asked yet
         self._report = report
         self._domain = domain
         self._host = host
@@ -185,15 +186,17 @@ class Tree(pyfuse3.Operations):
         return self._nodes.node_of(fh)
 
     def counts(self) -> dict[str, object]:
-        """Numbers for the `stats` file: node ids that the kernel holds, and directories that are open."""
-        return {"nodes": len(self._nodes), "open_directories": len(self._directories)}
+        """For the `stats` file: how many node ids the kernel holds, whether it forgets some when it is asked to (null:
+        it was not asked yet), and how many directories are open.
+        """
+        return {"nodes": len(self._nodes), "prunes": self._prunes, "open_directories": len(self._directories)}
 
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._node(parent_inode)
         crowd = self._nodes.crowd()
         if crowd:
-            self._prune(crowd)
+            self._prunes = self._prune(crowd)
         text = os.fsdecode(name)
         if isinstance(parent, BusNode):
             endpoint = parent.bus.endpoints.get(text) if self._is_present(parent.bus) else None
