@@ -6,11 +6,13 @@ from errno import EINVAL, ENXIO, EOPNOTSUPP, ESRCH
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from librt.strings import BytesWriter, write_i64_le
+
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
 from ..abi.errors import KdbusError
 from ..abi.items import Item, make_item
-from ..abi.layouts import CMD_INFO, INFO, NAME_INFO, U64, align8
+from ..abi.layouts import CMD_INFO, INFO, ITEM_HEADER_SIZE, NAME_INFO, U64, align8
 from .metadata import ConnMetadata, export, sanitize_attach_flags
 from .names import NameEntry, is_valid_name
 
@@ -24,6 +26,7 @@ _NAME_LIST: Final = COMMANDS[c.CMD_NAME_LIST]
 _UPDATE: Final = COMMANDS[c.CMD_CONN_UPDATE]
 _INFO_RESULT_OFFSET: Final = 40
 _LIST_RESULT_OFFSET: Final = 32
+_NULS: Final = bytes(8)
 _RESULT: Final = Struct("<QQ")  # offset and size of a result in the pool
 
 
@@ -91,21 +94,20 @@ def name_list(connection: Connection, call: Call) -> int:
     if call.begin(_NAME_LIST):
         raise KdbusError(EINVAL, "NAME_LIST takes no items")
     flags = U64.unpack_from(call.command, _NAME_LIST.flags_offset)[0]
-    records: list[bytes] = []
+    writer = BytesWriter()
     for peer in connection.bus.connections.values():
-        records += _records(connection, call, peer, flags)
-    body = b"".join(records)
-    data = U64.pack(8 + len(body)) + body
+        _write_records(writer, connection, call, peer, flags)
+    data = U64.pack(8 + len(writer)) + writer.getvalue()
     _RESULT.pack_into(call.command, _LIST_RESULT_OFFSET, *_publish(connection, data))
     call.clear_return_flags(_NAME_LIST)
     return 0
 
 
-def _records(connection: Connection, call: Call, peer: Connection, flags: int) -> list[bytes]:
-    """The records that one connection gives rise to (LIST-5 to LIST-9)."""
+def _write_records(writer: BytesWriter, connection: Connection, call: Call, peer: Connection, flags: int) -> None:
+    """Append the records that one connection gives rise to (LIST-5 to LIST-9)."""
     activators = flags & c.NAME_LIST_ACTIVATORS
     if peer.is_activator and not activators:
-        return []
+        return
     shown: list[tuple[Connection, NameEntry]] = []
     if flags & (c.NAME_LIST_NAMES | c.NAME_LIST_ACTIVATORS):
         for entry in peer.names.values():
@@ -115,19 +117,25 @@ def _records(connection: Connection, call: Call, peer: Connection, flags: int) -
                 shown.append((peer, entry))
     if flags & c.NAME_LIST_QUEUED:
         shown += [(peer, entry) for entry in peer.waiting_for.values()]
-    if not shown:
-        return [NAME_INFO.pack(NAME_INFO.size, peer.flags, peer.id)] if flags & c.NAME_LIST_UNIQUE else []
-    return [
-        _name_record(owner, entry)
-        for owner, entry in shown
-        if connection.may_see_name(entry.name, call.caller)
-    ]
+    if not shown and flags & c.NAME_LIST_UNIQUE:
+        writer.write(NAME_INFO.pack(NAME_INFO.size, peer.flags, peer.id))
+    for owner, entry in shown:
+        if connection.may_see_name(entry.name, call.caller):
+            _write_name(writer, owner, entry)
 
 
-def _name_record(owner: Connection, entry: NameEntry) -> bytes:
-    """LIST-2: the record's size counts the padding, the item's does not."""
-    item = make_item(c.ITEM_OWNED_NAME, U64.pack(entry.flags) + entry.name + b"\0")
-    return NAME_INFO.pack(align8(NAME_INFO.size + len(item)), owner.flags, owner.id) + item
+def _write_name(writer: BytesWriter, owner: Connection, entry: NameEntry) -> None:
+    """LIST-2: the record's size counts the padding, the item's does not.  A bus may have many thousands of names."""
+    size = ITEM_HEADER_SIZE + 8 + len(entry.name) + 1
+    padded = align8(size)
+    write_i64_le(writer, NAME_INFO.size + padded)
+    write_i64_le(writer, owner.flags)
+    write_i64_le(writer, owner.id)
+    write_i64_le(writer, size)
+    write_i64_le(writer, c.ITEM_OWNED_NAME)
+    write_i64_le(writer, entry.flags)
+    writer.write(entry.name)
+    writer.write(_NULS[: 1 + padded - size])
 
 
 def conn_update(connection: Connection, call: Call) -> int:

@@ -69,7 +69,7 @@ HEAD_SIZE: Final = 56
 FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
-_OWNERS: Final = ("spares", "stuck", "deposed", "shunned")
+_OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside")
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds", "kept_waiting")
 
 
@@ -159,7 +159,9 @@ class Channel:
         lib.kfs_channel_end(self.native)
 
     def owners(self) -> dict[str, int]:
-        """Of all threads of the mount: spares and stuck ones now; deposed and shunned: how often that happened."""
+        """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; deposed, shunned and
+        steps_aside: how often that happened.
+        """
         owners = self._owners
         lib.kfs_channel_owners(self.native, owners)
         return {name: getattr(owners, name) for name in _OWNERS}

@@ -18,8 +18,12 @@ So the reader does its copies itself, and is *deposed* when one lasts too long.
   and starts the next spare.
 - The deposed thread goes on whenever its page comes.  Before anything else, still in C, it gets the core back: it
   queues, wakes the owner by the event descriptor, and the owner hands over between two requests and becomes a spare
-  (or ends: one spare is enough).  The request then goes on as if nothing had happened, is answered with what it has
+  (or ends: KFS_SPARES are enough).  The request then goes on as if nothing had happened, is answered with what it has
   come to, and its thread is the reader.  Should it get stuck again, it is deposed again.
+
+The owner of a command that takes long, like a broadcast to a thousand, *steps aside* by itself: when a request has had
+KFS_TURN_US and is about to begin another access, it gives the core to a spare and queues like a thread that was
+deposed.  The spare serves others for as long, or until there is no request, and passes the core back.
 
 For the core this means that others may have been served *inside* a copy: connections may have gone, queues may have
 filled, an awaited reply may have come.  What it has looked at before a copy it looks at again after it; a channel does
@@ -105,7 +109,8 @@ class Readers:
             with self._lock:
                 self._threads = {thread for thread in self._threads if thread.is_alive()}
                 left = len(self._threads)
-            if left <= self._channel.owners()["stuck"] or time.monotonic() >= limit:
+            owners = self._channel.owners()
+            if left <= owners["stuck"] + owners["aside"] or time.monotonic() >= limit:
                 return left == 0
             time.sleep(0.001)
 

@@ -468,7 +468,11 @@ class Requests:
     @property
     def answering(self) -> bool:
         """Whether others still have answers to give, which they need the reader for."""
-        return bool(self.jobs) or (self._storer is not None and bool(self._storer.jobs))
+        return (
+            bool(self.jobs)
+            or (self._storer is not None and bool(self._storer.jobs))
+            or bool(self._channel.owners()["aside"])
+        )
 
     def announce_answers(self) -> None:
         """Have the server's wait end whenever `answering` may have changed."""

@@ -23,8 +23,11 @@
 #include <unistd.h>
 
 #define NS_PER_MS 1000000ull
+#define TURN_NS (KFS_TURN_US * 1000ull)
 #define ACCOUNTS 128
 #define DEPOSED_KEPT 10
+/* Of others_until: for a turn that has not begun yet. */
+#define A_TURN UINT64_MAX
 _Static_assert(ACCOUNTS > 64, "every uid with a stuck thread has an account");
 
 /* What is remembered of a uid that has deposed. */
@@ -46,6 +49,8 @@ struct kfs_seat {
 	int tid;
 	uint32_t uid;
 	int shunned;
+	int accesses;   /* of its request so far */
+	uint64_t since; /* ns: when they became many, or when the core was got back */
 };
 
 struct queue {
@@ -64,6 +69,8 @@ struct kfs_ownership {
 	int event_fd;
 	struct kfs_seat *owner;
 	struct queue spare, returning;
+	/* ns: until when others are served before who has stepped aside goes on; 0: not at all */
+	uint64_t others_until;
 	struct kfs_owners count;
 	struct account accounts[ACCOUNTS];
 };
@@ -217,6 +224,23 @@ static int is_blocked(int tid)
 	return !state || state[1] != ' ' || state[2] != 'R';
 }
 
+/* With the lock held: the core goes to a spare, which there is. */
+static void let_spare_own(struct kfs_ownership *o)
+{
+	o->owner = shift(&o->spare);
+	o->count.spares--;
+	pthread_cond_signal(&o->owner->turn);
+}
+
+/* With the lock held: the core goes to the first who wants it back. */
+static void let_returning_own(struct kfs_ownership *o)
+{
+	o->owner = shift(&o->returning);
+	o->returned--;
+	o->others_until = 0;
+	pthread_cond_signal(&o->owner->turn);
+}
+
 /* The access `ticket` has lasted for `age` ns.  Without a successor nothing happens: one is on its way. */
 static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 {
@@ -229,14 +253,10 @@ static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 	    atomic_compare_exchange_strong(&o->access, &ticket, ticket + 1)) {
 		charge(o, owner->uid);
 		owner->deposed(owner->context);
-		if (o->returning.first) {
-			o->owner = shift(&o->returning);
-			o->returned--;
-		} else {
-			o->owner = shift(&o->spare);
-			o->count.spares--;
-		}
-		pthread_cond_signal(&o->owner->turn);
+		if (o->returning.first)
+			let_returning_own(o);
+		else
+			let_spare_own(o);
 	}
 	pthread_mutex_unlock(&o->lock);
 }
@@ -386,15 +406,29 @@ int kfs_seat_pass(struct kfs_seat *seat)
 
 	if (!o->returned)
 		return 0;
+	if (o->others_until == A_TURN)
+		o->others_until = now_ns() + TURN_NS;
+	if (o->others_until > now_ns())
+		return 0;
 	pthread_mutex_lock(&o->lock);
 	if (o->owner == seat && o->returning.first) {
-		o->owner = shift(&o->returning);
-		o->returned--;
-		pthread_cond_signal(&o->owner->turn);
+		let_returning_own(o);
 		r = o->count.spares >= (uint32_t)KFS_SPARES ? KFS_END : wait_as_spare(seat);
 	}
 	pthread_mutex_unlock(&o->lock);
 	return r;
+}
+
+/* Whether somebody waits for the owner to find no further request, which then must not wait for one. */
+int kfs_seat_is_hurried(struct kfs_seat *seat)
+{
+	return seat->ownership->returned != 0;
+}
+
+/* There is no request. */
+void kfs_seat_found_nothing(struct kfs_seat *seat)
+{
+	seat->ownership->others_until = 0;
 }
 
 /* The owner ends it all: spares get KFS_END, and who is stuck never goes on. */
@@ -414,10 +448,58 @@ void kfs_seat_end(struct kfs_seat *seat)
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid)
 {
 	seat->uid = uid;
+	seat->accesses = 0;
 	seat->shunned = seat->ownership->shunning && is_shunned(seat->ownership, uid);
 }
 
 /* --- accesses --------------------------------------------------------------------------------------- */
+
+/* With the lock held: waits for the turn of `seat`.  At the end of the service that never comes. */
+static void wait_for_turn(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+
+	while (o->owner != seat || o->ended)
+		pthread_cond_wait(&seat->turn, &o->lock);
+}
+
+/*
+ * The owner has a command that takes long, like a broadcast to a thousand: it lets a spare serve others for a while,
+ * and goes on.  As after an access, they may have changed anything.
+ */
+static void step_aside(struct kfs_seat *seat)
+{
+	struct kfs_ownership *o = seat->ownership;
+
+	pthread_mutex_lock(&o->lock);
+	if (o->owner == seat && o->spare.first && o->count.aside < (uint32_t)KFS_ASIDE_MAX && !o->ended) {
+		o->count.aside++;
+		o->count.steps_aside++;
+		seat->deposed(seat->context);
+		append(&o->returning, seat);
+		o->returned++;
+		o->others_until = A_TURN;
+		let_spare_own(o);
+		wait_for_turn(seat);
+		o->count.aside--;
+	}
+	pthread_mutex_unlock(&o->lock);
+	seat->since = now_ns();
+}
+
+/* Called for each access of a command. */
+static void mind_others(struct kfs_seat *seat)
+{
+	uint64_t now;
+
+	if (++seat->accesses < KFS_ACCESSES_MIN)
+		return;
+	now = now_ns();
+	if (seat->accesses == KFS_ACCESSES_MIN)
+		seat->since = now;
+	else if (now - seat->since >= TURN_NS)
+		step_aside(seat);
+}
 
 /* What follows may be held up by a client.  -EFAULT: the client has done that too often, it must not be done. */
 int kfs_access_begin(uint64_t *ticket)
@@ -430,6 +512,7 @@ int kfs_access_begin(uint64_t *ticket)
 		return 0;
 	if (seat->shunned)
 		return -EFAULT;
+	mind_others(seat);
 	o = seat->ownership;
 	*ticket = atomic_fetch_add(&o->access, 1) + 1;
 	if (o->asleep)
@@ -451,8 +534,7 @@ static void get_back(struct kfs_seat *seat)
 		if (write(o->event_fd, &one, sizeof(one)) < 0)
 			errno = 0;
 	}
-	while (o->owner != seat || o->ended)
-		pthread_cond_wait(&seat->turn, &o->lock);
+	wait_for_turn(seat);
 	pthread_mutex_unlock(&o->lock);
 }
 

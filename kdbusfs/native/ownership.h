@@ -20,7 +20,12 @@ static const int KFS_DEPOSED_MAX = 10;
 static const int KFS_DEPOSED_MS = 10000;
 static const int KFS_SHUNNED_MS = 60000;
 /* Threads that wait to become the owner; who would be one more ends instead. */
-static const int KFS_SPARES = 1;
+static const int KFS_SPARES = 2;
+/* A command with many accesses steps aside after this long, and others are served for as long, if there are any. */
+static const int KFS_TURN_US = 1000;
+static const int KFS_ACCESSES_MIN = 4;
+/* Threads that have stepped aside; further ones do not. */
+static const int KFS_ASIDE_MAX = 64;
 
 struct kfs_ownership;
 struct kfs_seat;
@@ -28,8 +33,10 @@ struct kfs_seat;
 struct kfs_owners {
 	uint32_t spares;
 	uint32_t stuck;
+	uint32_t aside;
 	uint64_t deposed;
 	uint64_t shunned;
+	uint64_t steps_aside;
 };
 
 struct kfs_ownership *kfs_ownership_new(int event_fd);
@@ -40,6 +47,8 @@ struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), 
 void kfs_seat_free(struct kfs_seat *seat);
 int kfs_seat_take(struct kfs_seat *seat);
 int kfs_seat_pass(struct kfs_seat *seat);
+int kfs_seat_is_hurried(struct kfs_seat *seat);
+void kfs_seat_found_nothing(struct kfs_seat *seat);
 void kfs_seat_end(struct kfs_seat *seat);
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid);
 

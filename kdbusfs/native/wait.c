@@ -197,7 +197,14 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns)
 	ssize_t n = -EAGAIN;
 
 	ch->request_len = 0;
-	if (!can_sleep) {
+	if (kfs_seat_is_hurried(ch->private_->seat)) {
+		set_waiting(mount, 0);
+		n = read_once(ch);
+		if (n == -EAGAIN) {
+			kfs_seat_found_nothing(ch->private_->seat);
+			return AGAIN;
+		}
+	} else if (!can_sleep) {
 		set_waiting(mount, 0);
 		n = read_once(ch);
 	} else if (pays_to_look(&mount->looking))

@@ -114,8 +114,8 @@ class Scene:
     def counts(self) -> dict[str, Any]:
         """What has to come back."""
         stats = self.domain.stats()
-        names = ("users", "waiting", "buses", "open_files", "deferred", "jobs", "faults", "stuck", "spares")
-        return {name: stats[name] for name in names}
+        names = ("users", "waiting", "buses", "open_files", "deferred", "jobs", "faults", "stuck", "aside")
+        return {**{name: stats[name] for name in names}, "has a spare": stats["spares"] > 0}
 
     def exchange(self, count: int = MESSAGES) -> float:
         """Messages from one client to the other; gives the longest time that a call took, in seconds."""

@@ -47,6 +47,61 @@ def own(domain: DomainMount, actors: Actors) -> str:
     return str(actors(owner, name="bus owner").hear("its bus"))
 
 
+def hear_everything(path: str, count: int) -> list[Connection]:
+    """Connections that get every broadcast, of 2 MiB too."""
+    heard = [Connection(path, pool_size=8 << 20) for _ in range(count)]
+    for connection in heard:
+        connection.add_match(1, bloom_rule(connection.bloom()))
+    return heard
+
+
+def test_a_long_command_lets_others_in_between(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
+    """BC-2: it goes on after that, and each receiver gets the whole message."""
+    path = own(domain_mount, actors)
+
+    def shout() -> None:
+        payload = bytes(range(256)) * 8192
+        heard = hear_everything(path, 100)
+        with Connection(path, pool_size=PAGE) as sender:
+            sender.broadcast(payload)
+        for connection in heard:
+            with connection.receive(PATIENT) as message:
+                assert message.data() == payload
+            connection.close()
+
+    before = domain_mount.stats()["steps_aside"]
+    actors.run(shout)
+    stats = domain_mount.stats()
+    assert stats["steps_aside"] > before
+    assert stats["aside"] == 0
+
+
+def test_the_end_in_the_middle_of_long_commands(domain_mount: DomainMount, actors: Actors) -> None:
+    """The daemon ends at once and without a word, and the clients get errors."""
+    path = own(domain_mount, actors)
+
+    def shout(link: Link) -> None:
+        heard = hear_everything(path, 50)
+        sender = Connection(path, pool_size=PAGE)
+        link.say()
+        with contextlib.suppress(OSError):
+            while True:
+                sender.broadcast(bytes(2 << 20))
+                for connection in heard:
+                    # Two others shout, too: not everything finds room.
+                    with contextlib.suppress(Lost), connection.receive(PATIENT):
+                        pass
+        link.say("error")
+
+    crowd = [actors(shout) for _ in range(3)]
+    for each in crowd:
+        each.hear("that it begins")
+    time.sleep(0.2)
+    assert domain_mount.stop() == 0
+    for each in crowd:
+        assert each.hear("the error") == "error"
+
+
 def test_a_thousand_connections_at_once(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> None:
     """Every one is known to the others, and a broadcast reaches all"""
     path = own(domain_mount, actors)

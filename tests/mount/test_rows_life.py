@@ -257,7 +257,7 @@ def test_recv_14_lay_15_what_the_kernel_does_not_pass_on_keeps_nothing_else_back
     ring = _libc.syscall(IO_URING_SETUP, 4, bytes(120))
     if ring < 0:
         pytest.skip(f"no io_uring: {os.strerror(ctypes.get_errno())}")
-    end = os.pipe()[1]
+    reading, end = os.pipe()
     with sealed_memfd(b"data") as memfd:
         connection.send(connection.id, [Memfd(memfd)], fds=[end, ring, end])
     with connection.receive(PATIENT) as message:
@@ -265,8 +265,8 @@ def test_recv_14_lay_15_what_the_kernel_does_not_pass_on_keeps_nothing_else_back
         assert message.memfds[0].file.fd >= 0
         first, second, third = (each.fd for each in message.fds)
         assert first >= 0 and second == -errno.EINVAL and third >= 0
-    os.close(end)
-    os.close(ring)
+    for number in (reading, end, ring):
+        os.close(number)
 
 
 def test_rep_15_rep_16_send_45_descriptors_in_a_reply(bus: BusOwner, connection: Connection) -> None:
