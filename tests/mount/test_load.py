@@ -48,8 +48,8 @@ def own(domain: DomainMount, actors: Actors) -> str:
 
 
 def hear_everything(path: str, count: int) -> list[Connection]:
-    """Connections that get every broadcast, of 2 MiB too."""
-    heard = [Connection(path, pool_size=8 << 20) for _ in range(count)]
+    """Connections that get every broadcast, of 2 MiB too, one at a time."""
+    heard = [Connection(path, pool_size=5 << 20) for _ in range(count)]
     for connection in heard:
         connection.add_match(1, bloom_rule(connection.bloom()))
     return heard
@@ -81,7 +81,7 @@ def test_the_end_in_the_middle_of_long_commands(domain_mount: DomainMount, actor
     path = own(domain_mount, actors)
 
     def shout(link: Link) -> None:
-        heard = hear_everything(path, 50)
+        heard = hear_everything(path, 30)
         sender = Connection(path, pool_size=PAGE)
         link.say()
         with contextlib.suppress(OSError):
