@@ -188,6 +188,14 @@ class Pool:
         part = self._free.pop(index)
         self._free.insert(self._place(part.size, part.offset), part)
 
+    def _extend(self, part: Slice, offset: int, size: int) -> None:
+        """A free part is `size` bytes from `offset` on now, having taken in a neighbour."""
+        index = self._place(part.size, part.offset) if len(self._free) > 1 else 0
+        part.offset = offset
+        part.size = size
+        if len(self._free) > 1:
+            self._settle(index)
+
     def _drop(self, part: Slice) -> None:
         """Give `part` back if nobody needs it, with the payload that hangs on it."""
         if part.held or part.published or part.parents or part.free or self._is_closed:
@@ -206,22 +214,15 @@ class Pool:
                 del free[self._place(after.size, after.offset)]
                 size += after.size
                 after = after.after
-            index = self._place(before.size, before.offset) if len(free) > 1 else 0
-            before.size += size
             before.after = after
             if after is not None:
                 after.before = before
-            if len(free) > 1:
-                self._settle(index)
+            self._extend(before, before.offset, before.size + size)
         elif after is not None and after.free:
-            index = self._place(after.size, after.offset) if len(free) > 1 else 0
-            after.offset = part.offset
-            after.size += size
             after.before = before
             if before is not None:
                 before.after = after
-            if len(free) > 1:
-                self._settle(index)
+            self._extend(after, part.offset, size + after.size)
         else:
             free.insert(self._place(size, part.offset), part)
         if child is not None:

@@ -206,6 +206,7 @@ class Caller:
 
         Raises KdbusError when a kind exists but cannot be gathered (SEND-39, HELLO-12).
         """
+        raise NotImplementedError
 
     def write(self, address: int, data: bytes) -> None:
         """Store `data` in the caller's memory.  Raises KdbusError(EFAULT), or ESRCH when the caller is gone."""
@@ -216,6 +217,7 @@ class Caller:
 
         Address 0 stands for that many zero bytes.  One copy; raises KdbusError(EFAULT) when any of it is unreadable.
         """
+        raise NotImplementedError
 
     def take_file(self, fd: int) -> File:
         """The caller's descriptor `fd`, pinned.  Raises KdbusError(EBADF), or EMFILE at the daemon's limits."""

@@ -268,7 +268,6 @@ class Requests:
         self._domain = domain
         self._call = Call()
         self._call.caller = caller
-        self._call.installation = None
         self._caller = caller
         self._installer = installer
         self._make_job = make_job

@@ -7,7 +7,7 @@ struct precedence {
 	int schedstat;
 	int is_taken;
 	uint32_t requests, stride; /* since the last look, and until the next */
-	uint32_t long_waits; /* in a row */
+	uint32_t long_waits; /* each counts for several short ones, which take off one */
 	uint64_t waited; /* ns in all, as of the last look */
 	uint64_t until, term, given_up_at;
 };

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 /* Without precedence the thread is looked at after every request at first, and after so many when all is well. */
-#define REQUESTS_BETWEEN_LOOKS 16
+#define STRIDE_MAX 16
 /* It takes precedence when it has waited for longer than this in all, and than that for each request. */
 #define WAITED_NS 500000ull
 #define WAITED_PER_REQUEST_NS 50000ull
@@ -125,7 +125,7 @@ static void take(struct precedence *p, uint64_t now)
 	p->term = term < TERM_MAX_NS ? term : TERM_MAX_NS;
 	p->until = now + p->term;
 	p->is_taken = 1;
-	p->stride = REQUESTS_BETWEEN_LOOKS;
+	p->stride = STRIDE_MAX;
 	set_nice(common.nice);
 }
 
@@ -150,7 +150,7 @@ int kfs_precedence_look(struct precedence *p)
 	if (p->waited - before <= WAITED_NS + requests * WAITED_PER_REQUEST_NS) {
 		if (p->long_waits)
 			p->long_waits--;
-		if (p->stride < REQUESTS_BETWEEN_LOOKS)
+		if (p->stride < STRIDE_MAX)
 			p->stride *= 2;
 		return 0;
 	}
