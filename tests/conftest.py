@@ -26,6 +26,8 @@ TEST_PATIENCE = 300.0  # seconds after which the connection of a test that hangs
 
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
+_MS_BIND = 0x1000
+_ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,9 +35,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def pytest_configure(config: pytest.Config) -> None:
     """What is tested is what stands in the sources."""
-    root = Path(__file__).resolve().parents[1]
-    built = max((path.stat().st_mtime for path in root.glob("kdbusfs__mypyc.*.so")), default=0.0)
-    for compiled in root.glob("kdbusfs/*/*.so"):
+    built = max((path.stat().st_mtime for path in _ROOT.glob("kdbusfs__mypyc.*.so")), default=0.0)
+    for compiled in _ROOT.glob("kdbusfs/*/*.so"):
         source = compiled.with_name(compiled.name.split(".")[0] + ".py")
         if source.exists() and source.stat().st_mtime > built:
             raise pytest.UsageError(f"{source.name} has changed since it was compiled: make venv, or make pure")
@@ -121,6 +122,32 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> None:
+    if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, data.encode()) != 0:
+        pytest.fail(f"{target} cannot be mounted: {os.strerror(ctypes.get_errno())}")
+
+
+def _open_to_everybody(path: Path) -> None:
+    """Let clients of other users reach `path` below directories that are closed to them, as mktemp(1) makes them.
+
+    In this mount namespace each is covered by a directory that is open to all, with links to the rest.
+    """
+    closed = [each for each in (path, *path.parents) if not each.parent.stat().st_mode & 0o001]
+    for inside in reversed(closed):
+        directory = inside.parent
+        names = os.listdir(directory)
+        kept = [os.open(each, os.O_PATH) for each in (directory, inside)]
+        _mount("none", directory, "tmpfs", 0, "mode=755")
+        for number, target in zip(kept, (directory / ".covered", inside), strict=True):
+            target.mkdir()
+            _mount(f"/proc/self/fd/{number}", target, "none", _MS_BIND)
+            os.close(number)
+        for name in names:
+            if name != inside.name:
+                (directory / name).symlink_to(Path(".covered", name))
+    os.chdir(os.getcwd())
+
+
 @pytest.fixture(scope="session")
 def private_mounts() -> None:
     """Put this process into a mount namespace of its own, which ends with its processes."""
@@ -130,6 +157,7 @@ def private_mounts() -> None:
         pytest.skip("no /dev/fuse")
     if _libc.unshare(_CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) != 0:
         pytest.fail(f"no private mount namespace: {os.strerror(ctypes.get_errno())}")
+    _open_to_everybody(_ROOT)
     if visible_mount(str(_CONNECTIONS)) is None:
         _libc.mount(b"none", os.fsencode(_CONNECTIONS), b"fusectl", 0, None)
 
