@@ -66,7 +66,7 @@ class Users:
 class Domain:
     """One domain.  Everything is called by one thread at a time.
 
-    host: the world; memory_limit: bytes that the connections of one user may make the daemon hold;
+    host: the world; turn: of the host; memory_limit: bytes that the connections of one user may make the daemon hold;
     attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
     changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
     caller to take after every entry; waiting: the blocked SENDs;
@@ -75,6 +75,7 @@ class Domain:
 
     def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
         self.host = host
+        self.turn = host.turn
         self.users = Users(memory_limit)
         self.active = True
         self.attach_flags_mask = DEFAULT_MASK

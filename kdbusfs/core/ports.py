@@ -10,7 +10,7 @@ translated for a reader only where metadata are exported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
@@ -238,6 +238,37 @@ class Clock(Protocol):
         """CLOCK_REALTIME."""
 
 
+UNITS_BETWEEN_LOOKS: Final = 100
+"""Units of work after which a turn looks at the clock: a tenth of what a turn may take."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Turn:
+    """How long the core goes on with one thing before it lets others be served.
+
+    Every loop whose length a client decides tells how much it does: `spend`.  Other commands may be carried out
+    in there, exactly as during an access to client memory (`Caller`): whatever was looked at before has to be looked
+    at again after it.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = UNITS_BETWEEN_LOOKS
+
+    def spend(self, units: int = 1) -> bool:
+        """`units` of work were done, each about a microsecond.  Returns whether others may have been served."""
+        self._left -= units
+        if self._left > 0:
+            return False
+        self._left = UNITS_BETWEEN_LOOKS
+        return self.pause()
+
+    def pause(self) -> bool:
+        """Let others be served if this turn has lasted long enough; whether they may have been."""
+        raise NotImplementedError
+
+
 class Cancellation(Protocol):
     """A watched CANCEL_FD of a blocked SEND."""
 
@@ -258,6 +289,9 @@ class Host(Protocol):
 
     @property
     def clock(self) -> Clock: ...
+
+    @property
+    def turn(self) -> Turn: ...
 
     @property
     def page_size(self) -> int:

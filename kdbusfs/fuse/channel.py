@@ -69,7 +69,7 @@ HEAD_SIZE: Final = 56
 FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
-_OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside")
+_OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside", "longest_turn_us")
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds", "kept_waiting")
 
 
@@ -160,7 +160,7 @@ class Channel:
 
     def owners(self) -> dict[str, int]:
         """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; deposed, shunned and
-        steps_aside: how often that happened.
+        steps_aside: how often that happened; longest_turn_us: the most cpu time that a turn has taken.
         """
         owners = self._owners
         lib.kfs_channel_owners(self.native, owners)

@@ -21,13 +21,14 @@ So the reader does its copies itself, and is *deposed* when one lasts too long.
   (or ends: KFS_SPARES are enough).  The request then goes on as if nothing had happened, is answered with what it has
   come to, and its thread is the reader.  Should it get stuck again, it is deposed again.
 
-The owner of a command that takes long, like a broadcast to a thousand, *steps aside* by itself: when a request has had
-KFS_TURN_US and is about to begin another access, it gives the core to a spare and queues like a thread that was
-deposed.  The spare serves others for as long, or until there is no request, and passes the core back.
+The owner of a turn that takes long, like a broadcast to a thousand, *steps aside* by itself: when the turn has had
+KFS_TURN_US and is about to begin another access, or tells of work that it has done (`ports.Turn`), it gives the core to
+a spare and queues like a thread that was deposed.  The spare serves others for as long, or until there is no request,
+and passes the core back.
 
-For the core this means that others may have been served *inside* a copy: connections may have gone, queues may have
-filled, an awaited reply may have come.  What it has looked at before a copy it looks at again after it; a channel does
-the same with its slot.  An interrupt for a request that is stuck is kept for it (`Requests.interrupt`).
+For the core this means that others may have been served *inside* a copy or a `Turn.spend`: connections may have gone,
+queues may have filled, an awaited reply may have come.  What it has looked at before it looks at again after it; a
+channel does the same with its slot.  An interrupt for a request that is stuck is kept for it (`Requests.interrupt`).
 
 A stuck thread costs memory and a kernel thread, and each deposition stalls everybody for KFS_PATIENCE_MS.  So there
 are bounds by the uid of the request: KFS_STUCK_PER_UID threads for one, KFS_STUCK_MAX in all.  A uid that is at its

@@ -16,6 +16,7 @@ from .files import MAX_PER_USER, Closer, Descriptors, LinuxFile
 from .memory import PoolMemory
 from .namespaces import Namespaces
 from .store_memory import PASSTHROUGH_REFUSED, StoredMemory, Storer
+from .turn import LinuxTurn
 from .watch import LinuxWatch, Watcher
 
 
@@ -46,6 +47,7 @@ class LinuxHost:
         storer: Storer | None = None,
     ) -> None:
         self.clock = LinuxClock()
+        self.turn = LinuxTurn()
         self.page_size = mmap.PAGESIZE
         self.fuse_fd = fuse_fd
         self._storer = storer

@@ -311,6 +311,7 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 	int kind;
 
 	for (;;) {
+		kfs_seat_turn_ends(p->seat);
 		kind = kfs_seat_pass(p->seat);
 		if (kind)
 			return kind;
@@ -323,6 +324,7 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 			return KFS_TIMER;
 		kind = kfs_read_request(ch, deadline_ns);
 		if (kind == AGAIN && ch->request_len) {
+			kfs_seat_turn_begins(p->seat);
 			ch->counts->kept_waiting += (unsigned)kfs_precedence_request(&p->precedence);
 			kind = serve(ch);
 		}
@@ -337,6 +339,7 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 
 	kfs_channel_flush(ch, result);
 	kind = next_kind(ch, deadline_ns);
+	kfs_seat_turn_begins(ch->private_->seat);
 	ch->freed = (uint32_t)ch->private_->mount->freed.count;
 	return kind;
 }

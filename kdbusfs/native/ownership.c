@@ -49,8 +49,11 @@ struct kfs_seat {
 	int tid;
 	uint32_t uid;
 	int shunned;
-	int accesses;   /* of its request so far */
-	uint64_t since; /* ns: when they became many, or when the core was got back */
+	int accesses;   /* of this turn so far */
+	uint64_t since; /* ns: from when on the turn counts as a long one's; 0: not yet */
+	/* What this turn is measured by: its start, and what cpu time the thread had had at some time before. */
+	uint64_t began; /* ns, 0: there is no turn */
+	uint64_t cpu, cpu_read;
 };
 
 struct queue {
@@ -78,12 +81,17 @@ struct kfs_ownership {
 /* The seat of the calling thread; NULL for threads that never own the core, whose accesses nobody waits for. */
 static __thread struct kfs_seat *own_seat;
 
-static uint64_t now_ns(void)
+static uint64_t clock_ns(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t now_ns(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
 }
 
 static void queue_init(struct queue *queue)
@@ -444,11 +452,52 @@ void kfs_seat_end(struct kfs_seat *seat)
 	wake_watchdog(o);
 }
 
+/* --- turns ------------------------------------------------------------------------------------------ */
+
+/*
+ * The owner begins with something: a request, or what is due without one.  The thread's cpu time costs a system call, so
+ * it is read anew only once in SLACK_US; what the thread did since then counts for the turn.  Idempotent.
+ */
+void kfs_seat_turn_begins(struct kfs_seat *seat)
+{
+	uint64_t now;
+
+	if (seat->began)
+		return;
+	now = now_ns();
+	seat->accesses = 0;
+	seat->since = 0;
+	seat->began = now;
+	if (now - seat->cpu_read >= KFS_SLACK_US * 1000ull) {
+		seat->cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+		seat->cpu_read = now;
+	}
+}
+
+/* It is through with that, or others get the core. */
+void kfs_seat_turn_ends(struct kfs_seat *seat)
+{
+	struct kfs_owners *count = &seat->ownership->count;
+	uint64_t now, cpu, used_us;
+
+	if (!seat->began)
+		return;
+	now = now_ns();
+	if (now - seat->began >= KFS_MEASURED_US * 1000ull) {
+		cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+		used_us = (cpu - seat->cpu) / 1000;
+		if (used_us > count->longest_turn_us)
+			count->longest_turn_us = used_us;
+		seat->cpu = cpu;
+		seat->cpu_read = now;
+	}
+	seat->began = 0;
+}
+
 /* The owner takes up a request of `uid`. */
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid)
 {
 	seat->uid = uid;
-	seat->accesses = 0;
 	seat->shunned = seat->ownership->shunning && is_shunned(seat->ownership, uid);
 }
 
@@ -464,15 +513,18 @@ static void wait_for_turn(struct kfs_seat *seat)
 }
 
 /*
- * The owner has a command that takes long, like a broadcast to a thousand: it lets a spare serve others for a while,
- * and goes on.  As after an access, they may have changed anything.
+ * The owner's turn has been long, as of a broadcast to a thousand: it lets a spare serve others for a while, and goes
+ * on.  As after an access, they may have changed anything.  Returns 0 if there is nobody to let.
  */
-static void step_aside(struct kfs_seat *seat)
+static int step_aside(struct kfs_seat *seat)
 {
 	struct kfs_ownership *o = seat->ownership;
+	int stepped = 0;
 
 	pthread_mutex_lock(&o->lock);
 	if (o->owner == seat && o->spare.first && o->count.aside < (uint32_t)KFS_ASIDE_MAX && !o->ended) {
+		stepped = 1;
+		kfs_seat_turn_ends(seat);
 		o->count.aside++;
 		o->count.steps_aside++;
 		seat->deposed(seat->context);
@@ -482,23 +534,31 @@ static void step_aside(struct kfs_seat *seat)
 		let_spare_own(o);
 		wait_for_turn(seat);
 		o->count.aside--;
+		kfs_seat_turn_begins(seat);
 	}
 	pthread_mutex_unlock(&o->lock);
-	seat->since = now_ns();
+	return stepped;
 }
 
-/* Called for each access of a command. */
-static void mind_others(struct kfs_seat *seat)
+/* Has the turn step aside if it has been long.  The first call is where it begins to count. */
+static int mind_others(struct kfs_seat *seat)
 {
-	uint64_t now;
+	uint64_t now = now_ns();
 
-	if (++seat->accesses < KFS_ACCESSES_MIN)
-		return;
-	now = now_ns();
-	if (seat->accesses == KFS_ACCESSES_MIN)
+	if (!seat->since)
 		seat->since = now;
-	else if (now - seat->since >= TURN_NS)
-		step_aside(seat);
+	return now - seat->since >= TURN_NS && step_aside(seat);
+}
+
+/*
+ * The owner has done a part of something that may be long, and is not in an access.  Returns whether others have owned
+ * the core meanwhile.  Threads that never own it have no turn.
+ */
+int kfs_pause(void)
+{
+	struct kfs_seat *seat = own_seat;
+
+	return seat && seat->began && mind_others(seat);
 }
 
 /* What follows may be held up by a client.  -EFAULT: the client has done that too often, it must not be done. */
@@ -512,7 +572,8 @@ int kfs_access_begin(uint64_t *ticket)
 		return 0;
 	if (seat->shunned)
 		return -EFAULT;
-	mind_others(seat);
+	if (++seat->accesses >= KFS_ACCESSES_MIN)
+		mind_others(seat);
 	o = seat->ownership;
 	*ticket = atomic_fetch_add(&o->access, 1) + 1;
 	if (o->asleep)
@@ -535,6 +596,8 @@ static void get_back(struct kfs_seat *seat)
 			errno = 0;
 	}
 	wait_for_turn(seat);
+	kfs_seat_turn_ends(seat);
+	kfs_seat_turn_begins(seat);
 	pthread_mutex_unlock(&o->lock);
 }
 

@@ -21,8 +21,11 @@ static const int KFS_DEPOSED_MS = 10000;
 static const int KFS_SHUNNED_MS = 60000;
 /* Threads that wait to become the owner; who would be one more ends instead. */
 static const int KFS_SPARES = 2;
-/* A command with many accesses steps aside after this long, and others are served for as long, if there are any. */
+/* A turn that gets long steps aside after this time, and others are served for as long, if there are any. */
 static const int KFS_TURN_US = 1000;
+/* The cpu time of turns shorter than MEASURED is not looked at; that of others may come out too high by SLACK. */
+static const int KFS_MEASURED_US = 500;
+static const int KFS_SLACK_US = 200;
 static const int KFS_ACCESSES_MIN = 4;
 /* Threads that have stepped aside; further ones do not. */
 static const int KFS_ASIDE_MAX = 64;
@@ -37,6 +40,7 @@ struct kfs_owners {
 	uint64_t deposed;
 	uint64_t shunned;
 	uint64_t steps_aside;
+	uint64_t longest_turn_us; /* of cpu time that others could not have the core in */
 };
 
 struct kfs_ownership *kfs_ownership_new(int event_fd);
@@ -50,7 +54,10 @@ int kfs_seat_pass(struct kfs_seat *seat);
 int kfs_seat_is_hurried(struct kfs_seat *seat);
 void kfs_seat_found_nothing(struct kfs_seat *seat);
 void kfs_seat_end(struct kfs_seat *seat);
+void kfs_seat_turn_begins(struct kfs_seat *seat);
+void kfs_seat_turn_ends(struct kfs_seat *seat);
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid);
+int kfs_pause(void);
 
 int kfs_access_begin(uint64_t *ticket);
 void kfs_access_end(uint64_t ticket);

@@ -47,6 +47,17 @@ class Play:
         self.busy: Counter[Client] = Counter()
         self.files: list[FakeFile] = []
         self.made = 0
+        self.nested = 0
+        self.world.host.turn.meanwhile = self.at_pause
+
+    def at_pause(self) -> None:
+        """The core lets others be served in the middle of something that may be long."""
+        if self.nested < NESTED and self.chance.random() < 0.2:
+            self.nested += 1
+            try:
+                self.others()
+            finally:
+                self.nested -= 1
 
     def step(self, deeds: tuple[Callable[[Play, Client], None], ...] | None = None) -> None:
         client = self.chance.choice(self.clients) if self.clients and self.chance.random() < 0.93 else self.enter()
@@ -247,6 +258,7 @@ class Play:
 
     def end(self) -> None:
         domain = self.world.domain
+        self.world.host.turn.meanwhile = None
         for client in self.clients:
             client.close()
         for owner in self.endpoints:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EBADF, EFAULT, EINVAL, ESRCH
+from time import thread_time_ns
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.abi.identity import Creds, Pids
-from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata
+from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata, Turn
 
 ALL_SEALS = 0xF
 OVERFLOW_ID = 65534
@@ -251,6 +252,48 @@ class FakeClock:
         return self.now + 10**18
 
 
+class FakeTurn(Turn):
+    """A turn that a test can look into.
+
+    meanwhile: what others do whenever the core lets them, which is each time that it tells of work; pauses: how often
+    that was; longest_ns: the most cpu time between two of them, since `watch`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], object] | None = None
+        self.pauses = 0
+        self.longest_ns = 0
+        self._since: int | None = None
+
+    def watch(self) -> None:
+        """Measure from now on."""
+        self.pauses = self.longest_ns = 0
+        self._since = thread_time_ns()
+
+    def stop(self) -> None:
+        """Measure no more: the last stretch ends here."""
+        self._measure()
+        self._since = None
+
+    def _measure(self) -> None:
+        if self._since is not None:
+            now = thread_time_ns()
+            self.longest_ns = max(self.longest_ns, now - self._since)
+            self._since = now
+
+    def spend(self, units: int = 1) -> bool:
+        assert units >= 0
+        return self.pause()
+
+    def pause(self) -> bool:
+        self.pauses += 1
+        self._measure()
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return True
+
+
 class FakeCancellation:
     def __init__(self, file: FakeFile) -> None:
         self.file = file
@@ -265,6 +308,7 @@ class FakeCancellation:
 class FakeHost:
     def __init__(self) -> None:
         self.clock = FakeClock()
+        self.turn = FakeTurn()
         self.page_size = 4096
         self.watched: list[tuple[FakeFile, object, FakeCancellation]] = []
         self._uuids = 0

@@ -1,0 +1,22 @@
+"""ports.Turn: the turn of the thread that owns the core (fuse.ownership)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kdbusfs.core import ports
+
+from ..native import _native as _untyped
+
+lib: Final[Any] = _untyped.lib
+
+
+class LinuxTurn(ports.Turn):
+    """The turn of the calling thread.  A thread that never owns the core, like the tree's, has none: it goes on."""
+
+    __slots__ = ()
+
+    def pause(self) -> bool:
+        """Step aside after KFS_TURN_US; whether others have owned the core meanwhile."""
+        stepped_aside: int = lib.kfs_pause()
+        return stepped_aside != 0
