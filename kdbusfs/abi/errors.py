@@ -21,3 +21,15 @@ class KdbusError(Exception):
     def __str__(self) -> str:
         name = _errno.errorcode.get(self.errno, str(self.errno))
         return f"{name}: {self.reason}" if self.reason else name
+
+
+class AbandonedError(KdbusError):
+    """The client was killed while its memory was accessed, and is answered: its command must change nothing more.
+
+    Whoever goes on after a KdbusError passes this one on.  To others it is EFAULT, as a copy that a fatal signal ends.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(_errno.EFAULT, reason)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from librt.strings import BytesWriter
 
 from ..abi import constants as c
-from ..abi.errors import KdbusError
+from ..abi.errors import AbandonedError, KdbusError
 from ..abi.items import make_item
 from ..abi.layouts import MSG_SIZE, U64
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
@@ -231,9 +231,11 @@ class Connection:
         source: Connection | None,
         caller: Caller | None = None,
     ) -> bool:
-        """Deliver where nobody hears of a failure; whether it succeeded."""
+        """Deliver where nobody hears of a failure; whether it succeeded.  Raises AbandonedError."""
         try:
             self.deliver(message, process, metadata, source, caller)
+        except AbandonedError:
+            raise
         except KdbusError:
             return False
         return True

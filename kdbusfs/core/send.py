@@ -20,7 +20,7 @@ from mypy_extensions import mypyc_attr
 
 from ..abi import constants as c
 from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
+from ..abi.errors import AbandonedError, KdbusError
 from ..abi.items import Item
 from ..abi.layouts import I32
 from .call import PENDING
@@ -104,6 +104,8 @@ class Outgoing:
         """Deliver a copy; where that fails the receiver lost it (BC-2, MON-3)."""
         try:
             self.collect(receiver)
+        except AbandonedError:
+            raise
         except KdbusError:
             pass  # a copy that lacks metadata is better than none (SEND-39)
         if not receiver.try_deliver(

@@ -69,7 +69,7 @@ HEAD_SIZE: Final = 56
 FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
-_OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside", "longest_turn_us")
+_OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside", "longest_turn_us", "abandoned")
 _COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds", "kept_waiting")
 
 
@@ -91,7 +91,6 @@ class Channel:
     """
 
     __slots__ = (
-        "_owners",
         "address",
         "command",
         "freed",
@@ -131,7 +130,6 @@ class Channel:
             raise MemoryError
         self.native = native
         self.address = address_of(native)
-        self._owners = ffi.new("struct kfs_owners *")
         freed = lib.kfs_channel_freed(native)
         self.freed_count = memoryview(ffi.buffer(freed, _FREED_COUNT_SIZE)).cast("Q")
         self.freed = memoryview(ffi.buffer(freed.slices))
@@ -159,10 +157,11 @@ class Channel:
         lib.kfs_channel_end(self.native)
 
     def owners(self) -> dict[str, int]:
-        """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; deposed, shunned and
-        steps_aside: how often that happened; longest_turn_us: the most cpu time that a turn has taken.
+        """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; deposed, shunned,
+        steps_aside and abandoned (a client was killed while its reader was stuck): how often that happened;
+        longest_turn_us: the most cpu time that a turn has taken.
         """
-        owners = self._owners
+        owners = ffi.new("struct kfs_owners *")  # not the channel's: any thread may ask
         lib.kfs_channel_owners(self.native, owners)
         return {name: getattr(owners, name) for name in _OWNERS}
 

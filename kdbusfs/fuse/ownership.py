@@ -30,6 +30,15 @@ For the core this means that others may have been served *inside* a copy or a `T
 queues may have filled, an awaited reply may have come.  What it has looked at before it looks at again after it; a
 channel does the same with its slot.  An interrupt for a request that is stuck is kept for it (`Requests.interrupt`).
 
+A client that is killed cannot end before it has its answer. If the page that its reader waits for is served by the
+client itself, then neither ever ends: the server's descriptor is closed with the last thread of the process. So a
+request whose thread has a fatal signal pending while its reader is stuck is *abandoned*: it is answered at once with
+EINTR, by the owner when FUSE_INTERRUPT comes, or by the watchdog, which looks every KFS_DYING_MS (the kernel tells of
+the first signal only, which may have been a harmless one). The client ends, its files are closed, a page of its own
+fails, and the stuck thread comes back. It finds that its request was abandoned: every access returns ECANCELED from
+then on, in Python `AbandonedError`, which everybody passes on, so that the command changes nothing more. Nothing else
+is answered.
+
 A stuck thread costs memory and a kernel thread, and each deposition stalls everybody for KFS_PATIENCE_MS.  So there
 are bounds by the uid of the request: KFS_STUCK_PER_UID threads for one, KFS_STUCK_MAX in all.  A uid that is at its
 bound, or that deposes more than KFS_DEPOSED_MAX times in KFS_DEPOSED_MS, is *shunned* for KFS_SHUNNED_MS: none of its

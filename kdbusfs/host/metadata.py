@@ -1,7 +1,8 @@
 """Process metadata of a thread, gathered from /proc (META-3 to META-14).
 
-Nothing here can wait for a client: /proc/TID/cmdline looks at anonymous memory only, links are shown from
-what the kernel holds, and no file system is asked for anything.
+Only /proc/TID/cmdline can wait for a client: it takes the lock of the process' memory map, and the reader
+can be deposed meanwhile (fuse.ownership). Links are shown from what the kernel holds, and no file system is
+asked for anything.
 """
 
 from __future__ import annotations

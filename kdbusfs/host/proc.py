@@ -1,22 +1,28 @@
-"""Reads below /proc, for the reader's thread only: they share one buffer."""
+"""Reads below /proc."""
 
 from __future__ import annotations
 
-from errno import ENOENT, ESRCH
+from errno import ECANCELED, ENOENT, ESRCH
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.abi.errors import AbandonedError, KdbusError
 from kdbusfs.native._native import ffi, lib
 
 _SIZE: Final = 16384
-_buffer: Final[Any] = ffi.new("char[]", _SIZE)
+_LINK_MAX: Final = 4096
+_new: Final[Any] = ffi.new_allocator(should_clear_after_alloc=False)
 _unpack: Final[Any] = ffi.unpack
 
 
 def fail(result: int, what: str) -> KdbusError:
-    """The error for the negative errno `result` of a call on a thread; no entry in /proc means no thread."""
+    """The error for the negative errno `result` of a call on a thread.
+
+    No entry in /proc means no thread; ECANCELED, that it was killed during an access (native/ownership.c).
+    """
+    if result == -ECANCELED:
+        return AbandonedError(what)
     return KdbusError(ESRCH if result == -ENOENT else -result, what)
 
 
@@ -27,12 +33,13 @@ def read(tid: int, name: bytes, limit: int, partial: bool = False) -> bytes:
     Raises KdbusError: ESRCH when the thread is gone (or has no such file), or the errno of the read.
     """
     size = min(limit, _SIZE)
-    buffer = _buffer
+    # Of this call alone: while the text of one client is awaited, others are read (fuse.ownership).
+    buffer = _new("char[]", size)
     n: int = lib.kfs_proc_read(tid, name, buffer, size)
     while n == size and size < limit:
         # Built anew rather than continued: a second read may show another state.
         size = limit if partial else min(limit, size * 8)
-        buffer = ffi.new("char[]", size)
+        buffer = _new("char[]", size)
         n = lib.kfs_proc_read(tid, name, buffer, size)
     if n < 0:
         raise fail(n, name.decode())
@@ -44,10 +51,11 @@ def link(tid: int, name: bytes) -> bytes:
     """What link /proc/TID/`name` shows.  Raises KdbusError; ENOENT where it leads nowhere or the thread is
     gone.
     """
-    n: int = lib.kfs_proc_link(tid, name, _buffer, _SIZE)
+    buffer = _new("char[]", _LINK_MAX)
+    n: int = lib.kfs_proc_link(tid, name, buffer, _LINK_MAX)
     if n < 0:
         raise KdbusError(-n, name.decode())
-    text: bytes = _unpack(_buffer, n)
+    text: bytes = _unpack(buffer, n)
     return text
 
 

@@ -24,7 +24,7 @@ static struct kfs_channel *new_channel(struct mount *mount)
 {
 	struct kfs_channel *ch = calloc(1, sizeof(*ch));
 	struct kfs_channel_private *p = calloc(1, sizeof(*p));
-	struct kfs_seat *seat = kfs_seat_new(mount->ownership, kfs_detach, ch);
+	struct kfs_seat *seat = kfs_seat_new(mount->ownership, kfs_detach, kfs_answer_killed, ch);
 	void *request = NULL, *reply = NULL;
 
 	if (!ch || !p || !seat || posix_memalign(&request, PAGE, KFS_REQUEST_MAX) ||
@@ -236,9 +236,10 @@ void kfs_let_go(struct kfs_channel *ch)
 
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
 {
+	int abandoned = kfs_seat_request_ends(ch->private_->seat);
 	int r = 0;
 
-	if (result != KFS_NOTHING)
+	if (result != KFS_NOTHING && !abandoned)
 		r = kfs_answer_current(ch, result);
 	if (ch->reply_len)
 		r = kfs_pass_reply(ch);
@@ -288,7 +289,7 @@ static int serve(struct kfs_channel *ch)
 	case FUSE_INTERRUPT:
 		ch->counts->interrupts++;
 		ch->unique = ((const struct fuse_interrupt_in *)(in + 1))->unique;
-		return KFS_INTERRUPT;
+		return kfs_seat_interrupt(ch->private_->seat, ch->unique) ? AGAIN : KFS_INTERRUPT;
 	case FUSE_RELEASE:
 		/* Nobody waits for its answer; its effects come before the next request is read. */
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;

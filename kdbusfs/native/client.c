@@ -204,8 +204,7 @@ int kfs_proc_read(int tid, const char *name, char *buffer, int size)
     if (r < 0)
         return r;
     r = read_all(path, buffer, size);
-    kfs_access_end(ticket);
-    return r;
+    return kfs_access_end(ticket) < 0 ? -ECANCELED : r;
 }
 
 int kfs_proc_link(int tid, const char *name, char *buffer, int size)
@@ -321,7 +320,9 @@ int kfs_client_write(int pidfd, int tid, uint64_t address, const char *data, uin
         return r;
     n = process_vm_writev(tid, &local, 1, &remote, 1, 0);
     error = errno;
-    kfs_access_end(ticket);
+    r = kfs_access_end(ticket);
+    if (r < 0)
+        return r;
     if (n < 0)
         return -error;
     return (uint64_t)n == size ? 0 : -EFAULT;
@@ -364,15 +365,18 @@ static int read_batch(int tid, const struct iovec *local, const struct iovec *re
 {
     uint64_t ticket;
     ssize_t n;
-    int error;
+    int error, r;
 
     if (count == 0)
         return 0;
-    if (kfs_access_begin(&ticket) < 0)
-        return -EFAULT;
+    r = kfs_access_begin(&ticket);
+    if (r < 0)
+        return r;
     n = process_vm_readv(tid, local, count, remote, count, 0);
     error = errno;
-    kfs_access_end(ticket);
+    r = kfs_access_end(ticket);
+    if (r < 0)
+        return r;
     if (n < 0)
         return -error;
     return (size_t)n == total ? 0 : -EFAULT;

@@ -97,6 +97,7 @@ void kfs_forget_published(struct slot *slot, int index);
 /* ioctl.c: AGAIN or a kind */
 int kfs_serve_ioctl(struct kfs_channel *ch);
 void kfs_detach(void *channel);
+void kfs_answer_killed(void *channel);
 
 /* tree.c */
 int kfs_serve_tree(struct kfs_channel *ch);

@@ -80,13 +80,15 @@ static int read_client(uint32_t tid, uint64_t address, void *to, size_t size)
 	struct iovec remote = { (void *)(uintptr_t)address, size };
 	uint64_t ticket;
 	ssize_t n;
-	int error;
+	int error, r;
 
 	if (address + size < address || kfs_access_begin(&ticket) < 0)
 		return -EFAULT;
 	n = process_vm_readv((pid_t)tid, &local, 1, &remote, 1, 0);
 	error = errno;
-	kfs_access_end(ticket);
+	r = kfs_access_end(ticket);
+	if (r < 0)
+		return r;
 	if (n < 0)
 		return -error;
 	return (size_t)n == size ? 0 : -EFAULT;
@@ -182,6 +184,18 @@ void kfs_detach(void *channel)
 	}
 }
 
+/* The client of `ch` was killed while the thread of `ch` is stuck in its memory: nothing else keeps it from ending. */
+void kfs_answer_killed(void *channel)
+{
+	const struct kfs_channel *ch = channel;
+	const struct fuse_out_header header = { .len = sizeof(header), .unique = ch->unique, .error = -EINTR };
+	ssize_t n;
+
+	do
+		n = write(ch->private_->mount->fuse_fd, &header, sizeof(header));
+	while (n < 0 && errno == EINTR);
+}
+
 /* The pidfd is of a thread that is no more. */
 static void untie(struct kfs_channel *ch)
 {
@@ -243,7 +257,7 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 			break;
 		p->pidfd = slot->pidfd;
 		fetch(ch, command, size);
-		if (p->pidfd < 0)
+		if (p->pidfd < 0 || kfs_seat_is_abandoned(p->seat))
 			return;
 		if (is_alive(p->pidfd)) {
 			ch->pidfd = p->pidfd;
@@ -273,8 +287,7 @@ static int write_flags(struct kfs_channel *ch, uint32_t offset)
 	if (ch->pidfd < 0 || ch->arg + offset < ch->arg || kfs_access_begin(&ticket) < 0)
 		return -EFAULT;
 	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
-	kfs_access_end(ticket);
-	return n == sizeof(wanted) ? 0 : -EFAULT;
+	return kfs_access_end(ticket) == 0 && n == sizeof(wanted) ? 0 : -EFAULT;
 }
 
 /* Carries out a plain FREE.  Returns whether it did; otherwise it is for the core to say what is wrong with it. */
@@ -293,6 +306,10 @@ static int serve_free(struct kfs_channel *ch, const struct command *command)
 		return 0;
 	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed.count < KFS_FREED_MAX &&
 		   write_flags(ch, mount->free.flags_offset + 8) == 0;
+	if (kfs_seat_is_abandoned(ch->private_->seat)) {
+		kfs_let_go(ch);
+		return 1;
+	}
 	/* Looked up anew: others may have been served during the access to the client's memory. */
 	slot = kfs_slot_of(mount, ch->fh);
 	index = slot ? kfs_find_published(slot, offset) : -1;
@@ -330,7 +347,7 @@ int kfs_serve_ioctl(struct kfs_channel *ch)
 	ch->command_len = ch->message_len = 0;
 	ch->command_error = ch->message_error = 0;
 	ch->pidfd = -1;
-	kfs_seat_request(ch->private_->seat, ch->uid);
+	kfs_seat_request(ch->private_->seat, ch->uid, ch->tid, ch->unique);
 	if (ch->request_len < IOCTL_DATA || ch->in_size > ch->request_len - IOCTL_DATA ||
 	    ch->in_size > (uint32_t)KFS_COMMAND_MAX || ch->out_size > (uint32_t)KFS_COMMAND_MAX) {
 		kfs_put_error(ch, in->unique, -EIO);
@@ -349,6 +366,10 @@ int kfs_serve_ioctl(struct kfs_channel *ch)
 		if (ch->cmd == ch->private_->mount->free.number && serve_free(ch, command))
 			return AGAIN;
 		read_command(ch, command);
+	}
+	if (kfs_seat_request_ends(ch->private_->seat)) {
+		kfs_let_go(ch);
+		return AGAIN;
 	}
 	return KFS_IOCTL;
 }

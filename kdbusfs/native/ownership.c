@@ -26,6 +26,12 @@
 #define TURN_NS (KFS_TURN_US * 1000ull)
 #define ACCOUNTS 128
 #define DEPOSED_KEPT 10
+/* Of a stat file in /proc: longer than any; fields. */
+#define STAT_MAX 1024
+#define STAT_STATE 3
+#define STAT_PENDING 31
+/* Stuck readers are no more than these: those that began when there was room, those that had stepped aside, and one. */
+#define LOOKED_AT_MAX (KFS_STUCK_MAX + KFS_ASIDE_MAX + 1)
 /* Of others_until: for a turn that has not begun yet. */
 #define A_TURN UINT64_MAX
 _Static_assert(ACCOUNTS > 64, "every uid with a stuck thread has an account");
@@ -43,12 +49,18 @@ struct account {
 struct kfs_seat {
 	struct kfs_ownership *ownership;
 	struct kfs_seat *next;
+	struct kfs_seat *next_stuck;
 	pthread_cond_t turn;
 	void (*deposed)(void *);
+	void (*answer)(void *);
 	void *context;
 	int tid;
+	/* Of its request; `client` is the thread that made it. */
 	uint32_t uid;
+	uint32_t client;
+	uint64_t unique;
 	int shunned;
+	int abandoned;  /* the client was killed and has its answer; set only while the seat is among the stuck */
 	int accesses;   /* of this turn so far */
 	uint64_t since; /* ns: from when on the turn counts as a long one's; 0: not yet */
 	/* What this turn is measured by: its start, and what cpu time the thread had had at some time before. */
@@ -66,12 +78,14 @@ struct kfs_ownership {
 	_Atomic uint32_t returned; /* seats in `returning` */
 	_Atomic uint32_t shunning; /* whether anybody may be shunned */
 	_Atomic uint32_t ended;
+	_Atomic uint32_t any_stuck; /* whether there are seats in `stuck` */
 	pthread_mutex_t lock;
 	pthread_t watchdog;
 	int watched;
 	int event_fd;
 	struct kfs_seat *owner;
 	struct queue spare, returning;
+	struct kfs_seat *stuck;
 	/* ns: until when others are served before who has stepped aside goes on; 0: not at all */
 	uint64_t others_until;
 	struct kfs_owners count;
@@ -201,35 +215,102 @@ static int is_shunned(struct kfs_ownership *o, uint32_t uid)
 
 /* --- the watchdog ----------------------------------------------------------------------------------- */
 
-static void futex(_Atomic uint32_t *word, int operation, uint32_t value)
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value, const struct timespec *timeout)
 {
-	syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+	syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
 }
 
 static void wake_watchdog(struct kfs_ownership *o)
 {
 	o->asleep = 0;
-	futex(&o->asleep, FUTEX_WAKE, 1);
+	futex(&o->asleep, FUTEX_WAKE, 1, NULL);
+}
+
+/*
+ * A field of a stat file of /proc, counted as in proc(5), from 3 on; it lies in `text`.  NULL: the thread is no more.
+ * Such a file is short, whatever the thread is, and reading it waits for nothing of the thread's.
+ */
+static const char *read_stat(const char *path, int field, char *text, size_t size)
+{
+	char *at;
+	ssize_t n;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return NULL;
+	n = read(fd, text, size - 1);
+	close(fd);
+	if (n <= 0)
+		return NULL;
+	text[n] = 0;
+	/* The name of the program before it may hold anything. */
+	at = strrchr(text, ')');
+	for (; at && field > 2; field--)
+		at = strchr(at + 1, ' ');
+	return at ? at + 1 : NULL;
 }
 
 /* Whether the thread waits for something, rather than for its turn on a cpu. */
 static int is_blocked(int tid)
 {
-	char path[64], text[256], *state;
-	ssize_t n;
-	int fd;
+	char path[64], text[STAT_MAX];
+	const char *state;
 
 	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	state = read_stat(path, STAT_STATE, text, sizeof(text));
+	return !state || *state != 'R';
+}
+
+/*
+ * Whether a fatal signal is pending for a client's thread, so that it ends as soon as its request is answered.  The
+ * kernel makes every fatal signal a SIGKILL of each thread of the process, also an exit and an execve of a sibling.
+ */
+static int is_dying(uint32_t tid)
+{
+	char path[64], text[STAT_MAX];
+	const char *pending;
+
+	snprintf(path, sizeof(path), "/proc/%u/task/%u/stat", tid, tid);
+	pending = read_stat(path, STAT_PENDING, text, sizeof(text));
+	return !pending || strtoull(pending, NULL, 10) & 1ull << (SIGKILL - 1);
+}
+
+/* With the lock held: the killed client of `unique`, whose reader is stuck, gets its answer.  Whether it did. */
+static int abandon(struct kfs_ownership *o, uint64_t unique)
+{
+	for (struct kfs_seat *seat = o->stuck; seat; seat = seat->next_stuck) {
+		if (seat->unique != unique || seat->abandoned || o->ended)
+			continue;
+		seat->abandoned = 1;
+		o->count.abandoned++;
+		seat->answer(seat->context);
 		return 1;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (n <= 0)
-		return 1;
-	text[n] = 0;
-	state = strrchr(text, ')');
-	return !state || state[1] != ' ' || state[2] != 'R';
+	}
+	return 0;
+}
+
+/* A client may be killed long after the signal that the kernel tells of, and that it tells of but once. */
+static void look_for_dying(struct kfs_ownership *o)
+{
+	uint64_t uniques[LOOKED_AT_MAX];
+	uint32_t clients[LOOKED_AT_MAX];
+	int n = 0;
+
+	pthread_mutex_lock(&o->lock);
+	for (struct kfs_seat *seat = o->stuck; seat && n < LOOKED_AT_MAX; seat = seat->next_stuck) {
+		if (seat->abandoned)
+			continue;
+		uniques[n] = seat->unique;
+		clients[n++] = seat->client;
+	}
+	pthread_mutex_unlock(&o->lock);
+	for (int i = 0; i < n; i++) {
+		if (!is_dying(clients[i]))
+			continue;
+		pthread_mutex_lock(&o->lock);
+		abandon(o, uniques[i]);
+		pthread_mutex_unlock(&o->lock);
+	}
 }
 
 /* With the lock held: the core goes to a spare, which there is. */
@@ -260,6 +341,9 @@ static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 	    (age >= KFS_PATIENCE_MS * KFS_BUSY_FACTOR * NS_PER_MS || is_blocked(owner->tid)) &&
 	    atomic_compare_exchange_strong(&o->access, &ticket, ticket + 1)) {
 		charge(o, owner->uid);
+		owner->next_stuck = o->stuck;
+		o->stuck = owner;
+		o->any_stuck = 1;
 		owner->deposed(owner->context);
 		if (o->returning.first)
 			let_returning_own(o);
@@ -271,13 +355,17 @@ static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 
 static void *watch(void *argument)
 {
-	const struct timespec look = { 0, KFS_LOOK_MS * NS_PER_MS };
+	const struct timespec look = { 0, KFS_LOOK_MS * NS_PER_MS }, dying = { 0, KFS_DYING_MS * NS_PER_MS };
 	struct kfs_ownership *o = argument;
-	uint64_t seen = 0, since = now_ns();
+	uint64_t seen = 0, since = now_ns(), looked = since;
 
 	while (!o->ended) {
 		uint64_t access = o->access, now = now_ns();
 
+		if (o->any_stuck && now - looked >= KFS_DYING_MS * NS_PER_MS) {
+			look_for_dying(o);
+			looked = now;
+		}
 		if (access != seen) {
 			seen = access;
 			since = now;
@@ -287,8 +375,10 @@ static void *watch(void *argument)
 		} else if (now - since >= KFS_DOZE_MS * NS_PER_MS) {
 			o->asleep = 1;
 			/* Either the owner sees that we sleep, or we see its access. */
-			while (o->asleep && o->access == seen && !o->ended)
-				futex(&o->asleep, FUTEX_WAIT, 1);
+			if (o->any_stuck && o->access == seen && !o->ended)
+				futex(&o->asleep, FUTEX_WAIT, 1, &dying);
+			while (!o->any_stuck && o->asleep && o->access == seen && !o->ended)
+				futex(&o->asleep, FUTEX_WAIT, 1, NULL);
 			o->asleep = 0;
 			continue;
 		}
@@ -332,8 +422,11 @@ void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners)
 	pthread_mutex_unlock(&o->lock);
 }
 
-/* `deposed` is called while the thread of the seat is stuck and nobody owns the core. */
-struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void *context)
+/*
+ * `deposed` is called while the thread of the seat is stuck and nobody owns the core.  `answer` is called, by any thread,
+ * while that one is stuck and its client was killed: it gives the request an answer, and may not wait.
+ */
+struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void (*answer)(void *), void *context)
 {
 	struct kfs_seat *seat = calloc(1, sizeof(*seat));
 
@@ -341,6 +434,7 @@ struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), 
 		return NULL;
 	seat->ownership = o;
 	seat->deposed = deposed;
+	seat->answer = answer;
 	seat->context = context;
 	pthread_cond_init(&seat->turn, NULL);
 	return seat;
@@ -494,11 +588,45 @@ void kfs_seat_turn_ends(struct kfs_seat *seat)
 	seat->began = 0;
 }
 
-/* The owner takes up a request of `uid`. */
-void kfs_seat_request(struct kfs_seat *seat, uint32_t uid)
+/* The owner takes up request `unique`, which thread `client` of `uid` has made. */
+void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique)
 {
 	seat->uid = uid;
+	seat->client = client;
+	seat->unique = unique;
+	seat->abandoned = 0;
 	seat->shunned = seat->ownership->shunning && is_shunned(seat->ownership, uid);
+}
+
+/* The owner is through with its request.  Whether that was abandoned, and must not be answered once more. */
+int kfs_seat_request_ends(struct kfs_seat *seat)
+{
+	int abandoned = seat->abandoned;
+
+	seat->abandoned = 0;
+	return abandoned;
+}
+
+/* Whether the client of the owner's request was killed, and answered, while the thread was stuck. */
+int kfs_seat_is_abandoned(struct kfs_seat *seat)
+{
+	return seat->abandoned;
+}
+
+/* FUSE_INTERRUPT: a signal came for request `unique`.  Whether that is one of a stuck reader's, and answered by now. */
+int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique)
+{
+	struct kfs_ownership *o = seat->ownership;
+	int answered = 0;
+
+	if (!o->any_stuck)
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	for (struct kfs_seat *each = o->stuck; each; each = each->next_stuck)
+		if (each->unique == unique && is_dying(each->client))
+			answered = abandon(o, unique);
+	pthread_mutex_unlock(&o->lock);
+	return answered;
 }
 
 /* --- accesses --------------------------------------------------------------------------------------- */
@@ -561,7 +689,10 @@ int kfs_pause(void)
 	return seat && seat->began && mind_others(seat);
 }
 
-/* What follows may be held up by a client.  -EFAULT: the client has done that too often, it must not be done. */
+/*
+ * What follows may be held up by a client.  Otherwise it must not be done: -EFAULT, the client has done that too often;
+ * -ECANCELED, it was killed, see kfs_access_end.
+ */
 int kfs_access_begin(uint64_t *ticket)
 {
 	struct kfs_seat *seat = own_seat;
@@ -570,6 +701,8 @@ int kfs_access_begin(uint64_t *ticket)
 	*ticket = 0;
 	if (!seat)
 		return 0;
+	if (seat->abandoned)
+		return -ECANCELED;
 	if (seat->shunned)
 		return -EFAULT;
 	if (++seat->accesses >= KFS_ACCESSES_MIN)
@@ -584,9 +717,14 @@ int kfs_access_begin(uint64_t *ticket)
 static void get_back(struct kfs_seat *seat)
 {
 	struct kfs_ownership *o = seat->ownership;
+	struct kfs_seat **link = &o->stuck;
 	uint64_t one = 1;
 
 	pthread_mutex_lock(&o->lock);
+	while (*link != seat)
+		link = &(*link)->next_stuck;
+	*link = seat->next_stuck;
+	o->any_stuck = o->stuck != NULL;
 	discharge(o, seat->uid);
 	if (!o->ended) {
 		append(&o->returning, seat);
@@ -601,11 +739,18 @@ static void get_back(struct kfs_seat *seat)
 	pthread_mutex_unlock(&o->lock);
 }
 
-/* Returns when the thread owns the core, which is at once unless it was deposed.  Does not keep errno. */
-void kfs_access_end(uint64_t ticket)
+/*
+ * Returns when the thread owns the core, which is at once unless it was deposed.  Does not keep errno.
+ *
+ * -ECANCELED: the client was killed meanwhile, and its request has been answered.  What was copied is worth nothing, and
+ * what was begun must be given up: the client may be gone, and its files closed.
+ */
+int kfs_access_end(uint64_t ticket)
 {
 	struct kfs_seat *seat = own_seat;
 
-	if (seat && !atomic_compare_exchange_strong(&seat->ownership->access, &ticket, ticket + 1))
-		get_back(seat);
+	if (!seat || atomic_compare_exchange_strong(&seat->ownership->access, &ticket, ticket + 1))
+		return 0;
+	get_back(seat);
+	return seat->abandoned ? -ECANCELED : 0;
 }

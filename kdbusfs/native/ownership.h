@@ -10,6 +10,8 @@ static const int KFS_PATIENCE_MS = 20;
 static const int KFS_LOOK_MS = 5;
 /* A reader that is not blocked but busy (a big copy, no time on a cpu) gets so many times that. */
 static const int KFS_BUSY_FACTOR = 10;
+/* How often is looked whether the client of a stuck reader was killed. */
+static const int KFS_DYING_MS = 50;
 /* The watchdog goes to sleep when nothing was accessed for this long. */
 static const int KFS_DOZE_MS = 100;
 /* Bounds: threads that are stuck, in all and for one uid. */
@@ -41,13 +43,14 @@ struct kfs_owners {
 	uint64_t shunned;
 	uint64_t steps_aside;
 	uint64_t longest_turn_us; /* of cpu time that others could not have the core in */
+	uint64_t abandoned;
 };
 
 struct kfs_ownership *kfs_ownership_new(int event_fd);
 void kfs_ownership_free(struct kfs_ownership *o);
 void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners);
 
-struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void *context);
+struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void (*answer)(void *), void *context);
 void kfs_seat_free(struct kfs_seat *seat);
 int kfs_seat_take(struct kfs_seat *seat);
 int kfs_seat_pass(struct kfs_seat *seat);
@@ -56,8 +59,11 @@ void kfs_seat_found_nothing(struct kfs_seat *seat);
 void kfs_seat_end(struct kfs_seat *seat);
 void kfs_seat_turn_begins(struct kfs_seat *seat);
 void kfs_seat_turn_ends(struct kfs_seat *seat);
-void kfs_seat_request(struct kfs_seat *seat, uint32_t uid);
 int kfs_pause(void);
+void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique);
+int kfs_seat_request_ends(struct kfs_seat *seat);
+int kfs_seat_is_abandoned(struct kfs_seat *seat);
+int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique);
 
 int kfs_access_begin(uint64_t *ticket);
-void kfs_access_end(uint64_t ticket);
+int kfs_access_end(uint64_t ticket);

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from errno import EBADFD, ECANCELED, ECONNRESET, EFAULT, ENOBUFS, EPERM, ETIMEDOUT
+from errno import EBADFD, ECANCELED, ECONNRESET, EFAULT, ENOBUFS, EPERM, EPIPE, ETIMEDOUT
 from struct import pack
 
 import pytest
 
 from kdbusfs.abi import constants as c
+from kdbusfs.abi.errors import AbandonedError
 from kdbusfs.abi.items import make_item
 from kdbusfs.abi.limits import CONN_MAX_MSGS
 from tests.support.core_client import PENDING, Client, FakeProcess, World
@@ -307,3 +308,85 @@ def test_a_file_becomes_one_connection_only(world: World) -> None:
     assert len(world.domain.buses["1000-test"].connections) == 1
     fresh.close()
     assert not world.domain.buses["1000-test"].connections
+
+
+# A client that is killed meanwhile: `AbandonedError` says so, when its files may be closed already.
+
+
+def dies(client: Client, *, closes: bool = True) -> None:
+    """The next access to the client's memory does not end before the client does."""
+
+    def die() -> None:
+        if closes:
+            client.close()
+        raise AbandonedError("killed")
+
+    client.process.meanwhile = die
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_killed_sender_queues_nothing(slow: Client, peer: Client, closes: bool) -> None:
+    dies(slow, closes=closes)
+    assert slow.send(dst=peer.id, cookie=5, items=slow.vec(bytes(100))) == -EFAULT
+    assert cookies(peer) == []
+    assert at_rest(slow) and at_rest(peer)
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_killed_sender_of_a_request_leaves_no_tracker(slow: Client, peer: Client, closes: bool) -> None:
+    """REP-1."""
+    dies(slow, closes=closes)
+    assert request(slow, peer.id, 1, items=slow.vec(bytes(100))) == -EFAULT
+    assert cookies(peer) == []
+    assert slots(slow) == 0
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_a_killed_sender_whose_metadata_are_read_queues_nothing(world: World, peer: Client) -> None:
+    """Not even where a message that lacks metadata would be better than none (SEND-39)."""
+    slow = world.connect(FakeProcess(uid=1000))
+    monitor = world.connect(flags=c.HELLO_MONITOR, recv=c.ATTACH_CREDS)
+    drain(monitor)
+    dies(slow)
+    assert slow.send(dst=peer.id, cookie=5) == -EFAULT
+    assert cookies(peer) == []
+    assert [message for message in drain(monitor) if message.cookie == 5] == []
+    assert at_rest(slow) and at_rest(peer)
+
+
+def test_a_killed_sender_of_a_broadcast_reaches_nobody_else(world: World, slow: Client) -> None:
+    first, second = observer(world), observer(world)
+    for client in (first, second):
+        drain(client)
+    dies(slow, closes=False)
+    assert signal(slow, cookie=7, items=slow.vec(bytes(100))) == -EFAULT
+    assert 7 not in cookies(first) + cookies(second)
+    assert first.connection.lost == second.connection.lost == 0
+    assert at_rest(first) and at_rest(second)
+
+
+def test_a_requester_is_told_of_a_replier_that_is_killed(world: World, slow: Client) -> None:
+    """REP-10: its file is closed before the copy of its reply ends; REP-16: or it is not, as a sibling has it too."""
+    for closes, told in ((False, -EFAULT), (True, -EPIPE)):
+        peer = world.connect()
+        assert request(peer, slow.id, 3, sync=True) == PENDING
+        drain(slow)
+        dies(slow, closes=closes)
+        assert reply(slow, peer.id, 3, items=slow.vec(bytes(100))) in (-EFAULT, -EPERM)
+        assert results(world)[-1] == told
+        assert at_rest(peer)
+
+
+def test_a_killed_maker_makes_nothing(world: World) -> None:
+    """FS-24, CLOSE-1: its file is closed already, and nobody could end what it would make."""
+    process = FakeProcess(uid=1000)
+    control = world.open_control(process)
+    dies(control)
+    assert world.make_bus(control, b"1000-late") == -EFAULT
+    assert "1000-late" not in world.domain.buses
+    connections = len(world.domain.buses["1000-test"].connections)
+    fresh = world.open(process)
+    dies(fresh)
+    assert fresh.hello() == -EFAULT
+    assert len(world.domain.buses["1000-test"].connections) == connections
+    assert len(world.domain.users) == 1
