@@ -21,6 +21,7 @@ BUS_BLOOM_MAX_SIZE: Final = 4096
 NAME_MAX_LEN: Final = 255  # well-known names
 SYSNAME_MAX_LEN: Final = 63  # buses, endpoints, descriptions
 MATCH_MAX: Final = 256  # entries for each connection
+MATCH_MAX_RULES: Final = 1024  # of all entries of a connection, without those that say nothing new; none in kdbus
 CONN_MAX_MSGS: Final = 256  # queued messages
 CONN_MAX_MSGS_UNACCOUNTED: Final = 16
 CONN_MAX_MSGS_PER_USER: Final = 16

@@ -42,7 +42,8 @@ DEAD: Final = POLLERR | POLLHUP
 class Connection:
     """One connection to a bus, from HELLO to BYEBYE or the last close.
 
-    names: well-known names it owns, in order of acquisition; waiting_for: names it is queued for;
+    names: well-known names it owns, in order of acquisition, and name_changes: how often they changed;
+    waiting_for: names it is queued for;
     replies: trackers of its own requests; owed: trackers of requests that it has to answer;
     request_count: slots taken by its requests (REP-3); lost: broadcasts it could not take since it last was told,
     lost_before: and those that it was told of;
@@ -73,6 +74,7 @@ class Connection:
         "lost_before",
         "matches",
         "metadata",
+        "name_changes",
         "names",
         "owed",
         "owned_items",
@@ -126,6 +128,7 @@ class Connection:
         self.queue = Queue()
         self.matches = MatchDb(self)
         self.names: dict[bytes, NameEntry] = {}
+        self.name_changes = 0
         self.owned_items: bytes | None = b""
         self.waiting_for: dict[bytes, NameEntry] = {}
         self.activator_of: NameEntry | None = None
@@ -149,11 +152,13 @@ class Connection:
     def own(self, entry: NameEntry) -> None:
         """Note that a name is its own now, as the last one that it got."""
         self.names[entry.name] = entry
+        self.name_changes += 1
         self.owned_items = None
         self.user.account.add(NAME_COST)
 
     def disown(self, entry: NameEntry) -> None:
         del self.names[entry.name]
+        self.name_changes += 1
         self.owned_items = None
         self.user.account.uncharge(NAME_COST)
 
@@ -381,12 +386,11 @@ class Connection:
         if subject is None:
             subject = self.credentials
         custom = self.endpoint.policy
-        if custom is not None and not any(custom.level(subject, name) >= c.POLICY_TALK for name in peer.names):
+        if custom is not None and not custom.grants_any(subject, peer.names, c.POLICY_TALK):
             return False
         if self.privileged or subject.ids().euid == peer.credentials.ids().uid:
             return True
-        policy = self.bus.policy
-        return any(policy.level(subject, name) >= c.POLICY_TALK for name in peer.names)
+        return self.bus.policy.grants_any(subject, peer.names, c.POLICY_TALK)
 
     def may_see_name(self, name: bytes, subject: Subject | None = None) -> bool:
         """POL-17: only custom endpoints hide names."""
@@ -396,7 +400,7 @@ class Connection:
     def may_see(self, peer: Connection, subject: Subject) -> bool:
         """POL-17: a peer is visible through any of its names."""
         custom = self.endpoint.policy
-        return custom is None or any(custom.level(subject, name) >= c.POLICY_SEE for name in peer.names)
+        return custom is None or custom.grants_any(subject, peer.names, c.POLICY_SEE)
 
     def may_see_notification(self, message: Message) -> bool:
         """NOTE-5."""
@@ -458,4 +462,6 @@ class Connection:
         self.disconnect()
         self.pool.close()
         self.user.connections -= 1
-        self.bus.domain.users.forget_if_idle(self.user.account)
+        domain = self.bus.domain
+        domain.credentials.give_back(self.credentials)
+        domain.users.forget_if_idle(self.user.account)

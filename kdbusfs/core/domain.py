@@ -14,6 +14,7 @@ from .call import ERESTARTSYS
 from .figures import figures
 from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
 from .metadata import DEFAULT_MASK
+from .policy import SharedCredentials
 from .quota import Account, User
 from .reply import Deadlines
 from .send import CancelToken
@@ -77,6 +78,7 @@ class Domain:
         self.host = host
         self.turn = host.turn
         self.users = Users(memory_limit)
+        self.credentials = SharedCredentials()
         self.active = True
         self.attach_flags_mask = DEFAULT_MASK
         self.buses: dict[str, Bus] = {}
@@ -183,6 +185,7 @@ class Domain:
         """What there is, for tests and tools: numbers of everything that must come back to its start."""
         return {
             "users": len(self.users),
+            "credentials": len(self.credentials),
             "waiting": len(self.waiting),
             "buses": [
                 {

@@ -13,7 +13,6 @@ from ..abi.layouts import BLOOM_PARAMETER, CMD_HELLO, CREDS, PIDS, U64
 from .connection import Connection
 from .metadata import fake_process, sanitize_attach_flags
 from .names import is_valid_name
-from .policy import PinnedCredentials
 from .pool import Pool
 from .ports import ProcessMetadata
 
@@ -105,10 +104,12 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     handle.memory.resize(pool_size)
     metadata, faked = _identity(call, request)
     caller = call.caller
-    credentials = PinnedCredentials(caller.ids(), caller.groups())
+    ids = caller.ids()
+    groups = caller.groups()
     user = handle.endpoint.user or bus.domain.users.get(caller.user)
     user.add_connection()
     pool = Pool(pool_size, handle.memory, user.account)
+    credentials = bus.domain.credentials.take(ids, groups)
     try:
         if not handle.endpoint.active:
             raise KdbusError(ESHUTDOWN, "endpoint is gone")
@@ -129,6 +130,7 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     except KdbusError:
         pool.close()
         user.connections -= 1
+        bus.domain.credentials.give_back(credentials)
         bus.domain.users.forget_if_idle(user.account)
         raise
     handle.memory.seal()

@@ -15,6 +15,7 @@ from ..abi.items import Item, make_item
 from ..abi.layouts import CMD_INFO, INFO, ITEM_HEADER_SIZE, NAME_INFO, U64, align8
 from .metadata import ConnMetadata, export, sanitize_attach_flags
 from .names import NameEntry, is_valid_name
+from .policy import View
 
 if TYPE_CHECKING:
     from .call import Call
@@ -94,17 +95,19 @@ def name_list(connection: Connection, call: Call) -> int:
     if call.begin(_NAME_LIST):
         raise KdbusError(EINVAL, "NAME_LIST takes no items")
     flags = U64.unpack_from(call.command, _NAME_LIST.flags_offset)[0]
+    custom = connection.endpoint.policy
+    view = View(custom, call.caller) if custom is not None else None
     writer = BytesWriter()
     for peer in connection.bus.connections.values():
-        _write_records(writer, connection, call, peer, flags)
+        _write_records(writer, view, peer, flags)
     data = U64.pack(8 + len(writer)) + writer.getvalue()
     _RESULT.pack_into(call.command, _LIST_RESULT_OFFSET, *_publish(connection, data))
     call.clear_return_flags(_NAME_LIST)
     return 0
 
 
-def _write_records(writer: BytesWriter, connection: Connection, call: Call, peer: Connection, flags: int) -> None:
-    """Append the records that one connection gives rise to (LIST-5 to LIST-9)."""
+def _write_records(writer: BytesWriter, view: View | None, peer: Connection, flags: int) -> None:
+    """Append the records that one connection gives rise to (LIST-5 to LIST-9).  view: None where nothing is hidden."""
     activators = flags & c.NAME_LIST_ACTIVATORS
     if peer.is_activator and not activators:
         return
@@ -120,7 +123,7 @@ def _write_records(writer: BytesWriter, connection: Connection, call: Call, peer
     if not shown and flags & c.NAME_LIST_UNIQUE:
         writer.write(NAME_INFO.pack(NAME_INFO.size, peer.flags, peer.id))
     for owner, entry in shown:
-        if connection.may_see_name(entry.name, call.caller):
+        if view is None or view.level(entry.name) >= c.POLICY_SEE:
             _write_name(writer, owner, entry)
 
 

@@ -9,7 +9,7 @@ from ..abi import constants as c
 from ..abi.errors import KdbusError
 from ..abi.items import Item
 from ..abi.layouts import ID_CHANGE, NAME_CHANGE, U64
-from ..abi.limits import MATCH_MAX
+from ..abi.limits import MATCH_MAX, MATCH_MAX_RULES
 from .match_index import ANYONE, NO_BIT
 from .names import is_valid_name
 
@@ -26,177 +26,202 @@ _RULE_COST: Final = 512
 twice, for the bits of a mask stand there again."""
 
 _NAME_CHANGES: Final = (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE)
+_FOR_MESSAGES: Final = (c.ITEM_BLOOM_MASK, c.ITEM_NAME, c.ITEM_ID)
 CLASSES: Final = (USER_MESSAGES, *_NAME_CHANGES, c.ITEM_ID_ADD, c.ITEM_ID_REMOVE)
-
-
-class Rule:
-    """One item of a match.
-
-    rule_class: USER_MESSAGES or the notification it is for.  What a message must have, at least, to be accepted:
-    key, an id or name, or ANYONE; bits, of its bloom filter.
-    """
-
-    __slots__ = ("bits", "key", "rule_class")
-
-    def __init__(self, rule_class: int, key: int | bytes = ANYONE, bits: int = 0) -> None:
-        self.rule_class = rule_class
-        self.key = key
-        self.bits = bits
-
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        raise NotImplementedError
-
-
-class BloomRule(Rule):
-    """Every bit of the mask must be in the filter; one mask for each generation (MATCH-5, MATCH-6)."""
-
-    __slots__ = ("_masks",)
-
-    def __init__(self, payload: bytes, bloom_size: int) -> None:
-        if not payload or len(payload) % bloom_size:
-            raise KdbusError(EDOM, "bloom mask is no multiple of the bus' bloom size")
-        self._masks = [
-            int.from_bytes(payload[at : at + bloom_size], "little")
-            for at in range(0, len(payload), bloom_size)
-        ]
-        bits = self._masks[0]
-        for mask in self._masks[1:]:
-            bits &= mask
-        super().__init__(USER_MESSAGES, bits=bits)
-
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        if message.bloom is None:
-            return False
-        generation, bits = message.bloom
-        masks = self._masks
-        mask = masks[generation] if generation < len(masks) else masks[-1]
-        return bits & mask == mask
-
-
-class IdRule(Rule):
-    """The sender's id (MATCH-7)."""
-
-    __slots__ = ("_id",)
-
-    def __init__(self, payload: bytes) -> None:
-        self._id: int = U64.unpack(payload)[0]
-        super().__init__(USER_MESSAGES, self._id)
-
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        return self._id in (message.src_id, c.MATCH_ID_ANY)
-
-
-class NameRule(Rule):
-    """A name that the sender owns when it sends (MATCH-8)."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, payload: bytes) -> None:
-        if not is_valid_name(payload[:-1]):
-            raise KdbusError(EINVAL, "invalid name in a match")
-        self._name = payload[:-1]
-        super().__init__(USER_MESSAGES, self._name)
-
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        return source is not None and self._name in source.names
-
-
-class IdChangeRule(Rule):
-    """An id that comes or goes (MATCH-9)."""
-
-    __slots__ = ("_id",)
-
-    def __init__(self, kind: int, payload: bytes) -> None:
-        self._id: int = ID_CHANGE.unpack(payload)[0]
-        super().__init__(kind, self._id)
-
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        changed = message.notify_new_id if self.rule_class == c.ITEM_ID_ADD else message.notify_old_id
-        return self._id in (changed, c.MATCH_ID_ANY)
-
-
-class NameChangeRule(Rule):
-    """A name that gets, changes or loses its owner (MATCH-10)."""
-
-    __slots__ = ("_name", "_new_id", "_old_id")
-
-    def __init__(self, kind: int, payload: bytes) -> None:
-        self._old_id, _, self._new_id, _ = NAME_CHANGE.unpack_from(payload)
-        self._name = payload[NAME_CHANGE.size : -1] if len(payload) > NAME_CHANGE.size else None
-        super().__init__(kind, self._rarest_key())
-
-    def _rarest_key(self) -> int | bytes:
-        """0 is no key to tell notifications apart by: it is the old id of every NAME_ADD."""
-        if self._name is not None:
-            return self._name
-        return self._new_id if self._new_id not in (0, c.MATCH_ID_ANY) else self._old_id or ANYONE
-
-    def accepts(self, message: Message, source: Connection | None) -> bool:
-        return (
-            self._old_id in (message.notify_old_id, c.MATCH_ID_ANY)
-            and self._new_id in (message.notify_new_id, c.MATCH_ID_ANY)
-            and (self._name is None or self._name == message.notify_name)
-        )
-
-
-def _make_rule(kind: int, payload: bytes, bloom_size: int) -> Rule:
-    if kind == c.ITEM_BLOOM_MASK:
-        return BloomRule(payload, bloom_size)
-    if kind == c.ITEM_NAME:
-        return NameRule(payload)
-    if kind == c.ITEM_ID:
-        return IdRule(payload)
-    if kind in _NAME_CHANGES:
-        return NameChangeRule(kind, payload)
-    if kind in (c.ITEM_ID_ADD, c.ITEM_ID_REMOVE):
-        return IdChangeRule(kind, payload)
-    raise KdbusError(EINVAL, "item that is no match rule")
 
 
 class Match:
     """An entry: all its rules must accept (MATCH-1); without rules it accepts everything (MATCH-2).
 
-    classes: what it can match at all; key, bits: what a message must have for it, as for `Rule`; bit: the one of
-    `bits` that the bus' index has it filed under.
+    The rules are brought together when the entry is made, so that what is left to ask has a bound: one id, one mask for
+    each generation, each name once; of a notification one old id, one new id and one name.
+    classes: what it can match at all, none where its rules contradict each other; rule_count: what is left to ask.
+    What a message must have, at least, to be accepted: key, an id or name, or ANYONE; bits, of its bloom filter; bit:
+    the one of `bits` that the bus' index has it filed under.
     """
 
-    __slots__ = ("bit", "bits", "classes", "connection", "cookie", "key", "rules", "size")
+    __slots__ = (
+        "_masks",
+        "_name",
+        "_names",
+        "_new_id",
+        "_old_id",
+        "_src_id",
+        "bit",
+        "bits",
+        "classes",
+        "connection",
+        "cookie",
+        "key",
+        "rule_count",
+        "size",
+    )
 
     def __init__(self, connection: Connection, cookie: int, items: list[Item]) -> None:
-        bloom_size = connection.bus.bloom_size
+        """Raises KdbusError: EINVAL, EDOM (the first rule that is wrong, MATCH-14)."""
         self.connection = connection
         self.cookie = cookie
-        self.rules = [_make_rule(kind, payload, bloom_size) for kind, payload in items]
         self.size = _MATCH_COST + sum(_RULE_COST + 2 * len(payload) for _, payload in items)
-        self.classes = self._find_classes()
-        self.key: int | bytes = ANYONE
-        self.bits = 0
         self.bit = NO_BIT
-        for rule in self.rules:
-            if self.key == ANYONE:
-                self.key = rule.key
-            self.bits = self.bits | rule.bits if self.bits else rule.bits  # no copy of the only one
+        rules = _Rules()
+        for kind, payload in dict.fromkeys(items):
+            rules.add(kind, payload, connection.bus.bloom_size)
+        self.classes: tuple[int, ...] = rules.classes()
+        self.rule_count = rules.count() if self.classes else 0
+        self._src_id = rules.src_id
+        self._masks = _merge(rules.masks)
+        self._names = list(rules.names)
+        self._old_id = rules.old_id
+        self._new_id = rules.new_id
+        self._name = rules.name
+        self.key = rules.key()
+        self.bits = 0
+        if self._masks:
+            self.bits = self._masks[0]
+            for mask in self._masks[1:]:
+                self.bits &= mask
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
         """Of a message of one of its classes; `source` is None for a notification."""
-        return all(rule.accepts(message, source) for rule in self.rules)
+        if source is None:
+            return (
+                self._old_id in (message.notify_old_id, c.MATCH_ID_ANY)
+                and self._new_id in (message.notify_new_id, c.MATCH_ID_ANY)
+                and (self._name is None or self._name == message.notify_name)
+            )
+        if self._src_id not in (message.src_id, c.MATCH_ID_ANY):
+            return False
+        masks = self._masks
+        if masks:
+            if message.bloom is None:
+                return False
+            generation, bits = message.bloom
+            mask = masks[generation] if generation < len(masks) else masks[-1]
+            if bits & mask != mask:
+                return False
+        return all(name in source.names for name in self._names)
 
-    def _find_classes(self) -> tuple[int, ...]:
-        """Rules of different classes together match nothing (MATCH-3)."""
-        if not self.rules:
+
+class _Rules:
+    """The items of a MATCH_ADD, each taken up into what all of them together ask for."""
+
+    __slots__ = ("_contradict", "_kinds", "masks", "name", "names", "new_id", "old_id", "src_id")
+
+    def __init__(self) -> None:
+        self._kinds: set[int] = set()
+        self._contradict = False
+        self.src_id: int = c.MATCH_ID_ANY
+        self.masks: list[list[int]] = []
+        self.names: dict[bytes, None] = {}
+        self.old_id: int = c.MATCH_ID_ANY
+        self.new_id: int = c.MATCH_ID_ANY
+        self.name: bytes | None = None
+
+    def add(self, kind: int, payload: bytes, bloom_size: int) -> None:
+        """Raises KdbusError: EINVAL (no rule, or a bad name), EDOM (length of a mask)."""
+        if kind == c.ITEM_BLOOM_MASK:
+            self._add_mask(payload, bloom_size)
+        elif kind == c.ITEM_NAME:
+            if not is_valid_name(payload[:-1]):
+                raise KdbusError(EINVAL, "invalid name in a match")
+            self.names[payload[:-1]] = None
+        elif kind == c.ITEM_ID:
+            self.src_id = self._both(self.src_id, U64.unpack(payload)[0])
+        elif kind == c.ITEM_ID_ADD:
+            self.new_id = self._both(self.new_id, ID_CHANGE.unpack(payload)[0])
+        elif kind == c.ITEM_ID_REMOVE:
+            self.old_id = self._both(self.old_id, ID_CHANGE.unpack(payload)[0])
+        elif kind in _NAME_CHANGES:
+            self._add_name_change(payload)
+        else:
+            raise KdbusError(EINVAL, "item that is no match rule")
+        self._kinds.add(USER_MESSAGES if kind in _FOR_MESSAGES else kind)
+
+    def _add_mask(self, payload: bytes, bloom_size: int) -> None:
+        """Every bit of the mask must be in the filter; one mask for each generation (MATCH-5, MATCH-6)."""
+        if not payload or len(payload) % bloom_size:
+            raise KdbusError(EDOM, "bloom mask is no multiple of the bus' bloom size")
+        self.masks.append(
+            [
+                int.from_bytes(payload[at : at + bloom_size], "little")
+                for at in range(0, len(payload), bloom_size)
+            ]
+        )
+
+    def _add_name_change(self, payload: bytes) -> None:
+        """A name that gets, changes or loses its owner (MATCH-10)."""
+        old_id, _, new_id, _ = NAME_CHANGE.unpack_from(payload)
+        self.old_id = self._both(self.old_id, old_id)
+        self.new_id = self._both(self.new_id, new_id)
+        if len(payload) > NAME_CHANGE.size:
+            name = payload[NAME_CHANGE.size : -1]
+            if self.name is not None and self.name != name:
+                self._contradict = True
+            self.name = name
+
+    def _both(self, known: int, wanted: int) -> int:
+        """What is left of two conditions on one id (MATCH-7, MATCH-9)."""
+        if wanted == c.MATCH_ID_ANY:
+            return known
+        if known not in (wanted, c.MATCH_ID_ANY):
+            self._contradict = True
+        return wanted
+
+    def classes(self) -> tuple[int, ...]:
+        """Rules of different classes together match nothing (MATCH-3), like those that contradict each other."""
+        if not self._kinds:
             return CLASSES
-        first = self.rules[0].rule_class
-        return (first,) if all(rule.rule_class == first for rule in self.rules) else ()
+        return tuple(self._kinds) if len(self._kinds) == 1 and not self._contradict else ()
+
+    def count(self) -> int:
+        """How many questions are left; those about a notification are one."""
+        if not self._kinds:
+            return 0
+        if USER_MESSAGES not in self._kinds:
+            return 1
+        return (self.src_id != c.MATCH_ID_ANY) + bool(self.masks) + len(self.names)
+
+    def key(self) -> int | bytes:
+        """0 is no key to tell notifications apart by: it is the old id of every NAME_ADD."""
+        if self.src_id != c.MATCH_ID_ANY:
+            return self.src_id
+        if self.names:
+            return next(iter(self.names))
+        if self.name is not None:
+            return self.name
+        return self.new_id if self.new_id not in (0, c.MATCH_ID_ANY) else self.old_id or ANYONE
+
+
+def _merge(masks: list[list[int]]) -> list[int]:
+    """One list of masks that says the same as all of them; generations behind the end of a list count as its last.
+
+    In one pass over each: 32 KiB hold thousands of short lists beside a long one.
+    """
+    if len(masks) <= 1:
+        return masks[0] if masks else []
+    longest = max(len(each) for each in masks)
+    merged = [0] * longest
+    ended = [0] * (longest + 1)  # what counts from this generation on
+    for each in masks:
+        for generation, mask in enumerate(each):
+            merged[generation] |= mask
+        ended[len(each)] |= each[-1]
+    lasting = 0
+    for generation in range(longest):
+        lasting |= ended[generation]
+        merged[generation] |= lasting
+    return merged
 
 
 class MatchDb:
     """The matches of one connection; the bus has those of all in `Bus.listeners`."""
 
-    __slots__ = ("_connection", "_entries")
+    __slots__ = ("_connection", "_entries", "_rule_count")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._entries: dict[Match, None] = {}
+        self._rule_count = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -206,15 +231,21 @@ class MatchDb:
         return any(USER_MESSAGES in entry.classes and entry.accepts(message, source) for entry in self._entries)
 
     def add(self, cookie: int, items: list[Item], *, replace: bool) -> None:
-        """MATCH_ADD.  Raises KdbusError: EINVAL, EDOM (rules), EMFILE (257th entry), ENOBUFS (MATCH-14)."""
+        """MATCH_ADD (MATCH-14).
+
+        Raises KdbusError: EINVAL, EDOM (rules), EMFILE (257th entry, 1025th rule), ENOBUFS.
+        """
         connection = self._connection
         entry = Match(connection, cookie, items)
         if replace:
             self._remove(cookie)
         if len(self._entries) >= MATCH_MAX:
             raise KdbusError(EMFILE, "too many matches")
+        if self._rule_count + entry.rule_count > MATCH_MAX_RULES:
+            raise KdbusError(EMFILE, "too many rules in the matches")
         connection.user.account.charge(entry.size)
         self._entries[entry] = None
+        self._rule_count += entry.rule_count
         for rule_class in entry.classes:
             connection.bus.listeners[rule_class].add(entry)
 
@@ -236,6 +267,7 @@ class MatchDb:
 
     def _forget(self, entry: Match) -> None:
         del self._entries[entry]
+        self._rule_count -= entry.rule_count
         connection = self._connection
         connection.user.account.uncharge(entry.size)
         for rule_class in entry.classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from errno import E2BIG, EEXIST, EINVAL
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -23,7 +24,10 @@ ACCESS_COST: Final = 128
 
 
 class Subject(Protocol):
-    """Whose rights are asked about: the calling thread, or a connection's credentials of HELLO (POL-13, POL-14)."""
+    """Whose rights are asked about: the calling thread, or a connection's credentials of HELLO (POL-13, POL-14).
+
+    None of its credentials changes while a command lasts.
+    """
 
     def ids(self) -> Creds: ...
 
@@ -31,13 +35,18 @@ class Subject(Protocol):
 
 
 class PinnedCredentials:
-    """The credentials of a connection's maker, as they were at HELLO (HELLO-20)."""
+    """The credentials of a connection's maker, as they were at HELLO (HELLO-20).
 
-    __slots__ = ("_groups", "_ids")
+    Connections with equal credentials share one object (`SharedCredentials`), so its identity can stand for them.
+    holders: how many connections share it.
+    """
+
+    __slots__ = ("_groups", "_ids", "holders")
 
     def __init__(self, ids: Creds, groups: tuple[int, ...]) -> None:
         self._ids = ids
         self._groups = groups
+        self.holders = 0
 
     def ids(self) -> Creds:
         return self._ids
@@ -46,36 +55,74 @@ class PinnedCredentials:
         return self._groups
 
 
-class Access(NamedTuple):
-    """One access item: to whom (`kind` POLICY_ACCESS_*, global id) which right (`level` POLICY_*) is granted."""
+class SharedCredentials:
+    """The pinned credentials of all connections of a domain: one object for all that are equal."""
 
-    kind: int
-    level: int
-    id: int
+    __slots__ = ("_shared",)
+
+    def __init__(self) -> None:
+        self._shared: dict[tuple[Creds, tuple[int, ...]], PinnedCredentials] = {}
+
+    def __len__(self) -> int:
+        return len(self._shared)
+
+    def take(self, ids: Creds, groups: tuple[int, ...]) -> PinnedCredentials:
+        """The object for these credentials, with one holder more."""
+        key = (ids, groups)
+        pinned = self._shared.get(key)
+        if pinned is None:
+            pinned = self._shared[key] = PinnedCredentials(ids, groups)
+        pinned.holders += 1
+        return pinned
+
+    def give_back(self, pinned: PinnedCredentials) -> None:
+        """One holder less; without any the object is forgotten."""
+        pinned.holders -= 1
+        if not pinned.holders:
+            del self._shared[(pinned.ids(), pinned.groups())]
 
 
 class _Entry:
-    __slots__ = ("accesses", "owner")
+    """What one item list grants: for each user and group the highest level, so that no question walks the items.
 
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
-        self.accesses: list[Access] = []
+    An entry is complete before the database has it, and never changes after that.
+    """
+
+    __slots__ = ("accesses", "groups", "highest_group", "users", "world")
+
+    def __init__(self) -> None:
+        self.world = DENIED
+        self.users: dict[int, int] = {}
+        self.groups: dict[int, int] = {}
+        self.highest_group = DENIED
+        self.accesses = 0
+
+    def grant(self, kind: int, level: int, wanted: int) -> None:
+        """Take up one access item: `kind` POLICY_ACCESS_*, `level` POLICY_*, global id."""
+        self.accesses += 1
+        if kind == c.POLICY_ACCESS_WORLD:
+            self.world = max(self.world, level)
+        elif kind == c.POLICY_ACCESS_USER:
+            self.users[wanted] = max(self.users.get(wanted, DENIED), level)
+        else:
+            self.groups[wanted] = max(self.groups.get(wanted, DENIED), level)
+            self.highest_group = max(self.highest_group, level)
 
     def level_of(self, subject: Subject) -> int:
-        """The highest right that any item grants (POL-3)."""
-        highest = DENIED
-        for kind, level, wanted in self.accesses:
-            if level <= highest:
-                continue
-            if (
-                kind == c.POLICY_ACCESS_WORLD
-                or (kind == c.POLICY_ACCESS_USER and subject.ids().euid == wanted)
-                or (
-                    kind == c.POLICY_ACCESS_GROUP
-                    and (subject.ids().egid == wanted or wanted in subject.groups())
-                )
-            ):
-                highest = level
+        """The highest right that any item grants (POL-3).  Groups are asked for only where they can matter."""
+        highest = self.world
+        if self.users:
+            highest = max(highest, self.users.get(subject.ids().euid, DENIED))
+        if self.highest_group > highest:
+            highest = max(highest, self.groups.get(subject.ids().egid, DENIED))
+        if self.highest_group > highest:
+            groups = self.groups
+            for gid in subject.groups():
+                level = groups.get(gid, DENIED)
+                if level > highest:
+                    highest = level
+                    if highest == self.highest_group:
+                        break
         return highest
 
 
@@ -89,28 +136,39 @@ class _Owned(NamedTuple):
 
 
 class PolicyDb:
-    """The entries of a bus or of a custom endpoint; at most one for each name and wildcard (POL-1)."""
+    """The entries of a bus or of a custom endpoint; at most one for each name and wildcard (POL-1).
 
-    __slots__ = ("_entries", "_owned")
+    changes: counts the changes, so that whoever keeps an answer knows when to ask again (POL-18).
+    """
+
+    __slots__ = ("_entries", "_owned", "changes")
 
     def __init__(self) -> None:
         self._entries: dict[_Key, _Entry] = {}
         self._owned: dict[object, _Owned] = {}
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def level(self, subject: Subject, name: bytes) -> int:
-        """What `subject` may do with `name`: POLICY_SEE, _TALK, _OWN, or DENIED.
+    def find(self, name: bytes) -> _Entry | None:
+        """The entry that counts for `name`.
 
         An exact entry hides a wildcard even where it grants nothing (POL-23).
         """
-        if not self._entries:
-            return DENIED
         entry = self._entries.get((name, False))
         if entry is None:
             entry = self._entries.get((name[: name.rfind(b".")], True))
+        return entry
+
+    def level(self, subject: Subject, name: bytes) -> int:
+        """What `subject` may do with `name`: POLICY_SEE, _TALK, _OWN, or DENIED."""
+        entry = self.find(name) if self._entries else None
         return DENIED if entry is None else entry.level_of(subject)
+
+    def grants_any(self, subject: Subject, names: Iterable[bytes], wanted: int) -> bool:
+        """Whether `subject` has the right `wanted` for at least one of `names` (POL-10, POL-17)."""
+        return bool(self._entries) and View(self, subject).grants_any(names, wanted)
 
     def replace(
         self,
@@ -128,7 +186,7 @@ class PolicyDb:
         E2BIG (second name where `only_one`), EEXIST (an entry of that name exists), ENOBUFS (memory of the account);
         then the old entries stay.
         """
-        wanted = _parse(items, owner, caller, only_one=only_one, wildcards=wildcards)
+        wanted = _parse(items, caller, only_one=only_one, wildcards=wildcards)
         former = self._owned.get(owner)
         mine = former.keys if former is not None else frozenset()  # an endpoint may have over a thousand
         seen: set[_Key] = set()
@@ -136,9 +194,10 @@ class PolicyDb:
             if key in seen or (key in self._entries and key not in mine):
                 raise KdbusError(EEXIST, "policy entry exists")
             seen.add(key)
-        cost = sum(ENTRY_COST + len(key[0]) + ACCESS_COST * len(entry.accesses) for key, entry in wanted)
+        cost = sum(ENTRY_COST + len(key[0]) + ACCESS_COST * entry.accesses for key, entry in wanted)
         account.charge(cost)
         self.remove(owner)
+        self.changes += 1
         for key, entry in wanted:
             self._entries[key] = entry
         if wanted:
@@ -148,13 +207,43 @@ class PolicyDb:
         """Drop every entry of `owner` (POL-19)."""
         owned = self._owned.pop(owner, None)
         if owned is not None:
+            self.changes += 1
             owned.account.uncharge(owned.cost)
             for key in owned.keys:
                 del self._entries[key]
 
 
+class View:
+    """What one subject may do by one database, for as long as a command lasts: each entry is evaluated once.
+
+    What is kept hangs on the entry, which never changes, and which entry a name has is looked up every time: a view
+    stays right whatever happens to the database meanwhile.
+    """
+
+    __slots__ = ("_database", "_levels", "_subject")
+
+    def __init__(self, database: PolicyDb, subject: Subject) -> None:
+        self._database = database
+        self._subject = subject
+        self._levels: dict[_Entry, int] = {}
+
+    def level(self, name: bytes) -> int:
+        """As `PolicyDb.level`."""
+        entry = self._database.find(name)
+        if entry is None:
+            return DENIED
+        level = self._levels.get(entry)
+        if level is None:
+            level = self._levels[entry] = entry.level_of(self._subject)
+        return level
+
+    def grants_any(self, names: Iterable[bytes], wanted: int) -> bool:
+        """As `PolicyDb.grants_any`."""
+        return any(self.level(name) >= wanted for name in names)
+
+
 def _parse(
-    items: list[Item], owner: object, caller: Caller, *, only_one: bool, wildcards: bool
+    items: list[Item], caller: Caller, *, only_one: bool, wildcards: bool
 ) -> list[tuple[_Key, _Entry]]:
     groups: list[tuple[_Key, _Entry]] = []
     for kind, payload in items:
@@ -165,16 +254,16 @@ def _parse(
             if not is_valid_name(name, wildcard=wildcards):
                 raise KdbusError(EINVAL, "invalid name in a policy")
             wildcard = name.endswith(b".*")
-            groups.append(((name[:-2] if wildcard else name, wildcard), _Entry(owner)))
+            groups.append(((name[:-2] if wildcard else name, wildcard), _Entry()))
         elif kind == c.ITEM_POLICY_ACCESS:
             if not groups:
                 raise KdbusError(EINVAL, "access before any name")
-            groups[-1][1].accesses.append(_access(payload, caller))
+            _grant(groups[-1][1], payload, caller)
     return groups
 
 
-def _access(payload: bytes, caller: Caller) -> Access:
-    """POL-2."""
+def _grant(entry: _Entry, payload: bytes, caller: Caller) -> None:
+    """Add an access item to `entry` (POL-2).  Raises KdbusError(EINVAL)."""
     kind, level, wanted = POLICY_ACCESS.unpack(payload)
     if level not in (c.POLICY_SEE, c.POLICY_TALK, c.POLICY_OWN):
         raise KdbusError(EINVAL, "unknown access")
@@ -189,4 +278,4 @@ def _access(payload: bytes, caller: Caller) -> Access:
         raise KdbusError(EINVAL, "unknown kind of access")
     if translated is None:
         raise KdbusError(EINVAL, "id without a mapping")
-    return Access(kind, level, translated)
+    entry.grant(kind, level, translated)

@@ -23,6 +23,7 @@ from ..abi.commands import COMMANDS
 from ..abi.errors import AbandonedError, KdbusError
 from ..abi.items import Item
 from ..abi.layouts import I32
+from .audience import Audience
 from .call import PENDING
 from .message import Message, parse_message
 from .metadata import ConnMetadata
@@ -192,8 +193,9 @@ def _broadcast(outgoing: Outgoing) -> None:
     receivers = bus.user_listeners.receivers(outgoing.message, source)
     for monitor in list(bus.monitors.values()):
         outgoing.offer(monitor)
+    audience = Audience(source)
     for receiver in receivers:
-        if receiver is not source and receiver.active and receiver.may_talk(source):
+        if receiver is not source and receiver.active and audience.admits(receiver):
             outgoing.offer(receiver)
     source.sent += 1
     source.sent_bytes += outgoing.message.payload_size + outgoing.message.memfd_size

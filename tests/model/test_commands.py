@@ -383,7 +383,7 @@ class Scene:
             client.close()
             self.drain()
         domain = self.world.domain
-        assert domain.stats() == {"users": 0, "waiting": 0, "buses": []}
+        assert domain.stats() == {"users": 0, "credentials": 0, "waiting": 0, "buses": []}
         assert len(domain.users) == 0
         assert [file.open_count for file in self.files] == [0] * len(self.files)
         assert domain.next_deadline() == 0

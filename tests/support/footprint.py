@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.conftest import DomainMount
 
-_KEPT = ("users", "waiting", "buses", "open_files", "deferred", "jobs", "faults")
+_KEPT = ("users", "credentials", "waiting", "buses", "open_files", "deferred", "jobs", "faults")
 
 
 class Footprint:

@@ -377,7 +377,7 @@ def test_fs_29_unmounting_removes_all_buses(world: World, control: Client) -> No
     client.close()
     control.close()
     world.control.close()
-    assert world.domain.stats() == {"users": 0, "waiting": 0, "buses": []}
+    assert world.domain.stats() == {"users": 0, "credentials": 0, "waiting": 0, "buses": []}
 
 
 def test_fs_30_a_name_is_free_again_at_once(world: World, control: Client) -> None:

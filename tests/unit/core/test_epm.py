@@ -249,4 +249,4 @@ def test_epu_2_an_update_after_the_bus_has_no_effect(world: World, owner: Client
     assert owner.update_endpoint(SEE_ALL) == 0
     assert owner.update_endpoint(i.world(1)) == -EINVAL
     owner.close()
-    assert world.domain.stats() == {"users": 0, "waiting": 0, "buses": []}
+    assert world.domain.stats() == {"users": 0, "credentials": 0, "waiting": 0, "buses": []}

@@ -1,0 +1,60 @@
+"""Who may hear one sender: the question of every broadcast, asked once for all receivers that it is the same for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..abi import constants as c
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .policy import PinnedCredentials, PolicyDb
+
+
+class _Answers:
+    """What one database grants towards the sender, by the credentials of the receivers."""
+
+    __slots__ = ("by_credentials", "changes")
+
+    def __init__(self, changes: int) -> None:
+        self.changes = changes
+        self.by_credentials: dict[PinnedCredentials, bool] = {}
+
+
+class Audience:
+    """`Connection.may_talk` from many receivers to one sender, with the receivers' credentials of HELLO (POL-14).
+
+    An answer of a database counts for all receivers with the same credentials, until that database or the names of
+    the sender change: others may be served between two questions (POL-18).
+    """
+
+    __slots__ = ("_answers", "_name_changes", "_source", "_uid")
+
+    def __init__(self, source: Connection) -> None:
+        self._source = source
+        self._uid: int = source.credentials.ids().uid
+        self._name_changes = source.name_changes
+        self._answers: dict[PolicyDb, _Answers] = {}
+
+    def admits(self, receiver: Connection) -> bool:
+        """The same as `receiver.may_talk(source)` now (POL-10)."""
+        custom = receiver.endpoint.policy
+        if custom is not None and not self._grants(custom, receiver.credentials):
+            return False
+        if receiver.privileged or receiver.credentials.ids().euid == self._uid:
+            return True
+        return self._grants(receiver.bus.policy, receiver.credentials)
+
+    def _grants(self, database: PolicyDb, credentials: PinnedCredentials) -> bool:
+        source = self._source
+        if self._name_changes != source.name_changes:
+            self._answers.clear()
+            self._name_changes = source.name_changes
+        answers = self._answers.get(database)
+        if answers is None or answers.changes != database.changes:
+            answers = self._answers[database] = _Answers(database.changes)
+        known = answers.by_credentials.get(credentials)
+        if known is None:
+            known = database.grants_any(credentials, source.names, c.POLICY_TALK)
+            answers.by_credentials[credentials] = known
+        return known

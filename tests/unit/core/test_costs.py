@@ -1,0 +1,181 @@
+"""What commands cost at the limits, in units of work that are counted: looks at names, groups and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from errno import EMFILE
+
+import pytest
+
+from kdbusfs.abi import constants as c
+from kdbusfs.abi.limits import MATCH_MAX, MATCH_MAX_RULES
+from kdbusfs.core.names import NameEntry
+from tests.support import items as i
+from tests.support.core_client import Client, FakeProcess, World
+from tests.support.core_scenes import drain, id_rule, mask, name_change, name_rule, signal
+
+POLICY_MAX_ACCESSES = 810
+"""What 32 KiB hold beside a name."""
+
+
+class CountedNames(dict[bytes, NameEntry]):
+    """The names of a connection, with every walk over them and every look at one counted."""
+
+    walks = 0
+    looks = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.walks += 1
+        return super().__iter__()
+
+    def __contains__(self, name: object) -> bool:
+        self.looks += 1
+        return super().__contains__(name)
+
+
+class CountedGroups(tuple[int, ...]):
+    """Supplementary groups, with every walk over them counted."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[int]:
+        CountedGroups.walks += 1
+        return super().__iter__()
+
+
+def own(client: Client, count: int) -> CountedNames:
+    for number in range(count):
+        assert client.acquire(b"a.n%s" % bytes([97 + number // 16, 97 + number % 16])) == 0
+    names = CountedNames(client.connection.names)
+    client.connection.names = names
+    return names
+
+
+def rules_of(client: Client) -> int:
+    """How many questions its entries ask at most.  Compiled code does not let its looks at names be counted."""
+    return sum(entry.rule_count for entry in client.connection.matches._entries)
+
+
+def full_policy(*last: bytes) -> bytes:
+    """A wildcard entry of as many accesses as fit, none for anybody here but the `last`."""
+    others = [i.user(c.POLICY_TALK, 100000 + number) for number in range(POLICY_MAX_ACCESSES - len(last))]
+    return i.name(b"a.*") + b"".join(others) + b"".join(last)
+
+
+def test_pol_10_a_broadcast_asks_once_for_all_who_share_endpoint_and_credentials(world: World) -> None:
+    """POL-10, BC-1: 256 names, and 810 accesses that have to be asked; the names are walked once for each kind."""
+    sender = world.connect()
+    ends = [world.open() for _ in range(2)]
+    for number, end in enumerate(ends):
+        policy = full_policy(i.user(c.POLICY_TALK, 1000) if number else b"")
+        assert end.make_endpoint(b"1000-e%d" % number, c.MAKE_ACCESS_WORLD, policy) == 0
+    receivers = []
+    for number in range(60):
+        process = FakeProcess(uid=(1000, 2000, 2001)[number % 3])
+        receivers.append(world.connect(process, endpoint=f"1000-e{number // 30}"))
+        receivers[-1].add_match(1, mask(0))
+    names = own(sender, 256)
+    assert signal(sender) == 0
+    assert [bool(drain(receiver)) for receiver in receivers] == [
+        number >= 30 and number % 3 == 0 for number in range(60)
+    ]
+    # Two endpoints with three credentials each; and the index looks once for matches that ask for a name.
+    assert 2 * 3 <= names.walks <= 2 * 3 + 1
+
+
+def test_pol_18_an_answer_is_asked_for_again_by_the_next_broadcast(world: World) -> None:
+    sender, end = world.connect(), world.open()
+    assert end.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD, full_policy()) == 0
+    receiver = world.connect(endpoint="1000-e")
+    receiver.add_match(1, mask(0))
+    own(sender, 2)
+    for policy, heard in ((full_policy(), 0), (full_policy(i.world(c.POLICY_TALK)), 1), (full_policy(), 0)):
+        assert end.update_endpoint(policy) == 0
+        assert signal(sender) == 0
+        assert len(drain(receiver)) == heard
+
+
+@pytest.mark.parametrize("kind", [c.POLICY_ACCESS_USER, c.POLICY_ACCESS_GROUP])
+def test_list_9_an_entry_is_evaluated_once_for_a_list(world: World, kind: int) -> None:
+    """LIST-9, POL-3: 1024 names under one entry of 810 accesses, and a subject with 65536 groups."""
+    CountedGroups.walks = 0
+    owners = [world.connect() for _ in range(4)]
+    for letter, owner in zip((b"a", b"b", b"c", b"d"), owners, strict=True):
+        for number in range(256):
+            name = b"a.%s%s" % (letter, bytes([97 + number // 16, 97 + number % 16]))
+            assert owner.acquire(name) == 0
+    end = world.open()
+    policy = i.name(b"a.*") + b"".join(
+        i.access(kind, c.POLICY_SEE, 100000 + number) for number in range(POLICY_MAX_ACCESSES)
+    )
+    assert end.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD, policy) == 0
+    groups = CountedGroups(range(200000, 265536))
+    spy = world.connect(FakeProcess(aux=groups), endpoint="1000-e")
+    assert spy.list_names(c.NAME_LIST_NAMES) == []
+    assert CountedGroups.walks <= 1
+    seer = world.connect(FakeProcess(uid=100001, gid=100001), endpoint="1000-e")
+    assert len(seer.list_names(c.NAME_LIST_NAMES)) == 1024
+
+
+def test_match_1_rules_that_say_nothing_new_cost_nothing(world: World) -> None:
+    """MATCH-1, MATCH-7: 256 entries of 1302 rules are asked as 256 entries of two or three."""
+    sender, receiver = world.connect(), world.connect()
+    names = own(sender, 2)
+    assert signal(sender) == 0
+    known = names.looks
+    every = id_rule(c.MATCH_ID_ANY) * 1300 + name_rule(b"a.naa") * 20 + name_rule(b"a.nzz") * 20
+    for cookie in range(MATCH_MAX):
+        assert receiver.add_match(cookie, every) == 0
+    assert signal(sender) == 0
+    assert not drain(receiver)
+    assert names.looks - known <= 2 * MATCH_MAX
+    known = names.looks
+    assert signal(sender, receiver.id) < 0
+    assert names.looks - known <= 2 * MATCH_MAX
+    assert rules_of(receiver) == 2 * MATCH_MAX
+
+
+def test_match_3_entries_that_can_match_nothing_are_asked_nothing(world: World) -> None:
+    """MATCH-3: two ids, two names of one change, or rules of two classes: the entry counts, and is not looked at."""
+    sender, receiver = world.connect(), world.connect()
+    change = c.ITEM_NAME_ADD
+    impossible = (
+        id_rule(sender.id) + id_rule(999),
+        name_change(change, name=b"a.b") + name_change(change, name=b"a.c"),
+        name_change(change, old=1) + name_change(change, old=2),
+        id_rule(sender.id) + name_change(change),
+    )
+    for number in range(MATCH_MAX):
+        assert receiver.add_match(number % 4, impossible[number % 4]) == 0
+    assert receiver.add_match(0) == -EMFILE
+    listeners = world.domain.buses["1000-test"].listeners
+    assert not any(len(index) for index in listeners.values())
+    assert signal(sender) == 0
+    assert not drain(receiver)
+    assert receiver.remove_match(1) == 0
+    assert receiver.add_match(1, id_rule(sender.id)) == 0
+    assert signal(sender) == 0
+    assert len(drain(receiver)) == 1
+
+
+def test_match_12_the_rules_of_a_connection_have_a_bound(world: World) -> None:
+    """MATCH-12: EMFILE beyond 1024 different rules of all entries; removal gives them back, as does REPLACE."""
+    sender, receiver = world.connect(), world.connect()
+    names = own(sender, 256)
+    many = b"".join(name_rule(name) for name in names)
+    for cookie in range(3):
+        assert receiver.add_match(cookie, many + name_rule(b"not.owned")) == 0
+    rest = MATCH_MAX_RULES - 3 * 257
+    assert receiver.add_match(3, b"".join(name_rule(b"x.%s" % name) for name in list(names)[:rest])) == 0
+    assert receiver.add_match(4, mask(1)) == -EMFILE
+    assert receiver.add_match(4) == 0
+    assert receiver.add_match(4, name_rule(b"a.b") + id_rule(1), c.MATCH_REPLACE) == -EMFILE
+    known = names.looks
+    assert signal(sender) == 0
+    assert names.looks - known <= MATCH_MAX_RULES
+    assert rules_of(receiver) == MATCH_MAX_RULES
+    assert receiver.add_match(0, mask(1) + name_rule(b"a.naa"), c.MATCH_REPLACE) == 0
+    assert receiver.remove_match(1) == 0
+    assert receiver.add_match(1, many) == 0
+    assert signal(sender, bits=1) == 0
+    assert len(drain(receiver)) == 1
