@@ -8,7 +8,7 @@ a second line: memory and descriptors are only reached while it says that the th
 from __future__ import annotations
 
 import os
-from errno import EACCES, EINVAL, ENOTTY, EPERM, ESRCH
+from errno import EACCES, ENOTTY, EPERM, ESRCH
 from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.abi.errors import KdbusError
@@ -87,7 +87,7 @@ class LinuxCaller(Caller):
     def reset(self, tid: int, pidfd: int = -1) -> None:
         """Stand for thread `tid` from now on.
 
-        `pidfd` (of the thread, not of its process) stays the property of whoever gave it; without one it is
+        `pidfd` (of kfs_thread_open) stays the property of whoever gave it; without one it is
         opened when it is needed and closed at the next reset.
         """
         if self._owned:
@@ -119,12 +119,16 @@ class LinuxCaller(Caller):
 
     @property
     def pidfd(self) -> int:
-        """A pidfd of the thread.  Raises KdbusError(ESRCH, EMFILE)."""
+        """A pidfd of the thread, or of its process where the kernel has none of threads (native/thread.c): only
+        together with `tid` does it say who is meant.
+
+        Raises KdbusError(ESRCH, EMFILE); ESRCH also for thread 0, which is how FUSE names one that the daemon's
+        pid namespace cannot see.
+        """
         if self._pidfd < 0:
-            fd: int = lib.kfs_pidfd_open(self.tid)
+            fd: int = lib.kfs_thread_open(self.tid)
             if fd < 0:
-                # EINVAL: thread 0, which is how FUSE names one that the daemon's pid namespace cannot see.
-                raise KdbusError(ESRCH if fd == -EINVAL else -fd, "pidfd")
+                raise KdbusError(-fd, "pidfd")
             self._pidfd = fd
             self._owned = True
         return self._pidfd
@@ -132,7 +136,7 @@ class LinuxCaller(Caller):
     # Credentials
 
     def _load(self) -> Creds:
-        r: int = lib.kfs_thread_ids(self.pidfd, _ids)
+        r: int = lib.kfs_thread_ids(self.pidfd, self.tid, _ids)
         if r == 0:
             values = _unpack(_ids, 11)
             self._ids = ids = _make_ids(values[:8])
@@ -140,8 +144,10 @@ class LinuxCaller(Caller):
             return ids
         if r != -ENOTTY:
             raise fail(r, "credentials")
-        # Kernels before 6.13 do not tell by pidfd.
+        # The kernel does not tell by pidfd, or not of this thread: the number has to be the thread's at the end too.
         status = self.status()
+        if lib.kfs_thread_is_alive(self._pidfd, self.tid) != 1:
+            raise KdbusError(ESRCH, "credentials")
         self._ids = ids = status.ids()
         self._numbers = Pids(*status.numbers(b"Tgid"), *status.numbers(b"Pid"), *status.numbers(b"PPid"))
         return ids

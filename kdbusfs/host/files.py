@@ -111,7 +111,7 @@ class Descriptors:
                 self._settle(other)
         if held >= self._per_user or self._total_held >= self._total:
             raise KdbusError(EMFILE, "too many descriptors in flight")
-        own: int = lib.kfs_file_take(pidfd, fd)
+        own: int = lib.kfs_thread_take(pidfd, tid, fd)
         if own < 0:
             if own == -ENFILE:
                 own = -EMFILE

@@ -3,12 +3,12 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "ownership.h"
+#include "thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
-#include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,17 +24,6 @@
 #include <unistd.h>
 
 /* Kernel interfaces that are younger than the headers this may be compiled with. */
-#define KFS_PIDFD_THREAD O_EXCL
-#define KFS_PIDFD_INFO_CREDS (1u << 1)
-struct kfs_pidfd_info {
-    uint64_t mask;
-    uint64_t cgroupid;
-    uint32_t pid, tgid, ppid;
-    uint32_t ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid;
-    int32_t exit_code;
-};
-#define KFS_PIDFD_GET_INFO _IOWR(0xFF, 11, struct kfs_pidfd_info)
-
 #define KFS_NS_GET_PARENT _IO(0xb7, 0x2)
 #define KFS_NS_GET_PID_FROM_PIDNS _IOR(0xb7, 0x6, int)
 #define KFS_NS_GET_ID _IOR(0xb7, 13, uint64_t)
@@ -96,47 +85,6 @@ union kfs_statx {
 #define KFS_ADDRESS_END (1ull << 63)
 
 #define KFS_BATCH 64
-
-int kfs_pidfd_open(int tid)
-{
-    int fd = syscall(SYS_pidfd_open, tid, KFS_PIDFD_THREAD);
-
-    return fd < 0 ? -errno : fd;
-}
-
-/* 1 while the thread lives, 0 when it has exited. */
-int kfs_pidfd_alive(int pidfd)
-{
-    struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
-    int n = poll(&pfd, 1, 0);
-
-    if (n < 0)
-        return -errno;
-    return n == 0;
-}
-
-/* uid euid suid fsuid gid egid sgid fsgid, then tgid tid ppid. */
-int kfs_thread_ids(int pidfd, uint32_t *ids)
-{
-    struct kfs_pidfd_info info = { .mask = KFS_PIDFD_INFO_CREDS };
-
-    if (ioctl(pidfd, KFS_PIDFD_GET_INFO, &info) < 0)
-        return -errno;
-    if (!(info.mask & KFS_PIDFD_INFO_CREDS))
-        return -ESRCH;
-    ids[0] = info.ruid;
-    ids[1] = info.euid;
-    ids[2] = info.suid;
-    ids[3] = info.fsuid;
-    ids[4] = info.rgid;
-    ids[5] = info.egid;
-    ids[6] = info.sgid;
-    ids[7] = info.fsgid;
-    ids[8] = info.tgid;
-    ids[9] = info.pid;
-    ids[10] = info.ppid;
-    return 0;
-}
 
 /* Whether `capability` is effective in the thread's own user namespace. */
 int kfs_thread_capability(int tid, int capability)
@@ -294,9 +242,9 @@ static int check_range(uint64_t address, uint64_t size)
     return address >= KFS_ADDRESS_END || size >= KFS_ADDRESS_END - address ? -EFAULT : 0;
 }
 
-static int check_alive(int pidfd)
+static int check_alive(int pidfd, int tid)
 {
-    int r = kfs_pidfd_alive(pidfd);
+    int r = kfs_thread_is_alive(pidfd, tid);
 
     if (r < 0)
         return r;
@@ -313,7 +261,7 @@ int kfs_client_write(int pidfd, int tid, uint64_t address, const char *data, uin
 
     r = check_range(address, size);
     if (r == 0)
-        r = check_alive(pidfd);
+        r = check_alive(pidfd, tid);
     if (r == 0)
         r = kfs_access_begin(&ticket);
     if (r < 0)
@@ -361,6 +309,12 @@ static int store_zeros(int fd, uint64_t offset, uint64_t size)
     return r;
 }
 
+/* After what was read of a thread that a pidfd alone does not name: whether it was that one. */
+static int check_again(int pidfd, int tid)
+{
+    return kfs_thread_is_of_process(pidfd) ? check_alive(pidfd, tid) : 0;
+}
+
 static int read_batch(int tid, const struct iovec *local, const struct iovec *remote, int count, size_t total)
 {
     uint64_t ticket;
@@ -387,11 +341,13 @@ int kfs_client_payload_one(int pidfd, int tid, char *map, uint64_t offset, uint6
 {
     struct iovec local = { map + offset, size };
     struct iovec remote = { (void *)(uintptr_t)address, size };
-    int r = check_alive(pidfd);
+    int r = check_alive(pidfd, tid);
 
     if (r == 0)
         r = check_range(address, size);
-    return r < 0 ? r : read_batch(tid, &local, &remote, 1, size);
+    if (r == 0)
+        r = read_batch(tid, &local, &remote, 1, size);
+    return r < 0 ? r : check_again(pidfd, tid);
 }
 
 /*
@@ -409,7 +365,7 @@ int kfs_client_payload(int pidfd, int tid, int memfd, char *map, uint64_t offset
     size_t total = 0;
     int i, n = 0, r;
 
-    r = check_alive(pidfd);
+    r = check_alive(pidfd, tid);
     for (i = 0; i < count && r == 0; i++) {
         if (vectors[2 * i] == 0)
             r = store_zeros(memfd, at, vectors[2 * i + 1]);
@@ -437,7 +393,9 @@ int kfs_client_payload(int pidfd, int tid, int memfd, char *map, uint64_t offset
         }
         offset += size;
     }
-    return r < 0 ? r : read_batch(tid, local, remote, n, total);
+    if (r == 0)
+        r = read_batch(tid, local, remote, n, total);
+    return r < 0 ? r : check_again(pidfd, tid);
 }
 
 int kfs_backing_open(int fuse_fd, int fd)
@@ -468,13 +426,6 @@ int kfs_map(int fd, uint64_t size, char **map)
 int kfs_unmap(char *map, uint64_t size)
 {
     return munmap(map, size) < 0 ? -errno : 0;
-}
-
-int kfs_file_take(int pidfd, int fd)
-{
-    int r = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
-
-    return r < 0 ? -errno : r;
 }
 
 /*

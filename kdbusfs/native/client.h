@@ -2,10 +2,7 @@
 #define KFS_CLIENT_H
 #include <stdint.h>
 
-/* What is known of a thread that pidfd_open(2) and PIDFD_GET_INFO tell. */
-int kfs_pidfd_open(int tid);
-int kfs_pidfd_alive(int pidfd);
-int kfs_thread_ids(int pidfd, uint32_t *ids);
+/* Client threads; see thread.h. */
 int kfs_thread_capability(int tid, int capability);
 
 /* Small files and links below /proc. */
@@ -42,7 +39,6 @@ struct kfs_file {
     uint64_t inode;
 };
 
-int kfs_file_take(int pidfd, int fd);
 int kfs_file_look(int fd, struct kfs_file *file);
 int kfs_file_seals(int fd);
 int kfs_file_mount_id(int fd, uint64_t *id);

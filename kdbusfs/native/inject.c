@@ -19,6 +19,7 @@
 
 #define _GNU_SOURCE
 #include "inject.h"
+#include "thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,10 +48,6 @@
 #ifndef PTRACE_O_SUSPEND_SECCOMP
 #define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
 #endif
-#ifndef PIDFD_THREAD
-#define PIDFD_THREAD O_EXCL
-#endif
-
 #ifndef AT_HANDLE_FID
 #define AT_HANDLE_FID 0x200
 #endif
@@ -599,12 +596,10 @@ static int take_descriptor(const struct client *client, int number)
 {
 	int pidfd, taken;
 
-	pidfd = (int)syscall(SYS_pidfd_open, client->tid, PIDFD_THREAD);
+	pidfd = kfs_thread_open(client->tid);
 	if (pidfd < 0)
-		return -errno;
-	taken = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
-	if (taken < 0)
-		taken = -errno;
+		return pidfd;
+	taken = kfs_thread_take(pidfd, client->tid, number);
 	close(pidfd);
 	return taken;
 }

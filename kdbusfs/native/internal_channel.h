@@ -49,7 +49,6 @@ struct slot {
 struct mount {
 	unsigned channels;
 	int fuse_fd, tree_fd, event_fd;
-	int no_thread_pidfds;
 	uint32_t generation;
 	uint32_t slots_made, slots_used, first_free;
 	struct slot *slots;

@@ -7,19 +7,14 @@
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
+#include "thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
-#include <poll.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
-
-#ifndef PIDFD_THREAD
-#define PIDFD_THREAD O_EXCL
-#endif
 
 #define MESSAGE_MIN 64
 /* Most messages fit; a longer first read would copy what the client never meant to send. */
@@ -119,34 +114,27 @@ static int read_message(struct kfs_channel *ch, uint64_t address)
 	return 0;
 }
 
-/* Whether the thread of a pidfd still is. */
-static int is_alive(int pidfd)
-{
-	struct pollfd pfd = { pidfd, POLLIN, 0 };
-
-	return poll(&pfd, 1, 0) == 0;
-}
-
 /* Makes the slot's pidfd one of the calling thread.  Returns 0 or -errno. */
 static int tie(struct kfs_channel *ch, struct slot *slot)
 {
-	if (!ch->tid)
-		return -ESRCH;
-	if (ch->private_->mount->no_thread_pidfds)
-		return 0;
+	int pidfd;
+
 	if (slot->pidfd >= 0) {
 		if (slot->tid == ch->tid)
 			return 0;
+		if (kfs_thread_is_of_process(slot->pidfd) && kfs_thread_is_alive(slot->pidfd, (int)ch->tid) == 1) {
+			slot->tid = ch->tid;
+			return 0;
+		}
 		close(slot->pidfd);
+		slot->pidfd = -1;
 	}
-	slot->tid = ch->tid;
-	slot->pidfd = syscall(SYS_pidfd_open, ch->tid, PIDFD_THREAD);
+	pidfd = kfs_thread_open((int)ch->tid);
 	ch->counts->pidfds++;
-	if (slot->pidfd >= 0)
-		return 0;
-	if (errno != EINVAL)
-		return -errno;
-	ch->private_->mount->no_thread_pidfds = 1;
+	if (pidfd < 0)
+		return pidfd;
+	slot->tid = ch->tid;
+	slot->pidfd = pidfd;
 	return 0;
 }
 
@@ -208,14 +196,14 @@ static void untie(struct kfs_channel *ch)
 	kfs_let_go(ch);
 }
 
-/* Makes the slot's pidfd one of the calling thread, which lives.  Without pidfds there is none, as on an error. */
+/* Makes the slot's pidfd one of the calling thread, which lives.  On an error there is none. */
 static int tie_alive(struct kfs_channel *ch)
 {
 	struct slot *slot = kfs_slot_of(ch->private_->mount, ch->fh);
 
 	/* The second round is for a pidfd kept from a thread that is no more. */
-	for (int round = 0; round < 2 && tie(ch, slot) == 0 && slot->pidfd >= 0; round++) {
-		if (is_alive(slot->pidfd))
+	for (int round = 0; round < 2 && tie(ch, slot) == 0; round++) {
+		if (kfs_thread_is_alive(slot->pidfd, (int)ch->tid) == 1)
 			return slot->pidfd;
 		close(slot->pidfd);
 		slot->pidfd = -1;
@@ -257,9 +245,9 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 			break;
 		p->pidfd = slot->pidfd;
 		fetch(ch, command, size);
-		if (p->pidfd < 0 || kfs_seat_is_abandoned(p->seat))
+		if (kfs_seat_is_abandoned(p->seat))
 			return;
-		if (is_alive(p->pidfd)) {
+		if (kfs_thread_is_alive(p->pidfd, (int)ch->tid) == 1) {
 			ch->pidfd = p->pidfd;
 			return;
 		}
