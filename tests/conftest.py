@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from kdbusfs.fuse.mount import Mount, unmount, visible_mount
+from tests.support import old_kernel
 
 START_PATIENCE = 20.0  # seconds until a mount must answer
 END_PATIENCE = 15.0  # seconds until a daemon must have ended
@@ -34,12 +35,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is tested is what stands in the sources."""
+    """What is tested is what stands in the sources; on the kernel that is asked for."""
+    old_kernel.enter(config)
     built = max((path.stat().st_mtime for path in _ROOT.glob("kdbusfs__mypyc.*.so")), default=0.0)
     for compiled in _ROOT.glob("kdbusfs/*/*.so"):
         source = compiled.with_name(compiled.name.split(".")[0] + ".py")
         if source.exists() and source.stat().st_mtime > built:
             raise pytest.UsageError(f"{source.name} has changed since it was compiled: make venv, or make pure")
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    old_kernel.leave()
 
 
 class DomainMount:
@@ -48,7 +55,7 @@ class DomainMount:
     def __init__(self, path: Path, *options: str) -> None:
         self.path = path
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by clean_up
-        command = [sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
+        command = [*old_kernel.prefix(), sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
         for option in options:
             command += ["-o", option]
         self.process = subprocess.Popen(

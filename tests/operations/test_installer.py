@@ -22,6 +22,7 @@ import pytest
 
 from kdbusfs.host.installer import Installer, Job
 from kdbusfs.native import _native
+from tests.support import old_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -56,7 +57,13 @@ class Daemon:
         self.client = directory / "client"
         assert compile_client(self.client)
         self.process = subprocess.Popen(
-            [sys.executable, str(SUPPORT / "installer_daemon.py"), str(self.mountpoint), str(self.results)],
+            [
+                *old_kernel.prefix(),
+                sys.executable,
+                str(SUPPORT / "installer_daemon.py"),
+                str(self.mountpoint),
+                str(self.results),
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

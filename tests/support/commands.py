@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from kdbusfs.fuse.mount import Mount, visible_mount
+from tests.support import old_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
-KDBUSFS = (sys.executable, "-m", "kdbusfs")
+KDBUSFS = (*old_kernel.prefix(), sys.executable, "-m", "kdbusfs")
 EXERCISE = (sys.executable, str(ROOT / "tests/support/exercise.py"))
 
 

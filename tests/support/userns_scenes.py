@@ -21,6 +21,7 @@ from typing import Any
 
 from kdbusfs.abi import constants as c
 from kdbusfs.client import Connection, Memfd, make_bus, raw, sealed_memfd
+from tests.support import old_kernel
 
 PAGE = mmap.PAGESIZE
 
@@ -285,7 +286,7 @@ def _main() -> None:
     scene: Callable[[str], dict[str, Any]] = globals()[sys.argv[1]]
     root = tempfile.mkdtemp(prefix="kdbusfs-userns-")
     os.chmod(root, 0o755)
-    daemon = subprocess.Popen([sys.executable, "-m", "kdbusfs", "test", root, "-f"])
+    daemon = subprocess.Popen([*old_kernel.prefix(), sys.executable, "-m", "kdbusfs", "test", root, "-f"])
     os.environ["DAEMON"] = str(daemon.pid)
     try:
         limit = time.monotonic() + 30
