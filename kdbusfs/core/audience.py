@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .policy import PinnedCredentials, PolicyDb
+
+_LOOKS_IN_A_UNIT: Final = 4
 
 
 class _Answers:
@@ -26,15 +28,17 @@ class Audience:
 
     An answer of a database counts for all receivers with the same credentials, until that database or the names of
     the sender change: others may be served between two questions (POL-18).
+    work: how many units the questions have taken (`ports.Turn`).
     """
 
-    __slots__ = ("_answers", "_name_changes", "_source", "_uid")
+    __slots__ = ("_answers", "_name_changes", "_source", "_uid", "work")
 
     def __init__(self, source: Connection) -> None:
         self._source = source
         self._uid: int = source.credentials.ids().uid
         self._name_changes = source.name_changes
         self._answers: dict[PolicyDb, _Answers] = {}
+        self.work = 0
 
     def admits(self, receiver: Connection) -> bool:
         """The same as `receiver.may_talk(source)` now (POL-10)."""
@@ -57,4 +61,5 @@ class Audience:
         if known is None:
             known = database.grants_any(credentials, source.names, c.POLICY_TALK)
             answers.by_credentials[credentials] = known
+            self.work += 1 + (len(source.names) + len(credentials.groups())) // _LOOKS_IN_A_UNIT
         return known

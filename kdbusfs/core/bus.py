@@ -67,7 +67,7 @@ class Bus:
         self.endpoints: dict[str, Endpoint] = {}
         self.connections: dict[int, Connection] = {}
         self.monitors: dict[int, Connection] = {}
-        self.listeners = {rule_class: MatchIndex() for rule_class in CLASSES}
+        self.listeners = {rule_class: MatchIndex(domain.turn) for rule_class in CLASSES}
         self.user_listeners = self.listeners[USER_MESSAGES]
         self.names = NameRegistry(self)
         self.policy = PolicyDb()

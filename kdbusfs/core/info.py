@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENXIO, EOPNOTSUPP, ESRCH
+from errno import EINVAL, ENOBUFS, ENXIO, EOPNOTSUPP, ESRCH
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +28,11 @@ _UPDATE: Final = COMMANDS[c.CMD_CONN_UPDATE]
 _INFO_RESULT_OFFSET: Final = 40
 _LIST_RESULT_OFFSET: Final = 32
 _NULS: Final = bytes(8)
+_SIZE_MEMBER: Final = 8
+_PIECE: Final = 1 << 15  # bytes
+_BYTES_IN_A_UNIT: Final = 1024
+"""Of a pool that has to get its pages first."""
+_RECORDS_IN_A_UNIT: Final = 2
 _RESULT: Final = Struct("<QQ")  # offset and size of a result in the pool
 
 
@@ -91,26 +96,104 @@ def creator_info(connection: Connection, call: Call) -> int:
 
 
 def name_list(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_NAME_LIST (LIST-1 to LIST-10).  Raises KdbusError: EINVAL (any item), ENOBUFS."""
+    """KDBUS_CMD_NAME_LIST (LIST-1 to LIST-10).  Raises KdbusError: EINVAL (any item), ENOBUFS.
+
+    Others may be served between two connections, whose records are each of one moment: a name that changes hands
+    meanwhile may be told of twice, or not at all.  ECONNRESET when the asker leaves meanwhile.
+    """
     if call.begin(_NAME_LIST):
         raise KdbusError(EINVAL, "NAME_LIST takes no items")
     flags = U64.unpack_from(call.command, _NAME_LIST.flags_offset)[0]
-    custom = connection.endpoint.policy
-    view = View(custom, call.caller) if custom is not None else None
-    writer = BytesWriter()
-    for peer in connection.bus.connections.values():
-        _write_records(writer, view, peer, flags)
-    data = U64.pack(8 + len(writer)) + writer.getvalue()
-    _RESULT.pack_into(call.command, _LIST_RESULT_OFFSET, *_publish(connection, data))
+    result = _LongResult(connection)
+    try:
+        _list_all(result, connection, call, flags)
+        place = result.publish()
+    finally:
+        result.close()
+    _RESULT.pack_into(call.command, _LIST_RESULT_OFFSET, *place)
     call.clear_return_flags(_NAME_LIST)
     return 0
 
 
-def _write_records(writer: BytesWriter, view: View | None, peer: Connection, flags: int) -> None:
-    """Append the records that one connection gives rise to (LIST-5 to LIST-9).  view: None where nothing is hidden."""
+def _list_all(result: _LongResult, connection: Connection, call: Call, flags: int) -> None:
+    turn = connection.bus.domain.turn
+    custom = connection.endpoint.policy
+    view = View(custom, call.caller) if custom is not None else None
+    for peer in list(connection.bus.connections.values()):
+        if peer.active:
+            count = _write_records(result.writer, view, peer, flags)
+            result.cut()
+            turn.spend(1 + count // _RECORDS_IN_A_UNIT)
+
+
+class _LongResult:
+    """A result that is too long to be made and copied in one go: its size in 8 bytes, and what `writer` is given.
+
+    The pieces are charged to the user until they are in the pool, and never more than the pool has room for.
+    """
+
+    __slots__ = ("_charged", "_connection", "_pieces", "_size", "writer")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pieces: list[bytes] = []
+        self._size = _SIZE_MEMBER
+        self._charged = 0
+        self.writer = BytesWriter()
+
+    def cut(self) -> None:
+        """Put aside what was written, once it is a piece.  Raises KdbusError(ENOBUFS)."""
+        if len(self.writer) >= _PIECE:
+            self._cut()
+
+    def _cut(self) -> None:
+        piece = self.writer.getvalue()
+        self.writer = BytesWriter()
+        self._size += len(piece)
+        if self._size > self._connection.pool.size:
+            raise KdbusError(ENOBUFS, "result is larger than the pool")
+        self._connection.user.account.charge(len(piece))
+        self._charged += len(piece)
+        self._pieces.append(piece)
+
+    def publish(self) -> tuple[int, int]:
+        """Put it into the asker's pool; offset and size there.  Others may be served meanwhile.
+
+        Raises KdbusError: ENOBUFS (POOL-13), ENOMEM, ECONNRESET.
+        """
+        self._cut()
+        connection = self._connection
+        pool = connection.pool
+        turn = connection.bus.domain.turn
+        connection.check_active()
+        part = pool.allocate(self._size)
+        try:
+            at = part.offset
+            for piece in (U64.pack(self._size), *self._pieces):
+                pool.memory.store(at, piece)
+                at += len(piece)
+                turn.spend(1 + len(piece) // _BYTES_IN_A_UNIT)
+            connection.check_active()
+        except KdbusError:
+            pool.release(part)
+            raise
+        pool.publish(part)
+        return part.offset, self._size
+
+    def close(self) -> None:
+        """Give back what was charged."""
+        self._connection.user.account.uncharge(self._charged)
+        self._charged = 0
+
+
+def _write_records(writer: BytesWriter, view: View | None, peer: Connection, flags: int) -> int:
+    """Append the records that one connection gives rise to (LIST-5 to LIST-9); how many names were looked at.
+
+    view: None where nothing is hidden.
+    """
     activators = flags & c.NAME_LIST_ACTIVATORS
     if peer.is_activator and not activators:
-        return
+        return 0
     shown: list[tuple[Connection, NameEntry]] = []
     if flags & (c.NAME_LIST_NAMES | c.NAME_LIST_ACTIVATORS):
         for entry in peer.names.values():
@@ -125,6 +208,7 @@ def _write_records(writer: BytesWriter, view: View | None, peer: Connection, fla
     for owner, entry in shown:
         if view is None or view.level(entry.name) >= c.POLICY_SEE:
             _write_name(writer, owner, entry)
+    return len(shown)
 
 
 def _write_name(writer: BytesWriter, owner: Connection, entry: NameEntry) -> None:

@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .match import Match
     from .message import Message
+    from .ports import Turn
 
 ANYONE: Final = c.MATCH_ID_ANY
 """The key of entries that ask for no id and no name."""
 NO_BIT: Final = -1
 _BITS_COMPARED: Final = 64
 """How many bits of a mask are compared for the rarest: a mask may have 32768, and MATCH_ADD has to stay cheap."""
+_BITS_AT_ONCE: Final = 256
+_RULES_IN_A_UNIT: Final = 32
 
 
 def _lowest_bits(value: int, limit: int) -> list[int]:
@@ -105,15 +108,23 @@ class _Bucket:
                 rarest, fewest = bit, count
         return rarest
 
-    def find(self, message: Message, found: list[Group]) -> None:
-        """Append the groups of entries that the message may meet."""
+    def find(self, message: Message, turn: Turn) -> list[Group]:
+        """The groups of entries that the message may meet.  Others may be served meanwhile."""
+        found: list[Group] = []
         if self._maskless.size:
             found.append(self._maskless)
         if self._filed_bits and message.bloom is not None:
             hits = message.bloom[1] & self._filed_bits
-            if hits:
-                for bit in _lowest_bits(hits, hits.bit_length()):
-                    found.append(self._by_bit[bit])
+            while hits:
+                some = _lowest_bits(hits, _BITS_AT_ONCE)
+                for bit in some:
+                    group = self._by_bit.get(bit)
+                    if group is not None:
+                        found.append(group)
+                done = some[-1] + 1
+                hits = (hits >> done) << done
+                turn.spend(1 + len(some) // 4)
+        return found
 
 
 class MatchIndex:
@@ -122,9 +133,10 @@ class MatchIndex:
     Each is filed once, under something that a message must have for it: an id, a name, or a bit of its filter.
     """
 
-    __slots__ = ("_buckets", "_count")
+    __slots__ = ("_buckets", "_count", "_turn")
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
         self._buckets: dict[int | bytes, _Bucket] = {}
         self._count = 0
 
@@ -146,33 +158,45 @@ class MatchIndex:
         self._count -= 1
 
     def receivers(self, message: Message, source: Connection | None) -> list[Connection]:
-        """The connections with an entry that accepts, each once (MATCH-1); `source` is None for a notification."""
+        """The connections with an entry that accepts, each once (MATCH-1); `source` is None for a notification.
+
+        Others may be served meanwhile: the entries of a connection count as they are when it is their turn.
+        """
+        turn = self._turn
         found: dict[Connection, None] = {}
-        for group in self.candidates(message, source):
-            for connection, entries in group.members.items():
-                if connection in found:
-                    continue
-                for entry in entries:
-                    if entry.accepts(message, source):
-                        found[connection] = None
-                        break
+        for key in self._keys(message, source):
+            bucket = self._buckets.get(key)
+            if bucket is None:
+                continue
+            for group in bucket.find(message, turn):
+                for connection in list(group.members):
+                    entries = group.members.get(connection)
+                    if entries is None or connection in found:
+                        continue
+                    looks = 1
+                    for entry in entries:
+                        looks += 1 + entry.rule_count // _RULES_IN_A_UNIT
+                        if entry.accepts(message, source):
+                            found[connection] = None
+                            break
+                    turn.spend(looks)
         return list(found)
 
     def candidates(self, message: Message, source: Connection | None) -> list[Group]:
         """The entries that have to be looked at, in the groups that they are filed in."""
         found: list[Group] = []
-        self._find(ANYONE, message, found)
-        if source is not None:
-            self._find(message.src_id, message, found)
-            for name in source.names:
-                self._find(name, message, found)
-        else:
-            self._find(message.notify_new_id, message, found)
-            self._find(message.notify_old_id, message, found)
-            self._find(message.notify_name, message, found)
+        for key in self._keys(message, source):
+            bucket = self._buckets.get(key)
+            if bucket is not None:
+                found += bucket.find(message, self._turn)
         return found
 
-    def _find(self, key: int | bytes, message: Message, found: list[Group]) -> None:
-        bucket = self._buckets.get(key)
-        if bucket is not None:
-            bucket.find(message, found)
+    @staticmethod
+    def _keys(message: Message, source: Connection | None) -> list[int | bytes]:
+        keys: list[int | bytes] = [ANYONE]
+        if source is not None:
+            keys.append(message.src_id)
+            keys += source.names
+        else:
+            keys += (message.notify_new_id, message.notify_old_id, message.notify_name)
+        return keys

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _COMMAND: Final = COMMANDS[c.CMD_SEND]
 _SIGN_BIT: Final = 1 << 63
+_UNITS_OF_A_COPY: Final = 2
 
 
 class CancelToken:
@@ -186,19 +187,31 @@ def _watch(connection: Connection, call: Call, fd: int, token: CancelToken) -> C
 def _broadcast(outgoing: Outgoing) -> None:
     """Monitors first, then every ordinary connection that wants it and may hear the sender (BC-1, BC-3).
 
-    Who wants it is settled before the first copy, which may be held up while others come, leave and think again.
+    Who wants it is settled before the first copy.  Others may be served all the time: they come, leave and think again.
     """
     source = outgoing.source
     bus = source.bus
+    turn = bus.domain.turn
     receivers = bus.user_listeners.receivers(outgoing.message, source)
-    for monitor in list(bus.monitors.values()):
-        outgoing.offer(monitor)
+    _show_monitors(outgoing)
     audience = Audience(source)
     for receiver in receivers:
         if receiver is not source and receiver.active and audience.admits(receiver):
             outgoing.offer(receiver)
+            audience.work += _UNITS_OF_A_COPY
+        work, audience.work = audience.work, 0
+        turn.spend(1 + work)
     source.sent += 1
     source.sent_bytes += outgoing.message.payload_size + outgoing.message.memfd_size
+
+
+def _show_monitors(outgoing: Outgoing) -> None:
+    """MON-1.  Others may be served meanwhile."""
+    bus = outgoing.source.bus
+    if bus.monitors:
+        for monitor in list(bus.monitors.values()):
+            outgoing.offer(monitor)
+            bus.domain.turn.spend(_UNITS_OF_A_COPY)
 
 
 def _unicast(
@@ -225,9 +238,7 @@ def _unicast(
     elif not source.may_talk(receiver, call.caller):
         raise KdbusError(EPERM, "may not talk to the receiver")
 
-    if source.bus.monitors:
-        for monitor in list(source.bus.monitors.values()):
-            outgoing.offer(monitor)
+    _show_monitors(outgoing)
     if awaited is not None:
         answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
         source.sent += 1
