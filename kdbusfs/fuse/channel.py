@@ -165,6 +165,10 @@ class Channel:
         lib.kfs_channel_owners(self.native, owners)
         return {name: getattr(owners, name) for name in _OWNERS}
 
+    def starve(self, is_starving: bool) -> None:
+        """Whether the system gives no further thread now: who is the last then accesses no memory of clients."""
+        lib.kfs_channel_starve(self.native, is_starving)
+
     def close(self) -> None:
         """Free the native side.  Nothing else may be asked of the channel then."""
         native, self.native = self.native, None

@@ -57,11 +57,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from ..host.threads import new_thread
+from ..native._native import lib
 from .channel import OWNER, Channel
 
 log = logging.getLogger(__name__)
+
+SPARES: Final[int] = lib.KFS_SPARES
+_RETRY_FIRST: Final = 0.05  # s, then twice as long each time
+_RETRY_LAST: Final = 1.0
 
 
 @contextlib.contextmanager
@@ -81,7 +87,7 @@ class Readers:
     the first time; when it returns the thread ends.
     """
 
-    __slots__ = ("_channel", "_lock", "_number", "_serve", "_threads")
+    __slots__ = ("_attention", "_channel", "_ended", "_lock", "_number", "_serve", "_starving", "_threads")
 
     def __init__(self, channel: Channel, serve: Callable[[Channel], None]) -> None:
         self._channel = channel
@@ -89,6 +95,9 @@ class Readers:
         self._lock = threading.Lock()
         self._number = 0
         self._threads: set[threading.Thread] = set()
+        self._starving = False
+        self._ended = threading.Event()
+        self._attention = threading.Event()  # the end, or threads that could not be started
 
     def start(self) -> None:
         """Start a thread, which becomes the owner when there is none, and else a spare.
@@ -96,21 +105,52 @@ class Readers:
         Raises RuntimeError, MemoryError.
         """
         with self._lock:
-            self._number += 1
-            thread = new_thread(f"kdbusfs-reader-{self._number}", self._run)
-            with signals_blocked():
-                thread.start()
-            self._threads.add(thread)
+            self._start()
 
-    def refill(self) -> None:
-        """Have a spare again.  For an owner that has just become it."""
-        if self._channel.owners()["spares"]:
-            return
-        try:
-            self.start()
-        except (RuntimeError, MemoryError):
-            # Until the next change of owners a client can make the reader wait.
-            log.error("no spare reader can be started", exc_info=True)
+    def _start(self) -> None:
+        self._number += 1
+        thread = new_thread(f"kdbusfs-reader-{self._number}", self._run)
+        with signals_blocked():
+            thread.start()
+        self._threads.add(thread)
+
+    def refill(self) -> bool:
+        """Have as many spares again as there should be.  For an owner that has just become it.
+
+        False where the system gives no thread, by a limit or for lack of memory.  `watch` tries again then, and who is
+        the last accesses no memory of clients.
+        """
+        owners = self._channel.owners()
+        with self._lock:
+            try:
+                while len(self._threads) < 1 + SPARES + owners["stuck"] + owners["aside"]:
+                    self._start()
+            except (RuntimeError, MemoryError) as fault:
+                if not self._starving:
+                    log.error("no spare reader can be started (%s), %d are left", fault, owners["spares"])
+                    self._starving = True
+                    self._channel.starve(True)
+                    self._attention.set()
+                return False
+            if self._starving:
+                log.info("there are spare readers again")
+                self._starving = False
+                self._channel.starve(False)
+        return True
+
+    def watch(self) -> None:
+        """Return at the end.  Until then start what could not be started when it was to be, at growing intervals."""
+        while not self._ended.is_set():
+            self._attention.wait()
+            self._attention.clear()
+            pause = _RETRY_FIRST
+            while not self._ended.wait(pause) and not self.refill():
+                pause = min(2 * pause, _RETRY_LAST)
+
+    def end(self) -> None:
+        """Let `watch` return."""
+        self._ended.set()
+        self._attention.set()
 
     def join(self, patience: float) -> bool:
         """Wait for the threads after the end; False when some are stuck after `patience` seconds."""

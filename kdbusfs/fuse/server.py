@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -90,7 +89,6 @@ class Server:
         "_amendments",
         "_channel",
         "_domain",
-        "_ended",
         "_faults",
         "_limit",
         "_linger_ns",
@@ -127,7 +125,6 @@ class Server:
         self._on_event = on_event
         self._linger_ns = linger_ns
         self._readers = Readers(channel, self._read)
-        self._ended = threading.Event()
         self._served = False
         self._stopping = False
         self._limit = 0
@@ -142,11 +139,11 @@ class Server:
     def run(self) -> bool:
         """Serve until the mount is gone or `stop`.  Then the domain is shut down and every call answered.
 
-        The calling thread only waits: in the main thread Python's signal handlers run meanwhile.
+        The calling thread waits, and sees to the readers: in the main thread Python's signal handlers run meanwhile.
         Returns False when the channel failed: the reason is in the log.
         """
         self._readers.start()
-        self._ended.wait()
+        self._readers.watch()
         self.has_stuck_readers = not self._readers.join(_END_PATIENCE)
         return self._served
 
@@ -162,7 +159,7 @@ class Server:
         except Exception:
             log.exception("a reader failed unexpectedly")
         channel.end()
-        self._ended.set()
+        self._readers.end()
 
     def _take_turns(self, channel: Channel, requests: Requests) -> bool:
         """Serve as often as this thread owns the core.  Returns False if the others go on without it."""

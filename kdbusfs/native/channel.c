@@ -138,6 +138,11 @@ void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners)
 	kfs_ownership_look(ch->private_->mount->ownership, owners);
 }
 
+void kfs_channel_starve(struct kfs_channel *ch, int is_starving)
+{
+	kfs_ownership_starve(ch->private_->mount->ownership, is_starving);
+}
+
 /* --- answers ---------------------------------------------------------------------------------------- */
 
 uint64_t kfs_now_ns(void)

@@ -98,6 +98,7 @@ struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch);
 int kfs_channel_take(struct kfs_channel *ch);
 void kfs_channel_end(struct kfs_channel *ch);
 void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners);
+void kfs_channel_starve(struct kfs_channel *ch, int is_starving);
 
 int64_t kfs_channel_slot_new(struct kfs_channel *ch);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);

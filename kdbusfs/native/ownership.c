@@ -78,6 +78,7 @@ struct kfs_ownership {
 	_Atomic uint32_t returned; /* seats in `returning` */
 	_Atomic uint32_t shunning; /* whether anybody may be shunned */
 	_Atomic uint32_t ended;
+	_Atomic uint32_t starving; /* no further spare can be had now */
 	_Atomic uint32_t any_stuck; /* whether there are seats in `stuck` */
 	pthread_mutex_t lock;
 	pthread_t watchdog;
@@ -422,6 +423,12 @@ void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners)
 	pthread_mutex_unlock(&o->lock);
 }
 
+/* Whether the system gives no further thread now: without a successor nobody may access memory of clients then. */
+void kfs_ownership_starve(struct kfs_ownership *o, int is_starving)
+{
+	o->starving = (uint32_t)is_starving;
+}
+
 /*
  * `deposed` is called while the thread of the seat is stuck and nobody owns the core.  `answer` is called, by any thread,
  * while that one is stuck and its client was killed: it gives the request an answer, and may not wait.
@@ -689,9 +696,23 @@ int kfs_pause(void)
 	return seat && seat->began && mind_others(seat);
 }
 
+/* Whether there is somebody to have the core if this thread is held up, or will be. */
+static int has_successor(struct kfs_ownership *o)
+{
+	int has = 1;
+
+	if (o->starving) {
+		pthread_mutex_lock(&o->lock);
+		has = o->spare.first || o->returning.first;
+		o->count.shunned += !has;
+		pthread_mutex_unlock(&o->lock);
+	}
+	return has;
+}
+
 /*
- * What follows may be held up by a client.  Otherwise it must not be done: -EFAULT, the client has done that too often;
- * -ECANCELED, it was killed, see kfs_access_end.
+ * What follows may be held up by a client.  Otherwise it must not be done: -EFAULT, the client has done that too often, or
+ * nobody could have the core then; -ECANCELED, it was killed, see kfs_access_end.
  */
 int kfs_access_begin(uint64_t *ticket)
 {
@@ -703,7 +724,7 @@ int kfs_access_begin(uint64_t *ticket)
 		return 0;
 	if (seat->abandoned)
 		return -ECANCELED;
-	if (seat->shunned)
+	if (seat->shunned || !has_successor(seat->ownership))
 		return -EFAULT;
 	if (++seat->accesses >= KFS_ACCESSES_MIN)
 		mind_others(seat);

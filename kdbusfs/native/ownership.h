@@ -21,8 +21,11 @@ static const int KFS_STUCK_PER_UID = 8;
 static const int KFS_DEPOSED_MAX = 10;
 static const int KFS_DEPOSED_MS = 10000;
 static const int KFS_SHUNNED_MS = 60000;
-/* Threads that wait to become the owner; who would be one more ends instead. */
-static const int KFS_SPARES = 2;
+/*
+ * Threads that wait to become the owner; who would be one more ends instead.  They are there before they are needed, more
+ * than one user can hold up: when they are, no further one may be to be had.
+ */
+static const int KFS_SPARES = 10;
 /* A turn that gets long steps aside after this time, and others are served for as long, if there are any. */
 static const int KFS_TURN_US = 1000;
 /* The cpu time of turns shorter than MEASURED is not looked at; that of others may come out too high by SLACK. */
@@ -49,6 +52,7 @@ struct kfs_owners {
 struct kfs_ownership *kfs_ownership_new(int event_fd);
 void kfs_ownership_free(struct kfs_ownership *o);
 void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners);
+void kfs_ownership_starve(struct kfs_ownership *o, int is_starving);
 
 struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void (*answer)(void *), void *context);
 void kfs_seat_free(struct kfs_seat *seat);
