@@ -19,7 +19,7 @@ mount options:
   mode=MODE            who may enter the domain and make buses: 0555 everybody (default), 0550
                        the owner and group, 0500 the owner; 'control' is 0666, 0660 or 0600
   max_user_memory=SIZE what the connections of one user may make the daemon hold, in bytes or with
-                       K, M, G or T behind it; by default half of the machine's memory
+                       K, M, G or T behind it; by default 3/8 of what is left for the daemon
   max_user_fds=N       descriptors that one user may have on their way in messages, 16384 by default;
                        never more than three eighths of the daemon's limit of open files
   loglevel=LEVEL       error, warning (default), info or debug

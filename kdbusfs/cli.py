@@ -37,6 +37,7 @@ from kdbusfs.fuse.mount import (
 )
 from kdbusfs.options import CONTROL_MODES, MountOptions, OptionError, parse
 from kdbusfs.service import Manager
+from kdbusfs.surroundings import memory_total, protect_from_oom
 
 if TYPE_CHECKING:
     from kdbusfs.fuse.nodes import Access
@@ -123,6 +124,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
         log.warning(text)
     _raise_file_limit()
     _take_precedence()
+    protect_from_oom()
     fuse_fd = open_device() if options.fd is None else take_device(options.fd)
     daemon = Daemon(fuse_fd, path, options, ready, manager.stopping)
     try:
@@ -190,12 +192,14 @@ class Daemon:
         )
         self._ended.callback(host.close)
         self._host = host
-        domain = Domain(host, options.max_user_memory or _memory_limit())
+        total = memory_total()
+        domain = Domain(host, options.max_user_memory or total // 2, total)
         if options.attach_flags_mask is not None:
             domain.attach_flags_mask = options.attach_flags_mask
 
         def stats() -> dict[str, object]:
-            return {**requests.stats()}
+            memory = domain.users.memory
+            return {**requests.stats(), "memory": memory.used, "memory_limit": memory.limit}
 
         owner = host.namespaces.owner
         access = _access(options, owner)
@@ -371,11 +375,6 @@ def _access(options: MountOptions, owner: tuple[int, int]) -> Access:
         options.mode,
         CONTROL_MODES[options.mode],
     )
-
-
-def _memory_limit() -> int:
-    """What the connections of one user may make the daemon hold: half of the machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _raise_file_limit() -> None:

@@ -15,7 +15,7 @@ from .figures import figures
 from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
 from .metadata import DEFAULT_MASK
 from .policy import SharedCredentials
-from .quota import Account, User
+from .quota import Account, Total, User
 from .reply import Deadlines
 from .send import CancelToken
 from .sync import finish, forget, interrupt
@@ -35,10 +35,11 @@ DEFAULT_MEMORY_LIMIT: Final = 4 << 30
 class Users:
     """The accounts of a domain by real uid (NS-5); one exists while it has anything on it."""
 
-    __slots__ = ("_users", "memory_limit")
+    __slots__ = ("_users", "memory", "memory_limit")
 
-    def __init__(self, memory_limit: int) -> None:
+    def __init__(self, memory_limit: int, memory: Total) -> None:
         self.memory_limit = memory_limit
+        self.memory = memory
         self._users: dict[int, User] = {}
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Users:
         user = self._users.get(uid)
         if user is None:
             self._forget_idle()
-            user = self._users[uid] = User(uid, Account(uid, self.memory_limit))
+            user = self._users[uid] = User(uid, Account(uid, self.memory_limit, self.memory))
         return user
 
     def forget_if_idle(self, account: Account) -> None:
@@ -67,17 +68,18 @@ class Users:
 class Domain:
     """One domain.  Everything is called by one thread at a time.
 
-    host: the world; turn: of the host; memory_limit: bytes that the connections of one user may make the daemon hold;
+    host: the world; turn: of the host; memory_limit: bytes that the connections of one user may make the daemon hold,
+    and memory_total: those of all users, which is never less than twice as much;
     attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
     changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
     caller to take after every entry; waiting: the blocked SENDs;
     next_deadline: tells when `expire` has to be called next, in ns of CLOCK_MONOTONIC, 0: never.
     """
 
-    def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+    def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT, memory_total: int = 0) -> None:
         self.host = host
         self.turn = host.turn
-        self.users = Users(memory_limit)
+        self.users = Users(memory_limit, Total(max(memory_total, 2 * memory_limit)))
         self.credentials = SharedCredentials()
         self.active = True
         self.attach_flags_mask = DEFAULT_MASK

@@ -11,37 +11,56 @@ from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_MSGS_PER_USER, USER_MAX_BUSES, USER_MAX_CONN
 
 
+class Total:
+    """What all accounts of a domain hold together, in bytes."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
 class Account:
     """What a uid makes the daemon hold, in bytes: pools as far as used, messages, names, matches, policies.
 
-    kdbus had no such bound: there the memory was the client's own.
+    kdbus had no such bound: there the memory was the client's own.  A uid may hold up to `limit`, and no more than it
+    leaves of the total for all others together.  So however many uids somebody commands, each next one gets at most
+    half of what the one before left, and there is room for whoever needs little.
     """
 
-    __slots__ = ("limit", "uid", "used")
+    __slots__ = ("limit", "total", "uid", "used")
 
-    def __init__(self, uid: int, limit: int) -> None:
+    def __init__(self, uid: int, limit: int, total: Total | None = None) -> None:
         self.uid = uid
         self.limit = limit
+        self.total = total if total is not None else Total(2 * limit)
         self.used = 0
 
     def charge(self, size: int) -> None:
         """Raises KdbusError(ENOBUFS) beyond the limit."""
         used = self.used + size
-        if used > self.limit:
+        total = self.total
+        total_used = total.used + size
+        if used > self.limit or used > total.limit - total_used:
             raise KdbusError(ENOBUFS, "memory limit of this user")
         self.used = used
+        total.used = total_used
 
     def check(self, size: int) -> None:
         """Whether there is room for `size` bytes.  Raises KdbusError(ENOBUFS)."""
-        if self.used + size > self.limit:
+        used = self.used + size
+        if used > self.limit or used > self.total.limit - self.total.used - size:
             raise KdbusError(ENOBUFS, "memory limit of this user")
 
     def add(self, size: int) -> None:
         """Charge what cannot be refused any more."""
         self.used += size
+        self.total.used += size
 
     def uncharge(self, size: int) -> None:
         self.used -= size
+        self.total.used -= size
 
 
 class User:

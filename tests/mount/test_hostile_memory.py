@@ -43,11 +43,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class Program:
-    """A Python program of tests/support, which says something in lines."""
+    """A Python program of tests/support, which says something in lines; `before`: the command that starts it."""
 
-    def __init__(self, name: str, *arguments: str) -> None:
+    def __init__(self, name: str, *arguments: str, before: tuple[str, ...] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.support.{name}", *arguments],
+            [*before, sys.executable, "-m", f"tests.support.{name}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,0 +1,127 @@
+"""A daemon at the limits of what surrounds it: threads, memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdbusfs import surroundings
+from kdbusfs.abi import constants as c
+from kdbusfs.client import Connection, make_bus
+from kdbusfs.native._native import lib
+from tests.conftest import DomainMount
+from tests.mount.test_hostile_memory import STALL, Program, Scene, everything_comes_back, outcome, scene, until
+from tests.support.cgroups import Group, group
+
+__all__ = ["scene"]
+pytestmark = pytest.mark.mount
+
+
+def threads(domain: DomainMount) -> int:
+    return len(list(Path(f"/proc/{domain.pid}/task").iterdir()))
+
+
+@pytest.fixture
+def few_threads(domain_mount: DomainMount) -> Iterator[Group]:
+    """The daemon may have no more threads than it has."""
+    until(lambda: int(domain_mount.stats()["spares"]) == lib.KFS_SPARES)
+    with group("pids") as found:
+        found.add(domain_mount.pid)
+        found.write("pids.max", threads(domain_mount))
+        yield found
+        found.dismiss(domain_mount.pid)
+
+
+def test_without_further_threads_nobody_is_held_up(few_threads: Group, scene: Scene) -> None:
+    """GEN-5: there are spare readers before they are needed, more than one user can hold up."""
+    bound = lib.KFS_STUCK_PER_UID
+    first = scene.attack("payload", str(bound))
+    until(lambda: scene.stuck() == bound)
+    assert scene.exchange(100) < STALL
+    # The last reader cannot be replaced, so it touches no memory of clients.
+    second = scene.attack("payload", str(bound), "4712")
+    until(lambda: int(scene.domain.stats()["spares"]) == 0)
+    until(lambda: int(scene.domain.stats()["shunned"]) > 0)
+    stuck = scene.stuck()
+    assert stuck == lib.KFS_SPARES
+    with pytest.raises(OSError) as caught:
+        scene.sender.send(scene.receiver.id, b"x" * 8)
+    assert caught.value.errno == errno.EFAULT
+    assert scene.receiver.recv() is None  # commands without memory go on
+    assert "no spare reader can be started" in scene.domain.log()
+
+    few_threads.write("pids.max", "max")
+    until(lambda: int(scene.domain.stats()["spares"]) == lib.KFS_SPARES)
+    assert scene.exchange(100) < STALL
+    scene.answer()
+    for client, count in ((first, bound), (second, stuck - bound)):
+        results = outcome(client)["results"]
+        assert results == [0] * count + [errno.EFAULT] * (bound - count)
+    scene.domain.expect(0)
+    everything_comes_back(scene)
+
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small_domain(private_mounts: None) -> Iterator[DomainMount]:
+    """A domain whose daemon is in a control group with 120 MiB."""
+    path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
+    path.chmod(0o755)
+    with group("memory") as found:
+        found.write("memory.max" if found.is_v2 else "memory.limit_in_bytes", 120 * MIB)
+        with found.inside():
+            domain = DomainMount(path)
+        try:
+            domain.wait_until_ready()
+            yield domain
+            assert domain.stop() == 0
+            assert domain.log() == ""
+        finally:
+            domain.clean_up()
+            path.rmdir()
+
+
+def test_users_together_do_not_fill_the_memory_of_the_daemon(small_domain: DomainMount) -> None:
+    """QUO, POOL: each takes all that he can get; the daemon lives, and there is room for another user."""
+    limit = int(small_domain.stats()["memory_limit"])
+    assert 20 * MIB < limit < 120 * MIB * 3 // 4
+    bus = make_bus(small_domain.path, "greedy", access=c.MAKE_ACCESS_WORLD)
+    programs = []
+    taken = []
+    try:
+        for uid in range(4000, 4006):
+            programs.append(Program("greedy", str(bus.path), str(uid)))
+            taken.append(json.loads(programs[-1].hear()))
+        assert {each["errno"] for each in taken} == {errno.ENOBUFS}
+        assert limit * 0.4 < taken[0]["bytes"] <= limit // 2
+        assert sum(each["bytes"] for each in taken) <= limit
+        # Who needs little gets it.
+        sender, receiver = Connection(bus), Connection(bus)
+        for _ in range(10):
+            sender.send(receiver.id, b"x" * 4096)
+            with receiver.receive(STALL) as message:
+                assert len(message.data()) == 4096
+        for connection in (sender, receiver):
+            connection.close()
+    finally:
+        for program in programs:
+            program.end()
+    bus.close()
+    until(lambda: int(small_domain.stats()["memory"]) == 0)
+
+
+def test_the_daemon_is_not_the_first_to_be_ended_for_lack_of_memory(domain_mount: DomainMount) -> None:
+    lower = f"echo {surroundings.OOM_SCORE} > /proc/self/oom_score_adj"
+    if subprocess.run(["sh", "-c", lower], stderr=subprocess.DEVNULL, timeout=10).returncode:
+        pytest.skip("nobody here may lower an OOM score: no CAP_SYS_RESOURCE")
+    assert int(Path(f"/proc/{domain_mount.pid}/oom_score_adj").read_text()) <= surroundings.OOM_SCORE
+    for task in Path(f"/proc/{domain_mount.pid}/task").iterdir():
+        assert int((task / "oom_score_adj").read_text()) <= surroundings.OOM_SCORE
