@@ -2,14 +2,11 @@
 
 #include <elf.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/user.h>
-#include <unistd.h>
 
 typedef struct user_regs_struct arch_regs;
 
@@ -22,24 +19,40 @@ static const struct abi abi_aarch64 = {
 	},
 };
 
-/* x0 holds the result once the call is over, and the kernel shows the first argument only while it runs. */
+/* For so long the thread may take to fall asleep in its ioctl; it is looked at after pauses that double. */
+#define NOTE_LIMIT_NS 500000000ull
+#define NOTE_PAUSE_MAX_NS 1000000
+
+/* The text of /proc/TID/syscall, once the thread sleeps: until then that says "running".  Returns whether it is there. */
+static bool read_syscall(pid_t tid, char *text, size_t size)
+{
+	struct timespec pause = { 0, 20000 };
+	uint64_t limit = now_ns() + NOTE_LIMIT_NS;
+
+	while (read_proc(tid, "syscall", text, size) == 0) {
+		if (text[0] != 'r')
+			return true;
+		if (now_ns() > limit)
+			break;
+		nanosleep(&pause, NULL);
+		if (pause.tv_nsec < NOTE_PAUSE_MAX_NS)
+			pause.tv_nsec *= 2;
+	}
+	return false;
+}
+
+/*
+ * x0 holds the result once the call is over, and the kernel shows the first argument only while it runs, and sleeps.  The
+ * request may be taken up before its thread sleeps, and being seized has woken it once more.
+ */
 static uint64_t arch_note_first_argument(pid_t tid)
 {
-	char path[32], text[192], *at = text, *end;
-	ssize_t len;
-	long number;
+	char text[192], *at = text, *end;
 	uint64_t argument;
-	int fd;
+	long number;
 
-	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (!read_syscall(tid, text, sizeof(text)))
 		return UINT64_MAX;
-	len = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (len <= 0)
-		return UINT64_MAX;
-	text[len] = '\0';
 	number = strtol(text, &at, 10);
 	argument = strtoull(at, &end, 16);
 	return number == abi_aarch64.ioctl && end != at ? argument : UINT64_MAX;

@@ -78,6 +78,9 @@ struct abi {
 	int numbers[CALL_COUNT];
 };
 
+static uint64_t now_ns(void);
+static int read_proc(pid_t tid, const char *name, char *text, size_t size);
+
 #if defined(__x86_64__)
 #include "arch_x86_64.h"
 #elif defined(__aarch64__)
