@@ -327,7 +327,8 @@ class Tree(pyfuse3.Operations):
 
     @_handler
     async def flush(self, fh: int) -> None:
-        return
+        # Only a kernel that does not know FOPEN_NOFLUSH (before 5.16) asks, and by this learns not to ask again.
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
