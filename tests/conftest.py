@@ -49,13 +49,23 @@ def pytest_unconfigure() -> None:
     old_kernel.leave()
 
 
-class DomainMount:
-    """A mounted domain, served by a daemon of its own; `path` is its mount point, `pid` the daemon."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that are marked so run on older kernels too; if the variable asks for one, all run on that anyway."""
+    mark = metafunc.definition.get_closest_marker("old_kernels")
+    if mark is not None and not old_kernel.prefix():
+        metafunc.parametrize("kernel", ("", old_kernel.OLDEST, *mark.args), indirect=True)
 
-    def __init__(self, path: Path, *options: str) -> None:
+
+class DomainMount:
+    """A mounted domain, served by a daemon of its own; `path` is its mount point, `pid` the daemon.
+
+    prefix: what its command begins with.
+    """
+
+    def __init__(self, path: Path, *options: str, prefix: tuple[str, ...] = old_kernel.prefix()) -> None:
         self.path = path
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by clean_up
-        command = [*old_kernel.prefix(), sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
+        command = [*prefix, sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
         for option in options:
             command += ["-o", option]
         self.process = subprocess.Popen(
@@ -169,8 +179,21 @@ def private_mounts() -> None:
         _libc.mount(b"none", os.fsencode(_CONNECTIONS), b"fusectl", 0, None)
 
 
+@pytest.fixture(scope="session")
+def old_kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What takes system calls away."""
+    return old_kernel.build(tmp_path_factory.mktemp("old-kernel"))
+
+
 @pytest.fixture
-def domain_mount(private_mounts: None) -> Iterator[DomainMount]:
+def kernel(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What the daemon's command begins with; the parameter is an older kernel, or empty."""
+    name = getattr(request, "param", "")
+    return old_kernel.under(name, request.getfixturevalue("old_kernel_library")) if name else old_kernel.prefix()
+
+
+@pytest.fixture
+def domain_mount(private_mounts: None, kernel: tuple[str, ...]) -> Iterator[DomainMount]:
     """A fresh domain at a directory of its own.
 
     Its daemon must end with exit code 0 at SIGTERM, and must not have printed anything by then, unless the test
@@ -179,7 +202,7 @@ def domain_mount(private_mounts: None) -> Iterator[DomainMount]:
     # Not below tmp_path, which other users may not enter.
     path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
     path.chmod(0o755)
-    domain = DomainMount(path)
+    domain = DomainMount(path, prefix=kernel)
     try:
         domain.wait_until_ready()
         yield domain

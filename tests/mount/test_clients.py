@@ -125,6 +125,7 @@ def echo(bus: Bus, actors: Actors, name: str = NAME, **arguments: Any) -> Actor:
     return actors(serve, name=f"service {name}")
 
 
+@pytest.mark.old_kernels("linux-6.12")
 def test_a_call_gets_its_reply(bus: Bus, actors: Actors) -> None:
     """REP-1, REP-15, SEND-47"""
     service = echo(bus, actors)
@@ -197,6 +198,7 @@ def test_the_death_of_the_answerer_ends_the_call(bus: Bus, actors: Actors) -> No
     other.result()
 
 
+@pytest.mark.old_kernels
 def test_a_broadcast_reaches_those_who_asked_for_it(bus: Bus, actors: Actors) -> None:
     """BC-1, MATCH-6"""
 
@@ -279,6 +281,7 @@ def test_names_are_queued_for_and_replaced(bus: Bus, actors: Actors) -> None:
     first.say()
 
 
+@pytest.mark.old_kernels("linux-6.12")
 def test_memfds_and_descriptors_travel(bus: Bus, actors: Actors) -> None:
     """RECV-13, SEND-13, SEND-18, LAY-16"""
 
@@ -685,6 +688,7 @@ def test_a_signal_ends_the_wait_and_the_call_can_be_taken_up_again(bus: Bus, act
     assert service.result() == 0, "the request was queued twice"
 
 
+@pytest.mark.old_kernels
 def test_a_signal_with_restart_does_not_end_the_call(bus: Bus, actors: Actors) -> None:
     """SYNC-2"""
     service = echo(bus, actors)
@@ -757,6 +761,7 @@ def test_a_fork_shares_the_connection(bus: Bus, actors: Actors) -> None:
     actors(play).result()
 
 
+@pytest.mark.old_kernels
 def test_exec_closes_what_is_close_on_exec(bus: Bus, actors: Actors) -> None:
     """CLOSE-1: and leaves the other open; the swap at HELLO keeps either flag"""
 
@@ -786,6 +791,7 @@ def test_exec_closes_what_is_close_on_exec(bus: Bus, actors: Actors) -> None:
     actors(play).result()
 
 
+@pytest.mark.old_kernels
 def test_threads_share_one_connection(bus: Bus, actors: Actors) -> None:
     """GEN-20: several blocked calls and other commands at a time on one descriptor"""
     service = echo(bus, actors)

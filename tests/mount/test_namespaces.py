@@ -105,6 +105,7 @@ def test_auxiliary_groups_are_translated_for_their_reader(bus: BusOwner, outside
         assert receive(inside, "auxgroups") == [5, 9]
 
 
+@pytest.mark.old_kernels
 def test_process_ids_are_translated_for_their_reader(bus: BusOwner, outside: Connection) -> None:
     """META-7, META-20: a process has the number of the reader's pid namespace, 0 where it has none."""
     with Peer(CLONE_NEWPID) as inside:
@@ -262,6 +263,7 @@ def test_network_and_ipc_namespaces_do_not_matter(bus: BusOwner, outside: Connec
             assert message.data() == b"y" * 9000
 
 
+@pytest.mark.old_kernels
 def test_descriptors_reach_a_container(domain_mount: DomainMount) -> None:
     """LAY-16 with a receiver in user and pid namespaces of its own; its map cannot be made writable (POOL-3)."""
     root = str(domain_mount.path)

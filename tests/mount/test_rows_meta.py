@@ -97,6 +97,7 @@ def received(reader: Connection) -> Metadata:
         return message.metadata
 
 
+@pytest.mark.old_kernels
 def test_meta_1_meta_3_meta_6_to_14_of_an_ordinary_sender(bus: BusOwner, reader: Connection) -> None:
     """META-6 to META-14"""
 
@@ -131,6 +132,7 @@ def test_meta_1_meta_3_meta_6_to_14_of_an_ordinary_sender(bus: BusOwner, reader:
         assert kinds == [each for each in order if lacking.get(each, True) is not None]
 
 
+@pytest.mark.old_kernels("linux-6.12")
 def test_meta_3_of_the_thread_that_sends_not_of_who_said_hello(bus: BusOwner, reader: Connection) -> None:
     """META-3, META-6, META-7, META-9: another thread, with another name, user and capabilities"""
 

@@ -84,6 +84,7 @@ def test_pool_2_epm_5_before_hello_and_on_an_owner_there_is_nothing_to_see(bus: 
     os.close(fresh)
 
 
+@pytest.mark.old_kernels
 def test_pool_3_nobody_writes_to_it(bus: BusOwner) -> None:
     with Connection(bus.path, pool_size=PAGE) as connection:
         both = mmap.PROT_READ | mmap.PROT_WRITE
@@ -175,6 +176,7 @@ def test_pool_7_what_was_received_does_not_change_until_it_is_freed(bus: BusOwne
         kept.free()
 
 
+@pytest.mark.old_kernels
 def test_pool_9_pool_10_half_of_what_is_free(bus: BusOwner) -> None:
     with Connection(bus.path, pool_size=4 * PAGE) as receiver:
         half = 2 * PAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -46,7 +47,7 @@ def compile_client(path: Path, *flags: str) -> bool:
 class Daemon:
     """installer_daemon.py in a process of its own, and its clients."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prefix: tuple[str, ...] = old_kernel.prefix()) -> None:
         directory.chmod(0o755)
         self.mountpoint = directory / "mount"
         self.mountpoint.mkdir()
@@ -58,7 +59,7 @@ class Daemon:
         assert compile_client(self.client)
         self.process = subprocess.Popen(
             [
-                *old_kernel.prefix(),
+                *prefix,
                 sys.executable,
                 str(SUPPORT / "installer_daemon.py"),
                 str(self.mountpoint),
@@ -111,11 +112,11 @@ class Daemon:
         return json.loads(out)
 
 
-@pytest.fixture(scope="module")
-def serving() -> Iterator[Daemon]:
+@contextlib.contextmanager
+def daemon_serving(prefix: tuple[str, ...]) -> Iterator[Daemon]:
     # pytest's own directories are for their owner only, and clients of other users are run too
     with tempfile.TemporaryDirectory(prefix="installer-") as directory:
-        daemon = Daemon(Path(directory))
+        daemon = Daemon(Path(directory), prefix)
         try:
             yield daemon
             seen = daemon.stop()
@@ -124,6 +125,12 @@ def serving() -> Iterator[Daemon]:
             if daemon.process.poll() is None:
                 daemon.process.kill()
                 daemon.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Daemon]:
+    with daemon_serving(old_kernel.prefix()) as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -216,6 +223,25 @@ class TestSwap:
             daemon.inside(0, "cat", f"{daemon.mountpoint}/private"), capture_output=True, text=True
         )
         assert "Permission denied" in done.stderr
+
+
+class TestOnTheOldestKernel:
+    """Where a pidfd cannot be of a thread, most of all."""
+
+    pytestmark = mounts
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def serving(cls, old_kernel_library: Path) -> Iterator[Daemon]:
+        with daemon_serving(old_kernel.under("linux-5.10", old_kernel_library)) as daemon:
+            yield daemon
+
+    @pytest.mark.parametrize(
+        "mode", [("basic",), ("swap",), ("signals", 8, 50), ("stops", 4, 400), ("exec-during", 10)]
+    )
+    def test_threads(self, daemon: Daemon, mode: tuple[object, ...]) -> None:
+        """LAY-16"""
+        daemon.run(*mode)
 
 
 class TestDeath:

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+OLDEST = "linux-5.10"
+"""What tests with the mark `old_kernels` run on as well, beside those that it names: it lacks most."""
+
 VARIABLE = "KDBUSFS_TEST_KERNEL"
 SOURCE = Path(__file__).with_suffix(".c")
 _PRELOAD = "LD_PRELOAD"
