@@ -5,6 +5,7 @@
 # make man    the manual pages, in build/man
 # make docs   the same, and runs all that the documents show
 # make pure   takes the compiled modules away, so that the sources themselves run
+# make stalls  the cpu time of the longest turns of the core, at all limits at once
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
 # make conformance  writes docs/conformance.md anew, from the tests
@@ -40,7 +41,7 @@ COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functio
 UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 MANPAGES := $(patsubst docs/man/%.rst,%,$(wildcard docs/man/*.rst))
 
-.PHONY: help venv run demo test lint types pure conformance man docs bench bench-docs completions screenshots install-deps clean \
+.PHONY: help venv run demo test lint types pure conformance man docs stalls bench bench-docs completions screenshots install-deps clean \
 	wheel install uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -102,6 +103,9 @@ build/man/%: docs/man/%.rst $(wildcard docs/man/examples/*) build/man/kdbusctl.r
 
 build/man/kdbusctl.rst: docs/man/kdbusctl.py $(shell find kdbusfs/ctl -name '*.py') | venv
 	@$(BIN)/python $< $@
+
+stalls: venv
+	@$(BIN)/python -m pytest -q -o "python_files=stall_*.py" tests/stalls $(PYTEST_FLAGS)
 
 bench: venv
 	@.ci/prepare bench

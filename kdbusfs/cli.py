@@ -93,12 +93,12 @@ def _mount(given: argparse.Namespace) -> int:
 
 def _check_ids(options: MountOptions) -> None:
     """Raises MountError for an owner that this user namespace has no place for."""
-    from kdbusfs.host.namespaces import parse_id_map, to_outside
+    from kdbusfs.host.namespaces import parse_id_map
 
     for name, number in (("uid", options.uid), ("gid", options.gid)):
         if number is not None:
             with open(f"/proc/self/{name}_map", "rb") as file:
-                if to_outside(parse_id_map(file.read()), number) is None:
+                if parse_id_map(file.read()).to_outside(number) is None:
                     raise MountError(EXIT_USAGE, f"{name}={number} does not exist in this user namespace")
 
 

@@ -16,7 +16,7 @@ from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
 from .call import Installation
 from .match import MatchDb
 from .message import NO_PLACES
-from .metadata import export
+from .metadata import export, held_bytes
 from .names import NAME_COST
 from .queue import Queue, QueueEntry
 from .reply import newest_first
@@ -464,4 +464,5 @@ class Connection:
         self.user.connections -= 1
         domain = self.bus.domain
         domain.credentials.give_back(self.credentials)
+        self.user.account.uncharge(held_bytes(self.metadata))
         domain.users.forget_if_idle(self.user.account)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.errors import KdbusError
 from .call import ERESTARTSYS
-from .figures import figures
+from .figures import connection_stats, figures
 from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
 from .metadata import DEFAULT_MASK
 from .policy import SharedCredentials
@@ -183,36 +183,24 @@ class Domain:
         present = [connection for bus in self.buses.values() for connection in bus.connections.values()]
         return figures(present, pid_ns)
 
-    def stats(self) -> dict[str, object]:
-        """What there is, for tests and tools: numbers of everything that must come back to its start."""
-        return {
-            "users": len(self.users),
-            "credentials": len(self.credentials),
-            "waiting": len(self.waiting),
-            "buses": [
+    def counts(self) -> dict[str, object]:
+        """What there is beside buses, for tests and tools: numbers of everything that must come back to its start."""
+        return {"users": len(self.users), "credentials": len(self.credentials), "waiting": len(self.waiting)}
+
+    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]:
+        """Each bus with each of its connections, as they are when they are asked for: there may be many thousands."""
+        for bus in list(self.buses.values()):
+            yield (
                 {
                     "name": bus.name,
                     "endpoints": sorted(bus.endpoints),
                     "names": len(bus.names),
                     "policy_entries": len(bus.policy),
-                    "connections": [
-                        {
-                            "id": connection.id,
-                            "endpoint": connection.endpoint.name,
-                            "flags": connection.flags,
-                            "uid": connection.user.uid,
-                            "queue": len(connection.queue),
-                            "lost": connection.lost,
-                            "names": [name.decode("ascii") for name in connection.names],
-                            "matches": len(connection.matches),
-                            "pending_requests": connection.request_count,
-                            "pool_size": connection.pool.size,
-                            "pool_busy": connection.pool.busy,
-                            "pool_slices": connection.pool.slices,
-                        }
-                        for connection in bus.connections.values()
-                    ],
-                }
-                for bus in self.buses.values()
-            ],
-        }
+                },
+                map(connection_stats, list(bus.connections.values())),
+            )
+
+    def stats(self) -> dict[str, object]:
+        """All of that at once."""
+        buses = [{**bus, "connections": list(connections)} for bus, connections in self.bus_stats()]
+        return {**self.counts(), "buses": buses}

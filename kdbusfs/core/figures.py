@@ -49,6 +49,24 @@ def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
     }
 
 
+def connection_stats(connection: Connection) -> dict[str, object]:
+    """What must come back to its start when a client leaves."""
+    return {
+        "id": connection.id,
+        "endpoint": connection.endpoint.name,
+        "flags": connection.flags,
+        "uid": connection.user.uid,
+        "queue": len(connection.queue),
+        "lost": connection.lost,
+        "names": [name.decode("ascii") for name in connection.names],
+        "matches": len(connection.matches),
+        "pending_requests": connection.request_count,
+        "pool_size": connection.pool.size,
+        "pool_busy": connection.pool.busy,
+        "pool_slices": connection.pool.slices,
+    }
+
+
 def _text(value: bytes) -> str:
     """Programs may have any bytes in their names."""
     return value.decode("utf-8", "surrogateescape")

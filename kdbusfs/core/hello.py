@@ -11,7 +11,7 @@ from ..abi.errors import KdbusError
 from ..abi.items import Item, make_item
 from ..abi.layouts import BLOOM_PARAMETER, CMD_HELLO, CREDS, PIDS, U64
 from .connection import Connection
-from .metadata import fake_process, sanitize_attach_flags
+from .metadata import fake_process, held_bytes, sanitize_attach_flags
 from .names import is_valid_name
 from .pool import Pool
 from .ports import ProcessMetadata
@@ -110,7 +110,13 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     user.add_connection()
     pool = Pool(pool_size, handle.memory, user.account)
     credentials = bus.domain.credentials.take(ids, groups)
+    if metadata.auxgroups == groups:
+        metadata.auxgroups = credentials.groups()
+    cost = held_bytes(metadata)
+    charged = 0
     try:
+        user.account.charge(cost)
+        charged = cost
         if not handle.endpoint.active:
             raise KdbusError(ESHUTDOWN, "endpoint is gone")
         connection = Connection(
@@ -130,6 +136,7 @@ def hello(handle: EndpointHandle, call: Call) -> int:
     except KdbusError:
         pool.close()
         user.connections -= 1
+        user.account.uncharge(charged)
         bus.domain.credentials.give_back(credentials)
         bus.domain.users.forget_if_idle(user.account)
         raise

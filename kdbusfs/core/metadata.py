@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EINVAL
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
@@ -40,6 +39,19 @@ def sanitize_attach_flags(flags: int) -> int:
     if flags & ~c.ATTACH_ALL:
         raise KdbusError(EINVAL, "unknown attach flags")
     return flags
+
+
+_GROUP_COST: Final = 64
+_USUAL_SIZE: Final = 4096
+
+
+def held_bytes(process: ProcessMetadata) -> int:
+    """What an account is charged with for `process`, where it takes more than most: 65536 groups, 128 KiB of arguments.
+
+    What most take is a part of what a message is charged with in any case, and connections are few.
+    """
+    texts = len(process.cmdline) + len(process.exe) + len(process.cgroup) + len(process.seclabel)
+    return max(0, texts + _GROUP_COST * len(process.auxgroups) - _USUAL_SIZE)
 
 
 class ConnMetadata:
@@ -95,8 +107,7 @@ def _pids(process: ProcessMetadata, reader: Reader) -> bytes:
 
 
 def _auxgroups(process: ProcessMetadata, reader: Reader) -> bytes:
-    gids = [reader.gid_from_global(gid) for gid in process.auxgroups]
-    return Struct(f"<{len(gids)}I").pack(*gids)
+    return reader.gids_from_global(process.auxgroups)
 
 
 def _audit(process: ProcessMetadata, reader: Reader) -> bytes:

@@ -88,12 +88,13 @@ class _Entry:
     An entry is complete before the database has it, and never changes after that.
     """
 
-    __slots__ = ("accesses", "groups", "highest_group", "users", "world")
+    __slots__ = ("accesses", "gids", "groups", "highest_group", "users", "world")
 
     def __init__(self) -> None:
         self.world = DENIED
         self.users: dict[int, int] = {}
         self.groups: dict[int, int] = {}
+        self.gids: set[int] = set()
         self.highest_group = DENIED
         self.accesses = 0
 
@@ -105,6 +106,7 @@ class _Entry:
         elif kind == c.POLICY_ACCESS_USER:
             self.users[wanted] = max(self.users.get(wanted, DENIED), level)
         else:
+            self.gids.add(wanted)
             self.groups[wanted] = max(self.groups.get(wanted, DENIED), level)
             self.highest_group = max(self.highest_group, level)
 
@@ -116,13 +118,9 @@ class _Entry:
         if self.highest_group > highest:
             highest = max(highest, self.groups.get(subject.ids().egid, DENIED))
         if self.highest_group > highest:
-            groups = self.groups
-            for gid in subject.groups():
-                level = groups.get(gid, DENIED)
-                if level > highest:
-                    highest = level
-                    if highest == self.highest_group:
-                        break
+            # Without a loop of our own: a thread may have 65536.
+            for gid in self.gids.intersection(subject.groups()):
+                highest = max(highest, self.groups[gid])
         return highest
 
 

@@ -68,6 +68,9 @@ class Reader(Protocol):
     def gid_from_global(self, gid: int) -> int:
         """The same for a gid."""
 
+    def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
+        """Many gids in the same way, as packed u32: there may be 65536."""
+
     def maps_uid(self, uid: int) -> bool:
         """Whether the global `uid` has a number of its own in the reader's user namespace."""
 
@@ -162,6 +165,10 @@ class Caller:
 
     def gid_from_global(self, gid: int) -> int:
         """The same for a gid."""
+        raise NotImplementedError
+
+    def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
+        """Many gids in the same way, as packed u32: there may be 65536."""
         raise NotImplementedError
 
     def maps_uid(self, uid: int) -> bool:

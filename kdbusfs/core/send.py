@@ -26,7 +26,7 @@ from ..abi.layouts import I32
 from .audience import Audience
 from .call import PENDING
 from .message import Message, parse_message
-from .metadata import ConnMetadata
+from .metadata import ConnMetadata, held_bytes
 from .ports import ProcessMetadata
 from .reply import Reply, find_interrupted, find_reply
 from .sync import answer, finish, take_answer, wait
@@ -68,14 +68,18 @@ class CancelToken:
 
 @mypyc_attr(acyclic=True, free_list_len=1)
 class Outgoing:
-    """A message on its way, with the metadata that all its receivers share (META-4)."""
+    """A message on its way, with the metadata that all its receivers share (META-4).
 
-    __slots__ = ("call", "message", "metadata", "process", "source")
+    charged: bytes of the process' metadata that the sender's account was charged with.
+    """
+
+    __slots__ = ("call", "charged", "message", "metadata", "process", "source")
 
     def __init__(self, source: Connection, call: Call, message: Message) -> None:
         self.source = source
         self.call = call
         self.message = message
+        self.charged = 0
         self.process: ProcessMetadata | None = None
         self.metadata: ConnMetadata | None = None
 
@@ -94,13 +98,25 @@ class Outgoing:
         if kinds & c.ATTACH_PROCESS and not source.faked:  # META-18
             if self.process is None:
                 self.process = ProcessMetadata()
-            self.call.caller.collect(self.process, kinds & c.ATTACH_PROCESS)
+            process = self.process
+            known = process.collected
+            try:
+                self.call.caller.collect(process, kinds & c.ATTACH_PROCESS)
+            finally:
+                if process.collected != known:
+                    self._charge(held_bytes(process))
         if kinds & ~c.ATTACH_PROCESS:
             if self.metadata is None:
                 self.metadata = ConnMetadata()
             if self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum):
                 assert self.message.resources is not None
                 self.message.resources.charge(len(self.metadata.names))
+
+    def _charge(self, size: int) -> None:
+        resources = self.message.resources
+        assert resources is not None
+        resources.charge(size - self.charged)
+        self.charged = size
 
     def offer(self, receiver: Connection) -> None:
         """Deliver a copy; where that fails the receiver lost it (BC-2, MON-3)."""

@@ -15,7 +15,7 @@ from kdbusfs.core.handle import Handle
 _U64_MAX = (1 << 64) - 1
 _WRITE_MAX = 4096
 _NUMBER = re.compile(rb"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?\Z")
-_CONNECTIONS_AT_ONCE = 1 << 12  # bytes
+_TEXT_AT_ONCE = 1 << 12  # bytes
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 _ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
@@ -25,7 +25,9 @@ class Domain(Protocol):
 
     attach_flags_mask: int
 
-    def stats(self) -> dict[str, object]: ...
+    def counts(self) -> dict[str, object]: ...
+
+    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]: ...
 
     def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
@@ -72,31 +74,17 @@ class AttachFlagsMask(TextFile):
         return len(data)
 
 
-class Statistics(TextFile):
-    """`stats`: one JSON object, as it was when the file was opened."""
+class GrowingFile(TextFile):
+    """A text that is made while it is read, some 4 KiB for each read.
 
-    __slots__ = ("_text",)
-
-    def __init__(self, domain: Domain, more: Callable[[], Mapping[str, object]]) -> None:
-        super().__init__()
-        self._text = (json.dumps({**domain.stats(), **more()}, indent=1, default=str) + "\n").encode()
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._text[offset : offset + size]
-
-
-class Connections(TextFile):
-    """`connections`: a JSON object a line for each connection that was there when the file was opened.
-
-    The lines are made while the file is read, some 4 KiB for each read: with thousands of connections everybody's
-    requests go on in between.  `pid_ns` is the namespace that pids are given for.
+    With thousands of connections everybody's requests go on in between.
     """
 
-    __slots__ = ("_figures", "_text")
+    __slots__ = ("_pieces", "_text")
 
-    def __init__(self, domain: Domain, pid_ns: int) -> None:
+    def __init__(self, pieces: Iterator[str]) -> None:
         super().__init__()
-        self._figures = domain.figures(pid_ns)
+        self._pieces = pieces
         self._text = bytearray()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -104,13 +92,48 @@ class Connections(TextFile):
         text = self._text
         if offset > len(text):
             raise KdbusError(errno.EINVAL, "not read from its start on")
-        wanted = offset + min(size, _CONNECTIONS_AT_ONCE)
+        wanted = offset + min(size, _TEXT_AT_ONCE)
         while len(text) < wanted:
-            line = next(self._figures, None)
-            if line is None:
+            piece = next(self._pieces, None)
+            if piece is None:
                 break
-            text += _to_json(line).encode() + b"\n"
+            text += piece.encode()
         return bytes(text[offset : offset + size])
+
+
+class Statistics(GrowingFile):
+    """`stats`: one JSON object.  Its counters are those of the open; each connection is as it is when it is read."""
+
+    __slots__ = ()
+
+    def __init__(self, domain: Domain, more: Callable[[], Mapping[str, object]]) -> None:
+        super().__init__(_statistics(json.dumps({**domain.counts(), **more()}, indent=1, default=str), domain))
+
+
+def _statistics(counts: str, domain: Domain) -> Iterator[str]:
+    yield counts.removesuffix("\n}") + ',\n "buses": ['
+    separator = "\n  "
+    for bus, connections in domain.bus_stats():
+        yield separator + _to_json(bus).removesuffix("}") + ',"connections":['
+        inner = "\n   "
+        for connection in connections:
+            yield inner + _to_json(connection)
+            inner = ",\n   "
+        yield "]}"
+        separator = ",\n  "
+    yield "\n ]\n}\n"
+
+
+class Connections(GrowingFile):
+    """`connections`: a JSON object a line for each connection that was there when the file was opened.
+
+    `pid_ns` is the namespace that pids are given for.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, domain: Domain, pid_ns: int) -> None:
+        super().__init__(_to_json(figures) + "\n" for figures in domain.figures(pid_ns))
 
 
 def parse_u64(data: bytes) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import heapq
 import mmap
 import os
 import stat
@@ -43,6 +44,7 @@ _PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
 _COPIED_FLAGS = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
 
 _UNCHANGING = 1e6  # seconds: attributes never change, and neither do the entries that are always there
+_LISTED_AT_ONCE = 512  # entries
 _POOL_PREFIX = ".conn-"
 # What a want of the daemon's own looks like to the client; any other OSError is a fault of ours.
 _WANTS = {
@@ -68,7 +70,9 @@ class Domain(Protocol):
 
     def open_endpoint(self, endpoint: Any, caller: Any, memory: Any) -> Any: ...
 
-    def stats(self) -> dict[str, object]: ...
+    def counts(self) -> dict[str, object]: ...
+
+    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]: ...
 
     def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
@@ -363,30 +367,45 @@ class Tree(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         # Entries are ordered by st_ino, and a position is the st_ino of the last one + 2: stable whatever
         # comes and goes between two calls.  The channel clears the node ids, so no lookup is counted.
-        for name, position, ino, mode in self._listing(self._directories[fh][0]):
-            if position > start_id:
-                attributes = pyfuse3.EntryAttributes()
-                attributes.st_ino = ino
-                attributes.st_mode = mode
-                if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
-                    return
+        for position, name, ino, mode in self._listing(self._directories[fh][0], start_id):
+            attributes = pyfuse3.EntryAttributes()
+            attributes.st_ino = ino
+            attributes.st_mode = mode
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
+                return
 
-    def _listing(self, node: Node) -> Iterable[tuple[str, int, int, int]]:
-        """Name, position, st_ino and mode of what is in a directory (FS-12)."""
+    def _listing(self, node: Node, after: int) -> Iterable[tuple[int, str, int, int]]:
+        """Position, name, st_ino and mode of what is in a directory behind position `after` (FS-12).
+
+        A directory may have many thousands of entries: no call sorts more than it can tell of.
+        """
         parent_ino = node.parent_ino if isinstance(node, StaticDirectory) else self._nodes.root.ino
-        yield ".", 1, node.ino, stat.S_IFDIR
-        yield "..", 2, parent_ino, stat.S_IFDIR
-        children: list[tuple[int, str, int]] = []
+        if after < 1:
+            yield 1, ".", node.ino, stat.S_IFDIR
+        if after < 2:
+            yield 2, "..", parent_ino, stat.S_IFDIR
+        least = after - 2
+        children: list[tuple[int, str, int, int]] = []
         if isinstance(node, BusNode):
             if self._is_present(node.bus):
-                children += [(child.ino, child.name, stat.S_IFREG) for child in node.bus.endpoints.values()]
+                children = [
+                    (child.ino + 2, child.name, child.ino, stat.S_IFREG)
+                    for child in node.bus.endpoints.values()
+                    if child.ino > least
+                ]
         elif isinstance(node, StaticDirectory):
-            listed = (item for item in node.children.items() if not item[0].startswith("."))
-            children += [(child.ino, name, child.mode) for name, child in listed]
+            children = [
+                (child.ino + 2, name, child.ino, child.mode)
+                for name, child in node.children.items()
+                if child.ino > least and not name.startswith(".")
+            ]
             if node is self._nodes.root:
-                children += [(bus.ino, bus.name, stat.S_IFDIR) for bus in self._domain.buses.values()]
-        for ino, name, mode in sorted(children):
-            yield name, ino + 2, ino, mode
+                children += [
+                    (bus.ino + 2, bus.name, bus.ino, stat.S_IFDIR)
+                    for bus in self._domain.buses.values()
+                    if bus.ino > least
+                ]
+        yield from heapq.nsmallest(_LISTED_AT_ONCE, children)
 
     @_handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

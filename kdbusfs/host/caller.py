@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, ENOTTY, EPERM, ESRCH
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.abi.errors import KdbusError
@@ -20,7 +21,7 @@ from kdbusfs.native.calls import payload
 from . import metadata as meta
 from .credentials import CAP_IPC_OWNER, Status
 from .memory import PoolMemory
-from .namespaces import Maps, Namespaces, to_inside, to_outside
+from .namespaces import Maps, Namespaces
 from .proc import fail
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class LinuxCaller(Caller):
         maps = self._foreign_maps()
         if maps is None or uid == NO_ID:
             return uid
-        inside = to_inside(maps.uid, uid)
+        inside = maps.uid.to_inside(uid)
         return self.namespaces.overflow_uid if inside is None else inside
 
     def gid_from_global(self, gid: int) -> int:
@@ -237,27 +238,33 @@ class LinuxCaller(Caller):
         maps = self._foreign_maps()
         if maps is None or gid == NO_ID:
             return gid
-        inside = to_inside(maps.gid, gid)
+        inside = maps.gid.to_inside(gid)
         return self.namespaces.overflow_gid if inside is None else inside
+
+    def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
+        """Many gids as `gid_from_global` has them, as packed u32."""
+        packed = Struct(f"<{len(gids)}I").pack(*gids)
+        maps = self._foreign_maps()
+        return packed if maps is None else maps.gid.all_to_inside(packed, self.namespaces.overflow_gid)
 
     def maps_uid(self, uid: int) -> bool:
         """Whether the global `uid` has a number of its own in the caller's user namespace."""
         maps = self._foreign_maps()
-        return maps is None or to_inside(maps.uid, uid) is not None
+        return maps is None or maps.uid.to_inside(uid) is not None
 
     def uid_to_global(self, uid: int) -> int | None:
         """A uid of the caller's user namespace as a global one; None where unmapped (POL-2, NS-4)."""
         if not 0 <= uid < NO_ID:
             return None
         maps = self._foreign_maps()
-        return uid if maps is None else to_outside(maps.uid, uid)
+        return uid if maps is None else maps.uid.to_outside(uid)
 
     def gid_to_global(self, gid: int) -> int | None:
         """The same for a gid."""
         if not 0 <= gid < NO_ID:
             return None
         maps = self._foreign_maps()
-        return gid if maps is None else to_outside(maps.gid, gid)
+        return gid if maps is None else maps.gid.to_outside(gid)
 
     def domain_uid(self, uid: int) -> int | None:
         """A global uid as the domain's user namespace has it; None where unmapped (BUS-5)."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any, Final
 
 from kdbusfs.abi.identity import Creds
 from kdbusfs.core.ports import NO_ID
+from kdbusfs.native._native import ffi, lib
 
 CAP_IPC_OWNER = 15
 
+_new: Final[Any] = ffi.new_allocator(should_clear_after_alloc=False)
+_unpack: Final[Any] = ffi.unpack
 _CAPS = Struct("<I8I")
 _CAP_SETS = (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd")  # in the order of the item (META-13)
 
@@ -51,7 +55,14 @@ class Status:
 
     def groups(self) -> tuple[int, ...]:
         """The supplementary groups in kernel order (META-8)."""
-        return self.numbers(b"Groups")
+        text = self.field(b"Groups")
+        if not text:
+            return ()
+        # There may be 65536, each with a blank behind it.
+        limit = len(text) // 2 + 1
+        ids = _new("uint32_t[]", limit)
+        count: int = lib.kfs_ids_parse(text, len(text), ids, limit)
+        return tuple(_unpack(ids, count))
 
     def seccomp(self) -> int:
         """The seccomp mode: 0 none, 1 strict, 2 filter."""

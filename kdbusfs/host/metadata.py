@@ -47,7 +47,7 @@ def collect(caller: LinuxCaller, metadata: ProcessMetadata, kinds: int) -> None:
 
 def status_of(tid: int) -> Status:
     """/proc/TID/status.  Raises KdbusError(ESRCH)."""
-    return Status(read(tid, b"status", MAX_STATUS))
+    return Status(read(tid, b"status", MAX_STATUS, at_once=True))
 
 
 def pids_in(caller: LinuxCaller) -> dict[int, Pids]:

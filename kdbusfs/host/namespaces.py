@@ -5,9 +5,12 @@ thread.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from errno import EACCES, ENOTTY, EPERM, ESRCH
 from pathlib import Path
-from typing import NamedTuple
+from struct import Struct
+from typing import Final, NamedTuple
 
 from kdbusfs.core.ports import NO_ID
 from kdbusfs.native._native import ffi, lib
@@ -17,6 +20,7 @@ from .proc import fail, read, setting
 MAX_PID_LEVELS = 32  # the kernel's own limit
 MAX_CACHED = 256  # user namespaces whose maps are kept
 MAX_MAP_SIZE = 65536  # bytes of a uid_map; 340 extents take 11 KiB
+_EXTENT: Final = Struct("<III")  # struct kfs_extent
 
 
 class Extent(NamedTuple):
@@ -27,31 +31,62 @@ class Extent(NamedTuple):
     length: int
 
 
-IdMap = tuple[Extent, ...]
+class IdMap:
+    """The extents of a uid_map or gid_map, of which there may be 340: found by bisection, both ways.
+
+    The kernel sees to it that no two overlap.
+    """
+
+    __slots__ = ("_by_inside", "_by_outside", "_inside", "_outside", "_packed")
+
+    def __init__(self, extents: Iterable[Extent]) -> None:
+        self._by_inside = sorted(extents)
+        self._by_outside = sorted(self._by_inside, key=lambda extent: extent.outside)
+        self._inside = [extent.inside for extent in self._by_inside]
+        self._outside = [extent.outside for extent in self._by_outside]
+        self._packed = b"".join(
+            _EXTENT.pack(extent.outside, extent.inside, extent.length) for extent in self._by_outside
+        )
+
+    def __len__(self) -> int:
+        return len(self._by_inside)
+
+    def __iter__(self) -> Iterator[Extent]:
+        return iter(self._by_inside)
+
+    def to_outside(self, inside: int) -> int | None:
+        """The global id of `inside`; None where unmapped."""
+        at = bisect_right(self._inside, inside) - 1
+        if at < 0:
+            return None
+        extent = self._by_inside[at]
+        return extent.outside + inside - extent.inside if inside - extent.inside < extent.length else None
+
+    def to_inside(self, outside: int) -> int | None:
+        """The id that the namespace has for the global `outside`; None where unmapped."""
+        at = bisect_right(self._outside, outside) - 1
+        if at < 0:
+            return None
+        extent = self._by_outside[at]
+        return extent.inside + outside - extent.outside if outside - extent.outside < extent.length else None
+
+    def all_to_inside(self, ids: bytes, unmapped: int) -> bytes:
+        """Translate packed u32 ids; NO_ID stays."""
+        translated = bytearray(ids)
+        lib.kfs_ids_map(
+            ffi.from_buffer("uint32_t[]", translated),
+            len(ids) // 4,
+            ffi.from_buffer("struct kfs_extent[]", self._packed),
+            len(self._by_outside),
+            unmapped,
+        )
+        return bytes(translated)
 
 
 def parse_id_map(text: bytes) -> IdMap:
-    """The extents of a uid_map or gid_map, as read by the daemon; what the daemon's namespace lacks is left
-    out.
-    """
-    rows = (Extent(*map(int, line.split())) for line in text.splitlines())
-    return tuple(row for row in rows if row.outside != NO_ID)
-
-
-def to_outside(extents: IdMap, inside: int) -> int | None:
-    """The global id of `inside`; None where unmapped."""
-    for extent in extents:
-        if 0 <= inside - extent.inside < extent.length:
-            return extent.outside + inside - extent.inside
-    return None
-
-
-def to_inside(extents: IdMap, outside: int) -> int | None:
-    """The id that the namespace has for the global `outside`; None where unmapped."""
-    for extent in extents:
-        if 0 <= outside - extent.outside < extent.length:
-            return extent.inside + outside - extent.outside
-    return None
+    """The map in `text`, as read by the daemon; what the daemon's namespace lacks is left out."""
+    rows = [Extent(*map(int, line.split())) for line in text.splitlines()]
+    return IdMap(row for row in rows if row.outside != NO_ID)
 
 
 class Maps(NamedTuple):
@@ -100,7 +135,7 @@ class Namespaces:
     @staticmethod
     def _root_or(other: int, name: str) -> int:
         """0, or `other` in a namespace that has no such id."""
-        return 0 if to_outside(parse_id_map(Path("/proc/self", name).read_bytes()), 0) is not None else other
+        return 0 if parse_id_map(Path("/proc/self", name).read_bytes()).to_outside(0) is not None else other
 
     def _own(self, name: str) -> tuple[int, int]:
         fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)

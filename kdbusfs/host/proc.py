@@ -26,13 +26,15 @@ def fail(result: int, what: str) -> KdbusError:
     return KdbusError(ESRCH if result == -ENOENT else -result, what)
 
 
-def read(tid: int, name: bytes, limit: int, partial: bool = False) -> bytes:
+def read(tid: int, name: bytes, limit: int, partial: bool = False, at_once: bool = False) -> bytes:
     """The text of /proc/TID/`name`, at most `limit` bytes of it.
 
     `partial`: the first `limit` bytes are enough; otherwise a file that may be longer is read again in full.
+    `at_once`: the buffer has room for all of it, because the kernel may take long to write it; what is not
+    written to costs nothing.
     Raises KdbusError: ESRCH when the thread is gone (or has no such file), or the errno of the read.
     """
-    size = min(limit, _SIZE)
+    size = limit if at_once else min(limit, _SIZE)
     # Of this call alone: while the text of one client is awaited, others are read (fuse.ownership).
     buffer = _new("char[]", size)
     n: int = lib.kfs_proc_read(tid, name, buffer, size)

@@ -437,6 +437,13 @@ class TestRefusals:
         refused(errno.ENOSYS, run, tree.setxattr, CONTROL, b"user.x", b"y", context)
         refused(errno.ENOSYS, run, tree.removexattr, CONTROL, b"user.x", context)
 
+    def test_a_directory_with_thousands_of_entries(self, mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+        """FS-12: no call sorts more than it can tell of, and all of them together tell of everything once."""
+        for number in range(1300):
+            mount.domain.make_bus(f"0-{number}")
+        entries = listing(mount, monkeypatch, ROOT)
+        assert [name for name, _, _ in entries] == [".", "..", "control", *(f"0-{number}" for number in range(1300))]
+
     def test_files_are_no_directories_and_directories_no_files(self, mount: Mount) -> None:
         refused(errno.ENOTDIR, run, mount.tree.opendir, CONTROL, mount.context())
         refused(errno.EISDIR, mount.open, ROOT)
@@ -500,8 +507,20 @@ class TestIntrospection:
         mount.domain.remove_bus(bus)
         text = run(mount.tree.read, fh, 0, 10) + run(mount.tree.read, fh, 10, 1 << 20)
         found = json.loads(text)
-        assert (found["buses"], found["requests"]) == (1, 7)
+        assert (found["users"], found["requests"], found["buses"]) == (1, 7, [])
         refused(errno.EINVAL, run, mount.tree.write, fh, 0, b"0")
+
+    def test_stats_are_made_while_they_are_read(self, mount: Mount) -> None:
+        for number in range(200):
+            mount.domain.make_bus(f"0-{number}")
+        fh = mount.open(mount.lookup(self.STATS).st_ino).fh
+        text = b""
+        while more := run(mount.tree.read, fh, len(text), 1 << 17):
+            assert len(more) < 5_000, "a read makes no more than that, whatever is asked for"
+            text += more
+        buses = json.loads(text)["buses"]
+        assert [bus["name"] for bus in buses] == [f"0-{number}" for number in range(200)]
+        assert all([each["id"] for each in bus["connections"]] == [0, 1, 2] for bus in buses)
 
     CONNECTIONS = ".kdbusfs/connections"
 

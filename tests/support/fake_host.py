@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EBADF, EFAULT, EINVAL, ESRCH
+from struct import pack
 from time import thread_time_ns
 
 from kdbusfs.abi import constants as c
@@ -159,6 +160,9 @@ class FakeCaller(Caller):
 
     def gid_from_global(self, gid: int) -> int:
         return self.uid_from_global(gid)
+
+    def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
+        return pack(f"<{len(gids)}I", *map(self.gid_from_global, gids))
 
     def maps_uid(self, uid: int) -> bool:
         return self._inside(uid) is not None

@@ -137,8 +137,12 @@ class FakeDomain:
         self.openers.append(caller)
         return FakeHandle(endpoint, memory)
 
-    def stats(self) -> dict[str, object]:
-        return {"buses": len(self.buses)}
+    def counts(self) -> dict[str, object]:
+        return {"users": len(self.buses)}
+
+    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]:
+        for name in list(self.buses):
+            yield {"name": name}, iter([{"id": number, "padding": "x" * 100} for number in range(3)])
 
     def figures(self, pid_ns: int) -> Iterator[dict[str, object]]:
         return iter([{"bus": name, "pid_ns": pid_ns, "padding": "x" * 100} for name in self.buses])

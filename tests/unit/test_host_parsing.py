@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from random import Random
+from struct import pack
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from kdbusfs.host.credentials import (
     parse_cgroup,
     strip_root,
 )
-from kdbusfs.host.namespaces import Extent, parse_id_map, to_inside, to_outside
+from kdbusfs.host.namespaces import Extent, IdMap, parse_id_map
 
 STATUS = b"""Name:\ta\\nGroups:\t9
 Umask:\t0022
@@ -117,26 +119,65 @@ def test_type_of_a_mount(mount: bytes, kind: bytes | None) -> None:
 
 
 def test_ids_are_mapped_by_extents() -> None:
-    extents = parse_id_map(b"         0     100000      65536\n     65536       1000          1\n")
-    assert extents == (Extent(0, 100000, 65536), Extent(65536, 1000, 1))
-    assert to_outside(extents, 0) == 100000
-    assert to_outside(extents, 65535) == 165535
-    assert to_outside(extents, 65536) == 1000
-    assert to_outside(extents, 65537) is None
-    assert to_inside(extents, 99999) is None
-    assert to_inside(extents, 165536) is None
-    assert to_inside(extents, 1000) == 65536
+    ids = parse_id_map(b"         0     100000      65536\n     65536       1000          1\n")
+    assert list(ids) == [Extent(0, 100000, 65536), Extent(65536, 1000, 1)]
+    assert ids.to_outside(0) == 100000
+    assert ids.to_outside(65535) == 165535
+    assert ids.to_outside(65536) == 1000
+    assert ids.to_outside(65537) is None
+    assert ids.to_inside(99999) is None
+    assert ids.to_inside(165536) is None
+    assert ids.to_inside(1000) == 65536
 
 
 def test_extents_that_the_daemon_cannot_see_map_nothing() -> None:
-    assert parse_id_map(b"0 4294967295 10\n") == ()
-    assert to_inside((), 0) is None
+    assert not parse_id_map(b"0 4294967295 10\n")
+    assert IdMap(()).to_inside(0) is None
+    assert IdMap(()).to_outside(0) is None
+    assert IdMap(()).all_to_inside(pack("<2I", 7, NO_ID), 9) == pack("<2I", 9, NO_ID)
 
 
 @given(st.integers(0, 1 << 31), st.integers(0, 1 << 31), st.integers(1, 1 << 30), st.integers(0, NO_ID))
 def test_mapping_there_and_back(inside: int, outside: int, length: int, value: int) -> None:
-    extents = (Extent(inside, outside, length),)
-    there = to_outside(extents, value)
+    ids = IdMap((Extent(inside, outside, length),))
+    there = ids.to_outside(value)
     assert (there is not None) == (inside <= value < inside + length)
     if there is not None:
-        assert to_inside(extents, there) == value
+        assert ids.to_inside(there) == value
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), max_size=12), st.randoms(use_true_random=False))
+def test_many_extents_are_those_that_a_walk_finds(rows: list[tuple[int, int]], chance: Random) -> None:
+    """META-8: one by one, and many at once."""
+    extents: list[Extent] = []
+    inside = 0
+    order = list(range(len(rows)))
+    chance.shuffle(order)
+    for number, (length, gap) in enumerate(rows):
+        inside += gap
+        extents.append(Extent(inside, 1000 + 10 * order[number], length))
+        inside += length
+    chance.shuffle(extents)
+    ids = IdMap(extents)
+
+    def walk(outside: int) -> int | None:
+        for extent in extents:
+            if extent.outside <= outside < extent.outside + extent.length:
+                return extent.inside + outside - extent.outside
+        return None
+
+    globals_ = [*range(990, 1130), NO_ID]
+    assert [ids.to_inside(each) for each in globals_] == [walk(each) for each in globals_]
+    expected = [NO_ID if each == NO_ID else 65534 if walk(each) is None else walk(each) for each in globals_]
+    assert ids.all_to_inside(pack("<141I", *globals_), 65534) == pack("<141I", *expected)
+    for each in range(inside + 3):
+        there = ids.to_outside(each)
+        assert (walk(there) == each) if there is not None else each not in map(walk, range(1000, 1130))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 65536])
+def test_supplementary_groups(count: int) -> None:
+    """META-8: in the order of the kernel, as many as a thread can have."""
+    groups = tuple(range(4294967295, 4294967295 - 7 * count, -7))
+    text = "Name:\tx\nGroups:\t" + "".join(f"{group} " for group in groups) + "\nNStgid:\t1\n"
+    assert Status(text.encode()).groups() == groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EMFILE
+from errno import EMFILE, ENOBUFS
 
 import pytest
 
@@ -179,3 +179,25 @@ def test_match_12_the_rules_of_a_connection_have_a_bound(world: World) -> None:
     assert receiver.add_match(1, many) == 0
     assert signal(sender, bits=1) == 0
     assert len(drain(receiver)) == 1
+
+
+def test_hello_13_groups_are_charged_to_who_has_them(world: World) -> None:
+    """META-8, HELLO-20: 65536 groups take MiB, of each connection and of each message that tells of them."""
+    many = tuple(range(65536))
+    process = FakeProcess(uid=2000, aux=many)
+    account = world.domain.users.get(2000).account
+    first, second = world.connect(process, pool_size=4096), world.connect(process, pool_size=4096)
+    receiver = world.connect(FakeProcess(uid=2000), recv=c.ATTACH_ALL)
+    assert first.connection.metadata.auxgroups is second.connection.metadata.auxgroups
+    assert first.connection.credentials is second.connection.credentials
+    before = account.used
+    assert before > 2 * 63 * len(many)
+    assert first.send(dst=receiver.id) == 0
+    assert account.used - before > 63 * len(many)
+    drain(receiver)
+    for client in (first, second, receiver):
+        client.close()
+    assert account.used == 0
+    world.domain.users.memory_limit = 1 << 21
+    assert world.open(FakeProcess(uid=2001, aux=many)).hello() == -ENOBUFS
+    assert len(world.domain.credentials) == 0 and len(world.domain.users) == 1
