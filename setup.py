@@ -16,6 +16,7 @@ COMPILED = (
     "kdbusfs/fuse/requests.py",
     "kdbusfs/fuse/server.py",
     "kdbusfs/host/caller.py",
+    "kdbusfs/host/copies.py",
     "kdbusfs/host/credentials.py",
     "kdbusfs/host/memory.py",
     "kdbusfs/host/metadata.py",

@@ -188,7 +188,6 @@ class Daemon:
             wakeup.event_fd,
             installer,
             max_descriptors=MAX_PER_USER if options.max_user_fds is None else options.max_user_fds,
-            storer=storer,
         )
         self._ended.callback(host.close)
         self._host = host
@@ -227,7 +226,7 @@ class Daemon:
             make_job=Job,
             swap_path=lambda fh: f"{path}/.conn-{fh}",
             node_of=tree.node_of,
-            make_memory=host.memory,
+            only_node_of=tree.only_node_of,
             storer=storer,
             faults=faults,
         )

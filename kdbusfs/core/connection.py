@@ -361,7 +361,9 @@ class Connection:
             except KdbusError:
                 return False
             try:
-                self.pool.memory.copy_from(new.offset, old.size, source.pool.memory, old.offset)
+                # No more than the message has: behind it are bytes of other messages to `source`.
+                size = entry.message.payload_size
+                self.pool.memory.copy_from(new.offset, size, source.pool.memory, old.offset)
             except KdbusError:
                 self.pool.release(new)
                 return False

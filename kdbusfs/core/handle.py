@@ -135,13 +135,15 @@ def _role(connection: Connection) -> int:
 class Handle:
     """What the core keeps for an open file description.
 
-    fhs: the numbers that whoever serves it knows it by.
+    fhs: the numbers that whoever serves it knows it by; is_copied: its client reads copies, which have to be up to date
+    when it is told where something is.
     """
 
-    __slots__ = ("fhs",)
+    __slots__ = ("fhs", "is_copied")
 
     def __init__(self) -> None:
         self.fhs: list[int] = []
+        self.is_copied = False
 
     def ioctl(self, call: Call) -> int:
         """Carry out a command: 0, -errno, or PENDING where the answer comes later."""
@@ -200,17 +202,15 @@ class EndpointHandle(Handle):
     """An open endpoint file: fresh, connected, or the owner of a custom endpoint.
 
     privileged: opened on the default endpoint by the bus' owner or with CAP_IPC_OWNER (PRIV-1);
-    memory: backs the pool of the connection that it may become; memory_is_shared: it belongs to all files of one inode
-    and cannot be a pool.
+    memory: backs the pool of the connection that it may become.
     """
 
-    __slots__ = ("_busy", "_role", "connection", "endpoint", "memory", "memory_is_shared", "owned", "privileged")
+    __slots__ = ("_busy", "_role", "connection", "endpoint", "memory", "owned", "privileged")
 
     def __init__(self, endpoint: Endpoint, memory: Memory, *, privileged: bool) -> None:
         super().__init__()
         self.endpoint = endpoint
         self.memory = memory
-        self.memory_is_shared = False
         self.privileged = privileged
         self.connection: Connection | None = None
         self.owned: Endpoint | None = None
@@ -286,8 +286,7 @@ class EndpointHandle(Handle):
             self.connection.close()
         elif self.owned is not None:
             self.owned.shut_down()
-        if not self.memory_is_shared:
-            self.memory.close()
+        self.memory.close()
 
 
 def is_privileged(endpoint: Endpoint, caller: Caller) -> bool:

@@ -140,7 +140,6 @@ def hello(handle: EndpointHandle, call: Call) -> int:
         bus.domain.credentials.give_back(credentials)
         bus.domain.users.forget_if_idle(user.account)
         raise
-    handle.memory.seal()
     handle.connection = connection
     CMD_HELLO.pack_into(
         call.command,

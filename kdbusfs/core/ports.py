@@ -79,17 +79,16 @@ class Reader(Protocol):
 class Memory:
     """The backing of one pool: `size` zero bytes that the client can read and only the daemon writes.
 
-    It is write-only memory for the core: nothing that was stored is ever read back.
+    It is write-only memory for the core: what was stored is only ever copied, from pool to pool.
     """
 
     __slots__ = ()
 
     def resize(self, size: int) -> None:
-        """Give it its size, at HELLO; again after a HELLO that failed.  Raises KdbusError (ENOMEM, EINVAL)."""
-        raise NotImplementedError
+        """Be fresh memory of this size, which nobody can change, at HELLO; again after a HELLO that failed.
 
-    def seal(self) -> None:
-        """The size is final: from now on nobody can change it."""
+        Raises KdbusError (ENOMEM, EINVAL).
+        """
         raise NotImplementedError
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -97,7 +96,7 @@ class Memory:
         raise NotImplementedError
 
     def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
-        """Move payload between pools inside the daemon's own mappings (activator take-over, ACT-4)."""
+        """Copy payload from another pool, as the daemon wrote it there (activator take-over, ACT-4)."""
         raise NotImplementedError
 
     def close(self) -> None:

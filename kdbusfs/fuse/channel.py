@@ -23,6 +23,7 @@ from .protocol import (
     INIT,
     LOOKUP,
     OPEN,
+    PASSTHROUGH,
     READDIRPLUS,
     OpenAnswer,
     amend_init,
@@ -78,6 +79,9 @@ class Tree(Protocol):
 
     def ino_of(self, nodeid: int) -> int:
         """The inode number that programs see for a node id."""
+
+    def set_up(self, granted: int) -> None:
+        """What the mount has of what `amend_init` asks for."""
 
 
 class Channel:
@@ -295,7 +299,9 @@ class Amendments:
             amend_readdirplus(reply)
         elif opcode == INIT:
             request = channel.request[: channel.native.request_len]
-            self.passthrough = amend_init(request, reply, self.passthrough)
+            granted = amend_init(request, reply, self.passthrough)
+            self.passthrough = bool(granted & PASSTHROUGH)
+            self._tree.set_up(granted)
             if self._on_init is not None:
                 self._on_init()
 

@@ -1,8 +1,11 @@
 """The node table: what every FUSE node id stands for, and which opens it carries.
 
 The kernel ties page cache and passthrough backing to the inode, and an inode to a node id; kdbus gives every
-open of an endpoint a pool of its own.  So each LOOKUP of an endpoint answers with a node id that nobody has open:
-whoever opens a path has an inode to himself, while st_ino, which programs see, stays the endpoint's (FS-33).
+open of an endpoint a pool of its own.  The file that a client opens has no memory behind it: at HELLO its descriptor is
+swapped for one of a private inode (`PoolNode`), with the connection's pool as its backing.  Only where that cannot be
+done the client reads copies of its pool, in the page cache of the inode that it opened, and then this must be nobody
+else's.  So each LOOKUP of an endpoint answers with a node id that nobody has open: whoever opens a path has an inode to
+himself, while st_ino, which programs see, stays the endpoint's (FS-33).
 
 A node id is met by a second open where two threads looked it up before either opened it, and where no LOOKUP comes in
 between: an endpoint file that is bind-mounted, an O_PATH descriptor, /proc/self/fd/N.  `NodeTable.admit` decides what
@@ -10,12 +13,10 @@ becomes of that open:
 
 1. The thread is told ESTALE once.  The kernel then walks the path again, and wherever the path leads through
    this file system that walk ends at a fresh node id, which is for this thread alone.
-2. If the thread comes back with the same node id, there is no other inode for it.  The kernel takes a second
-   open of an inode only with the same backing file, so the open shares the memory of the present ones, which
-   is from then on a mere *placeholder*: each of the handles gets memory of its own at HELLO, with a
-   descriptor on a private inode (`PoolNode`).
-3. Once a present open has said HELLO and is still here, the inode's backing is that connection's pool, which
-   nobody else may map: EBUSY.
+2. If the thread comes back with the same node id, there is no other inode for it, and the open joins the present
+   ones.  None of them can have copies then.
+3. While a present open is a connection that has not moved to its private inode, or has copies here, it keeps the inode
+   for itself: EBUSY.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ _SPARE_NODES = 1024
 
 
 class Memory(Protocol):
-    """The backing of a pool, as far as opening needs it.
+    """A pool's memory, as far as files need it.  backing_id: 0 where the private inode has copies, too."""
 
-    nodeids: the inodes whose page cache has copies of it; None where they have the memory itself.
-    """
-
-    nodeids: set[int] | None
     size: int
 
     @property
     def backing_id(self) -> int: ...
 
-    def close(self) -> None: ...
+    def copy_to(self, nodeid: int) -> None: ...
+
+    def forget_copies(self, nodeid: int) -> None: ...
+
+    def read(self, offset: int, size: int) -> bytes: ...
 
 
 class Bus(Protocol):
@@ -79,7 +80,7 @@ class Endpoint(Protocol):
 class EndpointHandle(Protocol):
     """An open endpoint file of the core."""
 
-    memory_is_shared: bool
+    is_copied: bool
 
     @property
     def memory(self) -> Memory: ...
@@ -148,12 +149,12 @@ class BusNode(Node):
 
 
 class PooledNode(Node):
-    """A node whose inode has the memory of its `opens` as backing: file handle number -> handle.
+    """A node of an endpoint's with its `opens`: file handle number -> handle.
 
-    has_copies: the page cache may still show what a former open had, so nobody else may get this inode.
+    has_copies: the page cache may show what an open's pool has, or a former one's.
     """
 
-    __slots__ = ("endpoint", "has_copies", "opens", "placeholder")
+    __slots__ = ("endpoint", "has_copies", "opens")
 
     def __init__(self, nodeid: int, endpoint: Endpoint, changed_ns: int) -> None:
         mode = stat.S_IFREG | endpoint.mode
@@ -161,15 +162,15 @@ class PooledNode(Node):
         self.lookups = 1
         self.endpoint = endpoint
         self.opens: dict[int, EndpointHandle] = {}
-        self.placeholder: Memory | None = None
         self.has_copies = False
 
     @property
-    def copied(self) -> Memory | None:
-        """The pool that the kernel has copies of in this inode; None if there is none."""
-        for handle in self.opens.values():
-            return handle.memory if self.placeholder is None and handle.memory.nodeids is not None else None
-        return None
+    def shown(self) -> EndpointHandle | None:
+        """The connection whose pool the page cache may have copies of: that of the only open; None if there is none."""
+        if len(self.opens) != 1:
+            return None
+        handle = next(iter(self.opens.values()))
+        return handle if handle.connection is not None else None
 
 
 class EndpointNode(PooledNode):
@@ -191,18 +192,18 @@ class PoolNode(PooledNode):
         self.handle: EndpointHandle | None = handle
 
     @property
-    def copied(self) -> Memory | None:
+    def shown(self) -> EndpointHandle | None:
         handle = self.handle
-        return handle.memory if handle is not None and handle.memory.nodeids is not None else None
+        return handle if handle is not None and not handle.memory.backing_id else None
 
 
 class Admission(enum.Enum):
     """What becomes of an OPEN of an endpoint's node id."""
 
-    FIRST = "the inode is free: the open brings its own memory"
+    FIRST = "the inode is free"
     STALE = "let the kernel look the path up again"
-    SHARED = "no other inode is to be had: the open joins the memory of the present ones"
-    BUSY = "the inode's backing is the pool of a connection"
+    SHARED = "no other inode is to be had: the open joins the present ones"
+    BUSY = "a connection needs the inode for itself"
 
 
 class _Shown:
@@ -351,34 +352,40 @@ class NodeTable:
         if last_refused != node.nodeid:
             self._remember_refusal(tid, node.nodeid)
             return Admission.STALE
-        if any(handle.connection is not None for handle in node.opens.values()):
+        connections = [handle for handle in node.opens.values() if handle.connection is not None]
+        if node.has_copies or any(id(handle) not in self._moved for handle in connections):
             return Admission.BUSY
         return Admission.SHARED
 
-    def share_memory(self, node: EndpointNode) -> Memory:
-        """The memory of the opens of `node`, now a placeholder that the table closes after the last of them.
-
-        Call it after `admit` answered SHARED, before the new open is noted.
-        """
-        if node.placeholder is None:
-            node.placeholder = next(iter(node.opens.values())).memory
-            if node.placeholder.nodeids is not None:
-                node.placeholder.nodeids.discard(node.nodeid)
-        for handle in node.opens.values():
-            handle.memory_is_shared = True
-        return node.placeholder
-
     def opened(self, node: PooledNode, fh: int, handle: EndpointHandle) -> None:
         """Note that the file handle number `fh` is an open of `node`."""
-        if node.placeholder is not None:
-            handle.memory_is_shared = True
-        elif handle.memory.nodeids is not None:
-            handle.memory.nodeids.add(node.nodeid)
-            node.has_copies = True
+        if not node.opens:
+            node.has_copies = False  # the kernel empties the page cache for a first open
         node.opens[fh] = handle
         self._of_file[fh] = node
         if isinstance(node, PoolNode):
             self._moved[id(handle)] = node
+            if not handle.memory.backing_id:
+                self._copy(node, handle)
+
+    def _copy(self, node: PooledNode, handle: EndpointHandle) -> None:
+        node.has_copies = True
+        handle.is_copied = True
+        handle.memory.copy_to(node.nodeid)
+
+    def copied_by(self, fh: int) -> Memory | None:
+        """The pool that the open file `fh` shows by copies in its page cache, from now on; None if it shows none."""
+        node = self._of_file.get(fh)
+        handle = None if node is None else node.shown
+        if node is None or handle is None:
+            return None
+        self._copy(node, handle)
+        return handle.memory
+
+    def only_node_of(self, fh: int) -> int:
+        """The node id that `fh` is the only open of; 0 if there is none."""
+        node = self._of_file.get(fh)
+        return node.nodeid if node is not None and len(node.opens) == 1 else 0
 
     def node_of(self, fh: int) -> int:
         """The node id that `fh` is an open of; 0 if it is no endpoint file."""
@@ -393,19 +400,10 @@ class NodeTable:
         handle = node.opens.pop(fh)
         if node.opens:
             return
-        if handle.memory.nodeids is not None:
-            handle.memory.nodeids.discard(node.nodeid)
-        if node.placeholder is not None:
-            node.placeholder.close()
-            node.placeholder = None
+        handle.memory.forget_copies(node.nodeid)
         if isinstance(node, PoolNode):
             del self._moved[id(handle)]
             node.handle = None
-
-    def copied_by(self, fh: int) -> Memory | None:
-        """The pool that the kernel copies into the inode of the open file `fh`; None if there is none."""
-        node = self._of_file.get(fh)
-        return None if node is None else node.copied
 
     def _show(self, endpoint: Endpoint) -> int:
         """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""

@@ -19,10 +19,10 @@ READDIRPLUS: Final = 44
 AUTO_INVAL_DATA: Final = 1 << 12
 WRITEBACK_CACHE: Final = 1 << 16
 INIT_EXT: Final = 1 << 30
+DIRECT_IO_ALLOW_MMAP: Final = 1 << 36
 PASSTHROUGH: Final = 1 << 37
 
 FOPEN_DIRECT_IO: Final = 1 << 0
-FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
@@ -88,12 +88,13 @@ def prune_notices(nodeids: Sequence[int]) -> Iterator[bytes]:
         yield OUT_HEADER.pack(OUT_HEADER.size + len(body), _NOTIFY_PRUNE, 0) + body
 
 
-def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> bool:
-    """Ask for what pyfuse3 does not know: passthrough, and no limit on background requests that could be met.
+def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> int:
+    """Ask for what pyfuse3 does not know: passthrough, maps of files that are read and written without the page cache,
+    and no limit on background requests that could be met.
 
     What is stored in the page cache of a client is to stay there whatever the attributes say.
 
-    Returns whether the mount has passthrough: it is `passthrough`, wanted, and the kernel offers it.
+    Returns which of PASSTHROUGH (if it is wanted) and DIRECT_IO_ALLOW_MMAP the kernel offers and the mount has, then.
     """
     body = _body(reply, _INIT_OUT.size)
     try:
@@ -102,18 +103,18 @@ def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> boo
         # A kernel before 7.36 sends no second word of flags.
         offered_low, offered_high = 0, 0
     offered = offered_low | offered_high << 32 if offered_low & INIT_EXT else offered_low
-    passthrough = passthrough and bool(offered & PASSTHROUGH)
+    granted: int = offered & (DIRECT_IO_ALLOW_MMAP | (PASSTHROUGH if passthrough else 0))
     fields = list(_INIT_OUT.unpack_from(body))
     flags = (fields[3] | fields[10] << 32) & ~(AUTO_INVAL_DATA | WRITEBACK_CACHE)
-    if passthrough:
-        flags |= INIT_EXT | PASSTHROUGH
+    if granted:
+        flags |= INIT_EXT | granted
     fields[3] = flags & 0xFFFFFFFF
     fields[4] = fields[5] = MAX_BACKGROUND
     fields[6] = min(fields[6], MAX_WRITE)
     fields[10] = flags >> 32
-    fields[11] = 1 if passthrough else 0
+    fields[11] = 1 if granted & PASSTHROUGH else 0
     _INIT_OUT.pack_into(body, 0, *fields)
-    return passthrough
+    return granted
 
 
 def amend_open(reply: memoryview, answer_of: Callable[[int], OpenAnswer | None]) -> None:

@@ -72,12 +72,7 @@ class Installer(Protocol):
 
 
 class Storer(Protocol):
-    """What brings the copies that clients have of their pools up to date, where it `is_needed`."""
-
-    is_needed: bool
-
-    def when_needed(self, action: Callable[[], None]) -> None:
-        """Have `action` called when it turns out to be needed."""
+    """What brings the copies that clients have of their pools up to date."""
 
     @property
     def jobs(self) -> int:
@@ -88,6 +83,9 @@ class Storer(Protocol):
 
         slots: offsets in it that will get numbers of descriptors.
         """
+
+    def size_of(self, memory: Any, nodeid: int) -> Any:
+        """What tells the kernel that inode `nodeid` is as long as `memory`."""
 
     def answer(self, stores: Any, unique: int, result: int, out: bytes | bytearray) -> bool:
         """Answer an ioctl after `stores`; False, with nothing done, when that cannot be."""
@@ -150,22 +148,14 @@ class _Views:
 
 
 class Ledger:
-    """What all threads' requests share: the calls that are not answered yet, by unique, and the running jobs.
+    """What all threads' requests share: the calls that are not answered yet, by unique, and the running jobs."""
 
-    stores: whether answers that tell where something is have to wait until it is there for the client.
-    """
-
-    __slots__ = ("deferred", "jobs", "requests", "stores")
+    __slots__ = ("deferred", "jobs", "requests")
 
     def __init__(self) -> None:
-        self.stores = False
         self.deferred: dict[int, _Deferred] = {}
         self.jobs = 0
         self.requests: list[Requests] = []
-
-    def begin_to_store(self) -> None:
-        """Clients have copies of their pools."""
-        self.stores = True
 
 
 class JobContext:
@@ -185,12 +175,11 @@ class Requests:
     The object belongs to the thread that has `channel`; other threads of the mount have a `twin`.
 
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, user, unique, result, out, entries, flags_offset, swap, swapped_node and context.
+    tid, user, unique, result, out, entries, flags_offset, swap, swapped_node, unswapped, stores and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
-    node_of: gives the node id that an fh is an open of.
+    node_of: gives the node id that an fh is an open of; only_node_of: 0 where others have it open as well.
     make_caller: gives a caller of the thread's own.
-    make_memory: gives a pool's memory to a handle that shares the one its file was opened with.
-    storer: None where clients have the memory of their pools itself, and never copies.
+    storer: None where clients never have copies of their pools.
     """
 
     __slots__ = (
@@ -210,10 +199,10 @@ class Requests:
         "_interrupted",
         "_ledger",
         "_make_job",
-        "_make_memory",
         "_native",
         "_no_words",
         "_node_of",
+        "_only_node_of",
         "_options",
         "_storer",
         "_swap_path",
@@ -231,7 +220,7 @@ class Requests:
         make_job: Callable[..., Any] | None = None,
         swap_path: Callable[[int], str] | None = None,
         node_of: Callable[[int], int] = lambda fh: 0,
-        make_memory: Callable[[], Any] | None = None,
+        only_node_of: Callable[[int], int] = lambda fh: 0,
         storer: Storer | None = None,
         faults: Faults | None = None,
         ledger: Ledger | None = None,
@@ -246,7 +235,7 @@ class Requests:
             "make_job": make_job,
             "swap_path": swap_path,
             "node_of": node_of,
-            "make_memory": make_memory,
+            "only_node_of": only_node_of,
             "storer": storer,
             "faults": self._faults,
             "ledger": self._ledger,
@@ -271,12 +260,10 @@ class Requests:
         self._caller = caller
         self._installer = installer
         self._make_job = make_job
-        self._make_memory = make_memory
         self._swap_path = swap_path if installer is not None else None
         self._node_of = node_of
+        self._only_node_of = only_node_of
         self._storer = storer
-        if storer is not None:
-            storer.when_needed(self._ledger.begin_to_store)
         self._interrupted = 0
 
     @property
@@ -331,8 +318,6 @@ class Requests:
             call.tag = unique
             pidfd: int = read_i32_le(head, HEAD_PIDFD)
             self._caller.reset(tid, pidfd)
-            if number == CMD_HELLO:
-                self._own_memory(handle)
             result = handle.ioctl(call)
             if result == PENDING:
                 waiting, call.deferred = call.deferred, None
@@ -342,7 +327,7 @@ class Requests:
                 if self._interrupted == unique:
                     self._domain.interrupt(deferred.call)
             elif call.installation is not None or (
-                not result and (number == CMD_HELLO or (self._ledger.stores and number in _TELLING))
+                not result and (number == CMD_HELLO or (handle.is_copied and number in _TELLING))
             ):
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
@@ -440,29 +425,37 @@ class Requests:
         """Answer now, or let the installer do it when descriptors have to be there first."""
         installation, call.installation = call.installation, None
         out_size = (call.number >> 16) & 0x3FFF if call.number & _IOC_READ else 0
-        swap = None
-        if self._swap_path is not None and call.number == CMD_HELLO and result == 0:
-            swap = self._swap_path(fh)
-        if installation is None and swap is None and (self._storer is None or not self._storer.is_needed):
+        swap = unswapped = None
+        if call.number == CMD_HELLO and result == 0:
+            swap = None if self._swap_path is None else self._swap_path(fh)
+            unswapped = self._size_of(handle, fh)
+        if installation is None and swap is None and (handle is None or not handle.is_copied):
             answer(self._address, fh, call.number, unique, result, call.returned(out_size))
             return
         out = bytearray(call.returned(out_size))
         if installation is not None or swap is not None:
-            swapped_node = 0 if swap is None else self._node_of(fh)
-            if self._submit(unique, call, result, handle, tid, bytes(out), swap, swapped_node, installation):
+            swapping = None if swap is None else (swap, self._node_of(fh), unswapped)
+            if self._submit(unique, call, result, handle, tid, bytes(out), swapping, installation):
                 return
             if installation is not None:
                 _refuse(installation, out)
-        stores = self._take_stores(handle, None)
+        stores = self._take_stores(handle, None) if unswapped is None else unswapped
         if stores is None or self._storer is None or not self._storer.answer(stores, unique, result, out):
             self._channel.answer(unique, result, out, fh, call.number)
 
     def _take_stores(self, handle: Handle | None, installation: Any) -> Any:
         """What the storer has to do before the owner of `handle` gets an answer; None: nothing."""
-        if self._storer is None or not self._storer.is_needed:
+        if self._storer is None or handle is None or not handle.is_copied:
             return None
         slots = [] if installation is None else [offset for _, _, offset in installation.entries]
         return self._storer.take(getattr(handle, "memory", None), slots)
+
+    def _size_of(self, handle: Handle | None, fh: int) -> Any:
+        """What shows a fresh connection its pool, by copies, in the file that it has opened; None: nothing can."""
+        nodeid = self._only_node_of(fh)
+        if self._storer is None or not nodeid:
+            return None
+        return self._storer.size_of(getattr(handle, "memory", None), nodeid)
 
     @property
     def answering(self) -> bool:
@@ -486,8 +479,7 @@ class Requests:
         handle: Handle | None,
         tid: int,
         out: bytes,
-        swap: str | None,
-        swapped_node: int,
+        swapping: tuple[str, int, Any] | None,
         installation: Any,
     ) -> bool:
         """Give the installer what it needs.  Returns False, with nothing answered, where that cannot be."""
@@ -503,6 +495,9 @@ class Requests:
                     pinned.append(keepalive)
             stores = self._take_stores(handle, installation)
             more = {} if stores is None else {"stores": stores}
+            swap, swapped_node, unswapped = (None, 0, None) if swapping is None else swapping
+            if unswapped is not None:
+                more["unswapped"] = unswapped
             job = self._make_job(
                 **more,
                 tid=tid,
@@ -525,12 +520,6 @@ class Requests:
             return False
         self._ledger.jobs += 1
         return True
-
-    def _own_memory(self, handle: Handle) -> None:
-        """A file whose inode others have open too gets memory of its own before it can become a connection."""
-        if self._make_memory is not None and getattr(handle, "memory_is_shared", False):
-            handle.memory = self._make_memory()  # type: ignore[attr-defined]
-            handle.memory_is_shared = False  # type: ignore[attr-defined]
 
     def _let_go(self, call: Call) -> None:
         installation, call.installation = call.installation, None

@@ -25,7 +25,6 @@ from kdbusfs.fuse.nodes import (
     Admission,
     Bus,
     BusNode,
-    Endpoint,
     EndpointHandle,
     EndpointNode,
     Memory,
@@ -35,13 +34,13 @@ from kdbusfs.fuse.nodes import (
     PoolNode,
     StaticDirectory,
 )
-from kdbusfs.fuse.protocol import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH
+from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP, FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH
 
-# With DIRECT_IO beside PASSTHROUGH only mmap meets the memory; read and write come here, for FS-16.
-_ENDPOINT_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+# With DIRECT_IO only mmap meets the memory or the page cache; read and write come here, for FS-16.
 _PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
-# Without passthrough: what is stored in the page cache stays there.
-_COPIED_FLAGS = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
+_POOL_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+# A pool without passthrough: what is stored in the page cache stays there, whoever maps it.
+_COPIED_FLAGS = FOPEN_NOFLUSH
 
 _UNCHANGING = 1e6  # seconds: attributes never change, and neither do the entries that are always there
 _LISTED_AT_ONCE = 512  # entries
@@ -84,7 +83,7 @@ class Host(Protocol):
         """The thread that opens a file."""
 
     def memory(self) -> Memory:
-        """Fresh memory for a pool.  KdbusError or OSError when there is none."""
+        """What will be the memory of a pool."""
 
 
 class Installer(Protocol):
@@ -162,6 +161,7 @@ class Tree(pyfuse3.Operations):
         super().__init__()
         self._prune = prune
         self._prunes: bool | None = None  # whether the kernel does; not asked yet
+        self._endpoint_flags = _COPIED_FLAGS
         self._report = report
         self._domain = domain
         self._host = host
@@ -180,6 +180,11 @@ class Tree(pyfuse3.Operations):
             connections.nodeid: lambda tid: Connections(domain, host.caller(tid).pid_ns),
         }
 
+    def set_up(self, granted: int) -> None:
+        """Which of the flags of FUSE_INIT that pyfuse3 does not know the mount has."""
+        # Where a file may not be mapped otherwise, read(2) of an endpoint meets its empty page cache.
+        self._endpoint_flags = _PLAIN_FLAGS if granted & DIRECT_IO_ALLOW_MMAP else _COPIED_FLAGS
+
     def ino_of(self, nodeid: int) -> int:
         """The st_ino that programs see for a node id (FS-11): what LOOKUP's answer has to be amended with."""
         node = self._nodes.get(nodeid)
@@ -188,6 +193,10 @@ class Tree(pyfuse3.Operations):
     def node_of(self, fh: int) -> int:
         """The node id that `fh` is an open of; 0 if it is no endpoint file."""
         return self._nodes.node_of(fh)
+
+    def only_node_of(self, fh: int) -> int:
+        """The same if `fh` is the only open of it: then the pool of its connection may be shown there; else 0."""
+        return self._nodes.only_node_of(fh)
 
     def counts(self) -> dict[str, object]:
         """For the `stats` file: how many node ids the kernel holds, whether it forgets some when it is asked to (null:
@@ -266,32 +275,17 @@ class Tree(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         if admission is Admission.BUSY:
             raise pyfuse3.FUSEError(errno.EBUSY)
-        if admission is Admission.SHARED:
-            memory = self._nodes.share_memory(node)
-            handle = self._open_handle(endpoint, tid, memory)
-        else:
-            memory = self._host.memory()
-            try:
-                handle = self._open_handle(endpoint, tid, memory)
-            except BaseException:
-                memory.close()
-                raise
-        # Before anything can fail: a handle that shares memory must not close it.
-        handle.memory_is_shared = admission is Admission.SHARED
-        fh = self._add_file(handle, _flags(memory), memory.backing_id, user)
+        handle: EndpointHandle = self._domain.open_endpoint(endpoint, self._host.caller(tid), self._host.memory())
+        fh = self._add_file(handle, self._endpoint_flags, 0, user)
         self._nodes.opened(node, fh, handle)
         return fh
-
-    def _open_handle(self, endpoint: Endpoint, tid: int, memory: Memory) -> EndpointHandle:
-        handle: EndpointHandle = self._domain.open_endpoint(endpoint, self._host.caller(tid), memory)
-        return handle
 
     def _open_pool(self, node: PoolNode, tid: int) -> int:
         # A client that reopens its own descriptor through /proc arrives here as well.
         if tid not in self._installer.tids or node.handle is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        memory = node.handle.memory
-        fh = self.files.add(node.handle, _flags(memory), memory.backing_id)
+        backing_id = node.handle.memory.backing_id
+        fh = self.files.add(node.handle, _POOL_FLAGS if backing_id else _COPIED_FLAGS, backing_id)
         self._nodes.opened(node, fh, node.handle)
         return fh
 
@@ -305,7 +299,6 @@ class Tree(pyfuse3.Operations):
 
     def close_file(self, fh: int) -> None:
         """The last descriptor of `fh` is gone.  The reader carries RELEASE here itself, beside pyfuse3."""
-        # The handle goes first: memory that it shares is closed with the last open of the node.
         try:
             self.files.remove(fh)
         finally:
@@ -316,11 +309,10 @@ class Tree(pyfuse3.Operations):
         file = self.files.get(fh)
         if isinstance(file, TextFile):
             return file.read(off, size)
-        pool: Any = self._nodes.copied_by(fh)
+        pool = self._nodes.copied_by(fh)
         if pool is None:
             raise pyfuse3.FUSEError(errno.EINVAL)  # FS-16
-        data: bytes = pool.read(off, size)
-        return data
+        return pool.read(off, size)
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -500,11 +492,6 @@ def _want(fault: Exception) -> int | None:
     return _WANTS.get(fault.errno or 0) if isinstance(fault, OSError) else None
 
 
-def _flags(memory: Memory) -> int:
-    """FOPEN_* of an endpoint file with this memory."""
-    return _ENDPOINT_FLAGS if memory.nodeids is None else _COPIED_FLAGS
-
-
 def _refuse() -> NoReturn:
     """Refuse what kdbus has no operation for (FS-14, FS-15)."""
     raise pyfuse3.FUSEError(errno.EPERM)
@@ -524,9 +511,9 @@ def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
     attributes.st_mode = node.mode
     attributes.st_nlink = 2 if node.is_directory else 1
     if isinstance(node, PooledNode):
-        pool = node.copied
+        shown = node.shown
         # The kernel maps no further than that; with passthrough it looks at the memory itself (FS-9).
-        attributes.st_size = 0 if pool is None else pool.size
+        attributes.st_size = 0 if shown is None else shown.memory.size
     attributes.st_uid = node.uid
     attributes.st_gid = node.gid
     attributes.st_blksize = mmap.PAGESIZE

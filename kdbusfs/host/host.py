@@ -8,14 +8,12 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from kdbusfs.abi.errors import KdbusError
 from kdbusfs.core import ports
 
 from .caller import LinuxCaller, root_of
 from .files import MAX_PER_USER, Closer, Descriptors, LinuxFile
-from .memory import PoolMemory
+from .memory import Passthrough, PoolMemory
 from .namespaces import Namespaces
-from .store_memory import PASSTHROUGH_REFUSED, StoredMemory, Storer
 from .turn import LinuxTurn
 from .watch import LinuxWatch, Watcher
 
@@ -34,8 +32,7 @@ class LinuxHost:
 
     fuse_fd: the /dev/fuse for backing ids, -1 for pools without; event_fd: an eventfd that is written to when
     `cancelled` has tokens; closer: closes passed descriptors in other threads, the installer;
-    max_descriptors: how many passed descriptors are held for one user; storer: for pools where the kernel
-    refuses passthrough, None if there are to be none then.
+    max_descriptors: how many passed descriptors are held for one user.
     """
 
     def __init__(
@@ -44,14 +41,11 @@ class LinuxHost:
         event_fd: int = -1,
         closer: Closer | None = None,
         max_descriptors: int = MAX_PER_USER,
-        storer: Storer | None = None,
     ) -> None:
         self.clock = LinuxClock()
         self.turn = LinuxTurn()
         self.page_size = mmap.PAGESIZE
-        self.fuse_fd = fuse_fd
-        self._storer = storer
-        self._has_passthrough = False
+        self._passthrough = Passthrough(fuse_fd)
         self.namespaces = Namespaces()
         self.descriptors = Descriptors(closer, max_descriptors)
         self._root = root_of(os.getpid())
@@ -68,21 +62,8 @@ class LinuxHost:
         return caller
 
     def memory(self) -> PoolMemory:
-        """A pool of size 0, with a backing id where the kernel gives any: that the first one shows.
-
-        Raises KdbusError: EMFILE, ENOMEM.
-        """
-        if self._storer is not None and self._storer.is_needed:
-            return StoredMemory()
-        try:
-            memory = PoolMemory(self.fuse_fd)
-        except KdbusError as error:
-            if self._storer is None or self._has_passthrough or error.errno not in PASSTHROUGH_REFUSED:
-                raise
-            self._storer.need()
-            return StoredMemory()
-        self._has_passthrough = True
-        return memory
+        """A pool without a size, and without memory."""
+        return PoolMemory(self._passthrough)
 
     def watch(self, file: ports.File, token: Any) -> LinuxWatch:
         """Have `cancelled` give `token` when `file` gets readable.

@@ -21,7 +21,8 @@ from typing import Any, Final, Protocol, cast
 
 from kdbusfs.native import _native
 
-from .store_memory import Storer, Stores
+from .copies import Stores
+from .store_memory import Storer
 from .threads import new_thread
 
 MAX_WORKERS: Final = 256
@@ -70,6 +71,7 @@ class Job:
     swap: path of a file to take the place of the descriptor that the ioctl was made with, opened read-only;
     swapped_node: the node id that descriptor is of, on the same mount; with any other file at its number, which a
     sibling has put there meanwhile, nothing is swapped;
+    unswapped: what shows the client its pool in the file that it has, where nothing is swapped; None: nothing;
     stores: what has to be stored in the page cache of the client before its answer; None: nothing;
     context: the submitter's own; it keeps descriptors and pointers of `entries` valid until the end.
 
@@ -92,6 +94,7 @@ class Job:
         "swapped_node",
         "tid",
         "unique",
+        "unswapped",
         "user",
     )
 
@@ -107,6 +110,7 @@ class Job:
         flags_offset: int = -1,
         swap: str | None = None,
         swapped_node: int = 0,
+        unswapped: Stores | None = None,
         stores: Stores | None = None,
         context: object = None,
     ) -> None:
@@ -119,6 +123,7 @@ class Job:
         self.flags_offset = flags_offset
         self.swap = swap
         self.swapped_node = swapped_node
+        self.unswapped = unswapped
         self.stores = stores
         self.context = context
         self.installed = 0
@@ -280,7 +285,8 @@ class Installer:
         if job.entries and job.flags_offset >= 0 and at + _FLAGS.size <= len(reply):
             _FLAGS.pack_into(reply, at, _FLAGS.unpack_from(reply, at)[0] | _RETURN_INCOMPLETE_FDS)
         job.error = error
-        if job.stores is not None and self._storer is not None and self._storer.send(job.stores, reply):
+        stores = job.stores if job.unswapped is None else job.unswapped
+        if stores is not None and self._storer is not None and self._storer.send(stores, reply):
             self._finish(job)
             return
         try:
@@ -319,6 +325,9 @@ class Installer:
             injection.stores = _ffi.NULL if stores is None else stores.array
             injection.store_count = 0 if stores is None else stores.count
             injection.slot_stores = 0 if stores is None else stores.slots
+            unswapped = job.unswapped
+            injection.unswapped = _ffi.NULL if unswapped is None else unswapped.array
+            injection.unswapped_count = 0 if unswapped is None else unswapped.count
             job.error = -_lib.kfs_inject(tracer, injection) or error
             job.installed = injection.installed
             job.swapped = bool(injection.swapped)

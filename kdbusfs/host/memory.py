@@ -1,4 +1,7 @@
-"""Pools: a memfd for each open endpoint file, passed through to its clients by FUSE.
+"""Pools: a memfd for each connection, passed through to its client by FUSE.
+
+The memfd is made at HELLO, and the kernel gets it as the backing of a file that only the daemon can open, and opens
+read-only: what a client opened, duplicated or mapped before has nothing to do with it.
 
 The daemon maps only what is needed as the target of process_vm_readv and of descriptor numbers, and stores with pwrite
 until a page is there: neither a huge pool nor many pools use up its address space, and memory that the kernel cannot
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EFBIG, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSPC
+from errno import EFBIG, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOTTY, EOPNOTSUPP, EPERM
 from typing import Any, Final
 
 from kdbusfs.abi.errors import KdbusError
@@ -17,12 +20,15 @@ from kdbusfs.core.ports import Memory
 from kdbusfs.native._native import ffi, lib
 from kdbusfs.native.calls import address_of, copy
 
+from .copies import Copies, PageSet, Stores
+
 _NAME: Final = "kdbus-conn"  # POOL-6
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _FIRST: Final = 1 << 16  # bytes of a first mapping
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _SIZE_MAX: Final = (1 << 63) - 1
 _NO_MEMORY: Final = frozenset((ENOMEM, ENOSPC, EMFILE, ENFILE))
+_REFUSED: Final = frozenset((EPERM, ENOTTY, EOPNOTSUPP, EINVAL))  # no privilege, an old kernel, one built without it
 _from_buffer: Final[Any] = ffi.from_buffer
 _store: Final[Any] = lib.kfs_store
 
@@ -49,52 +55,82 @@ class Mapping:
             lib.kfs_unmap(self.base, self.size)
 
 
-class PoolMemory(Memory):
-    """ports.Memory.  `fuse_fd` is the /dev/fuse that the backing id is for; -1 for a pool without one.
+class Passthrough:
+    """What registers the memory of one mount's pools with the kernel.  fuse_fd: /dev/fuse, -1 for none.
 
-    `backing_id` is what an OPEN answer names; 0 without.  `nodeids` is None: see store_memory.StoredMemory.
+    is_refused: the kernel gives no backing ids: known from the first that was asked for.
     """
 
-    __slots__ = ("_filled", "_fuse_fd", "_mapping", "backing_id", "fd", "nodeids", "size")
+    __slots__ = ("_fuse_fd", "_is_given", "is_refused")
 
-    def __init__(self, fuse_fd: int = -1) -> None:
-        self.nodeids: set[int] | None = None
+    def __init__(self, fuse_fd: int) -> None:
+        self._fuse_fd = fuse_fd
+        self._is_given = False
+        self.is_refused = fuse_fd < 0
+
+    def open(self, fd: int) -> int:
+        """A backing id for `fd`; 0 where there are none.  Raises KdbusError."""
+        if self.is_refused:
+            return 0
+        r: int = lib.kfs_backing_open(self._fuse_fd, fd)
+        if r >= 0:
+            self._is_given = True
+            return r
+        if self._is_given or -r not in _REFUSED:
+            raise KdbusError(ENOMEM if -r in _NO_MEMORY else -r, "passthrough backing")
+        self.is_refused = True
+        return 0
+
+    def close(self, backing_id: int) -> None:
+        """Give an id back."""
+        # ENOENT and the like can only mean that the connection is gone, with all its ids.
+        lib.kfs_backing_close(self._fuse_fd, backing_id)
+
+
+class PoolMemory(Memory):
+    """ports.Memory: nothing before it has a size.
+
+    `backing_id` is what the answer to an OPEN names; 0 where the file that is opened has copies.
+    """
+
+    __slots__ = ("_copies", "_filled", "_mapping", "_passthrough", "backing_id", "fd", "size")
+
+    def __init__(self, passthrough: Passthrough | None = None) -> None:
         self.size = 0
         self.backing_id = 0
-        self._fuse_fd = fuse_fd
+        self.fd = -1
+        self._passthrough = passthrough
+        self._copies: Copies | None = None
         self._mapping: Mapping | None = None
         self._filled = 0  # bytes from the start on whose pages are there
-        try:
-            self.fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:
-            raise KdbusError(error.errno or ENOMEM, "memfd") from None
-        if fuse_fd >= 0:
-            r: int = lib.kfs_backing_open(fuse_fd, self.fd)
-            if r < 0:
-                os.close(self.fd)
-                self.fd = -1
-                raise KdbusError(-r, "passthrough backing")
-            self.backing_id = r
 
     def resize(self, size: int) -> None:
-        """Give it its size in bytes; again until it is sealed.
+        """Have fresh memory of this size in bytes.
 
         Raises KdbusError: EINVAL for what the kernel refuses, ENOMEM.
         """
-        if self.fd < 0 or not 0 < size <= _SIZE_MAX:
+        if not 0 < size <= _SIZE_MAX:
             raise KdbusError(EINVAL, "pool size")
+        self.close()
         try:
-            os.ftruncate(self.fd, size)
+            fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError:
+            raise KdbusError(ENOMEM, "memfd") from None
+        try:
+            os.ftruncate(fd, size)
+            # Nobody who gets hold of the memfd can cut pages off that the daemon may touch.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            if self._passthrough is not None:
+                self.backing_id = self._passthrough.open(fd)
         except OSError as error:
+            os.close(fd)
             code = ENOMEM if error.errno in _NO_MEMORY else EINVAL
             raise KdbusError(code, "pool size") from None
-        self._mapping = None
-        self._filled = 0
+        except KdbusError:
+            os.close(fd)
+            raise
+        self.fd = fd
         self.size = size
-
-    def seal(self) -> None:
-        """The size is final: nobody who gets hold of the memfd can cut pages off that the daemon may touch."""
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory for it."""
@@ -124,6 +160,8 @@ class PoolMemory(Memory):
 
     def written(self, offset: int, size: int) -> None:
         """`size` bytes from `offset` on have been written to."""
+        if self._copies is not None:
+            self._copies.written(offset, size)
         if offset <= self._filled < offset + size:
             self._filled = -(-(offset + size) // _PAGE) * _PAGE
 
@@ -162,11 +200,50 @@ class PoolMemory(Memory):
         self.fd = -1
         self._mapping = None
         self._filled = 0
-        if self.backing_id:
-            # ENOENT and the like can only mean that the connection is gone, with all its ids.
-            lib.kfs_backing_close(self._fuse_fd, self.backing_id)
+        if self.backing_id and self._passthrough is not None:
+            self._passthrough.close(self.backing_id)
             self.backing_id = 0
         os.close(fd)
+
+    # Copies
+
+    def copy_to(self, nodeid: int) -> None:
+        """Inode `nodeid` is going to have copies: from now on what is written goes there, too."""
+        if self._copies is None:
+            self._copies = Copies()
+        self._copies.nodeids.add(nodeid)
+
+    def forget_copies(self, nodeid: int) -> None:
+        """Inode `nodeid` is not open any more."""
+        if self._copies is not None:
+            self._copies.remove(nodeid)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """For a READ of the kernel's: a page that it has no copy of."""
+        return os.pread(self.fd, size, offset) if self.fd >= 0 else b""
+
+    def last_byte(self) -> bytes:
+        """Of the pool."""
+        return self.read(self.size - 1, 1) or b"\0"
+
+    def take_stores(self, slots: list[int]) -> Stores | None:
+        """All that was changed since the last time; None: the copies are up to date.
+
+        slots: offsets of int32 that will be written later, and whose pages go first.
+        Raises KdbusError(ENOMEM); then they are still to be taken.
+        """
+        copies = self._copies
+        if copies is None or not copies.nodeids or self.fd < 0 or not (copies.changed or slots):
+            return None
+        numbered = PageSet()
+        for offset in slots:
+            numbered.add(offset, 4)
+        first, rest = numbered.parts(), copies.changed.parts()
+        mapping = self.mapped(min(max(offset + size for offset, size in first + rest), self.size))
+        rows = copies.rows(first, self.size, mapping.base) + copies.rows(rest, self.size, mapping.base)
+        copies.changed.clear()
+        slot_rows = len(first) * len(copies.nodeids)
+        return Stores(ffi.new("struct kfs_store[]", rows), len(rows), slot_rows, mapping)
 
 
 def _store_error(result: int) -> KdbusError:

@@ -867,6 +867,13 @@ static void drop_swap(struct kfs_injection *job)
 	job->swap = -1;
 }
 
+/* Where the client keeps the file that it has, it finds its pool there before it goes on. */
+static void show_unswapped(const struct kfs_injection *job)
+{
+	if (!job->swapped)
+		kfs_store_pages(job->fuse_fd, job->unswapped, job->unswapped_count);
+}
+
 /* The part of a job after SEIZE: answers the ioctl, catches the thread, and lets it go. */
 static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_injection *job)
 {
@@ -894,6 +901,7 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 	if (job->count)
 		kfs_store_pages(job->fuse_fd, job->stores, job->slot_stores);
 	drop_swap(job);
+	show_unswapped(job);
 	release(tracer, client);
 	return error;
 }
@@ -906,6 +914,7 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
  * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
  * closed in every case but -EINVAL, and not put anywhere where that descriptor is not of node `swapped_node` any more.
  * Entries that the kernel refuses to pass on are counted in `refused`; their slots have the -errno.
+ * `unswapped` are stored where nothing was swapped.
  * Where the client has copies of its pool, `stores` bring them up to date before the answer; the first `slot_stores` of
  * them are of the pages with the slots, and are made again when those have their numbers.
  * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
@@ -932,6 +941,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 		if (job->count)
 			mark_incomplete(job->reply + head, job->reply_len - head, job->flags_offset);
 		drop_swap(job);
+		show_unswapped(job);
 		job->reply_error = -write_reply(job);
 	} else {
 		client->tid = job->tid;

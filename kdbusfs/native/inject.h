@@ -21,6 +21,8 @@ struct kfs_injection {
 	const struct kfs_store *stores;
 	uint32_t store_count;
 	uint32_t slot_stores;
+	const struct kfs_store *unswapped;
+	uint32_t unswapped_count;
 	uint32_t installed;
 	uint32_t refused;
 	int swapped;

@@ -33,7 +33,7 @@ static void set_handler(void)
 
 /*
  * Stores `size` bytes at `offset` of what is mapped at `map`.  Returns 0, or -ENOMEM when a page is not there and the
- * kernel cannot provide it: a client that holds its pool open for writing can have pages taken out of it.
+ * kernel cannot provide it, for one that was swapped out and cannot be read back.
  */
 int kfs_copy(char *map, int64_t offset, const char *data, int64_t size)
 {

@@ -18,6 +18,7 @@ import trio
 
 from kdbusfs.abi.errors import KdbusError
 from kdbusfs.fuse import tree as tree_module
+from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP
 from kdbusfs.fuse.tree import FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, Tree
 from tests.support.fake_tree import FakeBus, FakeDomain, FakeFiles, FakeHost, FakeInstaller
 
@@ -25,7 +26,8 @@ ROOT = 1
 CONTROL = 2
 CLIENT = 100
 WORKER = 900
-ENDPOINT_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+ENDPOINT_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
+POOL_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
 
 
 def run(handler: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
@@ -50,6 +52,7 @@ class Mount:
             lambda: {"requests": 7},
         )
         self.tree.files = self.files
+        self.tree.set_up(DIRECT_IO_ALLOW_MMAP)
 
     def context(self, tid: int = CLIENT, uid: int = 0) -> Any:
         return SimpleNamespace(uid=uid, gid=0, pid=tid, umask=0)
@@ -281,10 +284,10 @@ class TestOpen:
         mount.domain.is_active = False
         refused(errno.ESHUTDOWN, mount.open, CONTROL)
 
-    def test_an_endpoint_brings_memory_of_its_own(self, mount: Mount, bus: FakeBus) -> None:
-        """FS-33"""
+    def test_an_endpoint_has_nothing_behind_it(self, mount: Mount, bus: FakeBus) -> None:
+        """POOL-3: what a client may have open for writing is never a pool."""
         infos = [mount.open(mount.lookup("1000-test/bus").st_ino) for _ in range(3)]
-        assert [mount.files.answers[info.fh] for info in infos] == [(ENDPOINT_FLAGS, n) for n in (1, 2, 3)]
+        assert [mount.files.answers[info.fh] for info in infos] == [(ENDPOINT_FLAGS, 0)] * 3
         for info in infos:
             mount.tree.close_file(info.fh)
         assert [memory.closed for memory in mount.host.memories] == [1, 1, 1]
@@ -297,11 +300,10 @@ class TestOpen:
         refused(errno.ESHUTDOWN, mount.open, nodeid)
         assert mount.host.memories == []
 
-    def test_a_refusal_of_the_core_leaves_no_memory_behind(self, mount: Mount, bus: FakeBus) -> None:
-        nodeid = mount.lookup("1000-test/bus").st_ino
-        mount.domain.is_active = False
-        refused(errno.ESHUTDOWN, mount.open, nodeid)
-        assert [memory.closed for memory in mount.host.memories] == [1]
+    def test_where_the_kernel_maps_no_file_without_a_page_cache(self, mount: Mount, bus: FakeBus) -> None:
+        mount.tree.set_up(0)
+        info = mount.open(mount.lookup("1000-test/bus").st_ino)
+        assert mount.files.answers[info.fh] == (FOPEN_NOFLUSH, 0)
 
     def test_a_user_has_a_bounded_number_of_files_and_directories_open(self, mount: Mount, bus: FakeBus) -> None:
         """Others are not touched by it, and nothing is made for what is refused."""
@@ -340,26 +342,57 @@ class TestOpen:
             (KdbusError(errno.EPERM, "not allowed"), errno.EPERM),
         ],
     )
-    def test_without_memory(self, mount: Mount, bus: FakeBus, fault: Exception, number: int) -> None:
+    def test_what_the_host_wants(self, mount: Mount, bus: FakeBus, fault: Exception, number: int) -> None:
         nodeid = mount.lookup("1000-test/bus").st_ino
         mount.host.fault = fault
         refused(number, mount.open, nodeid)
         assert mount.files.handles == {}
 
-    def test_a_second_open_of_one_node_shares_its_placeholder(self, mount: Mount, bus: FakeBus) -> None:
+    def test_a_second_open_of_one_node_joins_the_first(self, mount: Mount, bus: FakeBus) -> None:
         nodeid = mount.lookup("1000-test/bus").st_ino
         first = mount.open(nodeid)
+        assert mount.tree.only_node_of(first.fh) == nodeid
         refused(errno.ESTALE, mount.open, nodeid)
         second = mount.open(nodeid)
         assert mount.files.answers[first.fh] == mount.files.answers[second.fh]
-        assert all(mount.files.handles[info.fh].memory_is_shared for info in (first, second))
+        assert mount.tree.only_node_of(first.fh) == 0 and mount.tree.node_of(first.fh) == nodeid
         mount.tree.close_file(first.fh)
-        assert mount.host.memories[0].closed == 0
         mount.tree.close_file(second.fh)
-        assert mount.host.memories[0].closed == 1
-        third = mount.open(nodeid)
-        assert mount.files.answers[third.fh] == (ENDPOINT_FLAGS, 2)
-        assert not mount.files.handles[third.fh].memory_is_shared
+        assert [memory.closed for memory in mount.host.memories] == [1, 1]
+        mount.open(nodeid)
+
+    def test_a_connection_that_keeps_its_file_has_copies_there(self, mount: Mount, bus: FakeBus) -> None:
+        """POOL-3, FS-9: from the first page that the kernel asks for"""
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        fh = mount.open(nodeid).fh
+        handle = mount.files.handles[fh]
+        memory = mount.host.memories[0]
+        memory.size = 8192
+        refused(errno.EINVAL, run, mount.tree.read, fh, 0, 8)
+        assert (mount.getattr(nodeid).st_size, memory.copies) == (0, set())
+        handle.connection = object()
+        assert (mount.getattr(nodeid).st_size, memory.copies, handle.is_copied) == (8192, set(), False)
+        assert run(mount.tree.read, fh, 2, 8) == b"olpoolpo"
+        assert (memory.copies, handle.is_copied) == ({nodeid}, True)
+        refused(errno.ESTALE, mount.open, nodeid)
+        refused(errno.EBUSY, mount.open, nodeid)
+        assert mount.lookup("1000-test/bus").st_ino != nodeid
+        mount.tree.close_file(fh)
+        assert memory.copies == set()
+        assert mount.lookup("1000-test/bus").st_ino != nodeid
+
+    def test_who_shares_a_node_sees_no_copies_there(self, mount: Mount, bus: FakeBus) -> None:
+        """Not even of his own pool: the others would see them."""
+        nodeid = mount.lookup("1000-test/bus").st_ino
+        first = mount.open(nodeid).fh
+        refused(errno.ESTALE, mount.open, nodeid)
+        second = mount.open(nodeid).fh
+        for fh in (first, second):
+            mount.files.handles[fh].connection = object()
+        assert mount.getattr(nodeid).st_size == 0
+        for fh in (first, second):
+            refused(errno.EINVAL, run, mount.tree.read, fh, 0, 8)
+        assert [memory.copies for memory in mount.host.memories] == [set(), set()]
 
     def test_a_node_with_a_connection_is_busy(self, mount: Mount, bus: FakeBus) -> None:
         nodeid = mount.lookup("1000-test/bus").st_ino
@@ -393,15 +426,37 @@ class TestPrivateNodes:
         private = mount.lookup(f".conn-{first}", tid=WORKER)
         assert mount.tree.ino_of(private.st_ino) == bus.endpoints["bus"].ino
         second = mount.open(private.st_ino, tid=WORKER, flags=os.O_RDONLY).fh
-        assert mount.files.answers[second] == mount.files.answers[first]
+        assert mount.files.answers[second] == (POOL_FLAGS, 1)
+        refused(errno.EINVAL, run, mount.tree.read, second, 0, 8)
+        assert not handle.is_copied
         assert mount.files.handles[second] is handle
         refused(errno.ENOENT, mount.lookup, f".conn-{first}", WORKER)
         mount.tree.close_file(first)
         assert handle.released == 0
-        assert mount.files.answers[mount.open(nodeid).fh] == (ENDPOINT_FLAGS, 2)
+        assert mount.files.answers[mount.open(nodeid).fh] == (ENDPOINT_FLAGS, 0)
         mount.tree.close_file(second)
         assert handle.released == 1
         refused(errno.ENOENT, mount.open, private.st_ino, WORKER)
+
+
+    def test_without_passthrough_the_private_node_has_copies_from_the_start(self, mount: Mount, bus: FakeBus) -> None:
+        """FS-9"""
+        mount.installer.tids = frozenset({WORKER})
+        first = mount.open(mount.lookup("1000-test/bus").st_ino).fh
+        handle = mount.files.handles[first]
+        handle.connection = object()
+        memory = mount.host.memories[0]
+        memory.backing_id, memory.size = 0, 4096
+        private = mount.lookup(f".conn-{first}", tid=WORKER)
+        assert private.st_size == 4096
+        second = mount.open(private.st_ino, tid=WORKER).fh
+        assert mount.files.answers[second] == (FOPEN_NOFLUSH, 0)
+        assert (memory.copies, handle.is_copied) == ({private.st_ino}, True)
+        assert run(mount.tree.read, second, 0, 4) == b"pool"
+        mount.tree.close_file(first)
+        assert memory.copies == {private.st_ino}
+        mount.tree.close_file(second)
+        assert memory.copies == set()
 
 
 class TestRefusals:

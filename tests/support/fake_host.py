@@ -22,19 +22,14 @@ class FakeMemory(Memory):
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.sealed = False
         self.closed = False
         self.failing = 0  # errno of the next calls of `store`; 0: they succeed
         self.resize_errno = 0
 
     def resize(self, size: int) -> None:
-        assert not self.sealed
         if self.resize_errno:
             raise KdbusError(self.resize_errno, "no such size")
         self.data = bytearray(size)
-
-    def seal(self) -> None:
-        self.sealed = True
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         if self.failing:

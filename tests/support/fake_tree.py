@@ -11,12 +11,21 @@ from kdbusfs.abi.errors import KdbusError
 
 @dataclass(eq=False)
 class FakeMemory:
-    """Counts how often it is closed."""
+    """Counts how often it is closed, and notes which inodes have copies."""
 
     backing_id: int
     closed: int = 0
-    nodeids: set[int] | None = None
     size: int = 0
+    copies: set[int] = field(default_factory=set)
+
+    def copy_to(self, nodeid: int) -> None:
+        self.copies.add(nodeid)
+
+    def forget_copies(self, nodeid: int) -> None:
+        self.copies.discard(nodeid)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return (b"pool" * 1024)[offset : offset + size]
 
     def close(self) -> None:
         self.closed += 1
@@ -44,17 +53,17 @@ class FakeEndpoint:
 
 @dataclass(eq=False)
 class FakeHandle:
-    """An open file of the core; an endpoint's has memory, which it closes unless it is shared."""
+    """An open file of the core; an endpoint's has memory, which it closes."""
 
     endpoint: FakeEndpoint | None = None
     memory: FakeMemory | None = None
-    memory_is_shared: bool = False
+    is_copied: bool = False
     connection: object | None = None
     released: int = 0
 
     def release(self) -> None:
         self.released += 1
-        if self.memory is not None and not self.memory_is_shared:
+        if self.memory is not None:
             self.memory.close()
 
 

@@ -594,6 +594,9 @@ def test_amended_answer_waits_for_the_next_step(kernel: Kernel) -> None:
         def ino_of(self, nodeid: int) -> int:
             return nodeid + 1
 
+        def set_up(self, granted: int) -> None:
+            raise AssertionError
+
     amendments = Amendments(Tree(), {}.get, passthrough=False)
     unique = kernel.ask(FUSE_LOOKUP, b"bus\0")
     body = struct.pack("<Q32xQ80x", 1000, 1000)
@@ -1203,6 +1206,9 @@ def test_deferred_call_with_descriptors_is_answered_by_a_job(kernel: Kernel) -> 
 
 class NoTree:
     def ino_of(self, nodeid: int) -> int:
+        raise AssertionError
+
+    def set_up(self, granted: int) -> None:
         raise AssertionError
 
     def close_file(self, fh: int) -> None:

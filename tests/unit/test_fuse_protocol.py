@@ -31,7 +31,7 @@ def fields(reply: memoryview) -> tuple[int, ...]:
 
 def test_init_asks_for_passthrough_and_takes_writeback_back() -> None:
     reply = init_reply(flags=p.WRITEBACK_CACHE | 1)
-    assert p.amend_init(init_request(KERNEL_FLAGS), reply, passthrough=True)
+    assert p.amend_init(init_request(KERNEL_FLAGS), reply, passthrough=True) == p.PASSTHROUGH
     got = fields(reply)
     assert got[:3] == (7, 38, 131072)
     assert got[3] == p.INIT_EXT | 1
@@ -39,6 +39,16 @@ def test_init_asks_for_passthrough_and_takes_writeback_back() -> None:
     assert got[6] == p.MAX_WRITE
     assert got[7:10] == (1, 256, 0)
     assert got[10:] == (1 << 5, 1)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_init_asks_for_maps_of_files_without_a_page_cache(wanted: bool) -> None:
+    """POOL-2, FS-16: with passthrough or without."""
+    reply = init_reply()
+    granted = p.amend_init(init_request(KERNEL_FLAGS | p.DIRECT_IO_ALLOW_MMAP), reply, wanted)
+    assert granted == p.DIRECT_IO_ALLOW_MMAP | (p.PASSTHROUGH if wanted else 0)
+    got = fields(reply)
+    assert got[3] == p.INIT_EXT and got[10:] == (granted >> 32, wanted)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_a_thread_that_was_told_estale_gets_a_node_that_no_other_thread_is_given
 def test_an_inode_whose_page_cache_has_copies_serves_once(table: NodeTable, endpoint: FakeEndpoint) -> None:
     """FS-33: what a pool held must not show in the pool of whoever opens the endpoint next."""
     node = table.look_up_endpoint(endpoint, ME)
-    handle = FakeHandle(endpoint, FakeMemory(1))
-    handle.memory.nodeids = set()
-    table.opened(node, 1, handle)
+    handle = open_first(table, node, 1)
+    handle.connection = object()
+    assert table.copied_by(1) is handle.memory
     table.closed(1)
     assert table.look_up_endpoint(endpoint, ME) is not node
 
@@ -157,12 +157,9 @@ def test_a_second_open_is_told_to_look_again_and_shares_if_there_is_nothing_else
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
     node = table.look_up_endpoint(endpoint, ME)
-    first = open_first(table, node, fh=1)
+    open_first(table, node, fh=1)
     assert table.admit(node, ME) is Admission.STALE
-    assert not first.memory_is_shared
     assert table.admit(node, ME) is Admission.SHARED
-    assert table.share_memory(node) is first.memory
-    assert first.memory_is_shared
 
 
 def test_a_thread_that_found_a_fresh_node_is_told_to_look_again_the_next_time(
@@ -202,6 +199,21 @@ def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
     assert table.admit(node, ME) is Admission.FIRST
 
 
+def test_what_is_left_open_of_a_node_by_who_has_moved_keeps_nobody_out(
+    table: NodeTable, endpoint: FakeEndpoint
+) -> None:
+    """A duplicate from before HELLO."""
+    node = table.look_up_endpoint(endpoint, ME)
+    handle = open_first(table, node, fh=1)
+    handle.connection = object()
+    table.opened(private_node(table, handle), 2, handle)
+    assert table.admit(node, ME) is Admission.STALE
+    assert table.admit(node, ME) is Admission.SHARED
+    table.copied_by(1)
+    assert table.admit(node, ME) is Admission.STALE
+    assert table.admit(node, ME) is Admission.BUSY, "it has been looked at"
+
+
 def test_a_private_node_is_found_until_it_is_opened_and_holds_nothing_after_its_close(
     table: NodeTable, endpoint: FakeEndpoint
 ) -> None:
@@ -213,33 +225,6 @@ def test_a_private_node_is_found_until_it_is_opened_and_holds_nothing_after_its_
     table.closed(2)
     assert private.handle is None
     private_node(table, handle)
-
-
-def test_shared_memory_is_closed_once_with_the_last_open(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    node = table.look_up_endpoint(endpoint, ME)
-    first = open_first(table, node, fh=1)
-    memory = first.memory
-    assert memory is not None
-    others = [FakeHandle(endpoint, memory) for _ in range(3)]
-    for fh, handle in enumerate(others, 2):
-        assert table.share_memory(node) is memory
-        table.opened(node, fh, handle)
-        assert handle.memory_is_shared
-    first.memory = FakeMemory(9)  # it got memory of its own at HELLO
-    assert table.share_memory(node) is memory
-    for fh in (1, 3, 2):
-        table.closed(fh)
-        assert memory.closed == 0
-    table.closed(4)
-    assert memory.closed == 1
-    assert table.admit(node, ME) is Admission.FIRST
-
-
-def test_memory_that_was_never_shared_is_left_to_its_handle(table: NodeTable, endpoint: FakeEndpoint) -> None:
-    node = table.look_up_endpoint(endpoint, ME)
-    handle = open_first(table, node, fh=1)
-    table.closed(1)
-    assert handle.memory is not None and handle.memory.closed == 0
 
 
 def test_closing_what_is_no_endpoint_file_is_ignored(table: NodeTable) -> None:

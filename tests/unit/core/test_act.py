@@ -131,6 +131,17 @@ def test_act_4_a_taker_gets_all_messages_in_order_with_their_payload(world):
     assert at_rest(taker) and at_rest(waker)
 
 
+def test_act_4_nothing_but_the_payload_is_copied(world):
+    """What is behind it in the last 8 bytes belongs to a message that was not for the taker."""
+    waker, sender, taker = activator(world), world.connect(), world.connect()
+    assert sender.send(items=BY_NAME + sender.vec(b"S" * 64)) == 0
+    assert waker.free(waker.receive().offset) == 0
+    assert sender.send(items=BY_NAME + sender.vec(b"hello")) == 0
+    assert b"helloSSS" in bytes(waker.pool)
+    assert taker.acquire(N) == 0
+    assert b"hello" in bytes(taker.pool) and b"S" not in bytes(taker.pool)
+
+
 def test_act_4_messages_of_a_restricted_queue_keep_their_order_by_priority(world):
     activator(world)
     client, taker = world.connect(), world.connect()
