@@ -23,6 +23,10 @@ NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
 COMPILED := $(wildcard kdbusfs/abi/*.py kdbusfs/core/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
 PYTEST_FLAGS ?=
+# How many tests run at a time. What is preloaded for KDBUSFS_TEST_KERNEL does not reach workers.
+PYTEST_WORKERS ?= $(if $(KDBUSFS_TEST_KERNEL),0,2)
+STEP := .ci/step
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip
 # Without root there are no mounts and no other users to test with.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
@@ -41,45 +45,53 @@ COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functio
 UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 MANPAGES := $(patsubst docs/man/%.rst,%,$(wildcard docs/man/*.rst))
 
-.PHONY: help venv run demo test lint types pure conformance man docs stalls bench bench-docs completions screenshots install-deps clean \
-	wheel install uninstall
+.PHONY: help venv root run demo test lint types pure conformance man docs stalls bench bench-docs
+.PHONY: completions screenshots install-deps clean wheel install uninstall
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
-venv: .venv/installed .venv/built
+venv: .venv/built
 
 install-deps:
 	@PYTHON=$(PYTHON) .ci/prepare
 
-.venv/installed: pyproject.toml setup.py
+# Each step has a file of its own that says that it is done: after an interruption make goes on with the next one.
+.venv/packages: pyproject.toml
 	@PYTHON=$(PYTHON) .ci/prepare
-	@echo "making .venv"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --root-user-action ignore -e '.[dev]'
-	@touch $@ .venv/built kdbusfs__mypyc.*.so
+	@$(STEP) 'making .venv' '5 s' $(PYTHON) -m venv .venv
+	@$(STEP) 'installing Python packages' '30 s' env $(PIP) install $$($(BIN)/python .ci/requirements dev)
+	@touch $@
 
-# Only when its sources have changed since.
+.venv/installed: .venv/packages setup.py
+	@$(STEP) 'installing kdbusfs, editable' '10 s' \
+		env KDBUSFS_PURE=1 $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Only what its sources have changed of since.
 .venv/built: $(NATIVE) $(COMPILED) .venv/installed
-	@echo "building the C extension, and compiling the core"
-	@$(BIN)/python -W ignore setup.py -q build_ext --inplace
+	@$(STEP) 'compiling' 'up to 1 min' $(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@touch $@ kdbusfs__mypyc.*.so
 
 .venv/ready-to-test: .venv/installed .ci/prepare
 	@.ci/prepare tests
 	@touch $@
 
-run: venv
+run: root venv
 	@.ci/serve run '$(MOUNTPOINT)'
 
-demo: venv
+demo: root venv
 	@.ci/serve demo
+
+# Before anything is built for it.
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "mounting a domain needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
 test: lint types .venv/ready-to-test
 	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
-	@$(BIN)/python -m pytest $(ROOTLESS) $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
 
 lint: venv
 	@$(BIN)/ruff check -q .
@@ -112,9 +124,8 @@ bench: venv
 	@$(BIN)/python -m tests.bench.run
 
 .venv/ready-to-plot: .venv/installed
-	@echo "installing matplotlib"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --root-user-action ignore -e '.[bench]'
-	@touch $@ .venv/built
+	@$(STEP) 'installing matplotlib' '20 s' env $(PIP) install $$($(BIN)/python .ci/requirements bench)
+	@touch $@
 
 bench-docs: venv .venv/ready-to-plot
 	@$(BIN)/python -m tests.bench.plots
@@ -131,7 +142,7 @@ screenshots: venv
 # setuptools would put in what an earlier build has left.
 wheel: venv
 	@rm -rf build/lib* build/bdist*
-	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w '$(DIST)' .
+	@$(STEP) 'building the wheel' '10 s' env $(PIP) wheel --no-deps --no-build-isolation -w '$(DIST)' .
 	@ls '$(DIST)'/kdbusfs-*.whl
 
 # A virtual environment of its own, so that nothing of the system's Python changes.
@@ -141,8 +152,8 @@ install: venv completions man
 	@$(MAKE) -s wheel DIST=build/wheel
 	@mkdir -p '$(DESTDIR)$(prefix)/lib' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(sbindir)' '$(DESTDIR)$(unitdir)'
 	@$(BIN)/python -m venv --clear --without-pip '$(DESTDIR)$(home)'
-	@$(BIN)/python -m pip --python '$(DESTDIR)$(home)/bin/python' install -q --disable-pip-version-check \
-		--root-user-action ignore --no-compile $(PIP_FLAGS) build/wheel/kdbusfs-*.whl
+	@$(STEP) 'installing the wheel' '10 s' env $(PIP) --python '$(DESTDIR)$(home)/bin/python' install \
+		--no-compile $(PIP_FLAGS) build/wheel/kdbusfs-*.whl
 	@$(BIN)/python -m compileall -q -s '$(DESTDIR)/' -p / '$(DESTDIR)$(home)/lib' || true
 	@[ -z '$(DESTDIR)' ] || grep -rlI '$(DESTDIR)$(home)' '$(DESTDIR)$(home)/bin' '$(DESTDIR)$(home)/pyvenv.cfg' \
 		| xargs -r sed -i 's|$(DESTDIR)$(home)|$(home)|g'

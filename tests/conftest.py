@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from kdbusfs.fuse.mount import Mount, unmount, visible_mount
-from tests.support import old_kernel
+from tests.support import account, old_kernel
 
-START_PATIENCE = 20.0  # seconds until a mount must answer
-END_PATIENCE = 15.0  # seconds until a daemon must have ended
-TEST_PATIENCE = 300.0  # seconds after which the connection of a test that hangs is aborted
+START_PATIENCE = 240.0  # seconds until a mount must answer
+END_PATIENCE = 240.0  # seconds until a daemon must have ended
+TEST_PATIENCE = 600.0  # seconds after which the connection of a test that hangs is aborted
 
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
@@ -35,8 +35,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is tested is what stands in the sources; on the kernel that is asked for."""
+    """Refuse to test what was compiled of older sources; take away from the kernel what is asked for."""
     old_kernel.enter(config)
+    _refuse_stale_builds()
+
+
+def _refuse_stale_builds() -> None:
+    native = _ROOT / "kdbusfs/native"
+    for extension in native.glob("_native.*.so"):
+        for source in (*native.glob("[!_]*.c"), *native.glob("*.h")):
+            if source.stat().st_mtime > extension.stat().st_mtime:
+                raise pytest.UsageError(f"{source.name} has changed since it was compiled: make venv")
     built = max((path.stat().st_mtime for path in _ROOT.glob("kdbusfs__mypyc.*.so")), default=0.0)
     for compiled in _ROOT.glob("kdbusfs/*/*.so"):
         source = compiled.with_name(compiled.name.split(".")[0] + ".py")
@@ -54,6 +63,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("old_kernels")
     if mark is not None and not old_kernel.prefix():
         metafunc.parametrize("kernel", ("", old_kernel.OLDEST, *mark.args), indirect=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its account of the documents to the process that prints the summary."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["documents"] = (account.ran, account.not_run)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the account of a worker that has ended to that of the others."""
+    account.add(*getattr(node, "workeroutput", {}).get("documents", ({}, {})))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many commands of the documents were run, and which blocks were not, and why."""
+    for line in account.lines():
+        terminalreporter.write_line(line)
 
 
 class DomainMount:
@@ -87,7 +115,7 @@ class DomainMount:
                 self._mount = Mount(entry.path, entry.device)
                 # Another process looks: one that is not answered could not be ended from here.
                 subprocess.run(
-                    ["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=10
+                    ["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=120
                 )
                 return
             time.sleep(0.01)
@@ -217,10 +245,16 @@ def domain_mount(private_mounts: None, kernel: tuple[str, ...]) -> Iterator[Doma
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built once, outside of the checkout; without compiling, which `make install` is tested with."""
-    from tests.support.checkout import make
+    from tests.support.checkout import building, make
 
-    directory = tmp_path_factory.mktemp("wheel")
-    make("wheel", f"DIST={directory}", "KDBUSFS_PURE=1")
+    # Workers of pytest-xdist have a common parent directory: the first one builds for all.
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    directory /= "wheel"
+    with building():
+        if not directory.exists():
+            make("wheel", f"DIST={directory}", "KDBUSFS_PURE=1")
     (built,) = directory.glob("kdbusfs-*.whl")
     return built
 
@@ -234,10 +268,10 @@ def wheel_environment(wheel: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="kdbusfs-") as scratch:
         os.chmod(scratch, 0o755)
         home = Path(scratch, "venv")
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=120)
         pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python"), "install", "--no-deps", "--no-index"]
         quiet = ["-q", "--disable-pip-version-check", "--root-user-action", "ignore"]
-        ended = subprocess.run([*pip, *quiet, str(wheel)], cwd="/", capture_output=True, text=True, timeout=60)
+        ended = subprocess.run([*pip, *quiet, str(wheel)], cwd="/", capture_output=True, text=True, timeout=120)
         assert ended.returncode == 0, ended
         lend_dependencies(home)
         yield home

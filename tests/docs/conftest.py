@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the documents, and an account of what was not run."""
+"""Fixtures for the tests of the documents."""
 
 from __future__ import annotations
 
@@ -17,17 +17,6 @@ from tests.support.documents import ROOT
 _NOT_COPIED = shutil.ignore_patterns(
     *(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "bin")
 )
-ran: dict[str, int] = {}
-not_run: dict[str, str] = {}
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how many commands of the documents were run, and which blocks were not, and why."""
-    if ran:
-        counted = ", ".join(f"{count} {what}" for what, count in sorted(ran.items()))
-        terminalreporter.write_line(f"documents: ran {counted}; blocks not run: {len(not_run)}")
-        for where, reason in sorted(not_run.items()):
-            terminalreporter.write_line(f"  {where}: {reason}")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.conftest import Programs, not_run, ran
-from tests.support import documents
+from tests.docs.conftest import Programs
+from tests.support import account, documents
 from tests.support.console import READY_PATIENCE, Console, ConsoleError
 from tests.support.documents import Block, Command
 
@@ -30,12 +30,12 @@ def _is_run(document: str, block: Block, programs: Programs) -> bool:
     if reason is None and block.mark(documents.CHECKOUT) is not None and not programs.is_checkout:
         reason = "with installed programs: it needs a checkout"
     if reason is not None:
-        not_run[f"{document}:{block.line}"] = reason
+        account.not_run[f"{document}:{block.line}"] = reason
     return reason is None
 
 
 def _count(what: str) -> None:
-    ran[what] = ran.get(what, 0) + 1
+    account.add({what: 1}, {})
 
 
 @pytest.mark.parametrize("document", _with_code())

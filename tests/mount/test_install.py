@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdbusfs import __version__
-from tests.support.checkout import lend_dependencies, make
+from tests.support.checkout import building, lend_dependencies, make
 from tests.support.commands import EXERCISE, ROOT, complaint, covered, done, run, umount
 
 pytestmark = [
@@ -49,7 +49,8 @@ def commands() -> Iterator[list[str]]:
 def stage(private_mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make install` puts below DESTDIR."""
     path = tmp_path_factory.mktemp("stage")
-    make("install", f"DESTDIR={path}", "PIP_FLAGS=--no-deps")
+    with building():
+        make("install", f"DESTDIR={path}", "PIP_FLAGS=--no-deps")
     lend_dependencies(path / HOME)
     return path
 

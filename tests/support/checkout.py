@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from .commands import ROOT, run
 
 BUILD_PATIENCE = 900  # seconds; compiling takes a minute, and longer on a busy machine
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """While this worker of pytest-xdist builds in the checkout, no other does."""
+    with open(ROOT / "Makefile", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def make(*arguments: str) -> str:
