@@ -39,7 +39,7 @@ HELD = "org.example.Held"
 WOKEN = "org.example.Woken"
 QUEUED = 3
 BLOCKED = 2
-PATIENT = 60.0
+PATIENT = 240.0
 FAR = 3600.0
 
 

@@ -22,7 +22,7 @@ from tests.support.footprint import Footprint
 pytestmark = pytest.mark.mount
 
 POOL = 1 << 16
-PATIENT = 30.0  # seconds
+PATIENT = 240.0  # seconds
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x1000_0000, 0x2000_0000, 0x4000_0000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,7 +39,7 @@ def own(domain: DomainMount, actors: Actors) -> str:
 
 
 def mounted(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True, timeout=30)
+    subprocess.run(["mount", *arguments], check=True, timeout=120)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def place() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     for entry in path.iterdir():
-        subprocess.run(["umount", "-l", str(entry)], stderr=subprocess.DEVNULL, timeout=30, check=False)
+        subprocess.run(["umount", "-l", str(entry)], stderr=subprocess.DEVNULL, timeout=120, check=False)
         entry.rmdir() if entry.is_dir() else entry.unlink()
     path.rmdir()
 
@@ -77,7 +77,7 @@ def test_an_endpoint_bound_elsewhere(
             assert bytes(one.pool) != bytes(two.pool)
 
     actors.run(play)
-    subprocess.run(["umount", str(bound)], check=True, timeout=30)
+    subprocess.run(["umount", str(bound)], check=True, timeout=120)
     actors.clean_up()
     footprint.settles()
 
@@ -214,14 +214,14 @@ def test_umount_is_refused_while_files_are_open_and_a_lazy_one_is_not(
     client = actors(talk)
     client.hear("its connections")
     command = ["umount", str(domain_mount.path)]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 32 and "busy" in refused.stderr
-    subprocess.run(["umount", "-l", str(domain_mount.path)], check=True, timeout=30)
+    subprocess.run(["umount", "-l", str(domain_mount.path)], check=True, timeout=120)
     client.say()
     client.result()
     assert domain_mount.process.poll() is None
     actors.clean_up()
-    assert domain_mount.process.wait(30) == 0
+    assert domain_mount.process.wait(120) == 0
 
 
 def test_the_end_of_the_daemon_ends_blocked_calls(domain_mount: DomainMount, actors: Actors) -> None:

@@ -53,7 +53,7 @@ pytestmark = pytest.mark.mount
 POOL = 1 << 20
 NAME = "org.example.Echo"
 NOBODY = 65534
-PATIENT = 30.0  # seconds that a client waits for a message that must come
+PATIENT = 240.0  # seconds that a client waits for a message that must come
 
 
 class Bus:

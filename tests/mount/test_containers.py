@@ -23,7 +23,7 @@ pytestmark = pytest.mark.mount
 
 PAGE = ROOT / "docs/containers.md"
 EXAMPLES = ROOT / "docs/examples"
-PATIENCE = 90  # seconds for one shell
+PATIENCE = 240  # seconds for one shell
 BOX = Path("/var/lib/machines/box")
 _BLOCK = re.compile(r"^```(\w+) ?(\w*)\n(.*?)^```$", re.M | re.S)
 

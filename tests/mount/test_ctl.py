@@ -119,11 +119,12 @@ def test_a_thousand_connections_are_listed_in_a_reasonable_time(bus: BusOwner) -
         connections = [stack.enter_context(Connection(bus.path, pool_size=4096)) for _ in range(1000)]
         for number, connection in enumerate(connections[:500]):
             connection.acquire(f"org.example.N{number}")
-        begin = time.monotonic()
+        before = os.times()
         lines = ctl(bus, "list")
-        took = time.monotonic() - begin
+        after = os.times()
         assert len(lines) == 1001
-        assert took < 20, f"{took:.1f} s"  # 0.3 s when nothing else runs
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        assert used < 5, f"{used:.1f} s of cpu"  # 0.3 s are usual
         assert len(ctl(bus, "tree")) == 1003
 
 
@@ -325,7 +326,7 @@ def in_namespace(keep: Path, *steps: str) -> subprocess.CompletedProcess[str]:
         ["unshare", "-m", "sh", "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env=environment(),
         check=False,
     )
@@ -347,14 +348,14 @@ def test_a_bus_that_is_mounted_by_itself_is_found(bus: BusOwner, tmp_path: Path,
     else:
         source = bus.path
         target.touch()
-    subprocess.run(["mount", "--bind", source, str(target)], check=True, timeout=30)
+    subprocess.run(["mount", "--bind", source, str(target)], check=True, timeout=120)
     try:
         result = in_namespace(target, "kdbusctl status --json", "kdbusctl --bus ctl list", "kdbusctl tree --json")
         assert (result.returncode, result.stderr) == (0, "")
         assert f'"name": "{bus.name}"' in result.stdout
         assert '[{"mount": null, "error": null, "buses": [{"name": "' + bus.name in result.stdout
     finally:
-        subprocess.run(["umount", str(target)], check=True, timeout=30)
+        subprocess.run(["umount", str(target)], check=True, timeout=120)
 
 
 def test_several_buses_have_to_be_chosen_from(domain_mount: DomainMount, bus: BusOwner) -> None:
@@ -411,7 +412,7 @@ def test_a_domain_whose_daemon_has_ended(domain_mount: DomainMount, bus: BusOwne
         found = kdbusctl("--mount", str(domain_mount.path), "tree")
         check_refused(found, 32, "umount")
     finally:
-        subprocess.run(["umount", "-l", str(domain_mount.path)], check=True, timeout=30)
+        subprocess.run(["umount", "-l", str(domain_mount.path)], check=True, timeout=120)
 
 
 def test_ctrl_c_works_while_the_daemon_does_not_answer(domain_mount: DomainMount, bus: BusOwner) -> None:
@@ -436,7 +437,7 @@ def test_a_reader_that_goes_away_is_no_failure(bus: BusOwner) -> None:
             ["bash", "-c", f"({command}) | head -n 1"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             env=environment(KDBUS_BUS=bus.path),
             check=False,
         )
@@ -447,7 +448,7 @@ def test_a_reader_that_goes_away_is_no_failure(bus: BusOwner) -> None:
 def test_a_full_disk_is_a_failure(bus: BusOwner) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
-            [*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment(KDBUS_BUS=bus.path)
+            [*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, timeout=120, env=environment(KDBUS_BUS=bus.path)
         )
     assert result.returncode == 1
     assert result.stderr.decode().count("\n") == 1
@@ -461,7 +462,7 @@ def completed(bus: BusOwner, *words: str) -> set[str]:
         COMMAND,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env=environment(
             KDBUS_BUS=bus.path,
@@ -504,7 +505,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
             ["bash", "--norc", "-c", script],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
             env=environment(KDBUS_BUS=bus.path, PATH=f"{tmp_path}:{os.environ['PATH']}"),
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.mount
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120.0  # seconds
+PATIENCE = 240.0  # seconds
 
 _needs_compiler = pytest.mark.skipif(
     shutil.which("make") is None or shutil.which("cc") is None, reason="no C compiler or no make"

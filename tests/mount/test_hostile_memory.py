@@ -30,8 +30,8 @@ from tests.support.hostile_memory import COOKIE
 pytestmark = pytest.mark.mount
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 30.0  # seconds
-STALL = 2.0  # seconds that one call of somebody else may take at most; with a reader that hangs it would never end
+PATIENCE = 240.0  # seconds
+STALL = 60.0  # seconds that one call of somebody else may take; with a reader that hangs it would never end
 MESSAGES = 2000
 
 

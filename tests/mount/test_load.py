@@ -32,7 +32,7 @@ CONNECTIONS = 1000  # of the 1024 that one user may have (LIM-14)
 OPENS = 10_000
 HELLOS = 2000
 DEATHS = 500
-PATIENT = 60.0  # seconds that a client waits for a message that must come
+PATIENT = 240.0  # seconds that a client waits for a message that must come
 SEED = 20150116
 
 

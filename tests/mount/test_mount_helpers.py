@@ -116,7 +116,7 @@ def test_behind_an_automount(sbin: Path, place: Path) -> None:
         (token,) = struct.unpack_from("8xI", os.read(reading, 4096))
         done("mount", "-t", "fuse.kdbusfs", "kdbusfs", place, cwd="/")
         fcntl.ioctl(trigger, AUTOFS_IOC_READY, token)
-        assert visitor.communicate(timeout=20)[0] == "control\n"
+        assert visitor.communicate(timeout=120)[0] == "control\n"
         assert "all of it worked" in done(*EXERCISE, place, start_new_session=True)
         umount(place, under="autofs")
     finally:

@@ -74,7 +74,7 @@ def connect(peer: Peer, bus: BusOwner, more: str = "") -> int:
 
 def receive(peer: Peer, kind: str) -> object:
     """What the next message there says of its sender."""
-    return peer(f"with conn.receive(20) as m:\n  v = m.metadata.{kind}\n  result = v and list(v)")
+    return peer(f"with conn.receive(120) as m:\n  v = m.metadata.{kind}\n  result = v and list(v)")
 
 
 def test_credentials_are_translated_for_their_reader(bus: BusOwner, outside: Connection) -> None:
@@ -82,7 +82,7 @@ def test_credentials_are_translated_for_their_reader(bus: BusOwner, outside: Con
     with container(7, 8) as inside:
         number = connect(inside, bus)
         inside(f"conn.send({NAME!r}, b'x')")
-        with outside.receive(20) as message:
+        with outside.receive(120) as message:
             assert message.metadata.creds == (FIRST + 7,) * 4 + (FIRST + 8,) * 4
         outside.send(number, b"x")
         assert receive(inside, "creds") == [OVERFLOW] * 8
@@ -100,7 +100,7 @@ def test_auxiliary_groups_are_translated_for_their_reader(bus: BusOwner, outside
         inside("os.setgroups([5, 9])")
         number = connect(inside, bus)
         inside(f"conn.send({NAME!r}, b'x'); conn.send({number}, b'x')")
-        with outside.receive(20) as message:
+        with outside.receive(120) as message:
             assert list(message.metadata.auxgroups or ()) == [FIRST + 5, FIRST + 9]
         assert receive(inside, "auxgroups") == [5, 9]
 
@@ -112,7 +112,7 @@ def test_process_ids_are_translated_for_their_reader(bus: BusOwner, outside: Con
         number = connect(inside, bus)
         assert inside("result = os.getpid()") == 1
         inside(f"conn.send({NAME!r}, b'x')")
-        with outside.receive(20) as message:
+        with outside.receive(120) as message:
             pids = message.metadata.pids
             assert pids is not None and (pids.pid, pids.tid) == (inside.pid, inside.pid) and pids.ppid > 1
         outside.send(number, b"x")
@@ -129,7 +129,7 @@ def test_capabilities_are_told_only_within_a_user_namespace(bus: BusOwner, outsi
     with container() as inside:
         number = connect(inside, bus)
         inside(f"conn.send({NAME!r}, b'x'); conn.send({number}, b'x')")
-        with outside.receive(20) as message:
+        with outside.receive(120) as message:
             assert message.metadata.caps is None
             assert message.metadata.creds is not None
         caps = receive(inside, "caps")
@@ -137,7 +137,7 @@ def test_capabilities_are_told_only_within_a_user_namespace(bus: BusOwner, outsi
         outside.send(number, b"x")
         assert receive(inside, "caps") is None
         outside.send(outside.id, b"x")
-        with outside.receive(20) as message:
+        with outside.receive(120) as message:
             assert message.metadata.caps is not None
 
 
@@ -152,7 +152,7 @@ def test_executable_is_told_only_within_a_root(bus: BusOwner, outside: Connectio
             connect(inside, bus)
             inside(change)
             inside(f"conn.send({NAME!r}, b'x')")
-            with outside.receive(20) as message:
+            with outside.receive(120) as message:
                 assert (message.metadata.exe is not None) == (not flags and not change)
                 assert message.metadata.creds is not None
 
@@ -233,7 +233,7 @@ def test_policies_have_the_ids_of_who_uploads_them(domain_mount: DomainMount) ->
             peer(f"conn = Connection({path!r})")
         meant(f"conn.send({NAME!r}, b'from the one who is meant')")
         assert refused(namesake, f"conn.send({NAME!r}, b'x')") == errno.EPERM
-        assert owner("with conn.receive(20) as m: result = m.data().decode()") == "from the one who is meant"
+        assert owner("with conn.receive(120) as m: result = m.data().decode()") == "from the one who is meant"
 
 
 def test_faked_ids_have_to_be_mapped(domain_mount: DomainMount) -> None:
@@ -255,11 +255,11 @@ def test_network_and_ipc_namespaces_do_not_matter(bus: BusOwner, outside: Connec
         reading, writing = os.pipe()
         outside.send(number, [b"head", bytes(100_000)], fds=[writing])
         os.close(writing)
-        inside("m = conn.receive(20); os.write(m.fds[0].fileno(), b'through'); m.free()")
+        inside("m = conn.receive(120); os.write(m.fds[0].fileno(), b'through'); m.free()")
         assert os.read(reading, 10) == b"through"
         os.close(reading)
         inside(f"large = sealed_memfd(b'y' * 9000); conn.send({NAME!r}, [Memfd(large)])")
-        with outside.receive(20) as message:
+        with outside.receive(120) as message:
             assert message.data() == b"y" * 9000
 
 
@@ -272,7 +272,7 @@ def test_descriptors_reach_a_container(domain_mount: DomainMount) -> None:
         number = inside("conn = Connection(bus.path); result = conn.id")
         outside(f"conn = Connection({path!r}); r, w = os.pipe(); conn.send({number}, b'x', fds=[w]); os.close(w)")
         flags = inside(
-            "m = conn.receive(20); result = m.return_flags; os.write(m.fds[0].fileno(), b'hello'); m.free()"
+            "m = conn.receive(120); result = m.return_flags; os.write(m.fds[0].fileno(), b'hello'); m.free()"
         )
         assert flags == 0
         assert outside("result = os.read(r, 9).decode()") == "hello"
@@ -305,9 +305,9 @@ def test_bind_mounted_endpoint_serves_containers(domain_mount: DomainMount) -> N
             other(f"conn = Connection({path!r})")
             one(f"conn.send({NAME!r}, b'from one')")
             assert refused(other, f"conn.send({NAME!r}, b'from other')") == errno.EPERM
-            with service.receive(20) as message:
+            with service.receive(120) as message:
                 assert message.data() == b"from one"
             service.send(int(one("result = conn.id")), b"to one")
             service.send(int(other("result = conn.id")), b"to other")
             for peer, text in ((one, "to one"), (other, "to other")):
-                assert peer("with conn.receive(20) as m: result = m.data().decode()") == text
+                assert peer("with conn.receive(120) as m: result = m.data().decode()") == text

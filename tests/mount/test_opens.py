@@ -50,5 +50,5 @@ def test_fs_33_all_who_open_an_endpoint_at_once_succeed(domain_mount: DomainMoun
         for process in openers:
             if process.poll() is None:
                 process.kill()
-                process.wait(10)
-        owner.communicate(timeout=10)
+                process.wait(120)
+        owner.communicate(timeout=120)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.conftest import DomainMount
 
 LOOPS = 8
-PATIENCE = 60.0  # seconds
+PATIENCE = 240.0  # seconds
 
 pytestmark = [
     pytest.mark.mount,

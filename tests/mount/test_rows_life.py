@@ -39,7 +39,7 @@ pytestmark = pytest.mark.mount
 
 PAGE = os.sysconf("SC_PAGESIZE")
 POOL = 1 << 20
-PATIENT = 30.0
+PATIENT = 240.0
 KERNEL_FLAG = 1 << 63
 NAME = "org.example.Name"
 IO_URING_SETUP = 425

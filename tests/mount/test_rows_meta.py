@@ -24,7 +24,7 @@ ALL_KINDS = list(range(c.ITEM_TIMESTAMP, c.ITEM_CONN_DESCRIPTION + 1))
 DEFAULT_MASK = 0x281F
 MASK = ".kdbusfs/parameters/attach_flags_mask"
 POOL = 1 << 20
-PATIENT = 30.0
+PATIENT = 240.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NAME = 15

@@ -71,7 +71,7 @@ def test_pool_1_a_huge_one_takes_no_memory_until_it_is_used(bus: BusOwner, domai
         each.send(each.id, b"x")
     assert resident() < before + 20_000
     for each in connections:
-        with each.receive(5) as message:
+        with each.receive(120) as message:
             assert message.data() == b"x"
         each.close()
 
@@ -95,7 +95,7 @@ def test_pool_3_nobody_writes_to_it(bus: BusOwner) -> None:
         # docs/deviations.md: a private one can be written to, and is a copy.
         private = raw.map_memory(connection.fd, PAGE, protection=both, flags=mmap.MAP_PRIVATE)
         connection.send(connection.id, b"the message")
-        with connection.receive(5) as message:
+        with connection.receive(120) as message:
             private[:] = bytes(PAGE)
             assert message.data() == b"the message"
             assert b"the message" in bytes(view)
@@ -130,7 +130,7 @@ def test_pool_5_parts_of_it_and_several_maps(bus: BusOwner) -> None:
         whole = raw.map_memory(connection.fd, 8 * PAGE)
         content = os.urandom(3 * PAGE)
         connection.send(connection.id, content)
-        with connection.receive(5) as message:
+        with connection.receive(120) as message:
             assert message.data() == content
             at = bytes(connection.pool).find(content)
             assert at >= 0
@@ -144,7 +144,7 @@ def test_pool_5_parts_of_it_and_several_maps(bus: BusOwner) -> None:
 def test_pool_6_bye_7_shut_4_maps_outlive_everything(domain_mount: DomainMount, bus: BusOwner) -> None:
     connection = Connection(bus.path, pool_size=PAGE, description="some-thing")
     connection.send(connection.id, b"kept for ever")
-    message = connection.receive(5)
+    message = connection.receive(120)
     part = message.payload[0]
     assert isinstance(part, memoryview) and bytes(part) == b"kept for ever"
     connection.byebye()
@@ -166,11 +166,11 @@ def test_pool_7_what_was_received_does_not_change_until_it_is_freed(bus: BusOwne
         text = bytearray(b"first" * 100)
         connection.send(connection.id, text)
         text[:] = b"other" * 100
-        kept = connection.receive(5)
+        kept = connection.receive(120)
         assert kept.data() == b"first" * 100
         for _ in range(200):
             connection.send(connection.id, os.urandom(1000))
-            with connection.receive(5):
+            with connection.receive(120):
                 pass
         assert kept.data() == b"first" * 100
         kept.free()
@@ -187,7 +187,7 @@ def test_pool_9_pool_10_half_of_what_is_free(bus: BusOwner) -> None:
         with pytest.raises(OSError) as caught:
             receiver.send(receiver.id, b"x" * (half // 2 + 1))
         assert caught.value.errno == errno.EXFULL
-        with receiver.receive(5) as message:
+        with receiver.receive(120) as message:
             assert message.data() == b"x" * half
         receiver.send(receiver.id, b"x" * half)
 
@@ -199,7 +199,7 @@ def test_close_4_a_map_does_not_keep_the_connection(bus: BusOwner) -> None:
         view = raw.map_memory(connection.fd, PAGE)
         assert view[0] is not None
         connection.close()
-        with observer.receive(20) as message:
+        with observer.receive(120) as message:
             assert message.notification == IdChange(c.ITEM_ID_REMOVE, connection.id, c.HELLO_ACCEPT_FD)
         with pytest.raises(OSError) as caught:
             observer.send(connection.id, b"x")

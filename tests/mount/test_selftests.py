@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mount
 
 _BESIDE = Path(__file__).parents[2].parent / "shared/tools/selftests"
 TOOL = Path(os.environ.get("KDBUSFS_SELFTESTS", _BESIDE))
-PATIENCE = 150.0  # seconds for one test: the longest takes 30 where nothing else runs
+PATIENCE = 300.0  # seconds for one test: the longest takes 30 where nothing else runs
 BENCHMARK = 8.0  # seconds after which a benchmark, which never ends by itself, is ended
 BUILD_PATIENCE = 300.0
 

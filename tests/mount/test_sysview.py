@@ -51,7 +51,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("sysview") / "client"
     source = ROOT / "tests/support/sysview_client.c"
-    subprocess.run(["cc", "-Wall", "-I", ROOT / "kdbusfs/include", source, "-o", program], check=True, timeout=60)
+    subprocess.run(["cc", "-Wall", "-I", ROOT / "kdbusfs/include", source, "-o", program], check=True, timeout=120)
     return program
 
 

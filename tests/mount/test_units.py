@@ -53,7 +53,7 @@ def daemon(*command: object, warns: str = "") -> Iterator[subprocess.Popen[bytes
             wait_for(place)
             yield process
             process.terminate()
-            assert process.wait(15) == 0
+            assert process.wait(120) == 0
             assert process.stderr is not None
             warned = process.stderr.read().decode()
         finally:
@@ -132,7 +132,7 @@ def test_what_the_service_does_after_the_end_clears_the_mount_of_a_dead_daemon(p
         wait_for(place)
         with open(place / "control") as kept, subprocess.Popen(["sleep", "60"], stdin=kept) as client:
             process.kill()
-            process.wait(15)
+            process.wait(120)
             assert visible_mount(str(place)) is not None
             done(*command.split())
             client.kill()

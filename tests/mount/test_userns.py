@@ -24,7 +24,7 @@ GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ESHUTDOWN)
 def run(mode: str, *rest: str) -> subprocess.CompletedProcess[str]:
     """Run a command inside; whatever it started ends with its mount namespace."""
     return subprocess.run(
-        userns.command(mode, *rest), capture_output=True, text=True, timeout=150, stdin=subprocess.DEVNULL, check=False
+        userns.command(mode, *rest), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False
     )
 
 
@@ -72,7 +72,7 @@ def test_map_keeps_its_connection() -> None:
 def test_dropped_copies_are_brought_again() -> None:
     """Who drops and touches pages while they are stored reads nothing stale and keeps nobody waiting."""
     result = play("eviction")
-    assert result["messages"] >= 20 and result["slowest"] < 10
+    assert result["messages"] >= 20 and result["slowest"] < 60
 
 
 def test_client_that_cannot_be_stopped_sees_its_pool() -> None:

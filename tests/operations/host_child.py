@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-TIMEOUT = 20.0
+TIMEOUT = 240.0
 
 # Runs in the child before the test's own text: memory at known addresses, and `say` for its answers.
 PRELUDE = """

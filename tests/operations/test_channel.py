@@ -30,7 +30,7 @@ pytestmark = pytest.mark.mount
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-PATIENCE = 20.0  # s
+PATIENCE = 240.0  # s
 PAGE = mmap.PAGESIZE
 
 
@@ -354,7 +354,7 @@ def test_deadlines_and_events_reach_a_reader_that_sleeps_or_not(mount: Mount, fd
                 assert ioctl(fd, fakes.COMPLETE_AFTER, 50) == 0
                 began = time.monotonic()
                 assert sync_send(fd) == -errno.ETIMEDOUT
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < PATIENCE
         finally:
             stop.set()
             if busy:
@@ -391,7 +391,7 @@ def test_deferred_call_expires(fd: int) -> None:
     assert ioctl(fd, fakes.COMPLETE_AFTER, 50) == 0
     began = time.monotonic()
     assert sync_send(fd) == -errno.ETIMEDOUT
-    assert 0.02 < time.monotonic() - began < 5
+    assert 0.02 < time.monotonic() - began < PATIENCE
 
 
 def test_interrupted_call_is_restarted_by_the_kernel(mount: Mount, fd: int) -> None:

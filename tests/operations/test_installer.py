@@ -24,10 +24,11 @@ import pytest
 from kdbusfs.host.installer import Installer, Job
 from kdbusfs.native import _native
 from tests.support import old_kernel
+from tests.support.promptly import promptly, seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
-TIMEOUT = 20
+TIMEOUT = 240
 
 mounts = [
     pytest.mark.mount,
@@ -266,9 +267,7 @@ class TestDeath:
     @pytest.mark.parametrize("leader", [0, 1])
     def test_a_sibling_executed_another_program_before(self, daemon: Daemon, leader: int) -> None:
         """Its execve and the installer would wait for each other."""
-        started = time.monotonic()
-        daemon.run("exec-before", leader)
-        assert time.monotonic() - started < 1
+        promptly(lambda: seconds(lambda: daemon.run("exec-before", leader)), 1)
 
 
 @pytest.mark.skipif(not has_userfaultfd, reason="needs userfaultfd")
@@ -280,14 +279,16 @@ class TestBlockedMemory:
 
     def test_memory_that_comes_too_late(self, daemon: Daemon) -> None:
         """The job ends without descriptors; the client goes on when it stops at last; others don't notice."""
-        blocked = daemon.start("fault", 2600)
-        time.sleep(0.3)
-        started = time.monotonic()
-        for _ in range(3):
-            daemon.run("threads", 2, 100, uid=1000)
-        assert time.monotonic() - started < 1.5
-        assert blocked.poll() is None
-        daemon.wait(blocked)
+
+        def play() -> float:
+            blocked = daemon.start("fault", 2600)
+            time.sleep(0.3)
+            took = seconds(lambda: [daemon.run("threads", 2, 100, uid=1000) for _ in range(3)])
+            assert blocked.poll() is None or took >= 1.5
+            daemon.wait(blocked)
+            return took
+
+        promptly(play, 1.5)
 
     def test_what_a_call_has_made_that_ends_too_late_is_taken_away(self, daemon: Daemon) -> None:
         """The client is held up in the call that makes its sockets."""
@@ -499,21 +500,26 @@ class TestClosing:
     def test_a_file_that_does_not_close_keeps_nobody_else_waiting(
         self, make_files: Callable[..., Files]
     ) -> None:
-        files = make_files()
-        reader, writer = os.pipe()
-        fd, peer = slow_socket()
-        started = time.monotonic()
-        files.installer.close_later(1, fd)
-        wait_until(lambda: files.installer.closing(1) == 1)
-        files.installer.close_later(2, writer)
-        files.installer.submit(files.job(user=1))
-        assert os.read(reader, 1) == b""  # the other user's has been closed
-        assert files.answer() == (42, 0, 5)  # and jobs of the same user are done
-        assert files.installer.closing(1) == 1 and time.monotonic() - started < 0.9
-        wait_until(lambda: files.installer.closing(1) == 0)
-        assert time.monotonic() - started > 0.9
-        os.close(reader)
-        peer.close()
+        def play() -> float:
+            files = make_files()
+            reader, writer = os.pipe()
+            fd, peer = slow_socket()
+            started = time.monotonic()
+            files.installer.close_later(1, fd)
+            files.installer.close_later(2, writer)
+            files.installer.submit(files.job(user=1))
+            assert os.read(reader, 1) == b""  # the other user's has been closed
+            assert files.answer() == (42, 0, 5)  # and jobs of the same user are done
+            still_closing = files.installer.closing(1)
+            took = time.monotonic() - started
+            assert still_closing == 1 or took >= 0.9
+            wait_until(lambda: files.installer.closing(1) == 0)
+            assert time.monotonic() - started > 0.9
+            os.close(reader)
+            peer.close()
+            return took
+
+        promptly(play, 0.9)
 
     def test_without_a_thread_it_waits_for_one(self, make_files: Callable[..., Files]) -> None:
         files = make_files(max_workers=1)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-PATIENCE = 60.0  # seconds until a client must have done what the test waits for
+PATIENCE = 240.0  # seconds until a client must have done what the test waits for
 _HEAD = struct.Struct("<I")
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -10,7 +10,7 @@ from kdbusfs.client import Connection
 
 from .actors import Link
 
-PATIENT = 60.0  # seconds that a message may take
+PATIENT = 240.0  # seconds that a message may take
 
 
 def chatter(path: str) -> Callable[[Link], int]:

@@ -24,8 +24,8 @@ EXERCISE = (sys.executable, str(ROOT / "tests/support/exercise.py"))
 
 
 def run(*command: object, **keywords: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, which has to come within a minute."""
-    merged = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60, "check": False}
+    """Run a command to its end, which has to come within four minutes."""
+    merged = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 240, "check": False}
     return subprocess.run([str(word) for word in command], **{**merged, **keywords})
 
 
@@ -57,10 +57,10 @@ def connection_of(mount: Mount) -> Path:
 
 def wait_for(path: Path | str) -> None:
     """Return when a domain answers at `path`; another process looks, which can be ended if that hangs."""
-    done("sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done', "sh", f"{path}/control", timeout=20)
+    done("sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done', "sh", f"{path}/control", timeout=120)
 
 
-def wait_for_end(mount: Mount, patience: float = 15.0) -> None:
+def wait_for_end(mount: Mount, patience: float = 120.0) -> None:
     """Return when a daemon that is nobody's child has let go of its mount; AssertionError if it does not."""
     limit = time.monotonic() + patience
     while connection_of(mount).exists():

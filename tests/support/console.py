@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 DOMAIN = "/run/kdbusfs"
-COMMAND_PATIENCE = 120.0  # seconds that a command may take
-READY_PATIENCE = 60.0  # seconds until what runs in the background must have shown what it shows
+COMMAND_PATIENCE = 240.0  # seconds that a command may take
+READY_PATIENCE = 240.0  # seconds until what runs in the background must have shown what it shows
 _END = "@@end@@"
 
 # /run and /mnt are empty directories here: documents may name mount points that exist nowhere else.  Our helpers come
@@ -92,7 +92,7 @@ class Console:
         """Start what a reader would start in a shell of its own, and wait until the file `ready` is there."""
         log = self.run_job(f"env --default-signal=INT setsid bash -c {shlex.quote(command)} &")
         self._foreground = int(self.run("echo $!"))
-        waiting = f"for i in $(seq 600); do [ -e {shlex.quote(ready)} ] && exit; kill -0 $! || exit 1; sleep 0.1; done"
+        waiting = f"for i in $(seq 2400); do [ -e {shlex.quote(ready)} ] && exit; kill -0 $! || exit 1; sleep 0.1; done"
         try:
             self.run(f"({waiting}; exit 1)")
         except ConsoleError:
@@ -105,14 +105,14 @@ class Console:
         pid, self._foreground = self._foreground, None
         self.run(f"kill -INT -- -{pid} 2>/dev/null; wait {pid}; true")
         gone = f"! kill -0 -- -{pid} 2>/dev/null"
-        self.run(f"for i in $(seq 100); do {gone} && break; sleep 0.1; done; {gone}")
+        self.run(f"for i in $(seq 600); do {gone} && break; sleep 0.1; done; {gone}")
         self.check_unmounted()
 
     def mount_domain(self) -> None:
         """A domain at /run/kdbusfs for documents that take one for granted."""
         log = shlex.quote(str(self._scratch / "daemon"))
         self.run(f"kdbusfs kdbusfs {DOMAIN} -f >{log} 2>&1 & daemon=$!")
-        self.run(f"for i in $(seq 600); do [ -e {DOMAIN}/control ] && break; sleep 0.1; done; [ -e {DOMAIN}/control ]")
+        self.run(f"for i in $(seq 2400); do [ -e {DOMAIN}/control ] && break; sleep 0.1; done; [ -e {DOMAIN}/control ]")
 
     def unmount_domain(self) -> None:
         """The daemon must end with exit code 0, and have had nothing to say."""

@@ -37,7 +37,7 @@ from kdbusfs.client.encode import Access, Memfd
 
 from .actors import become
 
-PATIENT = 60.0  # seconds until a member must have ended
+PATIENT = 240.0  # seconds until a member must have ended
 POOL = 1 << 16
 _FULL_QUEUE = 256
 NAMES = [f"org.example.Crew{number}" for number in range(4)]

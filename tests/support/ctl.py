@@ -17,7 +17,7 @@ from typing import Any
 from tests.support.forked import forked
 
 COMMAND = (sys.executable, "-m", "kdbusfs.ctl")
-PATIENCE = 60.0  # seconds that a command may take
+PATIENCE = 240.0  # seconds that a command may take
 
 
 def environment(**more: str) -> dict[str, str]:

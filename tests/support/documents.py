@@ -144,7 +144,7 @@ def _markdown(text: str) -> list[Block]:
 def generate() -> None:
     """Make what pages include and is not kept."""
     script = ROOT / "docs/man/kdbusctl.py"
-    subprocess.run([sys.executable, str(script), str(ROOT / "build/man/kdbusctl.rst")], check=True, timeout=60)
+    subprocess.run([sys.executable, str(script), str(ROOT / "build/man/kdbusctl.rst")], check=True, timeout=120)
 
 
 def doctree(path: Path) -> nodes.document:

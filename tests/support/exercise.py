@@ -16,7 +16,7 @@ from collections.abc import Callable
 from kdbusfs.abi import constants as c
 from kdbusfs.client import Connection, Memfd, make_bus, sealed_memfd
 
-PATIENCE = 20  # seconds
+PATIENCE = 240  # seconds
 LARGE = b"large" * 100_000
 KINDS = {
     "timestamp": c.ATTACH_TIMESTAMP,

@@ -40,7 +40,7 @@ class Footprint:
         found["threads"] = len(os.listdir(f"/proc/{self._domain.pid}/task")) - stats["spares"]
         return found
 
-    def settles(self, timeout: float = 30.0, slack: int = 64, threads: bool = True) -> None:
+    def settles(self, timeout: float = 240.0, slack: int = 64, threads: bool = True) -> None:
         """AssertionError with what differs if the counts are not back after `timeout` seconds."""
         end = time.monotonic() + timeout
         while True:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 60.0  # seconds that a child may take
+PATIENCE = 240.0  # seconds that a child may take
 
 
 class Fatal(Exception):  # noqa: N818 - what a test may well expect

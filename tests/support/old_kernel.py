@@ -31,7 +31,7 @@ def build(directory: Path) -> Path:
     """The library, made in `directory`."""
     library = directory / "old_kernel.so"
     command = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=120)
     directory.chmod(0o755)
     return library
 

@@ -96,10 +96,10 @@ class Peer:
         with contextlib.suppress(OSError):
             self._to.close()
         try:
-            self._process.wait(10)
+            self._process.wait(120)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(120)
         self._from.close()
 
 

@@ -16,7 +16,7 @@ from .actors import Actor, Actors, Link
 
 NAME = "org.example.Steady"
 STRANGER = 1000
-PATIENT = 60.0  # seconds that an answer may take
+PATIENT = 240.0  # seconds that an answer may take
 _POOL = 1 << 16
 
 

@@ -39,7 +39,7 @@ def unmapped(root: str) -> dict[str, object]:
     """A namespace without an id 0: the mounter owns what is root's elsewhere."""
     with make_bus(root, "x") as bus, Connection(bus.path) as conn:
         conn.send(conn.id, b"x")
-        conn.receive(20).free()
+        conn.receive(120).free()
         owners = {name: os.stat(os.path.join(root, name)).st_uid for name in (".", "control", bus.name)}
         return {"own": os.geteuid(), **owners}
 
@@ -60,13 +60,13 @@ def exchange(root: str) -> dict[str, object]:
         for size in (0, 1, 8, PAGE - 1, PAGE, PAGE + 1, 100_000, 2_000_001):
             payload = random.randbytes(size)
             client.send("org.example.Echo", payload)
-            with service.receive(20) as message:
+            with service.receive(120) as message:
                 assert message.data() == payload, size
         reading, writing = os.pipe()
         with sealed_memfd(b"m" * 100_000) as large:
             client.send(service.id, [b"head", Memfd(large)], fds=[writing])
         os.close(writing)
-        with service.receive(20) as message:
+        with service.receive(120) as message:
             assert message.return_flags == 0 and message.data() == b"head" + b"m" * 100_000
             os.write(message.fds[0].fileno(), b"through the pipe")
             result["creds"] = list(message.metadata.creds or ())
@@ -74,13 +74,13 @@ def exchange(root: str) -> dict[str, object]:
         os.close(reading)
 
         def answer() -> None:
-            with service.receive(20) as request:
+            with service.receive(120) as request:
                 service.reply(request, request.data().upper())
 
         for _ in range(50):
             thread = threading.Thread(target=answer)
             thread.start()
-            with client.call("org.example.Echo", b"question", timeout=20) as reply:
+            with client.call("org.example.Echo", b"question", timeout=120) as reply:
                 assert reply.data() == b"QUESTION"
             thread.join()
         for _ in range(20):
@@ -89,7 +89,7 @@ def exchange(root: str) -> dict[str, object]:
             assert client.creator_info().name == bus.name
         client.add_match(1)
         service.broadcast(b"signal")
-        with client.receive(20) as message:
+        with client.receive(120) as message:
             assert message.data() == b"signal"
         result["size"] = os.fstat(client.fd).st_size
         result["writable"] = failure(lambda: raw.map_memory(client.fd, PAGE, protection=mmap.PROT_WRITE))
@@ -144,7 +144,7 @@ def eviction(root: str) -> dict[str, object]:
                     client.send(service.id, payload)
                 for payload in sent:
                     start = time.monotonic()
-                    with service.receive(20) as message:
+                    with service.receive(120) as message:
                         slowest = max(slowest, time.monotonic() - start)
                         assert message.data() == payload
                         count += 1
@@ -171,13 +171,13 @@ def traced(root: str) -> dict[str, object]:
         "import ctypes, os, sys; ctypes.CDLL(None).ptrace(0, 0, 0, 0)\n"
         "from kdbusfs.client import Connection\n"
         "conn = Connection(sys.argv[1], pool_size=1 << 20); conn.send(conn.id, b'to myself')\n"
-        "with conn.receive(20) as m: print(m.data().decode(), os.fstat(conn.fd).st_size)\n"
+        "with conn.receive(120) as m: print(m.data().decode(), os.fstat(conn.fd).st_size)\n"
         "r, w = os.pipe(); conn.send(conn.id, b'x', fds=[w])\n"
-        "with conn.receive(20) as m: print(m.return_flags, m.fds[0].fd)\n"
+        "with conn.receive(120) as m: print(m.return_flags, m.fds[0].fd)\n"
     )
     with make_bus(root, "x") as bus:
         done = subprocess.run(
-            [sys.executable, "-c", code, bus.path], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", code, bus.path], capture_output=True, text=True, timeout=120, check=False
         )
     return {"out": done.stdout.split("\n"), "error": done.stderr}
 
@@ -240,7 +240,7 @@ def _ended(root: str, number: int) -> dict[str, object]:
         threading.Timer(1.0, os.kill, (int(os.environ["DAEMON"]), number)).start()
         code: int | None = None
         while code is None:
-            code = failure(lambda: (client.send(service.id, bytes(50_000)), service.receive(20).free()))
+            code = failure(lambda: (client.send(service.id, bytes(50_000)), service.receive(120).free()))
         for pid in helpers:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -296,10 +296,10 @@ def _main() -> None:
         result = scene(root)
         if sys.argv[1] not in ("killed", "stopped"):
             daemon.send_signal(signal.SIGTERM)
-        result["exit"] = daemon.wait(30)
+        result["exit"] = daemon.wait(120)
     finally:
         daemon.kill()
-        daemon.wait(30)
+        daemon.wait(120)
     subprocess.run(["umount", "-l", root], stderr=subprocess.DEVNULL, check=False)
     os.rmdir(root)
     print(json.dumps(result))

@@ -242,7 +242,7 @@ def test_the_examples_set_the_same_bits(tmp_path: Path) -> None:
     source, program = tmp_path / "bloom.c", tmp_path / "bloom"
     source.write_text(_BLOOM_PROGRAM)
     include = [f"-I{root / 'docs' / 'examples'}", f"-I{root / 'kdbusfs' / 'include'}"]
-    subprocess.run(["gcc", "-std=gnu11", *include, str(source), "-o", str(program)], check=True, timeout=60)
+    subprocess.run(["gcc", "-std=gnu11", *include, str(source), "-o", str(program)], check=True, timeout=120)
     words = ["weather", "org.example.Echo", "", "\u00e4"]
-    output = subprocess.run([str(program), *words], capture_output=True, check=True, timeout=10).stdout
+    output = subprocess.run([str(program), *words], capture_output=True, check=True, timeout=120).stdout
     assert output == bloom_filter(words, 64, 5)

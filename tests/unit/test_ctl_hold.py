@@ -13,7 +13,7 @@ import pytest
 from kdbusfs.ctl.failure import Failure
 from kdbusfs.ctl.hold import Hold
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 240.0  # seconds
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ sys.exit(f"imported: {heavy}" if heavy else code)
 """
     for arguments in (["--version"], ["--help"]):
         result = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, check=False
         )
         assert (result.returncode, result.stderr) == (0, "")
 
@@ -277,7 +277,7 @@ def test_zsh_takes_the_script(capsys: pytest.CaptureFixture[str]) -> None:
         ["zsh", "-f", "-c", "autoload -U compinit; compinit -D\n" + script + "\nprint $_comps[kdbusctl]"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (result.returncode, result.stdout) == (0, "_kdbusctl_completion\n"), result.stderr
@@ -298,7 +298,7 @@ def test_bash_takes_the_script(capsys: pytest.CaptureFixture[str]) -> None:
         ["bash", "--norc", "-c", capsys.readouterr().out + "\ncomplete -p kdbusctl"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={"PATH": os.environ["PATH"]},
     )

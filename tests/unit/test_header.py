@@ -188,7 +188,7 @@ def needs(command: tuple[str, ...], directory: Path) -> None:
         built = subprocess.run(
             [command[0], *target, str(source), "-o", str(directory / "empty")],
             capture_output=True,
-            timeout=60,
+            timeout=120,
         )
     except FileNotFoundError:
         pytest.skip(f"no {command[0]} here")
@@ -206,10 +206,10 @@ def values(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     source.write_text(program())
     binary = directory / "values"
     built = subprocess.run(
-        [*command, *STRICT, str(source), "-o", str(binary)], capture_output=True, text=True, timeout=60
+        [*command, *STRICT, str(source), "-o", str(binary)], capture_output=True, text=True, timeout=120
     )
     assert built.returncode == 0, built.stderr
-    output = subprocess.run([str(binary)], capture_output=True, text=True, timeout=10, check=True).stdout
+    output = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=True).stdout
     return {label: int(value) for label, value in (line.rsplit(" ", 1) for line in output.splitlines())}
 
 
@@ -268,9 +268,9 @@ def test_the_examples_need_nothing_but_the_header(
         ["gcc", "-std=gnu11", "-O2", *target, *STRICT, str(source), "-o", str(tmp_path / source.stem)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert built.returncode == 0, built.stderr
-    usage = subprocess.run([str(tmp_path / source.stem)], capture_output=True, text=True, timeout=10)
+    usage = subprocess.run([str(tmp_path / source.stem)], capture_output=True, text=True, timeout=120)
     assert usage.returncode == 2
     assert usage.stderr.startswith("usage: ")
