@@ -211,7 +211,8 @@ class Daemon:
                 return False
             return True
 
-        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access, prune)
+        spend = domain.turn.spend
+        tree = Tree(domain, host, installer, host.clock.realtime, faults.report, stats, owner, access, prune, spend)
         self._session = TreeSession(tree)
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)

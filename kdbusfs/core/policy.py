@@ -34,7 +34,49 @@ class Subject(Protocol):
     def groups(self) -> tuple[int, ...]: ...
 
 
-class PinnedCredentials:
+class Asker:
+    """A subject whose groups are a set as well, which is made once and only where it is needed: there may be 65536."""
+
+    __slots__ = ("_gids",)
+
+    def __init__(self) -> None:
+        self._gids: frozenset[int] | None = None
+
+    def ids(self) -> Creds:
+        raise NotImplementedError
+
+    def groups(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def gids(self) -> frozenset[int]:
+        """The supplementary groups."""
+        gids = self._gids
+        if gids is None:
+            gids = self._gids = frozenset(self.groups())
+        return gids
+
+
+class _Command(Asker):
+    """The calling thread, for as long as its command lasts."""
+
+    __slots__ = ("_subject",)
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self._subject = subject
+
+    def ids(self) -> Creds:
+        return self._subject.ids()
+
+    def groups(self) -> tuple[int, ...]:
+        return self._subject.groups()
+
+
+def _asker(subject: Subject) -> Asker:
+    return subject if isinstance(subject, Asker) else _Command(subject)
+
+
+class PinnedCredentials(Asker):
     """The credentials of a connection's maker, as they were at HELLO (HELLO-20).
 
     Connections with equal credentials share one object (`SharedCredentials`), so its identity can stand for them.
@@ -44,6 +86,7 @@ class PinnedCredentials:
     __slots__ = ("_groups", "_ids", "holders")
 
     def __init__(self, ids: Creds, groups: tuple[int, ...]) -> None:
+        super().__init__()
         self._ids = ids
         self._groups = groups
         self.holders = 0
@@ -110,16 +153,15 @@ class _Entry:
             self.groups[wanted] = max(self.groups.get(wanted, DENIED), level)
             self.highest_group = max(self.highest_group, level)
 
-    def level_of(self, subject: Subject) -> int:
+    def level_of(self, asker: Asker) -> int:
         """The highest right that any item grants (POL-3).  Groups are asked for only where they can matter."""
         highest = self.world
         if self.users:
-            highest = max(highest, self.users.get(subject.ids().euid, DENIED))
+            highest = max(highest, self.users.get(asker.ids().euid, DENIED))
         if self.highest_group > highest:
-            highest = max(highest, self.groups.get(subject.ids().egid, DENIED))
+            highest = max(highest, self.groups.get(asker.ids().egid, DENIED))
         if self.highest_group > highest:
-            # Without a loop of our own: a thread may have 65536.
-            for gid in self.gids.intersection(subject.groups()):
+            for gid in self.gids.intersection(asker.gids()):
                 highest = max(highest, self.groups[gid])
         return highest
 
@@ -162,7 +204,7 @@ class PolicyDb:
     def level(self, subject: Subject, name: bytes) -> int:
         """What `subject` may do with `name`: POLICY_SEE, _TALK, _OWN, or DENIED."""
         entry = self.find(name) if self._entries else None
-        return DENIED if entry is None else entry.level_of(subject)
+        return DENIED if entry is None else entry.level_of(_asker(subject))
 
     def grants_any(self, subject: Subject, names: Iterable[bytes], wanted: int) -> bool:
         """Whether `subject` has the right `wanted` for at least one of `names` (POL-10, POL-17)."""
@@ -218,11 +260,11 @@ class View:
     stays right whatever happens to the database meanwhile.
     """
 
-    __slots__ = ("_database", "_levels", "_subject")
+    __slots__ = ("_asker", "_database", "_levels")
 
     def __init__(self, database: PolicyDb, subject: Subject) -> None:
         self._database = database
-        self._subject = subject
+        self._asker = _asker(subject)
         self._levels: dict[_Entry, int] = {}
 
     def level(self, name: bytes) -> int:
@@ -232,7 +274,7 @@ class View:
             return DENIED
         level = self._levels.get(entry)
         if level is None:
-            level = self._levels[entry] = entry.level_of(self._subject)
+            level = self._levels[entry] = entry.level_of(self._asker)
         return level
 
     def grants_any(self, names: Iterable[bytes], wanted: int) -> bool:

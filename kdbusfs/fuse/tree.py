@@ -44,6 +44,8 @@ _COPIED_FLAGS = FOPEN_NOFLUSH
 
 _UNCHANGING = 1e6  # seconds: attributes never change, and neither do the entries that are always there
 _LISTED_AT_ONCE = 512  # entries
+_PRUNED_AT_ONCE = 256  # node ids
+_FORGET_UNITS = 2
 _POOL_PREFIX = ".conn-"
 # What a want of the daemon's own looks like to the client; any other OSError is a fault of ours.
 _WANTS = {
@@ -138,6 +140,7 @@ class Tree(pyfuse3.Operations):
     `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
     is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
     `prune` asks the kernel to forget those of some node ids that nobody uses; it gives back whether the kernel can.
+    `spend` tells of work in long loops (`core.ports.Turn`).
     `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
     `files` has to be set before the first request.
     """
@@ -157,9 +160,12 @@ class Tree(pyfuse3.Operations):
         owner: tuple[int, int] = (0, 0),
         access: Access = WORLD,
         prune: Callable[[list[int]], bool] = lambda nodeids: False,
+        spend: Callable[[int], object] = lambda units: None,
     ) -> None:
         super().__init__()
         self._prune = prune
+        self._crowd: list[int] = []  # node ids that the kernel is still to be asked to forget
+        self._spend = spend
         self._prunes: bool | None = None  # whether the kernel does; not asked yet
         self._endpoint_flags = _COPIED_FLAGS
         self._report = report
@@ -207,9 +213,7 @@ class Tree(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._node(parent_inode)
-        crowd = self._nodes.crowd()
-        if crowd:
-            self._prunes = self._prune(crowd)
+        self._make_room()
         text = os.fsdecode(name)
         if isinstance(parent, BusNode):
             endpoint = parent.bus.endpoints.get(text) if self._is_present(parent.bus) else None
@@ -222,6 +226,16 @@ class Tree(pyfuse3.Operations):
             if parent is self._nodes.root:
                 return _entry(self._look_up_in_root(text, ctx.pid), 0)
         raise pyfuse3.FUSEError(errno.ENOENT)
+
+    def _make_room(self) -> None:
+        """Ask the kernel to forget node ids, some with each lookup: it takes a microsecond or more for each."""
+        if self._prunes is False:
+            return
+        if not self._crowd:
+            self._crowd = self._nodes.crowd()
+        if self._crowd:
+            self._prunes = self._prune(self._crowd[:_PRUNED_AT_ONCE])
+            del self._crowd[:_PRUNED_AT_ONCE]
 
     def _look_up_in_root(self, name: str, tid: int) -> Node:
         bus = self._domain.buses.get(name)
@@ -237,9 +251,14 @@ class Tree(pyfuse3.Operations):
 
     def forget_nodes(self, nodes: Iterable[tuple[int, int]]) -> None:
         """The kernel gives back lookups: node ids and counts.  The reader carries FORGET here itself: pyfuse3 would
-        run beside it, as there is no answer to wait for."""
+        run beside it, as there is no answer to wait for.
+
+        There may be thousands, and others may be served between two: what is given back is a difference, and a node
+        that was looked up again meanwhile stays.
+        """
         for nodeid, count in nodes:
             self._nodes.forget(nodeid, count)
+            self._spend(_FORGET_UNITS)
 
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

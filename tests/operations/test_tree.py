@@ -37,7 +37,8 @@ def run(handler: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
 class Mount:
     """A tree and everything around it, with what a kernel would do in short."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: Any) -> None:
+        """more: of the tree's parameters."""
         self.domain = FakeDomain()
         self.host = FakeHost()
         self.files = FakeFiles()
@@ -50,6 +51,7 @@ class Mount:
             itertools.count(10**18).__next__,
             self.faults.append,
             lambda: {"requests": 7},
+            **more,
         )
         self.tree.files = self.files
         self.tree.set_up(DIRECT_IO_ALLOW_MMAP)
@@ -502,6 +504,42 @@ class TestRefusals:
     def test_files_are_no_directories_and_directories_no_files(self, mount: Mount) -> None:
         refused(errno.ENOTDIR, run, mount.tree.opendir, CONTROL, mount.context())
         refused(errno.EISDIR, mount.open, ROOT)
+
+
+class TestForgetting:
+    def test_the_kernel_is_asked_in_pieces(self) -> None:
+        """Many thousands of node ids are not asked about in one lookup."""
+        asked: list[list[int]] = []
+        mount = Mount(prune=lambda nodeids: asked.append(nodeids) or True)
+        buses = [mount.domain.make_bus(f"0-{number}") for number in range(1100)]
+        for bus in buses:
+            mount.lookup(bus.name)
+        for _ in range(10):
+            mount.lookup("control")
+        assert max(map(len, asked)) <= 256
+        known = [nodeid for some in asked for nodeid in some]
+        assert len(set(known)) == len(known) > 1000
+
+    def test_a_kernel_that_cannot_is_asked_once(self) -> None:
+        asked: list[list[int]] = []
+        mount = Mount(prune=lambda nodeids: bool(asked.append(nodeids)))
+        for number in range(1100):
+            mount.domain.make_bus(f"0-{number}")
+            mount.lookup(f"0-{number}")
+        assert len(asked) == 1
+
+    def test_others_are_served_while_many_are_forgotten(self) -> None:
+        """A node that is looked up again meanwhile stays."""
+        units: list[int] = []
+        mount = Mount(spend=units.append)
+        nodes = []
+        for number in range(300):
+            mount.domain.make_bus(f"0-{number}")
+            nodes.append(mount.lookup(f"0-{number}").st_ino)
+        mount.lookup("0-7")
+        mount.tree.forget_nodes([(nodeid, 1) for nodeid in nodes])
+        assert len(units) == 300
+        assert mount.tree.counts()["nodes"] == len(Mount().tree._nodes) + 1
 
 
 class TestIntrospection:

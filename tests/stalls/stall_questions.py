@@ -184,6 +184,17 @@ def test_list_9_lists_of_256000_names(kind: int) -> None:
     stretch(world, f"NAME_LIST: 10240 names {what}", run)
 
 
+def test_list_9_a_list_through_as_many_entries_as_fit() -> None:
+    """LIST-9: an entry for each of 500 names, each with a group, and 65536 groups that are not it."""
+    world = World()
+    for first in (0, 250):
+        own(world.connect(pool_size=4096), first, 250)
+    policy = b"".join(i.name(named(number)) + i.group(SEE, 100000 + number) for number in range(500))
+    endpoint(world, b"1000-e", policy)
+    spy = world.connect(FakeProcess(uid=100001, gid=1, aux=GROUPS), endpoint="1000-e", pool_size=1 << 24)
+    stretch(world, "NAME_LIST: 500 names by 500 entries of a group", lambda: spy.list_names(c.NAME_LIST_NAMES))
+
+
 def test_info_5_the_most_metadata_of_a_connection() -> None:
     """INFO-5: 256 names of 255 bytes and 65536 groups; and the same in a message."""
     world = World()
