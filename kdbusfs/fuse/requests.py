@@ -67,6 +67,9 @@ class Installer(Protocol):
     def submit(self, job: Any) -> None:
         """Begin; the job answers the request by itself, whatever happens."""
 
+    def interrupt(self, unique: int) -> None:
+        """A signal came for the client of a job that may not have begun yet."""
+
     def finished(self) -> Iterable[Any]:
         """Jobs that came to an end since the last time."""
 
@@ -360,6 +363,8 @@ class Requests:
             self._domain.interrupt(deferred.call)
             self.drain()
             return
+        if self._ledger.jobs and self._installer is not None:
+            self._installer.interrupt(unique)
         # The kernel does not tell twice; a thread that is stuck finds it when it comes to defer its call.
         for other in self._ledger.requests:
             if other is not self and other._native.unique == unique:

@@ -34,11 +34,13 @@ _log: Final = logging.getLogger(__name__)
 
 _IDLE: Final = 1.0  # seconds
 _LIMBO_POLL: Final = 0.05
+_DYING_POLL: Final = 0.05
 _RETURN_INCOMPLETE_FDS: Final = 1
 _FLAGS: Final = struct.Struct("=Q")
 _NOTIFY_INVAL_ENTRY: Final = 3
 _ROOT: Final = 1  # node id
 _INVAL_ENTRY: Final = struct.Struct("=IiQQII")  # fuse_out_header, fuse_notify_inval_entry_out; then the name
+_ANSWER: Final = struct.Struct("=IiQ")  # fuse_out_header
 _REPLY: Final = struct.Struct("=IiQiIII")  # fuse_out_header, fuse_ioctl_out
 
 
@@ -47,6 +49,7 @@ class _Lib(Protocol):
     def kfs_tracer_free(self, tracer: Any) -> int: ...
     def kfs_tracer_sweep(self, tracer: Any, dead: Any) -> int: ...
     def kfs_inject(self, tracer: Any, injection: Any) -> int: ...
+    def kfs_is_dying(self, tid: int) -> int: ...
 
 
 class _Ffi(Protocol):
@@ -77,10 +80,12 @@ class Job:
 
     When finished, every entry's int32 has a number (the lowest free ones, close-on-exec: LAY-16) or -errno,
     and the client has its answer.  installed: how many entries have a number; swapped: whether it took place;
-    error: 0 or the errno of what went wrong first, for statistics: the ioctl returns `result` all the same.
+    error: 0 or the errno of what went wrong first, for statistics: the ioctl returns `result` all the same;
+    abandoned: the client was killed before its turn, and is answered.
     """
 
     __slots__ = (
+        "abandoned",
         "context",
         "entries",
         "error",
@@ -129,6 +134,7 @@ class Job:
         self.installed = 0
         self.swapped = False
         self.error = 0
+        self.abandoned = False
 
     def reply(self) -> bytearray:
         """The whole answer as /dev/fuse takes it."""
@@ -182,6 +188,9 @@ class Installer:
         self._waiting: deque[int] = deque()  # users whose closing has no thread yet
         self._running = 0
         self._finished: deque[Job] = deque()
+        self._queued: dict[int, Job] = {}  # those not begun yet, by unique
+        self._interrupted: set[int] = set()  # of them, those whose client got a signal
+        self._watching = False
         self._end = 0.0
         self.tids: frozenset[int] = frozenset()
         """Ids of the threads that do jobs: who may open the file of a swap."""
@@ -200,6 +209,7 @@ class Installer:
                     self._installing[job.user] = worker
             accepted = worker.thread is not None and not self._end and worker.queue.qsize() < self._max_queued
             if accepted:
+                self._queued[job.unique] = job
                 worker.queue.put(job)
         if not accepted:
             self._answer_without(job, errno.EAGAIN)
@@ -213,6 +223,43 @@ class Installer:
         while self._finished:
             jobs.append(self._finished.popleft())
         return jobs
+
+    def interrupt(self, unique: int) -> None:
+        """A signal came for the client of ioctl `unique`.
+
+        If it is killed while its job waits for another one of its user, which may be for ever, it gets its answer: it
+        could not end without.  What it was killed by may come later than the signal that the kernel tells of.
+        """
+        with self._lock:
+            if unique not in self._queued:
+                return
+            self._interrupted.add(unique)
+            if self._answer_dying() or self._watching:
+                return
+            with contextlib.suppress(RuntimeError):
+                new_thread("kdbusfs-killed", self._watch_interrupted).start()
+                self._watching = True
+
+    def _watch_interrupted(self) -> None:
+        left = True
+        while left:
+            time.sleep(_DYING_POLL)
+            with self._lock:
+                self._watching = left = not self._answer_dying()
+
+    def _answer_dying(self) -> bool:
+        """With the lock held: answer the interrupted clients that were killed.  Whether none is left to be watched."""
+        for unique in list(self._interrupted):
+            job = self._queued.get(unique)
+            if job is not None and not _lib.kfs_is_dying(job.tid):
+                continue
+            self._interrupted.discard(unique)
+            if job is not None:
+                del self._queued[unique]
+                job.abandoned = True
+                with contextlib.suppress(OSError):
+                    os.write(self._fuse_fd, _ANSWER.pack(_ANSWER.size, -errno.EINTR, unique))
+        return not self._interrupted
 
     def close_later(self, user: int, fd: int) -> None:
         """Close `fd`, which came from `user`: close(2) may block for as long as its file system likes."""
@@ -373,7 +420,12 @@ class Installer:
             else:
                 ending = ending or job is None
                 if isinstance(job, Job):
-                    self._do(tracer, injection, job)
+                    with self._lock:
+                        self._queued.pop(job.unique, None)
+                    if job.abandoned:
+                        self._finish(job)
+                    else:
+                        self._do(tracer, injection, job)
                 idle_from = time.monotonic()
             if injection.held or living or dead[0]:
                 injection.held = 0

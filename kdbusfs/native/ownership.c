@@ -266,7 +266,7 @@ static int is_blocked(int tid)
  * Whether a fatal signal is pending for a client's thread, so that it ends as soon as its request is answered.  The
  * kernel makes every fatal signal a SIGKILL of each thread of the process, also an exit and an execve of a sibling.
  */
-static int is_dying(uint32_t tid)
+int kfs_is_dying(uint32_t tid)
 {
 	char path[64], text[STAT_MAX];
 	const char *pending;
@@ -306,7 +306,7 @@ static void look_for_dying(struct kfs_ownership *o)
 	}
 	pthread_mutex_unlock(&o->lock);
 	for (int i = 0; i < n; i++) {
-		if (!is_dying(clients[i]))
+		if (!kfs_is_dying(clients[i]))
 			continue;
 		pthread_mutex_lock(&o->lock);
 		abandon(o, uniques[i]);
@@ -630,7 +630,7 @@ int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique)
 		return 0;
 	pthread_mutex_lock(&o->lock);
 	for (struct kfs_seat *each = o->stuck; each; each = each->next_stuck)
-		if (each->unique == unique && is_dying(each->client))
+		if (each->unique == unique && kfs_is_dying(each->client))
 			answered = abandon(o, unique);
 	pthread_mutex_unlock(&o->lock);
 	return answered;

@@ -69,5 +69,6 @@ int kfs_seat_request_ends(struct kfs_seat *seat);
 int kfs_seat_is_abandoned(struct kfs_seat *seat);
 int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique);
 
+int kfs_is_dying(uint32_t tid);
 int kfs_access_begin(uint64_t *ticket);
 int kfs_access_end(uint64_t ticket);

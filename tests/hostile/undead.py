@@ -1,6 +1,6 @@
 """Clients that serve the page of their own message and are killed.
 
-`python -m tests.hostile.undead MOUNT [ROUNDS [UIDS]]`, as root.  UIDS users (8) together make ROUNDS (1000) such clients.
+`python -m tests.hostile.undead MOUNT [ROUNDS [UIDS]]`, as root.  UIDS users (8) together make ROUNDS (1000) of them.
 Each must end within END_PATIENCE, no reader may be left stuck, and another user's messages must go on meanwhile: the
 program says the longest time that one took.  A user who has a reader deposed too often is refused for a minute, so each
 makes one client a second.

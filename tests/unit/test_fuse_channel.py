@@ -1019,6 +1019,10 @@ class Installer:
         self.jobs: list[Job] = []
         self.through: list[Job] = []
         self.refuses = False
+        self.interrupted: list[int] = []
+
+    def interrupt(self, unique: int) -> None:
+        self.interrupted.append(unique)
 
     def submit(self, job: Job) -> None:
         if self.refuses:

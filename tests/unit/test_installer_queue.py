@@ -1,0 +1,142 @@
+"""Jobs that wait for another one of their user, and whose clients are killed meanwhile (host/installer.py)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kdbusfs.host import installer
+from kdbusfs.host.installer import Installer, Job
+
+PATIENCE = 10.0  # seconds
+HEADER = struct.Struct("=IiQ")
+
+
+class SlowLib:
+    """A client that does not let go of its installer, until `released`."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.dying: set[int] = set()
+        self.released = threading.Event()
+
+    def kfs_tracer_new(self) -> object:
+        return object()
+
+    def kfs_tracer_free(self, tracer: object) -> int:
+        return 0
+
+    def kfs_tracer_sweep(self, tracer: object, dead: Any) -> int:
+        return 0
+
+    def kfs_is_dying(self, tid: int) -> int:
+        return int(tid in self.dying)
+
+    def kfs_inject(self, tracer: object, injection: Any) -> int:
+        self.begun.append(injection.tid)
+        assert self.released.wait(PATIENCE)
+        return 0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, "it did not come to that"
+        time.sleep(0.005)
+
+
+class Scene:
+    def __init__(self, lib: SlowLib) -> None:
+        self.lib = lib
+        self.event = os.eventfd(0, os.EFD_NONBLOCK)
+        self.answers, self.fuse = os.pipe2(os.O_NONBLOCK)
+        self.installer = Installer(self.fuse, self.event)
+        self.finished: list[Job] = []
+
+    def submit(self, tid: int) -> Job:
+        slot = installer._ffi.new("int32_t *")
+        job = Job(tid=tid, user=7, unique=2 * tid, result=0, out=bytes(72), entries=[(0, slot)], flags_offset=64)
+        self.installer.submit(job)
+        return job
+
+    def answered(self) -> list[tuple[int, int]]:
+        """Errno and unique of each answer since the last look."""
+        try:
+            data = os.read(self.answers, 4096)
+        except BlockingIOError:
+            return []
+        return [(-error, unique) for _, error, unique in HEADER.iter_unpack(data)]
+
+    def end(self) -> list[Job]:
+        self.lib.released.set()
+        assert self.installer.close()
+        finished = self.installer.finished()
+        for fd in (self.event, self.answers, self.fuse):
+            os.close(fd)
+        return finished
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    lib = SlowLib()
+    monkeypatch.setattr(installer, "_lib", lib)
+    yield Scene(lib)
+
+
+def test_a_killed_client_does_not_wait_for_another_one_of_its_user(scene: Scene) -> None:
+    """RECV-13: it is answered at once, and its job ends like all others, without having begun."""
+    first, second, third = (scene.submit(tid) for tid in (1, 2, 3))
+    until(lambda: scene.lib.begun == [1])
+    scene.lib.dying = {2}
+    scene.installer.interrupt(second.unique)
+    assert scene.answered() == [(errno.EINTR, second.unique)]
+    scene.installer.interrupt(second.unique)
+    assert scene.answered() == []
+    assert scene.end() == [first, second, third]
+    assert scene.lib.begun == [1, 3]
+    assert (first.abandoned, second.abandoned, third.abandoned) == (False, True, False)
+
+
+def test_a_signal_that_does_not_kill_changes_nothing_but_the_next_may(scene: Scene) -> None:
+    """The kernel tells of the first alone."""
+    scene.submit(1)
+    second = scene.submit(2)
+    until(lambda: scene.lib.begun == [1])
+    scene.installer.interrupt(second.unique)
+    time.sleep(0.1)
+    assert scene.answered() == []
+    scene.lib.dying = {2}
+    found: list[tuple[int, int]] = []
+    until(lambda: bool(found.extend(scene.answered()) or found))
+    assert found == [(errno.EINTR, second.unique)]
+    scene.end()
+    assert scene.lib.begun == [1]
+
+
+def test_who_is_served_already_and_who_is_unknown_are_left_alone(scene: Scene) -> None:
+    first = scene.submit(1)
+    until(lambda: scene.lib.begun == [1])
+    scene.lib.dying = {1}
+    scene.installer.interrupt(first.unique)
+    scene.installer.interrupt(999)
+    assert scene.answered() == []
+    assert scene.end() == [first]
+    assert not first.abandoned
+
+
+def test_an_interrupted_job_is_done_when_its_turn_comes(scene: Scene) -> None:
+    scene.submit(1)
+    second = scene.submit(2)
+    until(lambda: scene.lib.begun == [1])
+    scene.installer.interrupt(second.unique)
+    scene.lib.released.set()
+    until(lambda: scene.lib.begun == [1, 2])
+    scene.end()
+    assert not second.abandoned
