@@ -167,6 +167,7 @@ class Daemon:
         from kdbusfs.fuse.session import TreeSession
         from kdbusfs.fuse.tree import Tree
         from kdbusfs.host.files import MAX_PER_USER
+        from kdbusfs.host.heap import Heap
         from kdbusfs.host.host import LinuxHost
         from kdbusfs.host.installer import Installer, Job
         from kdbusfs.host.store_memory import Storer
@@ -238,7 +239,15 @@ class Daemon:
                 domain.cancelled(token)
 
         self._server: Server = Server(
-            channel, amendments, requests, domain, wakeup, tree, faults=faults, on_event=(cancel,)
+            channel,
+            amendments,
+            requests,
+            domain,
+            wakeup,
+            tree,
+            faults=faults,
+            on_event=(cancel,),
+            on_release=Heap(lambda: domain.users.memory.used).look,
         )
 
     def serve(self) -> int:

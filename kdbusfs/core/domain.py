@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
 from errno import ESHUTDOWN, ETIMEDOUT
 from itertools import count
@@ -91,8 +90,10 @@ class Domain:
         self.next_deadline = self.deadlines.next
         self._seqnum = 0
         self._bus_ids = count(1)
-        self._free_inos: list[int] = []
-        self._next_ino = CONTROL_INO + 1
+        # A byte for each number, 1 where it is free.  A list would keep an object of each that was ever in use, and
+        # with it the whole arena of memory that the object is in.
+        self._inos = bytearray(CONTROL_INO + 1)
+        self._free_ino = CONTROL_INO + 1  # none below it is
 
     # The tree
 
@@ -125,13 +126,18 @@ class Domain:
 
     def take_ino(self) -> int:
         """The smallest number that no node has (FS-11)."""
-        if self._free_inos:
-            return heapq.heappop(self._free_inos)
-        self._next_ino += 1
-        return self._next_ino - 1
+        ino = self._inos.find(b"\1", self._free_ino)
+        if ino < 0:
+            ino = len(self._inos)
+            self._inos.append(0)
+        else:
+            self._inos[ino] = 0
+        self._free_ino = ino + 1
+        return ino
 
     def give_ino(self, ino: int) -> None:
-        heapq.heappush(self._free_inos, ino)
+        self._inos[ino] = 1
+        self._free_ino = min(self._free_ino, ino)
 
     # Numbers
 

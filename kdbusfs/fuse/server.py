@@ -79,7 +79,8 @@ class Wakeup:
 
 
 class Server:
-    """Drives a mount.  `on_event` are called when the event descriptor was written.
+    """Drives a mount.  `on_event` are called when the event descriptor was written, `on_release` when a file
+    was closed.
 
     channel, requests: of the mount; every reader thread has its own twins of them (fuse.ownership).
     tree: is told what needs no answer of pyfuse3.
@@ -93,6 +94,7 @@ class Server:
         "_limit",
         "_linger_ns",
         "_on_event",
+        "_on_release",
         "_readers",
         "_requests",
         "_served",
@@ -113,6 +115,7 @@ class Server:
         *,
         faults: Faults,
         on_event: Sequence[Callable[[], None]] = (),
+        on_release: Callable[[], None] = lambda: None,
         linger_ns: int = LINGER_NS,
     ) -> None:
         self._channel = channel
@@ -123,6 +126,7 @@ class Server:
         self._tree = tree
         self._faults = faults
         self._on_event = on_event
+        self._on_release = on_release
         self._linger_ns = linger_ns
         self._readers = Readers(channel, self._read)
         self._served = False
@@ -216,6 +220,7 @@ class Server:
                 self._amendments.apply(channel)
             elif kind == RELEASE:
                 self._tree.close_file(channel.released)
+                self._on_release()
             elif kind == FORGET:
                 self._tree.forget_nodes(channel.forgotten)
             elif kind == INTERRUPT:

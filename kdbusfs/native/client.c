@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <malloc.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -396,6 +397,13 @@ int kfs_client_payload(int pidfd, int tid, int memfd, char *map, uint64_t offset
     if (r == 0)
         r = read_batch(tid, local, remote, n, total);
     return r < 0 ? r : check_again(pidfd, tid);
+}
+
+void kfs_heap_trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 int kfs_backing_open(int fuse_fd, int fd)

@@ -29,6 +29,9 @@ int kfs_map(int fd, uint64_t size, char **map);
 int kfs_unmap(char *map, uint64_t size);
 int kfs_store(int fd, uint64_t offset, const char *data, uint64_t size);
 
+/* Gives free memory of the heap back to the system, where the C library can. */
+void kfs_heap_trim(void);
+
 /* Descriptors of clients. */
 struct kfs_file {
     int flags;

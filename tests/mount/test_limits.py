@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import resource
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from kdbusfs import surroundings
 from kdbusfs.abi import constants as c
-from kdbusfs.client import Connection, make_bus
+from kdbusfs.client import Connection, encode, make_bus, make_endpoint
 from kdbusfs.native._native import lib
 from tests.conftest import DomainMount
 from tests.mount.test_hostile_memory import STALL, Program, Scene, everything_comes_back, outcome, scene, until
@@ -125,3 +127,24 @@ def test_the_daemon_is_not_the_first_to_be_ended_for_lack_of_memory(domain_mount
     assert int(Path(f"/proc/{domain_mount.pid}/oom_score_adj").read_text()) <= surroundings.OOM_SCORE
     for task in Path(f"/proc/{domain_mount.pid}/task").iterdir():
         assert int((task / "oom_score_adj").read_text()) <= surroundings.OOM_SCORE
+
+
+def resident(domain: DomainMount) -> int:
+    return int(Path(f"/proc/{domain.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_that_clients_have_given_back_is_given_back_to_the_system(domain_mount: DomainMount) -> None:
+    """Policies of many objects, beside others that stay."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    before = resident(domain_mount)
+    with make_bus(domain_mount.path, "policies") as bus:
+        endpoints = []
+        for number in range(700):
+            accesses = [encode.user(number * 1000 + each, c.POLICY_TALK) for each in range(700)]
+            endpoints.append(make_endpoint(bus, f"0-e{number}", policy={f"a.n{number}": accesses}))
+        full = resident(domain_mount)
+        assert int(domain_mount.stats()["memory"]) > 48 * MIB
+        for endpoint in endpoints:
+            endpoint.close()
+        until(lambda: int(domain_mount.stats()["memory"]) < MIB)
+        until(lambda: resident(domain_mount) - before < (full - before) / 3)

@@ -52,8 +52,9 @@ def write(address: int, data: bytes) -> None:
 class Client:
     def __init__(self, bus: str, file: str) -> None:
         self.bus = bus
-        self.file = os.open(file, os.O_RDONLY)
         self.connection = Connection(bus, pool_size=1 << 20)
+        # Last: a process that serves it itself, and fails, would wait for itself to close it.
+        self.file = os.open(file, os.O_RDONLY)
 
     def page(self, number: int) -> int:
         address = memory(1)

@@ -332,9 +332,7 @@ def test_message_of_a_send(kernel: Kernel, size: int, to_page_end: int) -> None:
     assert calls.described(kernel.channel.address)[2] == content
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [(63, errno.EINVAL), (8193, errno.EINVAL), (2**64 - 1, errno.EINVAL)]
-)
+@pytest.mark.parametrize(("size", "expected"), [(63, errno.EINVAL), (8193, errno.EINVAL), (2**64 - 1, errno.EINVAL)])
 def test_message_of_illegal_size(kernel: Kernel, size: int, expected: int) -> None:
     """SEND-3."""
     fh = kernel.channel.slot_new()
@@ -571,9 +569,7 @@ def serve_tree(kernel: Kernel, *answers: bytes) -> threading.Thread:
     return thread
 
 
-def tree_answer(
-    body: bytes = b"", error: int = 0, unique: int = int.from_bytes(SAME_UNIQUE, "little")
-) -> bytes:
+def tree_answer(body: bytes = b"", error: int = 0, unique: int = int.from_bytes(SAME_UNIQUE, "little")) -> bytes:
     return struct.pack("<IiQ", 16 + len(body), error, unique) + body
 
 
@@ -1095,9 +1091,19 @@ def test_interrupt_reaches_the_deferred_call_only(kernel: Kernel) -> None:
     assert bench.domain.interrupts == 1
 
 
-def test_fault_of_ours_is_logged_once_and_the_client_gets_eio(
-    kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_interrupt_of_what_has_to_be_installed_is_passed_on(kernel: Kernel) -> None:
+    """RECV-13: while there are jobs; most interrupts are about none."""
+    installer = Installer()
+    bench = Bench(kernel, installer)
+    for jobs, seen in ((0, []), (1, [22])):
+        bench.requests._ledger.jobs = jobs
+        kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", 22))
+        assert kernel.step() == INTERRUPT
+        bench.requests.interrupt()
+        assert installer.interrupted == seen
+
+
+def test_fault_of_ours_is_logged_once_and_the_client_gets_eio(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(kernel)
     for _ in range(5):
         unique = kernel.ioctl(bench.fh, fakes.FAIL, 0)
@@ -1147,9 +1153,7 @@ def test_hello_is_answered_by_a_job_that_swaps(kernel: Kernel, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("result", [-errno.EPERM, -errno.ENOTTY])
-def test_hello_that_failed_is_answered_at_once(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, result: int
-) -> None:
+def test_hello_that_failed_is_answered_at_once(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, result: int) -> None:
     installer = Installer()
     bench = Bench(kernel, installer)
     monkeypatch.setitem(fakes._ACTIONS, c.CMD_HELLO, lambda handle, call: result)
@@ -1275,9 +1279,7 @@ def test_stop_waits_for_jobs_but_not_for_ever(kernel: Kernel, monkeypatch: pytes
     assert time.monotonic() - began >= 0.1
 
 
-def test_failing_tree_ends_the_loop_with_a_word_in_the_log(
-    kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_tree_ends_the_loop_with_a_word_in_the_log(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(kernel)
     kernel.tree.close()
     assert not server_of(bench).run()
