@@ -42,7 +42,8 @@ def settle(looked: Heap) -> None:
 def test_much_that_was_given_back_is_given_back(lib: Lib) -> None:
     used = 0
     looked = Heap(lambda: used)
-    for used, trims in ((0, 0), (3 * STEP, 0), (2 * STEP + 1, 0), (2 * STEP, 1), (STEP + 1, 1), (5 * STEP, 1), (0, 2)):
+    for now, trims in ((0, 0), (3 * STEP, 0), (2 * STEP + 1, 0), (2 * STEP, 1), (STEP + 1, 1), (5 * STEP, 1), (0, 2)):
+        used = now
         looked.look()
         settle(looked)
         assert lib.trims == trims
