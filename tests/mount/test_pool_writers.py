@@ -9,6 +9,7 @@ import mmap
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from tests.support.forked import Fatal, forked
 
 pytestmark = pytest.mark.mount
 
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = os.sysconf("SC_PAGESIZE")
 POOL = 16 * PAGE
 PATIENT = 30.0  # seconds
@@ -36,7 +38,7 @@ def own(domain: DomainMount, actors: Actors) -> str:
     """The path of a bus that lasts as long as the test."""
 
     def owner(link: Link) -> None:
-        with make_bus(domain.path, "written") as bus:
+        with make_bus(domain.path, "written", access=c.MAKE_ACCESS_WORLD) as bus:
             link.say(bus.path)
             link.hear("the end", 3600)
 
@@ -128,6 +130,27 @@ def test_pool_3_nothing_from_before_hello_is_the_pool(domain_mount: DomainMount,
             assert errno_of(raw.map_memory, connection.fd, POOL, protection=BOTH) == errno.EACCES
 
     actors.run(play)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("uid", [0, 61000], ids=["root", "a user"])
+def test_pool_3_no_way_of_writing_reaches_it(
+    domain_mount: DomainMount, actors: Actors, uid: int
+) -> None:
+    """By what a client has for reading, and by what it had open before; tests/hostile/pool_maps.c has the ways"""
+    path = own(domain_mount, actors)
+    program = domain_mount.path.parent / f"{domain_mount.path.name}-pool_maps"
+    options = ["-O1", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "kdbusfs/include")]
+    subprocess.run(
+        ["cc", *options, "-o", str(program), str(ROOT / "tests/hostile/pool_maps.c")], check=True, timeout=60
+    )
+    try:
+        done = subprocess.run(
+            [program, path], capture_output=True, text=True, timeout=60, check=False, user=uid, extra_groups=[]
+        )
+    finally:
+        program.unlink()
+    assert done.returncode == 0 and "nothing wrote to the pool" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("how", KEEPERS)
