@@ -6,7 +6,7 @@ import argparse
 from typing import NoReturn
 
 from kdbusfs import __version__
-from kdbusfs.fuse.mount import EXIT_USAGE
+from kdbusfs.failure import EXIT_USAGE
 
 HELPER_FLAG = "--mount-helper"
 
@@ -34,7 +34,8 @@ mount options:
 exit codes:
   0   the domain is mounted; with -f: it was unmounted, or a signal ended it
   1   wrong usage, or no privilege to mount
-  2   /dev/fuse cannot be opened
+  2   the system does not let a domain be served: /dev/fuse cannot be opened, or the daemon's
+      own first client was refused something, or there is not enough memory
   4   an error inside the program, or the connection to the kernel was aborted
   32  the domain could not be mounted
 

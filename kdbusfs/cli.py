@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
 import resource
-import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from kdbusfs.arguments import HELPER_FLAG, parse_helper, parser
+from kdbusfs.diagnosis import Verdict, restrictions, shortage
+from kdbusfs.failure import EXIT_INTERNAL, EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, MountError
 from kdbusfs.fuse.mount import (
-    EXIT_INTERNAL,
-    EXIT_MOUNT,
-    EXIT_OK,
-    EXIT_USAGE,
+    UNMOUNT_PATIENCE,
     Mount,
-    MountError,
     check_mountpoint,
     check_privilege,
     find_mounted,
@@ -30,23 +28,23 @@ from kdbusfs.fuse.mount import (
     is_mounted,
     mount,
     open_device,
-    restrictions,
     take_device,
     unmount,
-    visible_mount,
 )
+from kdbusfs.host.confinement import confinement
 from kdbusfs.options import CONTROL_MODES, MountOptions, OptionError, parse
+from kdbusfs.rehearsal import Rehearsal
 from kdbusfs.service import Manager
+from kdbusfs.starter import Announcer, complain, start
 from kdbusfs.surroundings import memory_total, protect_from_oom
 
 if TYPE_CHECKING:
     from kdbusfs.fuse.nodes import Access
     from kdbusfs.fuse.server import Server
 
-_START_PATIENCE = 30.0  # seconds until the mount must answer
-_UNMOUNT_PATIENCE = 5.0  # seconds that umount2(2) may take before the server ends all the same
 _MAX_FILES = 1 << 20
 _NICE = -10
+_SIGNS_OF_SHORTAGE = ("can't start new thread", "Cannot allocate memory")
 _SLICE_NS = 100_000  # the least that the kernel takes
 
 log = logging.getLogger("kdbusfs")
@@ -64,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _mount(given)
     except OptionError as fault:
-        return _complain(EXIT_USAGE, str(fault), name)
+        return complain(EXIT_USAGE, str(fault), name)
     except MountError as fault:
-        return _complain(fault.exit_code, str(fault), name)
+        return complain(fault.exit_code, str(fault), name)
 
 
 def _mount(given: argparse.Namespace) -> int:
@@ -84,7 +82,7 @@ def _mount(given: argparse.Namespace) -> int:
         os.close(open_device() if options.fd is None else options.fd)
         code = EXIT_OK
     else:
-        code = _start(given.source, path, options)
+        code = start(lambda announcer: run_daemon(given.source, path, options, announcer), path, options.subtype)
     if given.verbose and code == EXIT_OK:
         done = "would be mounted" if given.fake else "mounted"
         print(f"{given.mountpoint}: {options.fsname or given.source} {done} as fuse.{options.subtype}")
@@ -102,39 +100,37 @@ def _check_ids(options: MountOptions) -> None:
                     raise MountError(EXIT_USAGE, f"{name}={number} does not exist in this user namespace")
 
 
-def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1) -> int:
+def run_daemon(source: str, path: str, options: MountOptions, announcer: Announcer | None = None) -> int:
     """Mount a domain at `path`, a real path, and serve it until it is unmounted or a signal arrives.
 
-    `announce` is a pipe that gets a byte once the mount answers; the process has left its terminal then.
+    `announcer` leads to a process that waits until the mount answers; this one has left its terminal then.
     Gives the exit code.  Raises MountError.
     """
-    manager = Manager.of_this_process(in_foreground=announce < 0)
+    announcer = announcer or Announcer()
+    manager = Manager.of_this_process(in_foreground=not announcer.is_waited_for)
 
     def ready() -> None:
         log.info("a domain is mounted at %s", path)
         manager.ready()
-        if announce >= 0:
+        if announcer.is_waited_for:
             _leave_terminal(options.loglevel)
-            with contextlib.suppress(OSError):
-                os.write(announce, b"+")
-            os.close(announce)
+        announcer.ready()
 
     _log_to_stderr(options.loglevel)
-    for text in restrictions():
-        log.warning(text)
-    _raise_file_limit()
-    _take_precedence()
-    protect_from_oom()
-    fuse_fd = open_device() if options.fd is None else take_device(options.fd)
-    daemon = Daemon(fuse_fd, path, options, ready, manager.stopping)
+    _warn(restrictions(confinement()))
     try:
-        if options.fd is not None and is_connected(fuse_fd):
-            daemon.mounted = find_mounted(fuse_fd, path)
-        else:
-            daemon.mounted = mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
-        code = daemon.serve()
-    finally:
-        daemon.close()
+        with contextlib.closing(Rehearsal()) as client:
+            _raise_file_limit()
+            _take_precedence()
+            protect_from_oom()
+            announcer.step("opening /dev/fuse")
+            fuse_fd = open_device() if options.fd is None else take_device(options.fd)
+            announcer.step("loading the program")
+            daemon = Daemon(fuse_fd, path, options, client, manager.stopping)
+            daemon.on_step, daemon.on_ready = announcer.step, ready
+            code = _serve(daemon, source, path, options)
+    except (OSError, MemoryError, RuntimeError, ImportError) as fault:
+        raise _want(fault) from None
     if daemon.has_stuck_readers:
         # An orderly exit could wait for threads that only the end of the process can end.
         logging.shutdown()
@@ -142,18 +138,55 @@ def run_daemon(source: str, path: str, options: MountOptions, announce: int = -1
     return code
 
 
+def _serve(daemon: Daemon, source: str, path: str, options: MountOptions) -> int:
+    """Mount a domain, or find it mounted, and serve it to its end.  Gives the exit code.  Raises MountError."""
+    try:
+        daemon.on_step("mounting")
+        if options.fd is not None and is_connected(daemon.fuse_fd):
+            daemon.mounted = find_mounted(daemon.fuse_fd, path)
+        else:
+            name = options.fsname or source
+            daemon.mounted = mount(daemon.fuse_fd, name, path, options.flags, options.subtype)
+        daemon.on_step("the first request of the kernel")
+        return daemon.serve()
+    finally:
+        daemon.close()
+
+
+def _warn(found: Verdict) -> None:
+    """Log what some clients have to do without.  Raises MountError where none can be served."""
+    if found.fatal:
+        raise MountError(EXIT_SYSTEM, found.fatal)
+    for text in found.warnings:
+        log.warning("%s", text)
+
+
+def _want(fault: Exception) -> Exception:
+    """What a fault means that a want of memory, threads or descriptors may be behind; itself where none is."""
+    number = fault.errno or 0 if isinstance(fault, OSError) else 0
+    if isinstance(fault, MemoryError) or any(sign in str(fault) for sign in _SIGNS_OF_SHORTAGE):
+        number = errno.ENOMEM
+    if number not in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC):
+        return fault
+    return MountError(EXIT_SYSTEM, f"the daemon cannot start: {shortage(number, confinement())}")
+
+
 class Daemon:
     """Everything that serves one mount, put together: from the descriptor of /dev/fuse to the core.
 
-    on_ready, on_stopping: are called when the mount answers, and when a signal is about to end it.
+    client: tries the mount before it is ready; on_stopping: is called when a signal is about to end the mount.
+    on_step, on_ready: are called when a step of the start begins, and when the mount has shown that it works.
     """
+
+    on_step: Callable[[str], None] = staticmethod(lambda name: None)
+    on_ready: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self,
         fuse_fd: int,
         path: str,
         options: MountOptions,
-        on_ready: Callable[[], None],
+        client: Rehearsal,
         on_stopping: Callable[[], None],
     ) -> None:
         # Only here: neither --help nor the process that waits for the mount needs what these bring along.
@@ -171,9 +204,12 @@ class Daemon:
         from kdbusfs.host.host import LinuxHost
         from kdbusfs.host.installer import Installer, Job
         from kdbusfs.host.store_memory import Storer
+        from kdbusfs.trial import Trial
 
         self.mounted: Mount | None = None
+        self.fuse_fd = fuse_fd
         self._on_stopping = on_stopping
+        self._failure: Exception | None = None
         self._ending: threading.Thread | None = None
         self._ended = contextlib.ExitStack()
         self._ended.callback(os.close, fuse_fd)
@@ -232,7 +268,8 @@ class Daemon:
             storer=storer,
             faults=faults,
         )
-        amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=on_ready)
+        self._trial = Trial(client, tree, domain, installer, channel, options.max_user_fds != 0)
+        amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=self._trial.begin)
 
         def cancel() -> None:
             for token in host.cancelled():
@@ -253,6 +290,7 @@ class Daemon:
     def serve(self) -> int:
         """Serve the mount to its end; gives the exit code."""
         from kdbusfs.fuse.ownership import signals_blocked
+        from kdbusfs.host.threads import new_thread
 
         assert self.mounted is not None
         major, minor = (int(number) for number in self.mounted.device.split(":"))
@@ -261,10 +299,13 @@ class Daemon:
             signal.signal(number, self._on_signal)
         with signals_blocked():
             self._session.start()
+            new_thread("kdbusfs-trial", self._try).start()
         served = self._server.run()
         if self._ending is not None:
             # It still wakes the server when it is through, so nothing may be closed before.
-            self._ending.join(2 * _UNMOUNT_PATIENCE)
+            self._ending.join(2 * UNMOUNT_PATIENCE)
+        if self._failure is not None:
+            raise self._failure
         if served and (self._ending is not None or not is_mounted(self.mounted)):
             return EXIT_OK
         log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
@@ -278,8 +319,22 @@ class Daemon:
     def close(self) -> None:
         """Take the mount away and end everything."""
         with self._ended:
-            if self.mounted is not None and not unmount(self.mounted, _UNMOUNT_PATIENCE):
+            if self.mounted is not None and not unmount(self.mounted, UNMOUNT_PATIENCE):
                 log.error("%s cannot be unmounted", self.mounted.path)
+
+    def _try(self) -> None:
+        """Have the client try the mount, and say that it is ready; or end it again."""
+        assert self.mounted is not None
+        try:
+            found = self._trial.run(self.mounted.path, self.on_step)
+            if self._ending is None and is_mounted(self.mounted):
+                _warn(found)
+                self.on_ready()
+        except Exception as fault:
+            self._failure = fault
+            # Not by another thread, which there may be no memory for.
+            self._ending = threading.current_thread()
+            self._end()
 
     def _on_signal(self, number: int, frame: object) -> None:
         # Unmounting waits for the reader, and no signal handler should wait.
@@ -289,53 +344,10 @@ class Daemon:
 
     def _end(self) -> None:
         assert self.mounted is not None
-        self._on_stopping()
-        unmount(self.mounted, _UNMOUNT_PATIENCE)
+        if self._failure is None:
+            self._on_stopping()
+        unmount(self.mounted, UNMOUNT_PATIENCE)
         self._server.stop()
-
-
-def _start(source: str, path: str, options: MountOptions) -> int:
-    """Run the server in a process of its own, and return when the mount answers.
-
-    The server tells so: to look for oneself could take for ever.
-    """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _serve_in_child(source, path, options, reading, writing)
-    os.close(writing)
-    ready, _, _ = select.select([reading], [], [], _START_PATIENCE)
-    if ready and not os.read(reading, 1):
-        # The child has said why.
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
-    if ready:
-        return EXIT_OK
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    _take_away(path, options.subtype)
-    return _complain(EXIT_MOUNT, f"the mount at '{path}' does not answer")
-
-
-def _serve_in_child(source: str, path: str, options: MountOptions, reading: int, writing: int) -> NoReturn:
-    """The life of the server's process."""
-    code = EXIT_INTERNAL
-    try:
-        os.close(reading)
-        code = run_daemon(source, path, options, writing)
-    except MountError as fault:
-        code = _complain(fault.exit_code, str(fault))
-    except BaseException:
-        log.exception("unexpected end")
-    finally:
-        logging.shutdown()
-        os._exit(code)
-
-
-def _take_away(path: str, subtype: str) -> None:
-    """Detach what a server that was killed has left behind."""
-    entry = visible_mount(path)
-    if entry is not None and entry.type == f"fuse.{subtype}":
-        unmount(Mount(path, entry.device), _UNMOUNT_PATIENCE)
 
 
 def _log_to_stderr(level: str) -> None:
@@ -393,9 +405,3 @@ def _raise_file_limit() -> None:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
             return
-
-
-def _complain(exit_code: int, message: str, name: str = "kdbusfs") -> int:
-    # One line, whatever was in a path.
-    print(f"{name}: {message}".replace("\n", "\\n"), file=sys.stderr)
-    return exit_code

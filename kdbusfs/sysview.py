@@ -17,7 +17,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from kdbusfs.fuse.mount import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, MountError, has_privilege, visible_mount
+from kdbusfs.failure import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, MountError
+from kdbusfs.fuse.mount import has_privilege, visible_mount
 
 MARK = "kdbusfs-sysview"
 """What the mount table shows as source of the covers."""

@@ -259,6 +259,12 @@ class Channel:
         counts = self.native.counts
         return {name: getattr(counts, name) for name in _COUNTERS}
 
+    def reset_counters(self) -> None:
+        """Count from now on.  For any thread: a request that comes in between may be counted or not."""
+        counts = self.native.counts
+        for name in _COUNTERS:
+            setattr(counts, name, 0)
+
 
 class Amendments:
     """What is changed in pyfuse3's answers before the kernel sees them.

@@ -11,22 +11,14 @@ import stat
 import threading
 from dataclasses import dataclass
 
-EXIT_OK = 0
-EXIT_USAGE = 1
-EXIT_SYSTEM = 2
-EXIT_INTERNAL = 4
-EXIT_MOUNT = 32
+from kdbusfs.failure import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, MountError
+from kdbusfs.host.confinement import CAP_SYS_ADMIN, Confinement, confinement
 
 DEVICE = "/dev/fuse"
 MAX_READ = 128 << 10
 """Bytes in one READ: the answer has to go through a socket whose buffer only root can enlarge."""
-_CAP_DAC_READ_SEARCH = 2
-_CAP_SYS_PTRACE = 19
-_CAP_SYS_ADMIN = 21
-_RESTRICTIONS = {
-    _CAP_SYS_PTRACE: "without CAP_SYS_PTRACE only clients of the daemon's own user can be served",
-    _CAP_DAC_READ_SEARCH: "without CAP_DAC_READ_SEARCH clients of other users can map their pools writable",
-}
+UNMOUNT_PATIENCE = 5.0
+"""Seconds that umount2(2) may take."""
 _DEVICE_NUMBER = os.makedev(10, 229)
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -44,23 +36,12 @@ _DEVICE_HINTS = {
     errno.EPERM: f"a container needs '--device {DEVICE}'",
 }
 _MOUNT_HINTS = {
-    errno.EPERM: "it takes CAP_SYS_ADMIN: run as root; a container needs '--cap-add SYS_ADMIN', and possibly"
-    " '--security-opt apparmor=unconfined'",
     errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
-    errno.EACCES: "a directory on the way to the mount point may not be entered",
     errno.ENOENT: "the mount point has gone",
     errno.ENOTCONN: "the mount of the descriptor given with fd= has gone: open /dev/fuse anew",
     errno.EINVAL: "the kernel does not take these options; a descriptor given with fd= must have been opened in this"
     " user namespace, and not have been mounted before",
 }
-
-
-class MountError(Exception):
-    """A domain cannot be mounted: what is wrong and what to do, and the exit code for it."""
-
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +89,7 @@ def visible_mount(path: str) -> MountEntry | None:
 
 def has_privilege() -> bool:
     """Whether this process may mount anything."""
-    return bool(_capabilities() >> _CAP_SYS_ADMIN & 1)
-
-
-def restrictions() -> list[str]:
-    """What a daemon that may mount cannot do all the same, for want of capabilities: a sentence each."""
-    held = _capabilities()
-    return [text for capability, text in _RESTRICTIONS.items() if not held >> capability & 1]
-
-
-def _capabilities() -> int:
-    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
-        fields = dict(line.split(":", 1) for line in status)
-    return int(fields["CapEff"], 16)
+    return confinement().has(CAP_SYS_ADMIN)
 
 
 def check_privilege() -> None:
@@ -222,12 +191,42 @@ def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mou
         os.fsencode(source), os.fsencode(path), os.fsencode(f"fuse.{subtype}"), flags, data.encode()
     )
     if result != 0:
-        what = f"cannot mount at '{path}'"
-        raise MountError(EXIT_MOUNT, _with_hint(what, ctypes.get_errno(), _MOUNT_HINTS))
+        number = ctypes.get_errno()
+        hints = {**_MOUNT_HINTS, **refusal_hints(confinement())}
+        raise MountError(EXIT_MOUNT, _with_hint(f"cannot mount at '{path}'", number, hints))
     entry = visible_mount(path)
     if entry is None:
         raise MountError(EXIT_MOUNT, f"the mount at '{path}' went away at once")
     return Mount(path, entry.device)
+
+
+def refusal_hints(found: Confinement) -> dict[int, str]:
+    """What a mount(2) that is refused means with that in force, and what to do: by errno."""
+    if found.apparmor is not None:
+        text = f"the AppArmor profile '{found.apparmor}' does not let it mount: " + (
+            "start the container with '--security-opt apparmor=unconfined'"
+            if found.container
+            else "add 'mount fstype=fuse.kdbusfs,' to the profile"
+        )
+        return {errno.EACCES: text, errno.EPERM: text}
+    if found.selinux is not None:
+        text = f"SELinux does not let '{found.selinux}' mount: " + (
+            "start the container with '--security-opt label=disable'"
+            if found.container
+            else "see 'ausearch -m avc -ts recent'"
+        )
+        return {errno.EACCES: text, errno.EPERM: text}
+    if found.seccomp and found.container:
+        text = "the container refuses: it needs '--cap-add SYS_ADMIN', '--security-opt seccomp=unconfined' and, where"
+        text += " there is AppArmor, '--security-opt apparmor=unconfined'"
+    elif found.seccomp:
+        text = "a seccomp filter may refuse it: a unit of systemd must have no SystemCallFilter= and the like"
+    else:
+        text = "it takes CAP_SYS_ADMIN in the user namespace of the mount namespace: run as root"
+    return {
+        errno.EPERM: text,
+        errno.EACCES: "a security module refuses it, or a directory on the way may not be entered any more",
+    }
 
 
 def unmount(mounted: Mount, patience: float) -> bool:
@@ -239,8 +238,13 @@ def unmount(mounted: Mount, patience: float) -> bool:
     if not is_mounted(mounted):
         return True
     worker = threading.Thread(target=_detach, args=(mounted.path,), name="kdbusfs-umount", daemon=True)
-    worker.start()
-    worker.join(patience)
+    try:
+        worker.start()
+    except RuntimeError:
+        # No memory for a thread.  Nothing is known to make this call wait, as it detaches without looking.
+        _detach(mounted.path)
+    else:
+        worker.join(patience)
     return not is_mounted(mounted)
 
 

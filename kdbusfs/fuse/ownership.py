@@ -84,14 +84,17 @@ class Readers:
     """The threads that own the core in turn.
 
     channel: of the mount; every thread gets a twin of it.  serve: called by a thread that has become the owner for
-    the first time; when it returns the thread ends.
+    the first time; when it returns the thread ends.  fail: called by one that cannot become it, with the reason.
     """
 
-    __slots__ = ("_attention", "_channel", "_ended", "_lock", "_number", "_serve", "_starving", "_threads")
+    __slots__ = ("_attention", "_channel", "_ended", "_fail", "_lock", "_number", "_serve", "_starving", "_threads")
 
-    def __init__(self, channel: Channel, serve: Callable[[Channel], None]) -> None:
+    def __init__(
+        self, channel: Channel, serve: Callable[[Channel], None], fail: Callable[[Exception], None]
+    ) -> None:
         self._channel = channel
         self._serve = serve
+        self._fail = fail
         self._lock = threading.Lock()
         self._number = 0
         self._threads: set[threading.Thread] = set()
@@ -167,11 +170,16 @@ class Readers:
     def _run(self) -> None:
         try:
             channel = self._channel.twin()
-        except MemoryError:
-            log.error("no memory for a reader")
+        except MemoryError as fault:
+            self._fail(fault)
             return
         try:
-            if channel.take() == OWNER:
+            try:
+                kind = channel.take()
+            except OSError as fault:
+                self._fail(fault)
+                return
+            if kind == OWNER:
                 self._serve(channel)
         finally:
             channel.close()

@@ -90,7 +90,9 @@ class Server:
         "_amendments",
         "_channel",
         "_domain",
+        "_failure",
         "_faults",
+        "_is_owned",
         "_limit",
         "_linger_ns",
         "_on_event",
@@ -128,7 +130,9 @@ class Server:
         self._on_event = on_event
         self._on_release = on_release
         self._linger_ns = linger_ns
-        self._readers = Readers(channel, self._read)
+        self._readers = Readers(channel, self._read, self._fail)
+        self._is_owned = False
+        self._failure: Exception | None = None
         self._served = False
         self._stopping = False
         self._limit = 0
@@ -144,15 +148,27 @@ class Server:
         """Serve until the mount is gone or `stop`.  Then the domain is shut down and every call answered.
 
         The calling thread waits, and sees to the readers: in the main thread Python's signal handlers run meanwhile.
-        Returns False when the channel failed: the reason is in the log.
+        Returns False when the channel failed: the reason is in the log.  Raises what kept it from serving at all:
+        OSError, MemoryError, RuntimeError.
         """
         self._readers.start()
         self._readers.watch()
+        if self._failure is not None:
+            raise self._failure
         self.has_stuck_readers = not self._readers.join(_END_PATIENCE)
         return self._served
 
+    def _fail(self, fault: Exception) -> None:
+        """A reader cannot begin.  Without a spare the others go on; without any nothing can be served."""
+        if self._is_owned:
+            log.error("a spare reader cannot begin: %s", fault)
+        else:
+            self._failure = fault
+            self._readers.end()
+
     def _read(self, channel: Channel) -> None:
         """The life of a reader thread, from when it first owns the core."""
+        self._is_owned = True
         try:
             requests = self._requests.twin(channel)
             try:

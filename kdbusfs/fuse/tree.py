@@ -13,7 +13,7 @@ import mmap
 import os
 import stat
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
@@ -133,6 +133,13 @@ def _handler(
     return guarded
 
 
+class Guest(NamedTuple):
+    """A thread that is served a domain of its own: `control` and the buses that it sees are of `domain`."""
+
+    tid: int
+    domain: Domain
+
+
 class Tree(pyfuse3.Operations):
     """The files of one domain.
 
@@ -142,10 +149,11 @@ class Tree(pyfuse3.Operations):
     `prune` asks the kernel to forget those of some node ids that nobody uses; it gives back whether the kernel can.
     `spend` tells of work in long loops (`core.ports.Turn`).
     `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
-    `files` has to be set before the first request.
+    `files` has to be set before the first request.  `guest` is the client with which the daemon tries itself.
     """
 
     files: OpenFiles
+    guest: Guest | None = None
 
     supports_dot_lookup = False
 
@@ -238,7 +246,7 @@ class Tree(pyfuse3.Operations):
             del self._crowd[:_PRUNED_AT_ONCE]
 
     def _look_up_in_root(self, name: str, tid: int) -> Node:
-        bus = self._domain.buses.get(name)
+        bus = self._domain_of(tid).buses.get(name)
         if bus is not None:
             return self._nodes.look_up_bus(bus)
         if name.startswith(_POOL_PREFIX) and tid in self._installer.tids:
@@ -276,7 +284,7 @@ class Tree(pyfuse3.Operations):
         if isinstance(node, EndpointNode):
             fh = self._open_endpoint(node, ctx.pid, ctx.uid)
         elif node is self._nodes.control:
-            handle = self._domain.open_control(self._host.caller(ctx.pid))
+            handle = self._domain_of(ctx.pid).open_control(self._host.caller(ctx.pid))
             fh = self._add_file(handle, _PLAIN_FLAGS, 0, ctx.uid)
         elif node.nodeid in self._text_files:
             fh = self._add_file(self._text_files[node.nodeid](ctx.pid), _PLAIN_FLAGS, 0, ctx.uid)
@@ -500,8 +508,16 @@ class Tree(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         return node
 
+    def _domain_of(self, tid: int) -> Domain:
+        """The domain that thread `tid` is served."""
+        guest = self.guest
+        return guest.domain if guest is not None and guest.tid == tid else self._domain
+
     def _is_present(self, bus: Bus) -> bool:
-        return self._domain.buses.get(bus.name) is bus
+        guest = self.guest
+        return self._domain.buses.get(bus.name) is bus or (
+            guest is not None and guest.domain.buses.get(bus.name) is bus
+        )
 
 
 def _want(fault: Exception) -> int | None:

@@ -35,6 +35,7 @@ _log: Final = logging.getLogger(__name__)
 _IDLE: Final = 1.0  # seconds
 _LIMBO_POLL: Final = 0.05
 _DYING_POLL: Final = 0.05
+_REST: Final = -1  # among a worker's jobs: there is nothing to wait for
 _RETURN_INCOMPLETE_FDS: Final = 1
 _FLAGS: Final = struct.Struct("=Q")
 _NOTIFY_INVAL_ENTRY: Final = 3
@@ -165,7 +166,7 @@ class Installer:
 
     fuse_fd: /dev/fuse of the mount; event_fd: an eventfd, written to whenever a job is finished;
     storer: what answers a job with stores that gets no descriptors.
-    All methods are for the reader.  None of them waits, except `close`.
+    All methods are for the reader, but `rest` and `forget_name`.  None of them waits, except `rest` and `close`.
     """
 
     def __init__(
@@ -276,6 +277,16 @@ class Installer:
         worker = self._closing.get(user)
         return 0 if worker is None else worker.queue.qsize() + worker.busy
 
+    def rest(self, timeout: float = 0.5) -> None:
+        """Have the threads that have nothing to do end now, and wait for that; for a thread beside the reader."""
+        with self._lock:
+            workers = [*self._installing.values(), *self._closing.values()]
+            for worker in workers:
+                worker.queue.put(_REST)
+        for worker in workers:
+            if worker.thread is not None:
+                worker.thread.join(timeout)
+
     def close(self, timeout: float = 3.0) -> bool:
         """Finish what was submitted and end the threads; False if some still run after `timeout` seconds.
 
@@ -385,11 +396,11 @@ class Installer:
             return
         finally:
             if job.swap is not None:
-                self._forget_name(os.fsencode(os.path.basename(job.swap)))
+                self.forget_name(os.fsencode(os.path.basename(job.swap)))
         self._finish(job)
 
-    def _forget_name(self, name: bytes) -> None:
-        """Have the kernel forget a private name in the root: it means nothing any more.
+    def forget_name(self, name: bytes) -> None:
+        """Have the kernel forget a name in the root: it means nothing any more.
 
         This takes the lock of the root directory, and whoever holds that may wait for the reader: it is no call for
         the reader itself.
@@ -426,6 +437,8 @@ class Installer:
                         self._finish(job)
                     else:
                         self._do(tracer, injection, job)
+                elif job == _REST and not living and self._retire(self._installing, user):
+                    break
                 idle_from = time.monotonic()
             if injection.held or living or dead[0]:
                 injection.held = 0
@@ -445,6 +458,10 @@ class Installer:
                 continue
             if not isinstance(fd, int):
                 return
+            if fd == _REST:
+                if self._retire(self._closing, user):
+                    return
+                continue
             worker.busy = True
             with contextlib.suppress(OSError):  # of the file's own system; the descriptor is gone
                 os.close(fd)

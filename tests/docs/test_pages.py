@@ -14,10 +14,9 @@ from pathlib import Path
 import click
 import pytest
 
-from kdbusfs import arguments, options, sysview
+from kdbusfs import arguments, failure, options, sysview
 from kdbusfs.ctl.failure import EXIT_CODES
 from kdbusfs.ctl.main import cli
-from kdbusfs.fuse import mount
 from tests.support import documents
 from tests.support.documents import ROOT
 
@@ -170,7 +169,7 @@ def test_every_option_of_the_daemon_is_described() -> None:
 
 def test_every_exit_code_of_the_daemon_is_described() -> None:
     """In kdbusfs(8) and by --help"""
-    codes = {value for name, value in vars(mount).items() if name.startswith("EXIT_")}
+    codes = {value for name, value in vars(failure).items() if name.startswith("EXIT_")}
     assert exit_codes(DAEMON) == codes
     shown = re.findall(r"^  (\d+) ", arguments.parser().epilog or "", re.MULTILINE)
     assert {int(code) for code in shown} == codes
@@ -187,7 +186,7 @@ def test_every_option_and_exit_code_of_the_view_is_described() -> None:
     """In kdbusfs-sysview(8)"""
     page = "docs/man/kdbusfs-sysview.8.rst"
     assert {name for name in options_of(sysview._parser()) if f"**{name}**" not in source(page)} == set()
-    codes = {sysview.EXIT_OK, sysview.EXIT_USAGE, sysview.EXIT_MOUNT}
+    codes = {failure.EXIT_OK, failure.EXIT_USAGE, failure.EXIT_MOUNT}
     assert exit_codes(page) == codes | {sysview.EXIT_NOT_EXECUTABLE, sysview.EXIT_NOT_FOUND}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +27,7 @@ from tests.support.commands import (
     complaint,
     connection_of,
     done,
+    kernel_mount,
     mounted,
     run,
     umount,
@@ -36,13 +37,6 @@ from tests.support.commands import (
 pytestmark = pytest.mark.mount
 
 USER = 1000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def kernel_mount(path: Path, fuse_fd: int, more: str) -> None:
-    """What a container manager does before it starts the daemon."""
-    data = f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0{more}".encode()
-    assert _libc.mount(b"early", bytes(path), b"fuse.kdbusfs", 6, data) == 0, os.strerror(ctypes.get_errno())
 
 
 @pytest.fixture
@@ -261,9 +255,11 @@ def test_a_mount_that_does_not_answer(place: Path, fuse_fd: int) -> None:
     """The kernel waits for an answer to the FUSE_INIT that somebody else has read."""
     kernel_mount(place, fuse_fd, f",allow_other,default_permissions,max_read={MAX_READ}")
     os.read(fuse_fd, 1 << 16)
-    impatient = "import sys, kdbusfs.cli as cli; cli._START_PATIENCE = 1; sys.exit(cli.main(sys.argv[1:]))"
+    impatient = "import sys; from kdbusfs import cli, patience; patience.STILL = 1; sys.exit(cli.main(sys.argv[1:]))"
     command = (sys.executable, "-c", impatient, "s", place, "-o", f"fd={fuse_fd}")
-    assert complaint(*command, pass_fds=[fuse_fd]) == (32, f"kdbusfs: the mount at '{place}' does not answer")
+    code, said = complaint(*command, pass_fds=[fuse_fd])
+    pattern = r"waited (\d+) s, the last \d+ s without progress, at the step 'the first request of the kernel'"
+    assert code == 32 and re.fullmatch(rf"kdbusfs: the mount at '{place}' does not answer: {pattern}", said), said
     assert visible_mount(str(place)) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from tests.support import old_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 KDBUSFS = (*old_kernel.prefix(), sys.executable, "-m", "kdbusfs")
+_libc = ctypes.CDLL(None, use_errno=True)
 EXERCISE = (sys.executable, str(ROOT / "tests/support/exercise.py"))
 
 
@@ -102,3 +104,9 @@ def covered(path: Path) -> Iterator[Path]:
                 done("umount", "-l", path)
         finally:
             done("umount", "-l", aside)
+
+
+def kernel_mount(path: Path, fuse_fd: int, more: str) -> None:
+    """What a container manager does before it starts the daemon."""
+    data = f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0{more}".encode()
+    assert _libc.mount(b"early", bytes(path), b"fuse.kdbusfs", 6, data) == 0, os.strerror(ctypes.get_errno())

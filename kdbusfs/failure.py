@@ -1,0 +1,17 @@
+"""Why a domain cannot be mounted or served, and the exit codes that mount(8) and scripts see."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 1
+EXIT_SYSTEM = 2
+EXIT_INTERNAL = 4
+EXIT_MOUNT = 32
+
+
+class MountError(Exception):
+    """A domain cannot be mounted or served: what is wrong and what to do in one line, and the exit code for it."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,115 @@
+"""What keeps this process from doing what a daemon does: capabilities, security modules, seccomp, containers.
+
+Everything here is only read from /proc and /sys.  Whether something works is found out by use (`host/reach.py`); this
+says which of the things that may forbid it are in force.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+CAP_DAC_OVERRIDE = 1
+CAP_DAC_READ_SEARCH = 2
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+CAP_SYS_NICE = 23
+CAP_SYS_RESOURCE = 24
+
+YAMA_DESCENDANTS = 1
+YAMA_NOBODY = 3
+
+_CONTAINER_MARKS = ("/run/.containerenv", "/.dockerenv", "/run/systemd/container")
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, the same on every machine
+_WHOLE_ID_RANGE = 4294967295
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What is in force for this process.
+
+    capabilities: the effective ones, a bit each; seccomp: mode of /proc/PID/status, 0: no filter; yama: its
+    ptrace_scope, None without Yama; apparmor: the profile that confines the process, None: none does; selinux: its
+    context if SELinux enforces, else None; container: whether a container manager says that this is one of its own;
+    user_namespace: whether this is another user namespace than the initial one; overcommit: vm.overcommit_memory, None
+    if unknown.
+    """
+
+    capabilities: int = 0
+    seccomp: int = 0
+    yama: int | None = None
+    apparmor: str | None = None
+    selinux: str | None = None
+    container: bool = False
+    user_namespace: bool = False
+    overcommit: int | None = None
+
+    def has(self, capability: int) -> bool:
+        """Whether the process has CAP_... number `capability` in effect."""
+        return bool(self.capabilities >> capability & 1)
+
+
+def confinement(root: Path = Path("/")) -> Confinement:
+    """Of this process.  `root`: where /proc and /sys are, for tests."""
+    status = _status(root)
+    return Confinement(
+        capabilities=int(status.get("CapEff", "0"), 16),
+        seccomp=int(status.get("Seccomp", "0")),
+        yama=_number(root / "proc/sys/kernel/yama/ptrace_scope"),
+        apparmor=_apparmor(root),
+        selinux=_selinux(root),
+        container=_in_container(root),
+        user_namespace=_in_user_namespace(root),
+        overcommit=_number(root / "proc/sys/vm/overcommit_memory"),
+    )
+
+
+def _status(root: Path) -> dict[str, str]:
+    with open(root / "proc/self/status", encoding="utf-8", errors="replace") as file:
+        lines = (line.partition(":") for line in file)
+        return {name: value.strip() for name, _, value in lines}
+
+
+def _apparmor(root: Path) -> str | None:
+    # The second is the same file of kernels where another security module answers first.
+    for name in ("proc/self/attr/apparmor/current", "proc/self/attr/current"):
+        if name.endswith("attr/current") and not (root / "sys/module/apparmor").exists():
+            return None
+        text = _text(root / name)
+        if text:
+            profile, _, mode = text.partition(" (")
+            return None if profile == "unconfined" or mode == "complain)" else profile
+    return None
+
+
+def _selinux(root: Path) -> str | None:
+    if _number(root / "sys/fs/selinux/enforce") != 1:
+        return None
+    return _text(root / "proc/self/attr/current")
+
+
+def _in_container(root: Path) -> bool:
+    # A mark alone may have come along with an image that was made the root of a machine.
+    try:
+        is_first = os.readlink(root / "proc/self/ns/pid") == _FIRST_PID_NAMESPACE
+    except OSError:
+        is_first = False
+    return not is_first and ("container" in os.environ or any((root / mark[1:]).exists() for mark in _CONTAINER_MARKS))
+
+
+def _in_user_namespace(root: Path) -> bool:
+    fields = (_text(root / "proc/self/uid_map") or "").split()
+    return fields != ["0", "0", str(_WHOLE_ID_RANGE)]
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return None

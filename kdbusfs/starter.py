@@ -1,0 +1,119 @@
+"""The process that starts a daemon in the background and waits until its mount answers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from kdbusfs.failure import EXIT_INTERNAL, EXIT_MOUNT, EXIT_OK, MountError
+from kdbusfs.fuse.mount import UNMOUNT_PATIENCE, Mount, unmount, visible_mount
+from kdbusfs.patience import Patience, cpu_time_of
+
+_READY = "+"
+
+log = logging.getLogger("kdbusfs")
+
+
+class Announcer:
+    """What a daemon tells the process that waits for it, by a pipe: the step that it has come to, one a line.
+
+    Without a descriptor nobody waits.
+    """
+
+    def __init__(self, pipe: int = -1) -> None:
+        self._pipe = pipe
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether there is such a process."""
+        return self._pipe >= 0
+
+    def step(self, name: str) -> None:
+        """The daemon begins with `name`."""
+        self._write(name)
+
+    def ready(self) -> None:
+        """The mount answers; there is nothing to wait for any more."""
+        self._write(_READY)
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def _write(self, line: str) -> None:
+        if self._pipe >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, f"{line}\n".encode())
+
+
+def start(run: Callable[[Announcer], int], path: str, subtype: str) -> int:
+    """Have `run` serve in a process of its own, and return when the mount at `path` answers; gives the exit code.
+
+    The server tells so: to look for oneself could take for ever.  It is waited for as long as it makes progress.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _serve(run, Announcer(writing))
+    os.close(writing)
+    # A daemon that gives its own client up does so before, and says more.
+    patience = Patience(lambda: cpu_time_of(pid), factor=1.5)
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        told = _await(pipe.fileno(), patience)
+    if told is not None:
+        # Whose child has ended has been told why.
+        return EXIT_OK if told else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    _take_away(path, subtype)
+    return complain(EXIT_MOUNT, f"the mount at '{path}' does not answer: {patience}")
+
+
+def _await(pipe: int, patience: Patience) -> bool | None:
+    """True: the daemon is ready; False: it has ended; None: it was given up."""
+    text = ""
+    while True:
+        if select.select([pipe], [], [], patience.interval)[0]:
+            data = os.read(pipe, 4096)
+            if not data:
+                return False
+            *lines, text = (text + data.decode()).split("\n")
+            for line in lines:
+                if line == _READY:
+                    return True
+                patience.step(line)
+        elif patience.is_over:
+            return None
+
+
+def _serve(run: Callable[[Announcer], int], announcer: Announcer) -> NoReturn:
+    """The life of the server's process."""
+    code = EXIT_INTERNAL
+    try:
+        code = run(announcer)
+    except MountError as fault:
+        code = complain(fault.exit_code, str(fault))
+    except BaseException:
+        log.exception("unexpected end")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _take_away(path: str, subtype: str) -> None:
+    """Detach what a server that was killed has left behind."""
+    entry = visible_mount(path)
+    if entry is not None and entry.type == f"fuse.{subtype}":
+        unmount(Mount(path, entry.device), UNMOUNT_PATIENCE)
+
+
+def complain(exit_code: int, message: str, name: str = "kdbusfs") -> int:
+    """Say in one line, whatever was in a path, what is wrong; gives the exit code."""
+    print(f"{name}: {message}".replace("\n", "\\n"), file=sys.stderr)
+    return exit_code

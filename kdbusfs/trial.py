@@ -1,0 +1,74 @@
+"""The trial of a mount before its daemon is ready: the client of `rehearsal.py`, and the domain that it is served."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from errno import EMFILE
+from typing import TYPE_CHECKING
+
+from kdbusfs.core.domain import Domain
+from kdbusfs.diagnosis import Verdict, verdict
+from kdbusfs.fuse.tree import Guest
+from kdbusfs.host.confinement import confinement
+from kdbusfs.host.reach import reach
+from kdbusfs.rehearsal import Rehearsal, Step
+
+if TYPE_CHECKING:
+    from kdbusfs.fuse.channel import Channel
+    from kdbusfs.fuse.tree import Tree
+    from kdbusfs.host.installer import Installer
+
+log = logging.getLogger("kdbusfs")
+
+
+class Trial:
+    """Of the mount that `tree` and `channel` serve.  Nothing of it is left when `run` returns.
+
+    The client has a domain beside `domain`, which shares only the lists of what the reader has to do next.
+    sends_descriptors: whether users may send any.
+    """
+
+    def __init__(
+        self,
+        client: Rehearsal,
+        tree: Tree,
+        domain: Domain,
+        installer: Installer,
+        channel: Channel,
+        sends_descriptors: bool,
+    ) -> None:
+        self._sends_descriptors = sends_descriptors
+        self._client = client
+        self._tree = tree
+        self._installer = installer
+        self._channel = channel
+        self._begun = threading.Event()
+        self._beside = Domain(domain.host)
+        self._beside.changed = domain.changed
+        self._beside.completed = domain.completed
+
+    def begin(self) -> None:
+        """The kernel gets its first answer: the mount can be used from now on."""
+        self._begun.set()
+
+    def run(self, path: str, on_step: Callable[[str], None]) -> Verdict:
+        """Wait until the mount at `path` can be used, and use it.  Not for a thread that serves it."""
+        self._begun.wait()
+        client = self._client
+        self._tree.guest = Guest(client.pid, self._beside)
+        try:
+            outcome = client.perform(path, lambda step: on_step(f"a client of its own, {step.text}"))
+            failed = ", ".join(f"{step.text}: {os.strerror(error)}" for step, error in outcome.failed.items())
+            log.debug("a client of its own took %.1f ms: %s", outcome.seconds * 1000, failed or "all of it worked")
+            if not self._sends_descriptors and outcome.failed.get(Step.SEND) == EMFILE:
+                del outcome.failed[Step.SEND]
+            return verdict(outcome, confinement(), lambda: reach(client.pid))
+        finally:
+            client.close()
+            self._tree.guest = None
+            self._installer.forget_name(client.bus_name.encode())
+            self._installer.rest()
+            self._channel.reset_counters()

@@ -1,0 +1,277 @@
+"""The daemon's own client: it uses every mount once before that is ready, leaves nothing, and its failures are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kdbusfs.abi import constants as c
+from kdbusfs.client import Connection, make_bus
+from kdbusfs.fuse.mount import MAX_READ, visible_mount
+from tests.support import confine, userns
+from tests.support.commands import EXERCISE, KDBUSFS, complaint, done, kernel_mount, run, umount, wait_for
+
+if TYPE_CHECKING:
+    from tests.conftest import DomainMount
+
+pytestmark = pytest.mark.mount
+
+USER = 1000
+TRIED = r"kdbusfs: DEBUG: a client of its own took \d+\.\d ms: all of it worked\n"
+DEBUG = ("-o", "loglevel=debug")
+CONFINED = (sys.executable, confine.__file__)
+BOUNDED = ("setpriv", "--bounding-set=-all,+sys_admin,+sys_ptrace,+dac_read_search,+sys_nice", "--no-new-privs")
+
+
+def patched(*statements: str) -> list[str]:
+    """The command `kdbusfs` with those statements before it."""
+    lines = ["import sys, time", *statements, "from kdbusfs import cli", "sys.exit(cli.main(sys.argv[1:]))"]
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+@contextmanager
+def foreground(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """A daemon with -f, once its domain is there; it is ended with the block if that has not done so."""
+    words = [str(word) for word in command]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(words[words.index("s") + 1])
+            yield process
+        finally:
+            process.kill()
+
+
+# It leaves nothing.
+
+
+def test_nothing_of_it_is_left(domain_mount: DomainMount) -> None:
+    """Neither what clients see, nor numbers, nor what the daemon holds."""
+    first = domain_mount.stats()
+    kept = ("users", "waiting", "open_files", "open_directories", "deferred", "jobs", "faults")
+    assert not any(first[name] for name in kept) and first["buses"] == []
+    assert not any(first[name] for name in ("ioctls", "polls", "notifies", "interrupts", "lost", "pidfds"))
+    assert first["nodes"] == 7, "only what is always there"
+    assert os.listdir(domain_mount.path) == ["control"]
+    tasks = Path(f"/proc/{domain_mount.pid}/task")
+    assert not "".join((each / "children").read_text() for each in tasks.iterdir())
+    assert not [each for each in tasks.iterdir() if (each / "comm").read_text().startswith("user-")]
+
+
+def test_first_client_gets_the_first_numbers(domain_mount: DomainMount) -> None:
+    """BUS-9, FS-11, META-22"""
+    with make_bus(domain_mount.path, "x") as bus:
+        flags = {"attach_send": c.ATTACH_ALL, "attach_recv": c.ATTACH_ALL}
+        with Connection(bus.path, **flags) as one:
+            assert (one.id, one.creator_info().id) == (1, 1)
+            assert os.stat(Path(bus.path).parent).st_ino == 3
+            one.send(one.id, b"x")
+            timestamp = one.receive(5).metadata.timestamp
+            assert timestamp is not None and timestamp.seqnum == 2, "after the notification of its own HELLO"
+
+
+# It is there in all ways of mounting.
+
+
+def test_in_the_background(place: Path) -> None:
+    ended = run(*KDBUSFS, "s", place, *DEBUG)
+    assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
+    umount(place)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["rw", "ro", f"mode=550,uid={USER},gid={USER}", f"mode=500,uid={USER},gid={USER}", "max_user_fds=1"],
+)
+@pytest.mark.parametrize("start", [(), BOUNDED], ids=["root", "bounded"])
+def test_whoever_may_enter(place: Path, start: tuple[str, ...], options: str) -> None:
+    """A unit's daemon has no right to write everywhere, but to enter."""
+    ended = run(*start, *KDBUSFS, "s", place, *DEBUG, "-o", options)
+    assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
+    umount(place)
+
+
+def test_where_no_descriptors_may_be_sent(place: Path) -> None:
+    assert done(*KDBUSFS, "s", place, "-o", "max_user_fds=0") == ""
+    umount(place)
+
+
+def test_behind_a_closed_directory(place: Path) -> None:
+    inside = place / "closed/domain"
+    inside.mkdir(parents=True)
+    os.chown(inside.parent, USER, USER)
+    inside.parent.chmod(0o700)
+    ended = run(*BOUNDED, *KDBUSFS, "s", inside, *DEBUG)
+    assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
+    umount(inside)
+
+
+def test_that_it_may_not_enter_is_no_failure(place: Path) -> None:
+    bounds = BOUNDED[1].replace(",+dac_read_search", "")
+    ended = run("setpriv", bounds, *KDBUSFS, "s", place, "-o", f"mode=500,uid={USER},gid={USER}")
+    assert ended.returncode == 0 and ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.startswith("kdbusfs: WARNING: without CAP_DAC_READ_SEARCH clients of other users can map")
+    umount(place)
+
+
+@pytest.mark.parametrize("is_mounted", [False, True])
+def test_with_a_descriptor(place: Path, is_mounted: bool) -> None:
+    with open("/dev/fuse", "r+b", buffering=0) as file:
+        number = file.fileno()
+        if is_mounted:
+            kernel_mount(place, number, f",allow_other,default_permissions,max_read={MAX_READ}")
+        ended = run(*KDBUSFS, "s", place, *DEBUG, "-o", f"fd={number}", pass_fds=[number])
+    assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
+    umount(place)
+
+
+@pytest.mark.parametrize("mode", ["single", "range", "same"])
+def test_in_a_user_namespace(private_mounts: None, mode: str) -> None:
+    if run(*userns.command("single", "true")).returncode != 0:
+        pytest.skip("ordinary users may not make user namespaces here")
+    script = '"$@" && umount -l /mnt'
+    ended = run(*userns.command(mode, "sh", "-c", script, "sh", *KDBUSFS, "s", "/mnt", *DEBUG))
+    assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
+
+
+# What it finds.
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("process_vm_readv=EPERM", "making a bus failed: process_vm_readv is refused (Operation not permitted): a sec"),
+        ("process_vm_readv=ENOSYS", "making a bus failed: process_vm_readv is refused (Function not implemented): a s"),
+    ],
+)
+def test_a_daemon_that_can_serve_nobody_does_not_start(place: Path, call: str, said: str, foreground: bool) -> None:
+    options = ["-f"] if foreground else []
+    code, line = complaint(*CONFINED, call, *KDBUSFS, "s", place, *options)
+    assert code == 2 and line.startswith(f"kdbusfs: no client can be served: {said}"), line
+    assert visible_mount(str(place)) is None
+
+
+def test_yama_that_forbids_everything_is_named(place: Path) -> None:
+    """A filter plays the kernel's part: Yama may not be built in, and a scope of 3 stays until the next boot."""
+    command = patched(
+        "import dataclasses, kdbusfs.trial as trial",
+        "seen = trial.confinement",
+        "trial.confinement = lambda: dataclasses.replace(seen(), yama=3)",
+    )
+    code, line = complaint(*CONFINED, "process_vm_readv=EPERM", "ptrace=EPERM", *command, "s", place)
+    assert code == 2 and "kernel.yama.ptrace_scope is 3, which forbids it to everybody; set it to 2 or less" in line
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("ptrace=EPERM", "clients get no descriptors and can write to their own pools: ptrace is refused"),
+        ("pidfd_getfd=EPERM", "no client can send descriptors: pidfd_getfd is refused"),
+    ],
+)
+def test_what_clients_have_to_do_without_is_a_warning(place: Path, call: str, said: str) -> None:
+    with foreground(*CONFINED, call, *KDBUSFS, "s", place, "-f") as process:
+        with make_bus(place, "x") as bus, Connection(bus.path) as one:
+            one.send(one.id, b"works")
+            assert one.receive(5).data() == b"works"
+        process.terminate()
+        assert process.wait(15) == 0 and process.stderr is not None
+        lines = process.stderr.read().splitlines()
+    assert lines[0].startswith(f"kdbusfs: WARNING: {said}"), lines
+    assert len(lines) <= 2, lines
+
+
+def test_a_client_that_gets_no_answer(place: Path) -> None:
+    command = patched(
+        "from kdbusfs import patience, rehearsal",
+        "patience.STILL = 1",
+        "rehearsal._Client._hello = lambda self, endpoint: time.sleep(100)",
+    )
+    code, line = complaint(*command, "s", place)
+    pattern = r"waited \d+ s, the last \d+ s without progress, at the step 'HELLO'"
+    assert code == 2 and re.fullmatch(rf"kdbusfs: a client of the daemon's own got no answer: {pattern}", line), line
+    assert visible_mount(str(place)) is None
+
+
+def test_a_client_that_dies(place: Path) -> None:
+    command = patched(
+        "import os; from kdbusfs import rehearsal", "rehearsal._Client._hello = lambda self, endpoint: os._exit(1)"
+    )
+    code, line = complaint(*command, "s", place)
+    assert (code, line) == (2, "kdbusfs: no client can be served: HELLO failed: Input/output error")
+
+
+def test_what_it_shows_is_compared(place: Path) -> None:
+    """A pool that has something else than was put there, as a kernel with a broken passthrough would have it."""
+    command = patched("from kdbusfs import rehearsal", "rehearsal._map = lambda fd, protection, map=rehearsal._map: (")
+    command[-1] = command[-1].replace("(\nfrom", "map(fd, protection) + 4096\nfrom")
+    code, line = complaint(*command, "s", place)
+    assert (code, line) == (2, "kdbusfs: no client can be served: mapping a pool failed: Input/output error")
+
+
+def test_a_signal_during_the_trial_ends_the_daemon_as_ever(place: Path) -> None:
+    command = patched("from kdbusfs import rehearsal", "rehearsal._Client._hello = lambda self, fd: time.sleep(100)")
+    with subprocess.Popen([*command, "s", str(place), "-f"], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(place)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0 and process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+    assert visible_mount(str(place)) is None
+
+
+def test_others_are_served_meanwhile(place: Path) -> None:
+    command = patched("from kdbusfs import rehearsal", "rehearsal._Client._hello = lambda self, fd: time.sleep(100)")
+    with foreground(*command, "s", place, "-f"):
+        assert "all of it worked" in done(*EXERCISE, place, USER)
+        assert os.listdir(place) == ["control"]
+
+
+# How long a start may take.
+
+
+def test_a_start_that_makes_progress_is_waited_for(place: Path) -> None:
+    """It computes for several times as long as it may stand still."""
+    command = patched(
+        "from kdbusfs import patience, cli",
+        "patience.STILL = 0.4",
+        "def slowly(*a, made=cli.Daemon.__init__, end=time.process_time() + 2, **k):",
+        "    while time.process_time() < end: pass",
+        "    made(*a, **k)",
+        "cli.Daemon.__init__ = slowly",
+    )
+    assert done(*command, "s", place) == ""
+    umount(place)
+
+
+def test_a_start_that_stands_still_is_given_up_and_says_where(place: Path) -> None:
+    command = patched(
+        "from kdbusfs import patience, cli", "patience.STILL = 1", "cli.Daemon.__init__ = lambda *a: time.sleep(100)"
+    )
+    code, line = complaint(*command, "s", place)
+    pattern = rf"kdbusfs: the mount at '{place}' does not answer: waited \d+ s, the last \d+ s without progress, "
+    assert code == 32 and re.fullmatch(pattern + "at the step 'loading the program'", line), line
+
+
+@pytest.mark.parametrize("megabytes", [40, 60, 75, 85, 110, 200])
+def test_want_of_memory_is_one_line(place: Path, megabytes: int) -> None:
+    """Wherever it shows: before the mount, in a thread that does not start, in a client that gets less."""
+    ended = run("bash", "-c", f'ulimit -v {megabytes * 1000}; exec "$@"', "-", *KDBUSFS, "s", place)
+    assert "Traceback" not in ended.stderr
+    if ended.returncode:
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended
+        assert "memory" in ended.stderr
+        assert visible_mount(str(place)) is None
+    else:
+        umount(place)
