@@ -9,6 +9,7 @@ from kdbusfs import __version__
 from kdbusfs.failure import EXIT_USAGE
 
 HELPER_FLAG = "--mount-helper"
+CHECK_FLAG = "--check"
 
 _EPILOG = """\
 mount options:
@@ -65,7 +66,22 @@ def parser() -> argparse.ArgumentParser:
     _add_common(made)
     made.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
     made.add_argument("--version", action="version", version=f"kdbusfs {__version__}")
+    # Is taken out before: it goes without SOURCE and MOUNTPOINT.
+    made.add_argument(CHECK_FLAG, action="store_true", help="say what this machine has for a domain")
     made.set_defaults(sloppy=False, fake=False, verbose=False)
+    return made
+
+
+def check_parser() -> argparse.ArgumentParser:
+    """Of `kdbusfs --check`."""
+    made = _Parser(
+        prog="kdbusfs",
+        description="Say what this machine has for a domain, what follows from that, and whether one works.",
+        epilog="The exit code is the one that mounting a domain has here: 0 if that works, see kdbusfs --help.",
+        allow_abbrev=False,
+    )
+    made.add_argument(CHECK_FLAG, action="store_true", required=True, help="do so")
+    made.add_argument("--json", action="store_true", help="as JSON instead of a table")
     return made
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kdbusfs.arguments import HELPER_FLAG, parse_helper, parser
+from kdbusfs.arguments import CHECK_FLAG, HELPER_FLAG, check_parser, parse_helper, parser
 from kdbusfs.diagnosis import Verdict, restrictions, shortage
 from kdbusfs.failure import EXIT_INTERNAL, EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, MountError
 from kdbusfs.fuse.mount import (
@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; gives the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = "kdbusfs"
+    if CHECK_FLAG in words:
+        from kdbusfs.check import check
+
+        return check(as_json=check_parser().parse_args(words).json)
     if len(words) > 1 and words[0] == HELPER_FLAG:
         name = words[1]
         given = parse_helper(name, words[2:])

@@ -10,11 +10,11 @@ from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOSY
 from kdbusfs.host.confinement import (
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
-    CAP_SYS_ADMIN,
     CAP_SYS_PTRACE,
     YAMA_DESCENDANTS,
     YAMA_NOBODY,
     Confinement,
+    allowing,
 )
 from kdbusfs.host.reach import Reach
 from kdbusfs.rehearsal import Outcome, Step
@@ -40,7 +40,7 @@ def restrictions(found: Confinement) -> Verdict:
         if (found.yama or 0) >= YAMA_DESCENDANTS:
             return Verdict(
                 f"without CAP_SYS_PTRACE, and with kernel.yama.ptrace_scope {found.yama}, no client can be served: "
-                + _allow(found, "run as root, or add CAP_SYS_PTRACE to the unit's CapabilityBoundingSet=")
+                + allowing(found, "run as root, or add CAP_SYS_PTRACE to the unit's CapabilityBoundingSet=")
             )
         warnings.append(
             "without CAP_SYS_PTRACE only clients of the daemon's own user and group can be served that have no"
@@ -96,29 +96,7 @@ def refusal(call: str, error: int, found: Confinement) -> str:
             f"{what}: kernel.yama.ptrace_scope is {found.yama}, which forbids it to everybody; set it to 2 or less"
             " in /etc/sysctl.d, and boot"
         )
-    return f"{what}: " + _allow(found, _outside(found))
-
-
-def container_options(found: Confinement) -> list[str]:
-    """What the container that this process is in has to be given so that a daemon in it can do all."""
-    options = []
-    for capability, name in ((CAP_SYS_ADMIN, "SYS_ADMIN"), (CAP_SYS_PTRACE, "SYS_PTRACE")):
-        if not found.has(capability):
-            options.append(f"--cap-add {name}")
-    if not found.has(CAP_DAC_READ_SEARCH) and not found.has(CAP_DAC_OVERRIDE):
-        options.append("--cap-add DAC_READ_SEARCH")
-    if found.seccomp:
-        options.append("--security-opt seccomp=unconfined")
-    if found.apparmor is not None:
-        options.append("--security-opt apparmor=unconfined")
-    if found.selinux is not None:
-        options.append("--security-opt label=disable")
-    return options
-
-
-def _allow(found: Confinement, otherwise: str) -> str:
-    options = container_options(found) if found.container else []
-    return f"the container refuses; start it with '{' '.join(options)}'" if options else otherwise
+    return f"{what}: " + allowing(found, _outside(found))
 
 
 def _outside(found: Confinement) -> str:
@@ -162,6 +140,6 @@ def _installation(outcome: Outcome, found: Confinement, reached: Reach | None) -
         return [f"clients {what}: {refusal('ptrace', reached.trace, found)}"]
     if reached is not None and reached.seccomp and found.seccomp:
         because = "the daemon has one too, and may not suspend theirs"
-        return [f"clients with a seccomp filter {what}: {because}; {_allow(found, _outside(found))}"]
+        return [f"clients with a seccomp filter {what}: {because}; {allowing(found, _outside(found))}"]
     error = outcome.failed.get(Step.DESCRIPTOR, EACCES)
     return [f"clients {what}: {shortage(error, found) if error in _SHORTAGE else os.strerror(error)}"]

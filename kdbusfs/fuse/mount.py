@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 
 from kdbusfs.failure import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, MountError
-from kdbusfs.host.confinement import CAP_SYS_ADMIN, Confinement, confinement
+from kdbusfs.host.confinement import CAP_SYS_ADMIN, Confinement, allowing, confinement
 
 DEVICE = "/dev/fuse"
 MAX_READ = 128 << 10
@@ -33,7 +33,7 @@ _DEVICE_HINTS = {
     errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
     errno.ENXIO: "the kernel has no FUSE: load it with 'modprobe fuse'",
     errno.EACCES: "it may be root's alone: run as root, or have its mode be 0666, as udev makes it",
-    errno.EPERM: f"a container needs '--device {DEVICE}'",
+    errno.EPERM: f"the container refuses; start it with '--device {DEVICE}'",
 }
 _MOUNT_HINTS = {
     errno.ENODEV: "the kernel has no FUSE: load it with 'modprobe fuse'",
@@ -94,11 +94,10 @@ def has_privilege() -> bool:
 
 def check_privilege() -> None:
     """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
-    if not has_privilege():
-        raise MountError(
-            EXIT_USAGE,
-            "mounting takes CAP_SYS_ADMIN: run as root, or in a user namespace of your own ('unshare -Urm')",
-        )
+    found = confinement()
+    if not found.has(CAP_SYS_ADMIN):
+        how = allowing(found, "run as root, or in a user namespace of your own ('unshare -Urm')")
+        raise MountError(EXIT_USAGE, f"mounting takes CAP_SYS_ADMIN: {how}")
     if os.readlink("/proc/self") != str(os.getpid()):
         raise MountError(
             EXIT_SYSTEM,
@@ -202,31 +201,17 @@ def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mou
 
 def refusal_hints(found: Confinement) -> dict[int, str]:
     """What a mount(2) that is refused means with that in force, and what to do: by errno."""
+    no_right = "it takes CAP_SYS_ADMIN in the user namespace of the mount namespace: run as root"
+    denied = "a security module refuses it, or a directory on the way may not be entered any more"
     if found.apparmor is not None:
-        text = f"the AppArmor profile '{found.apparmor}' does not let it mount: " + (
-            "start the container with '--security-opt apparmor=unconfined'"
-            if found.container
-            else "add 'mount fstype=fuse.kdbusfs,' to the profile"
+        no_right = denied = (
+            f"the AppArmor profile '{found.apparmor}' is in force; it has to allow 'mount fstype=fuse.kdbusfs,'"
         )
-        return {errno.EACCES: text, errno.EPERM: text}
-    if found.selinux is not None:
-        text = f"SELinux does not let '{found.selinux}' mount: " + (
-            "start the container with '--security-opt label=disable'"
-            if found.container
-            else "see 'ausearch -m avc -ts recent'"
-        )
-        return {errno.EACCES: text, errno.EPERM: text}
-    if found.seccomp and found.container:
-        text = "the container refuses: it needs '--cap-add SYS_ADMIN', '--security-opt seccomp=unconfined' and, where"
-        text += " there is AppArmor, '--security-opt apparmor=unconfined'"
+    elif found.selinux is not None:
+        no_right = denied = f"SELinux is in force for '{found.selinux}'; see 'ausearch -m avc -ts recent'"
     elif found.seccomp:
-        text = "a seccomp filter may refuse it: a unit of systemd must have no SystemCallFilter= and the like"
-    else:
-        text = "it takes CAP_SYS_ADMIN in the user namespace of the mount namespace: run as root"
-    return {
-        errno.EPERM: text,
-        errno.EACCES: "a security module refuses it, or a directory on the way may not be entered any more",
-    }
+        no_right = "a seccomp filter is in force; a unit of systemd must have no SystemCallFilter= and the like"
+    return {errno.EPERM: allowing(found, no_right), errno.EACCES: allowing(found, denied)}
 
 
 def unmount(mounted: Mount, patience: float) -> bool:

@@ -50,6 +50,29 @@ class Confinement:
         return bool(self.capabilities >> capability & 1)
 
 
+def container_options(found: Confinement) -> list[str]:
+    """What the container that this process is in has to be given so that a daemon in it can do all."""
+    options = []
+    for capability, name in ((CAP_SYS_ADMIN, "SYS_ADMIN"), (CAP_SYS_PTRACE, "SYS_PTRACE")):
+        if not found.has(capability):
+            options.append(f"--cap-add {name}")
+    if not found.has(CAP_DAC_READ_SEARCH) and not found.has(CAP_DAC_OVERRIDE):
+        options.append("--cap-add DAC_READ_SEARCH")
+    if found.seccomp:
+        options.append("--security-opt seccomp=unconfined")
+    if found.apparmor is not None:
+        options.append("--security-opt apparmor=unconfined")
+    if found.selinux is not None:
+        options.append("--security-opt label=disable")
+    return options
+
+
+def allowing(found: Confinement, otherwise: str) -> str:
+    """How to allow what is refused: by options of the container, or, where that cannot be it, `otherwise`."""
+    options = container_options(found) if found.container else []
+    return f"the container refuses; start it with '{' '.join(options)}'" if options else otherwise
+
+
 def confinement(root: Path = Path("/")) -> Confinement:
     """Of this process.  `root`: where /proc and /sys are, for tests."""
     status = _status(root)

@@ -6,13 +6,14 @@ import errno
 
 import pytest
 
-from kdbusfs.diagnosis import Verdict, container_options, restrictions, verdict
+from kdbusfs.diagnosis import Verdict, restrictions, verdict
 from kdbusfs.host.confinement import (
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
     CAP_SYS_ADMIN,
     CAP_SYS_PTRACE,
     Confinement,
+    container_options,
 )
 from kdbusfs.host.reach import Reach
 from kdbusfs.rehearsal import Outcome, Step

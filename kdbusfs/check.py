@@ -1,0 +1,185 @@
+"""`kdbusfs --check`: what this machine has for a domain, what follows, and whether one works; as a table or as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from kdbusfs.cli import run_daemon
+from kdbusfs.diagnosis import restrictions
+from kdbusfs.failure import EXIT_OK, MountError
+from kdbusfs.fuse.features import Feature, features
+from kdbusfs.fuse.mount import UNMOUNT_PATIENCE, Mount, check_privilege, unmount, visible_mount
+from kdbusfs.host.confinement import (
+    CAP_DAC_READ_SEARCH,
+    CAP_SYS_ADMIN,
+    CAP_SYS_NICE,
+    CAP_SYS_PTRACE,
+    CAP_SYS_RESOURCE,
+    Confinement,
+    confinement,
+    container_options,
+)
+from kdbusfs.options import MountOptions
+from kdbusfs.starter import start
+from kdbusfs.surroundings import memory_total
+
+_CLONE_NEWNS = 0x20000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+_CAPABILITIES = {
+    "CAP_SYS_ADMIN": (CAP_SYS_ADMIN, "nothing can be mounted"),
+    "CAP_SYS_PTRACE": (CAP_SYS_PTRACE, "only clients of the daemon's own user and group are served"),
+    "CAP_DAC_READ_SEARCH": (CAP_DAC_READ_SEARCH, "behind closed directories clients can write to their own pools"),
+    "CAP_SYS_NICE": (CAP_SYS_NICE, "on a busy machine calls wait longer for their turn"),
+    "CAP_SYS_RESOURCE": (CAP_SYS_RESOURCE, "the hard limit of open files holds"),
+}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A domain that was mounted and used: the exit code of its start, and what was said."""
+
+    exit_code: int
+    said: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was found."""
+
+    kernel: str
+    features: list[Feature]
+    limits: dict[str, str]
+    found: Confinement
+    trial: Trial
+
+
+def check(as_json: bool) -> int:
+    """Print the report; the exit code is the one that the start of a domain has here."""
+    report = examine()
+    print(as_data(report) if as_json else as_table(report))
+    return report.trial.exit_code
+
+
+def examine() -> Report:
+    """Try everything.  What is mounted meanwhile nobody else sees, where there may be a mount namespace for it."""
+    with _place() as place:
+        system = os.uname()
+        trial = _try(place)
+        found = confinement()
+        mountable = place if found.has(CAP_SYS_ADMIN) else None
+        return Report(
+            f"{system.sysname} {system.release} {system.machine}", features(mountable), _limits(found), found, trial
+        )
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[str]:
+    if _libc.unshare(_CLONE_NEWNS) == 0:
+        _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
+    with tempfile.TemporaryDirectory(prefix="kdbusfs-check-") as place:
+        yield place
+
+
+def _try(place: str) -> Trial:
+    """Start a daemon as ever, and end it; what it says on standard error is caught."""
+    options = MountOptions()
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            check_privilege()
+            code = start(lambda announcer: run_daemon("check", place, options, announcer), place, options.subtype)
+        except MountError as fault:
+            code = fault.exit_code
+            os.write(2, f"kdbusfs: {fault}\n".encode())
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+        entry = visible_mount(place)
+        if entry is not None:
+            unmount(Mount(place, entry.device), UNMOUNT_PATIENCE)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines()
+    return Trial(code, [line.removeprefix("kdbusfs: ") for line in lines])
+
+
+def _limits(found: Confinement) -> dict[str, str]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    overcommit = {0: "heuristic", 1: "always", 2: "strict"}
+    return {
+        "open files (ulimit -n)": f"{soft}, at most {'any' if hard == resource.RLIM_INFINITY else hard}",
+        "memory for all connections": f"{memory_total() >> 20} MiB, for those of one user half of it",
+        "memory overcommit": overcommit.get(-1 if found.overcommit is None else found.overcommit, "unknown"),
+    }
+
+
+def _modules(found: Confinement) -> dict[str, str]:
+    """The security modules that can refuse what a daemon does, and how they stand to this process."""
+    return {
+        "Yama": "is not there" if found.yama is None else f"ptrace_scope {found.yama}",
+        "AppArmor": "does not confine" if found.apparmor is None else f"profile '{found.apparmor}'",
+        "SELinux": "does not enforce" if found.selinux is None else f"context '{found.selinux}'",
+        "seccomp": "no filter" if not found.seccomp else "a filter: clients with one get no descriptors",
+        "user namespace": "not the initial one: pools are copied" if found.user_namespace else "the initial one",
+        "container": _container(found),
+    }
+
+
+def _container(found: Confinement) -> str:
+    if not found.container:
+        return "no sign of one"
+    options = " ".join(container_options(found))
+    return f"yes; to do all it lacks {options}" if options else "yes, and it has what a daemon needs"
+
+
+def as_table(report: Report) -> str:
+    """For people."""
+    found = report.found
+    rows = [("kernel", "", report.kernel), ("", "", "")]
+    for feature in report.features:
+        rows.append((feature.name, _yes(feature.works), "" if feature.works else feature.without))
+    rows.append(("", "", ""))
+    for name, (number, without) in _CAPABILITIES.items():
+        rows.append((name, _yes(found.has(number)), "" if found.has(number) else without))
+    rows.append(("", "", ""))
+    rows += [(name, "", text) for name, text in {**report.limits, **_modules(found)}.items()]
+    rows.append(("", "", ""))
+    works = report.trial.exit_code == EXIT_OK
+    rows.append(("a domain", _yes(works), "was mounted and used" if works else "cannot be mounted here"))
+    rows += [("", "", line) for line in report.trial.said]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in rows)
+
+
+def _yes(works: bool | None) -> str:
+    return "not tried" if works is None else "yes" if works else "no"
+
+
+def as_data(report: Report) -> str:
+    """The same for programs."""
+    found = report.found
+    return json.dumps(
+        {
+            "kernel": report.kernel,
+            "features": [asdict(feature) for feature in report.features],
+            "capabilities": {name: found.has(number) for name, (number, _) in _CAPABILITIES.items()},
+            "limits": report.limits,
+            "security": _modules(found),
+            "restrictions": restrictions(found).warnings,
+            "works": report.trial.exit_code == EXIT_OK,
+            "exit_code": report.trial.exit_code,
+            "said": report.trial.said,
+        },
+        indent=1,
+    )
