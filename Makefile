@@ -53,7 +53,7 @@ MAKEFLAGS += --no-print-directory
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
-venv: .venv/built
+venv: .venv/built .venv/installed
 
 install-deps:
 	@PYTHON=$(PYTHON) .ci/prepare
@@ -65,15 +65,15 @@ install-deps:
 	@$(STEP) 'installing Python packages' '30 s' env $(PIP) install $$($(BIN)/python .ci/requirements dev)
 	@touch $@
 
-.venv/installed: .venv/packages setup.py
-	@$(STEP) 'installing kdbusfs, editable' '10 s' \
-		env KDBUSFS_PURE=1 $(PIP) install --no-deps --no-build-isolation -e .
-	@touch $@
-
 # Only what its sources have changed of since.
-.venv/built: $(NATIVE) $(COMPILED) .venv/installed
+.venv/built: $(NATIVE) $(COMPILED) .venv/packages setup.py
 	@$(STEP) 'compiling' 'up to 1 min' $(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@touch $@ kdbusfs__mypyc.*.so
+
+# There is nothing left to compile for it.
+.venv/installed: pyproject.toml setup.py | .venv/built
+	@$(STEP) 'installing kdbusfs, editable' '10 s' env $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
 
 .venv/ready-to-test: .venv/installed .ci/prepare
 	@.ci/prepare tests
