@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -182,7 +183,8 @@ def test_a_signal_ends_the_daemon_while_files_are_open(domain_mount: DomainMount
         with pytest.raises(OSError):
             os.fsync(fd)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # ENOTCONN where the kernel asks at every close: docs/deviations.md
+            os.close(fd)
 
 
 def test_an_aborted_connection_is_an_error(domain_mount: DomainMount) -> None:
