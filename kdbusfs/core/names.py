@@ -5,14 +5,14 @@ Sources: NAME-1 to NAME-21, ACT-1 to ACT-8.
 
 from __future__ import annotations
 
-from errno import EALREADY, EEXIST, EINVAL, ESRCH
+from errno import E2BIG, EALREADY, EEXIST, EINVAL, ESRCH
 from re import ASCII
 from re import compile as compile_pattern
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.errors import KdbusError
-from ..abi.limits import NAME_MAX_LEN
+from ..abi.limits import CONN_MAX_NAMES, NAME_MAX_LEN
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -71,7 +71,7 @@ class NameRegistry:
         """Own `name`, or wait for it; gives back `flags`, with NAME_IN_QUEUE for a waiter (NAME-4 to NAME-9).
 
         Permission has been checked.  Raises KdbusError: EALREADY (owner already), EEXIST (taken),
-        ENOBUFS (memory of the user).
+        E2BIG (waits for 256 names), ENOBUFS (memory of the user).
         """
         connection.user.account.check(NAME_COST)
         entry = self._entries.get(name)
@@ -89,12 +89,14 @@ class NameRegistry:
             self._change_owner(entry, connection, flags)
             return flags
         if flags & c.NAME_REPLACE_EXISTING and entry.flags & c.NAME_ALLOW_REPLACEMENT:
-            if entry.flags & c.NAME_QUEUE:
+            if entry.flags & c.NAME_QUEUE and len(entry.owner.waiting_for) < CONN_MAX_NAMES:
                 self._wait(entry, entry.owner, entry.flags)
             self._stop_waiting(entry, connection)
             self._change_owner(entry, connection, flags)
             return flags
         if flags & c.NAME_QUEUE:
+            if len(connection.waiting_for) >= CONN_MAX_NAMES and connection not in entry.waiters:
+                raise KdbusError(E2BIG, "waits for too many names")
             self._wait(entry, connection, flags)
             return flags | c.NAME_IN_QUEUE
         raise KdbusError(EEXIST, "name is taken")

@@ -125,19 +125,22 @@ class SharedCredentials:
             del self._shared[(pinned.ids(), pinned.groups())]
 
 
+_NOBODY: Final[dict[int, int]] = {}
+"""Never written to."""
+
+
 class _Entry:
     """What one item list grants: for each user and group the highest level, so that no question walks the items.
 
     An entry is complete before the database has it, and never changes after that.
     """
 
-    __slots__ = ("accesses", "gids", "groups", "highest_group", "users", "world")
+    __slots__ = ("accesses", "groups", "highest_group", "users", "world")
 
     def __init__(self) -> None:
         self.world = DENIED
-        self.users: dict[int, int] = {}
-        self.groups: dict[int, int] = {}
-        self.gids: set[int] = set()
+        self.users = _NOBODY
+        self.groups = _NOBODY
         self.highest_group = DENIED
         self.accesses = 0
 
@@ -147,9 +150,12 @@ class _Entry:
         if kind == c.POLICY_ACCESS_WORLD:
             self.world = max(self.world, level)
         elif kind == c.POLICY_ACCESS_USER:
+            if not self.users:
+                self.users = {}
             self.users[wanted] = max(self.users.get(wanted, DENIED), level)
         else:
-            self.gids.add(wanted)
+            if not self.groups:
+                self.groups = {}
             self.groups[wanted] = max(self.groups.get(wanted, DENIED), level)
             self.highest_group = max(self.highest_group, level)
 
@@ -161,8 +167,10 @@ class _Entry:
         if self.highest_group > highest:
             highest = max(highest, self.groups.get(asker.ids().egid, DENIED))
         if self.highest_group > highest:
-            for gid in self.gids.intersection(asker.gids()):
-                highest = max(highest, self.groups[gid])
+            gids = asker.gids()
+            for gid, level in self.groups.items():
+                if level > highest and gid in gids:
+                    highest = level
         return highest
 
 

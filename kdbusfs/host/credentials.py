@@ -12,7 +12,7 @@ from kdbusfs.native._native import ffi, lib
 CAP_IPC_OWNER = 15
 
 _new: Final[Any] = ffi.new_allocator(should_clear_after_alloc=False)
-_unpack: Final[Any] = ffi.unpack
+_buffer: Final[Any] = ffi.buffer
 _CAPS = Struct("<I8I")
 _CAP_SETS = (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd")  # in the order of the item (META-13)
 
@@ -58,11 +58,11 @@ class Status:
         text = self.field(b"Groups")
         if not text:
             return ()
-        # There may be 65536, each with a blank behind it.
-        limit = len(text) // 2 + 1
+        # There may be 65536, with a blank between two.
+        limit = text.count(b" ") + 1
         ids = _new("uint32_t[]", limit)
         count: int = lib.kfs_ids_parse(text, len(text), ids, limit)
-        return tuple(_unpack(ids, count))
+        return Struct(f"={count}I").unpack(_buffer(ids, 4 * count))
 
     def seccomp(self) -> int:
         """The seccomp mode: 0 none, 1 strict, 2 filter."""

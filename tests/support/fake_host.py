@@ -157,7 +157,8 @@ class FakeCaller(Caller):
         return self.uid_from_global(gid)
 
     def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
-        return pack(f"<{len(gids)}I", *map(self.gid_from_global, gids))
+        inside = gids if self.process.uid_map is None else map(self.gid_from_global, gids)
+        return pack(f"<{len(gids)}I", *inside)
 
     def maps_uid(self, uid: int) -> bool:
         return self._inside(uid) is not None

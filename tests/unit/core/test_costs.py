@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EMFILE, ENOBUFS
+from errno import E2BIG, EMFILE, ENOBUFS, ESRCH
 
 import pytest
 
@@ -201,3 +201,26 @@ def test_hello_13_groups_are_charged_to_who_has_them(world: World) -> None:
     world.domain.users.memory_limit = 1 << 21
     assert world.open(FakeProcess(uid=2001, aux=many)).hello() == -ENOBUFS
     assert len(world.domain.credentials) == 0 and len(world.domain.users) == 1
+
+
+def test_name_12_a_connection_waits_for_256_names(world: World) -> None:
+    """NAME-6, NAME-11, NAME-12: E2BIG beyond that; who is replaced then has no place, and nobody owns more than 512."""
+    owners = [world.connect() for _ in range(2)]
+    names = [b"a.%s" % bytes([97 + number // 16, 97 + number % 16]) for number in range(256)]
+    for name in names:
+        assert owners[0].acquire(name) == 0
+    waiter = world.connect()
+    for name in names:
+        assert waiter.acquire(name, c.NAME_QUEUE) == 0
+    assert owners[1].acquire(b"x.y") == 0
+    assert waiter.acquire(b"x.y", c.NAME_QUEUE) == -E2BIG
+    assert waiter.acquire(names[0], c.NAME_QUEUE) == 0, "it waits for that one already"
+    assert waiter.acquire(b"x.z", c.NAME_QUEUE | c.NAME_ALLOW_REPLACEMENT) == 0
+    assert owners[1].acquire(b"x.z", c.NAME_REPLACE_EXISTING) == 0
+    assert len(waiter.connection.waiting_for) == 256
+    assert waiter.release_name(b"x.z") == -ESRCH
+    for number in range(256):
+        assert waiter.acquire(b"y.%s" % names[number][2:]) == 0
+    owners[0].close()
+    assert len(waiter.connection.names) == 512
+    assert waiter.acquire(b"z.z", c.NAME_QUEUE) == -E2BIG
