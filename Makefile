@@ -21,7 +21,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
-COMPILED := $(wildcard kdbusfs/abi/*.py kdbusfs/core/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
+COMPILED := $(wildcard kdbusfs/base/*.py kdbusfs/abi/*.py kdbusfs/abi/*/*.py kdbusfs/core/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
 PYTEST_FLAGS ?=
 # How many tests run at a time. What is preloaded for KDBUSFS_TEST_KERNEL does not reach workers.
 PYTEST_WORKERS ?= $(if $(KDBUSFS_TEST_KERNEL),0,2)
@@ -100,7 +100,7 @@ types: venv
 	@$(BIN)/mypy --strict --no-error-summary kdbusfs
 
 pure:
-	rm -f kdbusfs__mypyc.*.so kdbusfs/abi/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
+	rm -f kdbusfs__mypyc.*.so kdbusfs/base/*.so kdbusfs/abi/*.so kdbusfs/abi/*/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
 
 conformance: venv
 	@$(BIN)/python -m tests.support.conformance
@@ -180,7 +180,7 @@ uninstall:
 	rm -f $(foreach page,$(MANPAGES),'$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(page)')
 
 clean:
-	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so
+	rm -f kdbusfs__mypyc.*.so kdbusfs/*/*.so kdbusfs/*/*/*.so
 	rm -rf .venv build dist *.egg-info kdbusfs/native/_native.c kdbusfs/native/*.o
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/examples/bin
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -14,7 +14,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
 COMPILED = (
+    "kdbusfs/base/*.py",
     "kdbusfs/abi/*.py",
+    "kdbusfs/abi/*/*.py",
     "kdbusfs/core/*.py",
     "kdbusfs/fuse/files.py",
     "kdbusfs/fuse/requests.py",

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from errno import EACCES, EINTR, EIO, EROFS, ETIMEDOUT
 from typing import NoReturn
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
-from kdbusfs.abi.layouts import (
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
+from kdbusfs.abi.v3.layouts import (
     BLOOM_PARAMETER,
     CMD_FREE_OFFSET,
     CMD_HELLO,

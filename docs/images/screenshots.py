@@ -28,7 +28,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, Lost, Memfd, bloom_rule, deadline, make_bus, sealed_memfd
 
 HERE = Path(__file__).parent

@@ -1,76 +1,87 @@
-"""The command table: for every ioctl its sizes, its valid flags and where the generic fields lie.
-
-Sources: GEN-6, GEN-7, GEN-9, GEN-12, GEN-15.
-"""
+"""The commands of kdbus by their meaning, whatever number an ABI gives them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
-from . import constants as c
-from . import limits
-from .layouts import U64
+BUS_MAKE: Final = 0
+ENDPOINT_MAKE: Final = 1
+ENDPOINT_UPDATE: Final = 2
+HELLO: Final = 3
+BYEBYE: Final = 4
+UPDATE: Final = 5
+SEND: Final = 6
+RECV: Final = 7
+FREE: Final = 8
+NAME_ACQUIRE: Final = 9
+NAME_RELEASE: Final = 10
+LIST: Final = 11
+CONN_INFO: Final = 12
+BUS_CREATOR_INFO: Final = 13
+MATCH_ADD: Final = 14
+MATCH_REMOVE: Final = 15
+COUNT: Final = 16
+
+# Kinds of files, by which commands are told apart beside their number.
+CONTROL_FILE: Final = 1
+ENDPOINT_FILE: Final = 0
 
 
-@dataclass(frozen=True, slots=True)
 class Command:
-    """What every command declares.
+    """What an ABI declares of a command for whoever reads it from a client (the channel).
 
-    number: the ioctl number; name: as in kdbus.h, without KDBUS_CMD_;
+    file: the kind of file that takes it; kind: one of the numbers above; number: of the request, 32 bits;
+    name: as in the header, without KDBUS_CMD_;
     size: bytes of the fixed struct, which is also the least legal size; max_size: the greatest legal size;
-    flags: mask of valid flags; flags_offset, kernel_flags_offset, return_flags_offset: of the generic members;
-    copies_out: whether the fixed struct travels back with the answer (`_IOWR`);
-    kernel_flags_word, return_flags_word: the same two as indices of u64 in the struct;
-    offered, offer: what kernel_flags are set to, as a number and in bytes.
+    flags: mask of valid flags; flags_offset: of the flags in the struct;
+    message_pointer: offset of the address of a message, 0: there is none; slice_offset_at: of a FREE, offset of the
+    slice's offset, and offered: what is stored behind its flags;
+    tells_offset_at: offset in the struct that travels back of where a slice of the pool is, 0: not told; with
+    `tells_offset_flag` only if the client has set that flag.
     """
 
-    number: int
-    name: str
-    size: int
-    max_size: int
-    flags: int
-    flags_offset: int
-    copies_out: bool
-    kernel_flags_offset: int = field(init=False)
-    return_flags_offset: int = field(init=False)
-    kernel_flags_word: int = field(init=False)
-    return_flags_word: int = field(init=False)
-    offered: int = field(init=False)
-    offer: bytes = field(init=False)
+    __slots__ = (
+        "file",
+        "flags",
+        "flags_offset",
+        "kind",
+        "max_size",
+        "message_pointer",
+        "name",
+        "number",
+        "offered",
+        "size",
+        "slice_offset_at",
+        "tells_offset_at",
+        "tells_offset_flag",
+    )
 
-    def __post_init__(self) -> None:
-        # SEND has kernel_msg_flags between the two.
-        to_return_flags = 24 if self.number == c.CMD_SEND else 16
-        object.__setattr__(self, "kernel_flags_offset", self.flags_offset + 8)
-        object.__setattr__(self, "return_flags_offset", self.flags_offset + to_return_flags)
-        object.__setattr__(self, "kernel_flags_word", self.kernel_flags_offset // 8)
-        object.__setattr__(self, "return_flags_word", self.return_flags_offset // 8)
-        object.__setattr__(self, "offered", self.flags | c.FLAG_KERNEL)
-        object.__setattr__(self, "offer", U64.pack(self.offered))
-
-
-_NAME_MAX: Final = 32 + 16 + limits.NAME_MAX_LEN + 1
-# The reference forgets the item header in this limit (GEN-8); names of 240 to 255 characters can be asked for here.
-_INFO_MAX: Final = 56 + 16 + limits.NAME_MAX_LEN + 1
-
-_TABLE: Final = (
-    Command(c.CMD_BUS_MAKE, "BUS_MAKE", 32, limits.MAKE_MAX_SIZE, 0x3, 8, False),
-    Command(c.CMD_ENDPOINT_MAKE, "ENDPOINT_MAKE", 32, limits.MAKE_MAX_SIZE, 0x3, 8, False),
-    Command(c.CMD_HELLO, "HELLO", 104, limits.HELLO_MAX_SIZE, 0xF, 8, True),
-    Command(c.CMD_SEND, "SEND", 72, limits.SEND_MAX_SIZE, c.SEND_SYNC_REPLY, 8, True),
-    Command(c.CMD_RECV, "RECV", 72, limits.RECV_MAX_SIZE, 0x7, 8, True),
-    Command(c.CMD_FREE, "FREE", 40, limits.CMD_MAX_SIZE, 0, 16, False),
-    Command(c.CMD_NAME_ACQUIRE, "NAME_ACQUIRE", 32, _NAME_MAX, 0x7, 8, True),
-    Command(c.CMD_NAME_RELEASE, "NAME_RELEASE", 32, _NAME_MAX, 0, 8, False),
-    Command(c.CMD_NAME_LIST, "NAME_LIST", 48, limits.CMD_MAX_SIZE, 0xF, 8, True),
-    Command(c.CMD_CONN_INFO, "CONN_INFO", 56, _INFO_MAX, c.ATTACH_ALL, 8, True),
-    Command(c.CMD_CONN_UPDATE, "CONN_UPDATE", 32, limits.UPDATE_MAX_SIZE, 0, 8, False),
-    Command(c.CMD_BUS_CREATOR_INFO, "BUS_CREATOR_INFO", 56, _INFO_MAX, c.ATTACH_ALL, 8, True),
-    Command(c.CMD_ENDPOINT_UPDATE, "ENDPOINT_UPDATE", 32, limits.UPDATE_MAX_SIZE, 0, 8, False),
-    Command(c.CMD_MATCH_ADD, "MATCH_ADD", 40, limits.MATCH_MAX_SIZE, c.MATCH_REPLACE, 16, False),
-    Command(c.CMD_MATCH_REMOVE, "MATCH_REMOVE", 40, 40, 0, 16, False),
-)
-
-COMMANDS: Final[dict[int, Command]] = {command.number: command for command in _TABLE}
-"""Every command but BYEBYE, which takes no argument, by ioctl number."""
+    def __init__(
+        self,
+        kind: int,
+        number: int,
+        name: str,
+        size: int,
+        max_size: int,
+        flags: int,
+        flags_offset: int,
+        *,
+        message_pointer: int = 0,
+        slice_offset_at: int = 0,
+        offered: int = 0,
+        tells_offset_at: int = 0,
+        tells_offset_flag: int = 0,
+    ) -> None:
+        self.file = CONTROL_FILE if kind == BUS_MAKE else ENDPOINT_FILE
+        self.kind = kind
+        self.number = number
+        self.name = name
+        self.size = size
+        self.max_size = max_size
+        self.flags = flags
+        self.flags_offset = flags_offset
+        self.message_pointer = message_pointer
+        self.slice_offset_at = slice_offset_at
+        self.offered = offered
+        self.tells_offset_at = tells_offset_at
+        self.tells_offset_flag = tells_offset_flag

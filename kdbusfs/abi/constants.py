@@ -1,6 +1,8 @@
-"""Numbers of kdbus.h v3 (January 2015) under their own names, without the KDBUS_ prefix, as plain integers.
+"""The core's vocabulary: kinds of items, flags and ids under the names of kdbus.h, without the KDBUS_ prefix.
 
-Plain integers and not enums: they are compared and masked several times for every message.
+The values are those of v3.  An ABI that numbers something otherwise translates it: what a client sends is one of these
+numbers only after its family has decoded it.  Plain integers and not enums: they are compared and masked several times
+for every message.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ MATCH_ID_ANY: Final = U64_MAX
 # Set in every negotiated `kernel_flags`; never valid in flags that a client passes (GEN-9).
 FLAG_KERNEL: Final = 1 << 63
 
-# Item types that a client may send.
+# Kinds of items that a client may send; one that its ABI does not know is ITEM_UNKNOWN.
+ITEM_UNKNOWN: Final = 0
 ITEM_PAYLOAD_VEC: Final = 1
 ITEM_PAYLOAD_OFF: Final = 2
 ITEM_PAYLOAD_MEMFD: Final = 3
@@ -34,7 +37,7 @@ ITEM_ATTACH_FLAGS_RECV: Final = 12
 ITEM_ID: Final = 13
 ITEM_NAME: Final = 14
 
-# Item types of metadata; ITEM_TIMESTAMP + n belongs to attach flag 1 << n.
+# Kinds of metadata; ITEM_TIMESTAMP + n belongs to attach flag 1 << n.
 ITEM_TIMESTAMP: Final = 0x1000
 ITEM_CREDS: Final = 0x1001
 ITEM_PIDS: Final = 0x1002
@@ -52,7 +55,7 @@ ITEM_CONN_DESCRIPTION: Final = 0x100D
 
 ITEM_POLICY_ACCESS: Final = 0x2000
 
-# Item types of notifications, also used as match rules for them.
+# Kinds of notifications, also used as match rules for them.
 ITEM_NAME_ADD: Final = 0x8000
 ITEM_NAME_REMOVE: Final = 0x8001
 ITEM_NAME_CHANGE: Final = 0x8002
@@ -121,21 +124,3 @@ POLICY_ACCESS_WORLD: Final = 3
 POLICY_SEE: Final = 0
 POLICY_TALK: Final = 1
 POLICY_OWN: Final = 2
-
-# ioctl numbers (magic 0x95).
-CMD_BUS_MAKE: Final = 0x40209500
-CMD_ENDPOINT_MAKE: Final = 0x40209510
-CMD_HELLO: Final = 0xC0689520
-CMD_BYEBYE: Final = 0x00009521
-CMD_SEND: Final = 0xC0489530
-CMD_RECV: Final = 0xC0489531
-CMD_FREE: Final = 0x40289532
-CMD_NAME_ACQUIRE: Final = 0xC0209540
-CMD_NAME_RELEASE: Final = 0x40209541
-CMD_NAME_LIST: Final = 0xC0309542
-CMD_CONN_INFO: Final = 0xC0389550
-CMD_CONN_UPDATE: Final = 0x40209551
-CMD_BUS_CREATOR_INFO: Final = 0xC0389552
-CMD_ENDPOINT_UPDATE: Final = 0x40209561
-CMD_MATCH_ADD: Final = 0x40289570
-CMD_MATCH_REMOVE: Final = 0x40289571

@@ -1,6 +1,6 @@
 """A client of the kdbus ioctl ABI: for tests, tools and users.  `docs/client.md` shows how it is used."""
 
-from ..abi.identity import Creds, Pids
+from ..base.identity import Creds, Pids
 from .bloom import bloom_filter
 from .connection import DEFAULT_TIMEOUT, Connection, Destination, Lost, deadline
 from .decode import (

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from uuid import UUID
 
-from ..abi import constants as c
-from ..abi import layouts
-from ..abi.items import Item
+from ..abi.v3 import constants as c
+from ..abi.v3 import layouts
+from ..abi.v3.items import RawItem
 from . import decode, encode, raw
 from .bloom import bloom_filter
 from .encode import Access, FileLike, Payload, Rule
@@ -71,7 +71,7 @@ class Connection:
         name: str | None = None,
         policy: Iterable[Access] = (),
         description: str | None = None,
-        items: Iterable[Item] = (),
+        items: Iterable[RawItem] = (),
         system: raw.System = raw.LINUX,
     ) -> None:
         flags |= c.HELLO_ACCEPT_FD if accept_fd else 0
@@ -135,7 +135,7 @@ class Connection:
         attach_recv: int | None = None,
         name: str | None = None,
         policy: Iterable[Access] = (),
-        items: Iterable[Item] = (),
+        items: Iterable[RawItem] = (),
     ) -> None:
         """Change attach flags; or of a policy holder the name and its policy."""
         item_bytes = b""
@@ -202,7 +202,7 @@ class Connection:
         bloom: Buffer | tuple[int, Buffer] | None,
         payload_type: int,
         src_id: int,
-        items: Iterable[Item],
+        items: Iterable[RawItem],
         command_items: bytes = b"",
     ) -> raw.Block:
         pins: list[object] = []  # lives as long as this call: what the message's vectors point to
@@ -249,7 +249,7 @@ class Connection:
         no_auto_start: bool = False,
         payload_type: int = c.PAYLOAD_DBUS,
         src_id: int = 0,
-        items: Iterable[Item] = (),
+        items: Iterable[RawItem] = (),
     ) -> int:
         """Queue a message at `destination` and go on; its cookie.
 
@@ -394,7 +394,7 @@ class Connection:
 
     # Matches.
 
-    def add_match(self, cookie: int, *rules: Rule | Item, replace: bool = False) -> None:
+    def add_match(self, cookie: int, *rules: Rule | RawItem, replace: bool = False) -> None:
         """Receive the signals and notifications that all of `rules` accept; without rules all there are.
 
         replace: instead of the matches that have this cookie.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..abi import constants as c
-from ..abi import layouts
-from ..abi.identity import Creds, Pids
-from ..abi.items import Item
+from ..abi.v3 import constants as c
+from ..abi.v3 import layouts
+from ..abi.v3.items import RawItem
+from ..base.identity import Creds, Pids
 from .raw import Buffer
 
 
@@ -33,7 +33,7 @@ def walk(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]
         at += layouts.align8(size)
 
 
-def items_of(buffer: Buffer, start: int, end: int) -> list[Item]:
+def items_of(buffer: Buffer, start: int, end: int) -> list[RawItem]:
     """The items in `buffer[start:end]` as copies."""
     return [(kind, bytes(buffer[begin:stop])) for kind, begin, stop in walk(buffer, start, end)]
 
@@ -132,7 +132,7 @@ _METADATA: dict[int, tuple[str, Callable[[bytes], Any]]] = {
 }
 
 
-def metadata_of(items: Iterable[Item]) -> Metadata:
+def metadata_of(items: Iterable[RawItem]) -> Metadata:
     """The metadata among `items`; others are passed over."""
     metadata = Metadata()
     names: list[OwnedName] = []
@@ -177,7 +177,7 @@ class NoReply(NamedTuple):
 Notification = NameChange | IdChange | NoReply
 
 
-def notification_of(items: Iterable[Item]) -> Notification | None:
+def notification_of(items: Iterable[RawItem]) -> Notification | None:
     """The notification among the items of a message, if it is one."""
     for kind, payload in items:
         if kind in (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE):
@@ -211,7 +211,7 @@ class Info:
     id: int
     flags: int
     name: str | None
-    items: list[Item]
+    items: list[RawItem]
     metadata: Metadata
 
 

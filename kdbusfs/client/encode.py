@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final, NamedTuple, Protocol
 
-from ..abi import constants as c
-from ..abi import layouts
-from ..abi.commands import COMMANDS
-from ..abi.items import Item, make_item
+from ..abi.v3 import constants as c
+from ..abi.v3 import layouts
+from ..abi.v3.commands import COMMANDS
+from ..abi.v3.items import RawItem, make_item
 from .raw import Buffer, pin
 
 
@@ -111,7 +111,7 @@ def u64_item(kind: int, value: int) -> bytes:
     return make_item(kind, layouts.U64.pack(value))
 
 
-def more_items(items: Iterable[Item]) -> bytes:
+def more_items(items: Iterable[RawItem]) -> bytes:
     """Items given as (type, payload)."""
     return b"".join([make_item(kind, payload) for kind, payload in items])
 

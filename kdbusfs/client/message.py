@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from types import TracebackType
 
-from ..abi import constants as c
-from ..abi import layouts
-from ..abi.items import Item
+from ..abi.v3 import constants as c
+from ..abi.v3 import layouts
+from ..abi.v3.items import RawItem
 from . import decode
 from .descriptors import Descriptor
 from .encode import Zero
@@ -96,7 +96,7 @@ class Message:
         self.dst_name: str | None = None
         self.payload: list[ReceivedPart] = []
         self.fds: list[Descriptor] = []
-        self.items: list[Item] = decode.items_of(pool, offset + layouts.MSG_SIZE, offset + self.size)
+        self.items: list[RawItem] = decode.items_of(pool, offset + layouts.MSG_SIZE, offset + self.size)
         self._views: list[memoryview] = []
         self._metadata: decode.Metadata | None = None
         self._free = free

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TypeVar
 
-from ..abi import constants as c
-from ..abi import layouts
-from ..abi.items import Item, make_item
+from ..abi.v3 import constants as c
+from ..abi.v3 import layouts
+from ..abi.v3.items import RawItem, make_item
 from . import encode, raw
 from .encode import Policy
 from .raw import check
@@ -66,7 +66,7 @@ class BusOwner(_Owner):
 class EndpointOwner(_Owner):
     """A custom endpoint."""
 
-    def update(self, policy: Policy = (), *, items: Iterable[Item] = ()) -> None:
+    def update(self, policy: Policy = (), *, items: Iterable[RawItem] = ()) -> None:
         """Replace its whole policy (EINVAL, EEXIST)."""
         item_bytes = encode.policy_items(policy) + encode.more_items(items)
         command = encode.command(c.CMD_ENDPOINT_UPDATE, items=item_bytes)
@@ -94,7 +94,7 @@ def make_bus(
     attach_recv: int | None = None,
     attach_send: int | None = None,
     prefix: bool = True,
-    items: Iterable[Item] = (),
+    items: Iterable[RawItem] = (),
     system: raw.System = raw.LINUX,
 ) -> BusOwner:
     """Make a bus in the domain mounted at `root`.  Raises OSError.
@@ -124,7 +124,7 @@ def make_endpoint(
     access: int = 0,
     policy: Policy = (),
     prefix: bool = True,
-    items: Iterable[Item] = (),
+    items: Iterable[RawItem] = (),
     system: raw.System = raw.LINUX,
 ) -> EndpointOwner:
     """Make a custom endpoint beside the default endpoint `bus` (a path or a BusOwner).  Raises OSError.

@@ -7,11 +7,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
-from ..abi.items import Item
-from ..abi.layouts import BLOOM_PARAMETER, U64
+from ..abi.commands import BUS_MAKE
 from ..abi.limits import BUS_BLOOM_MAX_SIZE, BUS_BLOOM_MIN_SIZE
+from ..base.errors import KdbusError
+from ..base.ports import ProcessMetadata
 from .endpoint import Endpoint
 from .match import CLASSES, USER_MESSAGES
 from .match_index import MatchIndex
@@ -20,17 +19,17 @@ from .names import NameRegistry
 from .nodes import access_mode, check_uid_prefix
 from .notify import Notifier
 from .policy import PolicyDb
-from .ports import ProcessMetadata
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..abi.family import Family
+    from ..abi.values import Item
+    from ..base.call import Call
     from .connection import Connection
     from .domain import Domain
     from .message import Message
     from .metadata import ConnMetadata
     from .quota import User
 
-_COMMAND: Final = COMMANDS[c.CMD_BUS_MAKE]
 _SINGLE_ITEMS: Final = (
     c.ITEM_MAKE_NAME,
     c.ITEM_BLOOM_PARAMETER,
@@ -93,10 +92,12 @@ class Bus:
     def broadcast_notification(self, message: Message, metadata: ConnMetadata) -> None:
         """To all monitors, then to every connection with a match that may see it (NOTE-1 to NOTE-5, NOTE-11)."""
         self.eavesdrop_notification(message, metadata)
-        for receiver in self.listeners[message.notify_type].receivers(message, None):
+        notice = message.notice
+        assert notice is not None
+        for receiver in self.listeners[notice.kind].receivers(message, None):
             if (
                 receiver.active
-                and receiver.may_see_notification(message)
+                and receiver.may_see_notice(notice)
                 and not receiver.try_deliver(message, None, metadata, None)
             ):
                 receiver.lost += 1
@@ -124,28 +125,27 @@ class Bus:
         self.domain.remove_bus(self)
 
 
-def make_bus(domain: Domain, call: Call) -> Bus:
+def make_bus(domain: Domain, family: Family, call: Call) -> Bus:
     """KDBUS_CMD_BUS_MAKE (BUS-2 to BUS-12).
 
     Raises KdbusError: EBADMSG, EEXIST, EINVAL, EMFILE; ENAMETOOLONG for the name.
     """
-    items = call.begin(_COMMAND)
-    found = _single_items(items)
+    found = _single_items(family.decode(BUS_MAKE, call))
     name = found.get(c.ITEM_MAKE_NAME)
     bloom = found.get(c.ITEM_BLOOM_PARAMETER)
     if name is None or bloom is None:
         raise KdbusError(EBADMSG, "name or bloom parameters missing")
-    bloom_size, n_hash = BLOOM_PARAMETER.unpack(bloom)
+    bloom_size, n_hash = bloom.numbers
     if not BUS_BLOOM_MIN_SIZE <= bloom_size <= BUS_BLOOM_MAX_SIZE or bloom_size % 8 or n_hash < 1:
         raise KdbusError(EINVAL, "bad bloom parameters")
-    required = sanitize_attach_flags(_u64(found.get(c.ITEM_ATTACH_FLAGS_RECV)))
-    shown = sanitize_attach_flags(_u64(found.get(c.ITEM_ATTACH_FLAGS_SEND)))
+    required = sanitize_attach_flags(_number(found.get(c.ITEM_ATTACH_FLAGS_RECV)))
+    shown = sanitize_attach_flags(_number(found.get(c.ITEM_ATTACH_FLAGS_SEND)))
     caller = call.caller
     ids = caller.ids()
-    check_uid_prefix(name, caller.domain_uid(ids.euid))
+    check_uid_prefix(name.text, caller.domain_uid(ids.euid))
 
-    flags: int = U64.unpack_from(call.command, _COMMAND.flags_offset)[0]
-    bus = Bus(domain, name[:-1].decode("ascii"), flags, ids.euid, ids.egid)
+    flags = call.flags
+    bus = Bus(domain, name.text.decode("ascii"), flags, ids.euid, ids.egid)
     bus.bloom_size = bloom_size
     bus.bloom_n_hash = n_hash
     bus.attach_flags_required = required
@@ -165,17 +165,16 @@ def make_bus(domain: Domain, call: Call) -> Bus:
     return bus
 
 
-def _single_items(items: list[Item]) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    for kind, payload in items:
-        if kind not in _SINGLE_ITEMS:
+def _single_items(items: list[Item]) -> dict[int, Item]:
+    found: dict[int, Item] = {}
+    for item in items:
+        if item.kind not in _SINGLE_ITEMS:
             raise KdbusError(EINVAL, "item that no BUS_MAKE may have")
-        if kind in found:
+        if item.kind in found:
             raise KdbusError(EEXIST, "item given twice")
-        found[kind] = payload
+        found[item.kind] = item
     return found
 
 
-def _u64(payload: bytes | None) -> int:
-    value: int = U64.unpack(payload)[0] if payload is not None else 0
-    return value
+def _number(item: Item | None) -> int:
+    return item.numbers[0] if item is not None else 0

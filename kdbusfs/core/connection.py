@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Final
 from librt.strings import BytesWriter
 
 from ..abi import constants as c
-from ..abi.errors import AbandonedError, KdbusError
-from ..abi.items import make_item
-from ..abi.layouts import MSG_SIZE, U64
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
-from .call import Installation
+from ..abi.values import OwnedNames
+from ..base.call import Installation
+from ..base.errors import AbandonedError, KdbusError
 from .match import MatchDb
-from .message import NO_PLACES
 from .metadata import export, held_bytes
 from .names import NAME_COST
 from .queue import Queue, QueueEntry
@@ -23,6 +21,9 @@ from .reply import newest_first
 from .sync import fail, finish, forget
 
 if TYPE_CHECKING:
+    from ..abi.family import Family
+    from ..abi.values import Notice
+    from ..base.ports import Caller, ProcessMetadata, Reader
     from .endpoint import Endpoint
     from .handle import EndpointHandle
     from .message import Message
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .names import NameEntry
     from .policy import PinnedCredentials, Subject
     from .pool import Pool, Slice
-    from .ports import Caller, ProcessMetadata, Reader
     from .quota import User
     from .reply import Reply
 
@@ -42,6 +42,7 @@ DEAD: Final = POLLERR | POLLHUP
 class Connection:
     """One connection to a bus, from HELLO to BYEBYE or the last close.
 
+    family: the ABI that it speaks, in which it gets its messages;
     names: well-known names it owns, in order of acquisition, and name_changes: how often they changed;
     waiting_for: names it is queued for;
     replies: trackers of its own requests; owed: trackers of requests that it has to answer;
@@ -63,6 +64,7 @@ class Connection:
         "description",
         "endpoint",
         "faked",
+        "family",
         "flags",
         "handle",
         "id",
@@ -77,7 +79,7 @@ class Connection:
         "name_changes",
         "names",
         "owed",
-        "owned_items",
+        "owned_names",
         "pool",
         "privileged",
         "queue",
@@ -94,6 +96,7 @@ class Connection:
     def __init__(
         self,
         handle: EndpointHandle,
+        family: Family,
         conn_id: int,
         flags: int,
         attach_flags: tuple[int, int],
@@ -107,6 +110,7 @@ class Connection:
     ) -> None:
         endpoint: Endpoint = handle.endpoint
         self.handle = handle
+        self.family = family
         self.endpoint = endpoint
         self.bus = endpoint.bus
         self.id = conn_id
@@ -129,7 +133,7 @@ class Connection:
         self.matches = MatchDb(self)
         self.names: dict[bytes, NameEntry] = {}
         self.name_changes = 0
-        self.owned_items: bytes | None = b""
+        self.owned_names: OwnedNames | None = None
         self.waiting_for: dict[bytes, NameEntry] = {}
         self.activator_of: NameEntry | None = None
         self.replies: list[Reply] = []
@@ -153,24 +157,21 @@ class Connection:
         """Note that a name is its own now, as the last one that it got."""
         self.names[entry.name] = entry
         self.name_changes += 1
-        self.owned_items = None
+        self.owned_names = None
         self.user.account.add(NAME_COST)
 
     def disown(self, entry: NameEntry) -> None:
         del self.names[entry.name]
         self.name_changes += 1
-        self.owned_items = None
+        self.owned_names = None
         self.user.account.uncharge(NAME_COST)
 
-    def owned_name_items(self) -> bytes:
-        """An OWNED_NAME item for each name (META-15); made anew only when the names have changed."""
-        items = self.owned_items
-        if items is None:
-            items = self.owned_items = b"".join(
-                make_item(c.ITEM_OWNED_NAME, U64.pack(entry.flags) + name + b"\0")
-                for name, entry in self.names.items()
-            )
-        return items
+    def names_now(self) -> OwnedNames:
+        """The names with their flags (META-15); made anew only when they have changed."""
+        names = self.owned_names
+        if names is None:
+            names = self.owned_names = OwnedNames([(entry.flags, name) for name, entry in self.names.items()])
+        return names
 
     # Readiness
 
@@ -291,32 +292,31 @@ class Connection:
         Raises KdbusError(ENOBUFS) when the pool has no room; nothing has happened then.
         """
         message = entry.message
-        resources = message.resources
+        family = self.family
         payload = entry.payload
         metadata = b""
         if entry.proc_meta is not None or entry.conn_meta is not None:
             mask = self.attach_flags_recv & self.bus.domain.attach_flags_mask
-            metadata = export(entry.proc_meta, entry.conn_meta, mask, reader)
+            metadata = export(entry.proc_meta, entry.conn_meta, mask, reader, family)
         writer = BytesWriter()
-        places = NO_PLACES
-        if resources is not None:
-            size = MSG_SIZE + resources.items_size + resources.fds_item_size + len(metadata)
-            message.write_header(writer, size)
-            places = resources.write_items(writer, payload.offset if payload is not None else 0)
-        else:
-            size = MSG_SIZE + len(message.extra) + len(metadata)
-            message.write_header(writer, size)
-            writer.write(message.extra)
-        if metadata:
-            writer.write(metadata)
+        places = family.write_message(writer, message, payload.offset if payload is not None else 0, metadata)
+        size = len(writer)
         pool = self.pool
         part = pool.put(writer.getvalue())
         pool.publish(part, payload)
+        resources = message.resources
         if not places or not with_files or resources is None:
             return part.offset, size, None
-        base = part.offset + MSG_SIZE
-        entries = [(file, pool.memory, base + place) for file, place in places]
-        return part.offset, size, Installation(entries, resources.retain())
+        files = resources.memfds + resources.files
+        entries = [
+            (file, pool.memory, part.offset + place) for file, place in zip(files, places, strict=True)
+        ]
+        flags_offset = family.receive_flags_offset
+        return (
+            part.offset,
+            size,
+            Installation(entries, resources.retain(), flags_offset, family.incomplete_files),
+        )
 
     def discard(self, entry: QueueEntry) -> None:
         """Give back all that a queue entry holds; it is in no queue any more."""
@@ -404,11 +404,11 @@ class Connection:
         custom = self.endpoint.policy
         return custom is None or custom.grants_any(subject, peer.names, c.POLICY_SEE)
 
-    def may_see_notification(self, message: Message) -> bool:
+    def may_see_notice(self, notice: Notice) -> bool:
         """NOTE-5."""
         if self.endpoint.policy is None:
             return True
-        return bool(message.notify_name) and self.may_see_name(message.notify_name)
+        return bool(notice.name) and self.may_see_name(notice.name)
 
     # The end
 

@@ -8,10 +8,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.errors import KdbusError
-from .call import ERESTARTSYS
+from ..base.call import ERESTARTSYS
+from ..base.errors import KdbusError
+from ..base.handle import Handle
 from .figures import connection_stats, figures
-from .handle import ControlHandle, EndpointHandle, Handle, is_privileged
+from .handle import ControlHandle, EndpointHandle, is_privileged
 from .metadata import DEFAULT_MASK
 from .policy import SharedCredentials
 from .quota import Account, Total, User
@@ -20,10 +21,10 @@ from .send import CancelToken
 from .sync import finish, forget, interrupt
 
 if TYPE_CHECKING:
+    from ..base.call import Call
+    from ..base.ports import Caller, Host, Memory
     from .bus import Bus
-    from .call import Call
     from .endpoint import Endpoint
-    from .ports import Caller, Host, Memory
     from .reply import Reply
 
 ROOT_INO: Final = 1

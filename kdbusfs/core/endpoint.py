@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from errno import EBADMSG, EPERM, ESHUTDOWN
+from errno import EBADMSG, EEXIST, EPERM, ESHUTDOWN
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
-from ..abi.items import Item, find_one
-from ..abi.layouts import U64
+from ..abi.commands import ENDPOINT_MAKE, ENDPOINT_UPDATE
+from ..base.errors import KdbusError
 from .nodes import access_mode, check_uid_prefix
 from .policy import PolicyDb
 from .quota import User
 
 if TYPE_CHECKING:
+    from ..abi.family import Family
+    from ..abi.values import Item
+    from ..base.call import Call
+    from ..base.ports import Caller
     from .bus import Bus
-    from .call import Call
     from .connection import Connection
     from .handle import EndpointHandle
-    from .ports import Caller
 
-_MAKE: Final = COMMANDS[c.CMD_ENDPOINT_MAKE]
-_UPDATE: Final = COMMANDS[c.CMD_ENDPOINT_UPDATE]
 ENDPOINT_COST: Final = 2048
 """What a custom endpoint is charged with, in bytes."""
 
@@ -71,29 +69,25 @@ class Endpoint:
         self._drop_policy()
 
 
-def make_endpoint(handle: EndpointHandle, call: Call) -> Endpoint:
+def make_endpoint(handle: EndpointHandle, family: Family, call: Call) -> Endpoint:
     """KDBUS_CMD_ENDPOINT_MAKE (EPM-1 to EPM-6).
 
     Raises KdbusError: EPERM, EBADMSG (no name), EEXIST (two names, or taken), EINVAL, ESHUTDOWN, ENAMETOOLONG.
     """
     if not handle.privileged:
         raise KdbusError(EPERM, "only for the bus' owner")
-    call.check_size(_MAKE)
-    call.clear_return_flags(_MAKE)
-    items = call.begin(_MAKE)
-    name = find_one(items, c.ITEM_MAKE_NAME)
-    if name is None:
-        raise KdbusError(EBADMSG, "endpoint without a name")
+    items = family.decode(ENDPOINT_MAKE, call)
+    name = _only_name(items)
     bus = handle.endpoint.bus
     caller = call.caller
     ids = caller.ids()
     check_uid_prefix(name, caller.domain_uid(ids.euid))
     if not bus.active:
         raise KdbusError(ESHUTDOWN, "bus is gone")
-    flags = U64.unpack_from(call.command, _MAKE.flags_offset)[0]
+    flags = call.flags
     account = bus.domain.users.get(caller.user).account
     user = User(ids.euid, account)
-    endpoint = Endpoint(bus, name[:-1].decode("ascii"), flags, ids.euid, ids.egid, user)
+    endpoint = Endpoint(bus, name.decode("ascii"), flags, ids.euid, ids.egid, user)
     account.charge(ENDPOINT_COST)
     try:
         bus.add_endpoint(endpoint)
@@ -109,9 +103,20 @@ def make_endpoint(handle: EndpointHandle, call: Call) -> Endpoint:
     return endpoint
 
 
-def update_endpoint(endpoint: Endpoint, call: Call) -> int:
+def _only_name(items: list[Item]) -> bytes:
+    found: bytes | None = None
+    for item in items:
+        if item.kind == c.ITEM_MAKE_NAME:
+            if found is not None:
+                raise KdbusError(EEXIST, "second name")
+            found = item.text
+    if found is None:
+        raise KdbusError(EBADMSG, "endpoint without a name")
+    return found
+
+
+def update_endpoint(endpoint: Endpoint, family: Family, call: Call) -> int:
     """KDBUS_CMD_ENDPOINT_UPDATE (EPU-1 to EPU-3).  Raises what `PolicyDb.replace` raises."""
-    items = call.begin(_UPDATE)
-    endpoint.set_policy(items, call.caller)
-    call.clear_return_flags(_UPDATE)
+    endpoint.set_policy(family.decode(ENDPOINT_UPDATE, call), call.caller)
+    family.done(ENDPOINT_UPDATE, call)
     return 0

@@ -7,13 +7,12 @@ from errno import E2BIG, EBADFD, ECONNRESET, ENOTTY, EOPNOTSUPP, EPERM, ESHUTDOW
 from select import POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
 from typing import TYPE_CHECKING, Final
 
-from mypy_extensions import mypyc_attr
-
+from ..abi import commands as k
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
-from ..abi.layouts import U64
+from ..abi import families
 from ..abi.limits import CONN_MAX_NAMES
+from ..base.errors import KdbusError
+from ..base.handle import Handle
 from .bus import Bus, make_bus
 from .connection import DEAD, Connection
 from .endpoint import Endpoint, make_endpoint, update_endpoint
@@ -23,61 +22,47 @@ from .receive import free, recv
 from .send import send
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..abi.family import Family
+    from ..base.call import Call
+    from ..base.ports import Caller, Memory
     from .domain import Domain
-    from .ports import Caller, Memory
-
-_ACQUIRE: Final = COMMANDS[c.CMD_NAME_ACQUIRE]
-_RELEASE: Final = COMMANDS[c.CMD_NAME_RELEASE]
-_MATCH_ADD: Final = COMMANDS[c.CMD_MATCH_ADD]
-_MATCH_REMOVE: Final = COMMANDS[c.CMD_MATCH_REMOVE]
-_MATCH_COOKIE_OFFSET: Final = 8
 
 
 def _name_acquire(connection: Connection, call: Call) -> int:
     """NAME-3.  Raises KdbusError: EINVAL, E2BIG, EPERM, and those of `NameRegistry.acquire`."""
-    call.check_size(_ACQUIRE)
-    call.clear_return_flags(_ACQUIRE)
-    kernel_flags = bytes(call.command[16:24])
-    items = call.begin(_ACQUIRE)
-    name = only_name(items)
+    family = connection.family
+    name = only_name(family.decode(k.NAME_ACQUIRE, call))
     if len(connection.names) >= CONN_MAX_NAMES:
         raise KdbusError(E2BIG, "owns too many names")
     if not connection.may_own(name, call.caller):
         raise KdbusError(EPERM, "may not own the name")
-    flags = U64.unpack_from(call.command, _ACQUIRE.flags_offset)[0]
-    flags = connection.bus.names.acquire(connection, name, flags)
+    flags = connection.bus.names.acquire(connection, name, call.flags)
     connection.bus.notifier.flush()
-    U64.pack_into(call.command, _ACQUIRE.flags_offset, flags)
-    # The struct that is copied back was taken before the negotiation (GEN-14).
-    call.command[16:24] = kernel_flags
+    family.acquired(call, flags)
     return 0
 
 
 def _name_release(connection: Connection, call: Call) -> int:
     """NAME-14.  Raises KdbusError: EINVAL, ESRCH."""
-    call.check_size(_RELEASE)
-    call.clear_return_flags(_RELEASE)
-    connection.bus.names.release(connection, only_name(call.begin(_RELEASE)))
+    name = only_name(connection.family.decode(k.NAME_RELEASE, call))
+    connection.bus.names.release(connection, name)
     connection.bus.notifier.flush()
     return 0
 
 
 def _match_add(connection: Connection, call: Call) -> int:
-    items = call.begin(_MATCH_ADD)
-    cookie = U64.unpack_from(call.command, _MATCH_COOKIE_OFFSET)[0]
-    flags = U64.unpack_from(call.command, _MATCH_ADD.flags_offset)[0]
+    match = connection.family.decode_match(k.MATCH_ADD, call)
     connection.check_active()
-    connection.matches.add(cookie, items, replace=bool(flags & c.MATCH_REPLACE))
-    call.clear_return_flags(_MATCH_ADD)
+    connection.matches.add(match.cookie, match.items, replace=bool(call.flags & c.MATCH_REPLACE))
+    connection.family.done(k.MATCH_ADD, call)
     return 0
 
 
 def _match_remove(connection: Connection, call: Call) -> int:
-    call.begin(_MATCH_REMOVE)
+    match = connection.family.decode_match(k.MATCH_REMOVE, call)
     connection.check_active()
-    connection.matches.remove(U64.unpack_from(call.command, _MATCH_COOKIE_OFFSET)[0])
-    call.clear_return_flags(_MATCH_REMOVE)
+    connection.matches.remove(match.cookie)
+    connection.family.done(k.MATCH_REMOVE, call)
     return 0
 
 
@@ -92,35 +77,35 @@ _ANY: Final = 15
 class _Entry:
     """A command of a connected file, and which roles may give it."""
 
-    __slots__ = ("command", "number", "roles")
+    __slots__ = ("command", "kind", "roles")
 
-    def __init__(self, number: int, roles: int, command: Callable[[Connection, Call], int]) -> None:
-        self.number = number
+    def __init__(self, kind: int, roles: int, command: Callable[[Connection, Call], int]) -> None:
+        self.kind = kind
         self.roles = roles
         self.command = command
 
 
-def _by_low_byte(*entries: _Entry) -> list[_Entry | None]:
-    table: list[_Entry | None] = [None] * 256
+def _by_kind(*entries: _Entry) -> list[_Entry | None]:
+    table: list[_Entry | None] = [None] * k.COUNT
     for entry in entries:
-        table[entry.number & 0xFF] = entry
+        table[entry.kind] = entry
     return table
 
 
-_CONNECTED: Final = _by_low_byte(
-    _Entry(c.CMD_SEND, _ORDINARY, send),
-    _Entry(c.CMD_RECV, _RECEIVERS, recv),
-    _Entry(c.CMD_FREE, _RECEIVERS, free),
-    _Entry(c.CMD_NAME_ACQUIRE, _ORDINARY, _name_acquire),
-    _Entry(c.CMD_NAME_RELEASE, _ORDINARY, _name_release),
-    _Entry(c.CMD_NAME_LIST, _ANY, name_list),
-    _Entry(c.CMD_CONN_INFO, _ANY, conn_info),
-    _Entry(c.CMD_BUS_CREATOR_INFO, _ANY, creator_info),
-    _Entry(c.CMD_CONN_UPDATE, _ORDINARY | _POLICY_HOLDER | _MONITOR, conn_update),
-    _Entry(c.CMD_MATCH_ADD, _ORDINARY, _match_add),
-    _Entry(c.CMD_MATCH_REMOVE, _ORDINARY, _match_remove),
+_CONNECTED: Final = _by_kind(
+    _Entry(k.SEND, _ORDINARY, send),
+    _Entry(k.RECV, _RECEIVERS, recv),
+    _Entry(k.FREE, _RECEIVERS, free),
+    _Entry(k.NAME_ACQUIRE, _ORDINARY, _name_acquire),
+    _Entry(k.NAME_RELEASE, _ORDINARY, _name_release),
+    _Entry(k.LIST, _ANY, name_list),
+    _Entry(k.CONN_INFO, _ANY, conn_info),
+    _Entry(k.BUS_CREATOR_INFO, _ANY, creator_info),
+    _Entry(k.UPDATE, _ORDINARY | _POLICY_HOLDER | _MONITOR, conn_update),
+    _Entry(k.MATCH_ADD, _ORDINARY, _match_add),
+    _Entry(k.MATCH_REMOVE, _ORDINARY, _match_remove),
 )
-"""The commands of a connected file (GEN-4), by what differs in all numbers."""
+"""The commands of a connected file by their kind (GEN-4)."""
 
 
 def _role(connection: Connection) -> int:
@@ -131,56 +116,32 @@ def _role(connection: Connection) -> int:
     return _MONITOR if connection.is_monitor else _ORDINARY
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Handle:
-    """What the core keeps for an open file description.
-
-    fhs: the numbers that whoever serves it knows it by; is_copied: its client reads copies, which have to be up to date
-    when it is told where something is.
-    """
-
-    __slots__ = ("fhs", "is_copied")
-
-    def __init__(self) -> None:
-        self.fhs: list[int] = []
-        self.is_copied = False
-
-    def ioctl(self, call: Call) -> int:
-        """Carry out a command: 0, -errno, or PENDING where the answer comes later."""
-        raise NotImplementedError
-
-    def poll(self) -> int:
-        """Its readiness now, as POLL* bits."""
-        raise NotImplementedError
-
-    def release(self) -> None:
-        """Its last descriptor is gone."""
-        raise NotImplementedError
-
-
 class ControlHandle(Handle):
     """An open `control` file, perhaps the owner of a bus (BUS-1, FS-22 to FS-24)."""
 
-    __slots__ = ("_busy", "_domain", "bus")
+    __slots__ = ("_busy", "_domain", "_family", "bus")
 
     def __init__(self, domain: Domain) -> None:
-        super().__init__()
+        super().__init__(k.CONTROL_FILE)
         self._domain = domain
         self._busy = False
+        self._family: Family | None = None
         self.bus: Bus | None = None
 
     def ioctl(self, call: Call) -> int:
         """0 or -errno."""
         if not self._domain.active:
             return -ESHUTDOWN
-        if call.number != c.CMD_BUS_MAKE:
+        family = self._family or families.find(call.number)
+        if family is None or family.find(call.number) != k.BUS_MAKE:
             return -ENOTTY
         # Busy: a command that is held up by its client's memory is about to make something of this file.
         if self.bus is not None or self._busy:
             return -EBADFD
         self._busy = True
         try:
-            self.bus = make_bus(self._domain, call)
+            self.bus = make_bus(self._domain, family, call)
+            self._family = family
         except KdbusError as error:
             return -error.errno
         finally:
@@ -202,18 +163,20 @@ class EndpointHandle(Handle):
     """An open endpoint file: fresh, connected, or the owner of a custom endpoint.
 
     privileged: opened on the default endpoint by the bus' owner or with CAP_IPC_OWNER (PRIV-1);
+    family: the ABI that it speaks, once it is a connection or owns an endpoint;
     memory: backs the pool of the connection that it may become.
     """
 
-    __slots__ = ("_busy", "_role", "connection", "endpoint", "memory", "owned", "privileged")
+    __slots__ = ("_busy", "_role", "connection", "endpoint", "family", "memory", "owned", "privileged")
 
     def __init__(self, endpoint: Endpoint, memory: Memory, *, privileged: bool) -> None:
-        super().__init__()
+        super().__init__(k.ENDPOINT_FILE)
         self.endpoint = endpoint
         self.memory = memory
         self.privileged = privileged
         self.connection: Connection | None = None
         self.owned: Endpoint | None = None
+        self.family: Family | None = None
         self._busy = False
         self._role = 0
 
@@ -227,26 +190,33 @@ class EndpointHandle(Handle):
         try:
             if self.connection is not None:
                 return self._connected(self.connection, call)
-            if self.owned is not None:
-                if call.number != c.CMD_ENDPOINT_UPDATE:
-                    return -ENOTTY
-                return update_endpoint(self.owned, call)
-            if call.number not in (c.CMD_HELLO, c.CMD_ENDPOINT_MAKE):
+            family = self.family or families.find(call.number)
+            if family is None:
                 return -ENOTTY
-            return self._become(call)
+            kind = family.find(call.number)
+            if self.owned is not None:
+                if kind != k.ENDPOINT_UPDATE:
+                    return -ENOTTY
+                return update_endpoint(self.owned, family, call)
+            if kind not in (k.HELLO, k.ENDPOINT_MAKE):
+                return -ENOTTY
+            return self._become(family, kind, call)
         except KdbusError as error:
             return -error.errno
 
-    def _become(self, call: Call) -> int:
+    def _become(self, family: Family, kind: int, call: Call) -> int:
         # A command that is held up by its client's memory is about to make something of this file.
         if self._busy:
             return -EBADFD
         self._busy = True
         try:
-            if call.number == c.CMD_ENDPOINT_MAKE:
-                self.owned = make_endpoint(self, call)
+            if kind == k.ENDPOINT_MAKE:
+                self.owned = make_endpoint(self, family, call)
+                self.family = family
                 return 0
-            result = hello(self, call)
+            result = hello(self, family, call)
+            self.family = family
+            call.becomes_connection = True
             self.endpoint.bus.domain.changed.append(self)
             return result
         finally:
@@ -257,15 +227,16 @@ class EndpointHandle(Handle):
         role = self._role
         if not role:
             role = self._role = _role(connection)
-        if call.number == c.CMD_BYEBYE:
+        kind = connection.family.find(call.number)
+        if kind == k.BYEBYE:
             if role != _ORDINARY:
                 return -EOPNOTSUPP
             connection.byebye()
             return 0
         if not connection.active:
             return -ECONNRESET
-        entry = _CONNECTED[call.number & 0xFF]
-        if entry is None or entry.number != call.number:
+        entry = _CONNECTED[kind] if kind >= 0 else None
+        if entry is None:
             return -ENOTTY
         if not role & entry.roles:
             return -EOPNOTSUPP

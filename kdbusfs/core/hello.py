@@ -6,21 +6,18 @@ from errno import ECONNREFUSED, EFAULT, EINVAL, EOPNOTSUPP, EPERM, ESHUTDOWN
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
-from ..abi.items import Item, make_item
-from ..abi.layouts import BLOOM_PARAMETER, CMD_HELLO, CREDS, PIDS, U64
+from ..base.errors import KdbusError
+from ..base.ports import ProcessMetadata
 from .connection import Connection
 from .metadata import fake_process, held_bytes, sanitize_attach_flags
 from .names import is_valid_name
 from .pool import Pool
-from .ports import ProcessMetadata
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..abi.family import Family
+    from ..abi.values import Item
+    from ..base.call import Call
     from .handle import EndpointHandle
-
-_COMMAND: Final = COMMANDS[c.CMD_HELLO]
 
 _IGNORED_ITEMS: Final = frozenset(
     (
@@ -34,7 +31,6 @@ _IGNORED_ITEMS: Final = frozenset(
         c.ITEM_ID_REMOVE,
     )
 )
-_IDENTITY_SIZES: Final = {c.ITEM_CREDS: CREDS.size, c.ITEM_PIDS: PIDS.size}
 
 
 class _Request:
@@ -52,51 +48,51 @@ class _Request:
         self.takes_name = bool(special & (c.HELLO_ACTIVATOR | c.HELLO_POLICY_HOLDER))
         self.name: bytes | None = None
         self.description: bytes | None = None
-        self.identity: dict[int, bytes] = {}
-        for kind, payload in items:
-            self._item(kind, payload)
+        self.identity: dict[int, Item] = {}
+        for item in items:
+            self._item(item)
         self._check_whole()
 
     def _check_whole(self) -> None:
         if self.takes_name and self.name is None:
             raise KdbusError(EINVAL, "activator or policy holder without a name")
 
-    def _item(self, kind: int, payload: bytes) -> None:
+    def _item(self, item: Item) -> None:
+        kind = item.kind
         if kind == c.ITEM_NAME:
             # A wildcard is a name of policies: it cannot be owned, not even by an activator (POL-8).
-            if not self.takes_name or self.name is not None or not is_valid_name(payload[:-1], wildcard=True):
+            if not self.takes_name or self.name is not None or not is_valid_name(item.text, wildcard=True):
                 raise KdbusError(EINVAL, "name not allowed, given twice, or invalid")
-            self.name = payload[:-1]
+            self.name = item.text
         elif kind in (c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_SECLABEL):
             if not self._privileged:
                 raise KdbusError(EPERM, "faked identity without privilege")
-            if len(payload) != _IDENTITY_SIZES.get(kind, len(payload)):
+            if kind != c.ITEM_SECLABEL and not item.numbers:
                 raise KdbusError(EINVAL, "identity item of wrong length")
-            self.identity[kind] = payload
+            self.identity[kind] = item
         elif kind == c.ITEM_CONN_DESCRIPTION:
             if self.description is not None:
                 raise KdbusError(EINVAL, "second description")
-            self.description = payload[:-1]
+            self.description = item.text
         elif kind not in _IGNORED_ITEMS:
             raise KdbusError(EINVAL, "item that no HELLO may have")
 
 
-def hello(handle: EndpointHandle, call: Call) -> int:
+def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
     """KDBUS_CMD_HELLO: `handle.connection` is set afterwards.
 
     Raises KdbusError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
     """
-    kernel_flags = bytes(call.command[16:24])
-    items = call.begin(_COMMAND)
-    size, flags, _, _, attach_send, attach_recv, _, _, pool_size, *_ = CMD_HELLO.unpack_from(call.command)
+    wanted = family.decode_hello(call)
+    flags, pool_size, items = call.flags, wanted.pool_size, wanted.items
     bus = handle.endpoint.bus
     if not pool_size or pool_size % bus.domain.host.page_size:
         raise KdbusError(EFAULT, "pool size is no multiple of the page size")
     request = _Request(handle, flags, items)
     if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
         raise KdbusError(EINVAL, "activator of a wildcard")
-    attach_send = sanitize_attach_flags(attach_send)
-    attach_recv_wanted = sanitize_attach_flags(attach_recv)
+    attach_send = sanitize_attach_flags(wanted.attach_send)
+    attach_recv = sanitize_attach_flags(wanted.attach_recv)
     if bus.attach_flags_required & ~attach_send:
         raise KdbusError(ECONNREFUSED, "bus requires more metadata")
 
@@ -121,9 +117,10 @@ def hello(handle: EndpointHandle, call: Call) -> int:
             raise KdbusError(ESHUTDOWN, "endpoint is gone")
         connection = Connection(
             handle,
+            family,
             conn_id,
             flags,
-            (attach_send, attach_recv_wanted),
+            (attach_send, attach_recv),
             request.description,
             metadata,
             credentials,
@@ -141,24 +138,15 @@ def hello(handle: EndpointHandle, call: Call) -> int:
         bus.domain.users.forget_if_idle(user.account)
         raise
     handle.connection = connection
-    CMD_HELLO.pack_into(
-        call.command,
-        0,
-        size,
-        flags,
-        0,
-        0,
-        bus.attach_flags_required | c.FLAG_KERNEL,
-        attach_recv,
-        bus.flags,
-        conn_id,
-        pool_size,
-        offset,
-        items_size,
-        bus.id128,
+    family.hello_done(
+        call,
+        required=bus.attach_flags_required,
+        bus_flags=bus.flags,
+        connection_id=conn_id,
+        bus_id=bus.id128,
+        offset=offset,
+        size=items_size,
     )
-    # The struct that is copied back was taken before the negotiation (GEN-13).
-    call.command[16:24] = kernel_flags
     return 0
 
 
@@ -168,8 +156,15 @@ def _identity(call: Call, request: _Request) -> tuple[ProcessMetadata, bool]:
         creds = request.identity.get(c.ITEM_CREDS)
         pids = request.identity.get(c.ITEM_PIDS)
         seclabel = request.identity.get(c.ITEM_SECLABEL)
-        label = seclabel[:-1] if seclabel is not None else None
-        return fake_process(call.caller, creds, pids, label), True
+        return (
+            fake_process(
+                call.caller,
+                creds.numbers if creds is not None else None,
+                pids.numbers if pids is not None else None,
+                seclabel.text if seclabel is not None else None,
+            ),
+            True,
+        )
     metadata = ProcessMetadata()
     call.caller.collect(metadata, c.ATTACH_PROCESS)
     return metadata, False
@@ -178,8 +173,7 @@ def _identity(call: Call, request: _Request) -> tuple[ProcessMetadata, bool]:
 def _publish_bloom_parameter(connection: Connection) -> tuple[int, int]:
     """The slice with the bus' bloom parameters, which the client has to FREE (HELLO-17, HELLO-19)."""
     bus = connection.bus
-    item = make_item(c.ITEM_BLOOM_PARAMETER, BLOOM_PARAMETER.pack(bus.bloom_size, bus.bloom_n_hash))
-    data = U64.pack(8 + len(item)) + item
+    data = connection.family.hello_items(bus.bloom_size, bus.bloom_n_hash)
     part = connection.pool.put(data)
     connection.pool.publish(part)
     return part.offset, len(data)

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from errno import EINVAL, ENOBUFS, ENXIO, EOPNOTSUPP, ESRCH
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from librt.strings import BytesWriter, write_i64_le
+from librt.strings import BytesWriter
 
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
-from ..abi.items import Item, make_item
-from ..abi.layouts import CMD_INFO, INFO, ITEM_HEADER_SIZE, NAME_INFO, U64, align8
+from ..abi.commands import BUS_CREATOR_INFO, CONN_INFO, LIST, UPDATE
+from ..base.errors import KdbusError
 from .metadata import ConnMetadata, export, sanitize_attach_flags
 from .names import NameEntry, is_valid_name
 from .policy import View
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..abi.family import Family
+    from ..abi.values import Item
+    from ..base.call import Call
     from .connection import Connection
 
-_CONN_INFO: Final = COMMANDS[c.CMD_CONN_INFO]
-_CREATOR_INFO: Final = COMMANDS[c.CMD_BUS_CREATOR_INFO]
-_NAME_LIST: Final = COMMANDS[c.CMD_NAME_LIST]
-_UPDATE: Final = COMMANDS[c.CMD_CONN_UPDATE]
-_INFO_RESULT_OFFSET: Final = 40
-_LIST_RESULT_OFFSET: Final = 32
-_NULS: Final = bytes(8)
-_SIZE_MEMBER: Final = 8
 _PIECE: Final = 1 << 15  # bytes
 _BYTES_IN_A_UNIT: Final = 1024
 """Of a pool that has to get its pages first."""
 _RECORDS_IN_A_UNIT: Final = 2
-_RESULT: Final = Struct("<QQ")  # offset and size of a result in the pool
 
 
 def _publish(connection: Connection, data: bytes) -> tuple[int, int]:
@@ -45,16 +35,17 @@ def _publish(connection: Connection, data: bytes) -> tuple[int, int]:
 
 def conn_info(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_CONN_INFO (INFO-1 to INFO-8).  Raises KdbusError: EINVAL, ESRCH, ENXIO, ENOBUFS."""
-    items = call.begin(_CONN_INFO)
-    _, flags, _, _, wanted, _, _ = CMD_INFO.unpack_from(call.command)
-    peer = _peer_by_id(connection, call, wanted) if wanted else _peer_by_name(connection, call, items)
-    mask = flags & peer.attach_flags_send
+    family = connection.family
+    query = family.decode_query(call)
+    wanted = query.id
+    peer = _peer_by_id(connection, call, wanted) if wanted else _peer_by_name(connection, call, query.items)
+    mask = query.attach_flags & peer.attach_flags_send
     metadata = ConnMetadata()
     metadata.collect(mask, peer, connection.bus.domain.host.clock, None)
-    body = export(peer.metadata, metadata, mask & connection.bus.domain.attach_flags_mask, call.caller)
-    data = INFO.pack(INFO.size + len(body), peer.id, peer.flags) + body
-    _RESULT.pack_into(call.command, _INFO_RESULT_OFFSET, *_publish(connection, data))
-    call.clear_return_flags(_CONN_INFO)
+    mask &= connection.bus.domain.attach_flags_mask
+    body = export(peer.metadata, metadata, mask, call.caller, family)
+    offset, size = _publish(connection, family.connection_info(peer.id, peer.flags, body))
+    family.listed(CONN_INFO, call, offset, size)
     return 0
 
 
@@ -75,23 +66,21 @@ def _peer_by_name(connection: Connection, call: Call, items: list[Item]) -> Conn
 
 def only_name(items: list[Item]) -> bytes:
     """The one NAME item of a command, without NUL.  Raises KdbusError(EINVAL): none, several, or invalid."""
-    names = [payload for kind, payload in items if kind == c.ITEM_NAME]
-    if len(names) != 1 or not is_valid_name(names[0][:-1]):
+    names = [item.text for item in items if item.kind == c.ITEM_NAME]
+    if len(names) != 1 or not is_valid_name(names[0]):
         raise KdbusError(EINVAL, "not one valid name")
-    return names[0][:-1]
+    return names[0]
 
 
 def creator_info(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_BUS_CREATOR_INFO (CRE-1 to CRE-3).  Raises KdbusError(ENOBUFS)."""
-    call.begin(_CREATOR_INFO)
-    flags = U64.unpack_from(call.command, _CREATOR_INFO.flags_offset)[0]
+    family = connection.family
+    flags = family.decode_creator_query(call)
     bus = connection.bus
     mask = flags & bus.attach_flags_owner & bus.domain.attach_flags_mask
-    body = make_item(c.ITEM_MAKE_NAME, bus.name.encode() + b"\0")
-    body += export(bus.creator_metadata, None, mask, call.caller)
-    data = INFO.pack(INFO.size + len(body), bus.id, bus.flags) + body
-    _RESULT.pack_into(call.command, _INFO_RESULT_OFFSET, *_publish(connection, data))
-    call.clear_return_flags(_CREATOR_INFO)
+    body = export(bus.creator_metadata, None, mask, call.caller, family)
+    offset, size = _publish(connection, family.bus_info(bus.id, bus.flags, bus.name.encode(), body))
+    family.listed(BUS_CREATOR_INFO, call, offset, size)
     return 0
 
 
@@ -101,17 +90,16 @@ def name_list(connection: Connection, call: Call) -> int:
     Others may be served between two connections, whose records are each of one moment: a name that changes hands
     meanwhile may be told of twice, or not at all.  ECONNRESET when the asker leaves meanwhile.
     """
-    if call.begin(_NAME_LIST):
+    family = connection.family
+    if family.decode(LIST, call):
         raise KdbusError(EINVAL, "NAME_LIST takes no items")
-    flags = U64.unpack_from(call.command, _NAME_LIST.flags_offset)[0]
     result = _LongResult(connection)
     try:
-        _list_all(result, connection, call, flags)
-        place = result.publish()
+        _list_all(result, connection, call, call.flags)
+        offset, size = result.publish()
     finally:
         result.close()
-    _RESULT.pack_into(call.command, _LIST_RESULT_OFFSET, *place)
-    call.clear_return_flags(_NAME_LIST)
+    family.listed(LIST, call, offset, size)
     return 0
 
 
@@ -121,13 +109,13 @@ def _list_all(result: _LongResult, connection: Connection, call: Call, flags: in
     view = View(custom, call.caller) if custom is not None else None
     for peer in list(connection.bus.connections.values()):
         if peer.active:
-            count = _write_records(result.writer, view, peer, flags)
+            count = _write_records(connection.family, result.writer, view, peer, flags)
             result.cut()
             turn.spend(1 + count // _RECORDS_IN_A_UNIT)
 
 
 class _LongResult:
-    """A result that is too long to be made and copied in one go: its size in 8 bytes, and what `writer` is given.
+    """The result of a LIST, which is too long to be made and copied in one go: the records that `writer` is given.
 
     The pieces are charged to the user until they are in the pool, and never more than the pool has room for.
     """
@@ -137,7 +125,7 @@ class _LongResult:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._pieces: list[bytes] = []
-        self._size = _SIZE_MEMBER
+        self._size = 0
         self._charged = 0
         self.writer = BytesWriter()
 
@@ -166,10 +154,12 @@ class _LongResult:
         pool = connection.pool
         turn = connection.bus.domain.turn
         connection.check_active()
-        part = pool.allocate(self._size)
+        header = connection.family.list_header(self._size)
+        size = len(header) + self._size
+        part = pool.allocate(size)
         try:
             at = part.offset
-            for piece in (U64.pack(self._size), *self._pieces):
+            for piece in (header, *self._pieces):
                 pool.memory.store(at, piece)
                 at += len(piece)
                 turn.spend(1 + len(piece) // _BYTES_IN_A_UNIT)
@@ -178,7 +168,7 @@ class _LongResult:
             pool.release(part)
             raise
         pool.publish(part)
-        return part.offset, self._size
+        return part.offset, size
 
     def close(self) -> None:
         """Give back what was charged."""
@@ -186,7 +176,9 @@ class _LongResult:
         self._charged = 0
 
 
-def _write_records(writer: BytesWriter, view: View | None, peer: Connection, flags: int) -> int:
+def _write_records(
+    family: Family, writer: BytesWriter, view: View | None, peer: Connection, flags: int
+) -> int:
     """Append the records that one connection gives rise to (LIST-5 to LIST-9); how many names were looked at.
 
     view: None where nothing is hidden.
@@ -204,39 +196,26 @@ def _write_records(writer: BytesWriter, view: View | None, peer: Connection, fla
     if flags & c.NAME_LIST_QUEUED:
         shown += [(peer, entry) for entry in peer.waiting_for.values()]
     if not shown and flags & c.NAME_LIST_UNIQUE:
-        writer.write(NAME_INFO.pack(NAME_INFO.size, peer.flags, peer.id))
+        family.write_record(writer, peer.id, peer.flags, None, 0)
     for owner, entry in shown:
         if view is None or view.level(entry.name) >= c.POLICY_SEE:
-            _write_name(writer, owner, entry)
+            family.write_record(writer, owner.id, owner.flags, entry.name, entry.flags)
     return len(shown)
-
-
-def _write_name(writer: BytesWriter, owner: Connection, entry: NameEntry) -> None:
-    """LIST-2: the record's size counts the padding, the item's does not.  A bus may have many thousands of names."""
-    size = ITEM_HEADER_SIZE + 8 + len(entry.name) + 1
-    padded = align8(size)
-    write_i64_le(writer, NAME_INFO.size + padded)
-    write_i64_le(writer, owner.flags)
-    write_i64_le(writer, owner.id)
-    write_i64_le(writer, size)
-    write_i64_le(writer, c.ITEM_OWNED_NAME)
-    write_i64_le(writer, entry.flags)
-    writer.write(entry.name)
-    writer.write(_NULS[: 1 + padded - size])
 
 
 def conn_update(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_CONN_UPDATE (UPD-1 to UPD-6).  Raises KdbusError: EOPNOTSUPP, EINVAL, and those of policies."""
-    items = call.begin(_UPDATE)
+    items = connection.family.decode(UPDATE, call)
     send_flags: int | None = None
     recv_flags: int | None = None
     policy = False
     takes_flags = connection.is_ordinary or connection.is_monitor
-    for kind, payload in items:
+    for item in items:
+        kind = item.kind
         if kind in (c.ITEM_ATTACH_FLAGS_SEND, c.ITEM_ATTACH_FLAGS_RECV):
             if not takes_flags:
                 raise KdbusError(EOPNOTSUPP, "attach flags of a policy holder")
-            flags = sanitize_attach_flags(U64.unpack(payload)[0])
+            flags = sanitize_attach_flags(item.numbers[0])
             if kind == c.ITEM_ATTACH_FLAGS_SEND:
                 send_flags = flags
             else:
@@ -257,5 +236,5 @@ def conn_update(connection: Connection, call: Call) -> int:
         connection.attach_flags_send = send_flags
     if recv_flags is not None:
         connection.attach_flags_recv = recv_flags
-    call.clear_return_flags(_UPDATE)
+    connection.family.done(UPDATE, call)
     return 0

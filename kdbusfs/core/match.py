@@ -6,14 +6,13 @@ from errno import EDOM, EINVAL, EMFILE, ENOENT
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.errors import KdbusError
-from ..abi.items import Item
-from ..abi.layouts import ID_CHANGE, NAME_CHANGE, U64
 from ..abi.limits import MATCH_MAX, MATCH_MAX_RULES
+from ..base.errors import KdbusError
 from .match_index import ANYONE, NO_BIT
 from .names import is_valid_name
 
 if TYPE_CHECKING:
+    from ..abi.values import Item
     from .connection import Connection
     from .message import Message
 
@@ -61,11 +60,15 @@ class Match:
         """Raises KdbusError: EINVAL, EDOM (the first rule that is wrong, MATCH-14)."""
         self.connection = connection
         self.cookie = cookie
-        self.size = _MATCH_COST + sum(_RULE_COST + 2 * len(payload) for _, payload in items)
+        self.size = _MATCH_COST + sum(_RULE_COST + 2 * item.size for item in items)
         self.bit = NO_BIT
         rules = _Rules()
-        for kind, payload in dict.fromkeys(items):
-            rules.add(kind, payload, connection.bus.bloom_size)
+        seen: set[tuple[int, bytes, tuple[int, ...]]] = set()
+        for item in items:
+            rule = (item.kind, item.text, item.numbers)
+            if rule not in seen:
+                seen.add(rule)
+                rules.add(item, connection.bus.bloom_size)
         self.classes: tuple[int, ...] = rules.classes()
         self.rule_count = rules.count() if self.classes else 0
         self._src_id = rules.src_id
@@ -84,10 +87,12 @@ class Match:
     def accepts(self, message: Message, source: Connection | None) -> bool:
         """Of a message of one of its classes; `source` is None for a notification."""
         if source is None:
+            notice = message.notice
+            assert notice is not None
             return (
-                self._old_id in (message.notify_old_id, c.MATCH_ID_ANY)
-                and self._new_id in (message.notify_new_id, c.MATCH_ID_ANY)
-                and (self._name is None or self._name == message.notify_name)
+                self._old_id in (notice.old_id, c.MATCH_ID_ANY)
+                and self._new_id in (notice.new_id, c.MATCH_ID_ANY)
+                and (self._name is None or self._name == notice.name)
             )
         if self._src_id not in (message.src_id, c.MATCH_ID_ANY):
             return False
@@ -117,22 +122,23 @@ class _Rules:
         self.new_id: int = c.MATCH_ID_ANY
         self.name: bytes | None = None
 
-    def add(self, kind: int, payload: bytes, bloom_size: int) -> None:
+    def add(self, item: Item, bloom_size: int) -> None:
         """Raises KdbusError: EINVAL (no rule, or a bad name), EDOM (length of a mask)."""
+        kind = item.kind
         if kind == c.ITEM_BLOOM_MASK:
-            self._add_mask(payload, bloom_size)
+            self._add_mask(item.text, bloom_size)
         elif kind == c.ITEM_NAME:
-            if not is_valid_name(payload[:-1]):
+            if not is_valid_name(item.text):
                 raise KdbusError(EINVAL, "invalid name in a match")
-            self.names[payload[:-1]] = None
+            self.names[item.text] = None
         elif kind == c.ITEM_ID:
-            self.src_id = self._both(self.src_id, U64.unpack(payload)[0])
+            self.src_id = self._both(self.src_id, item.numbers[0])
         elif kind == c.ITEM_ID_ADD:
-            self.new_id = self._both(self.new_id, ID_CHANGE.unpack(payload)[0])
+            self.new_id = self._both(self.new_id, item.numbers[0])
         elif kind == c.ITEM_ID_REMOVE:
-            self.old_id = self._both(self.old_id, ID_CHANGE.unpack(payload)[0])
+            self.old_id = self._both(self.old_id, item.numbers[0])
         elif kind in _NAME_CHANGES:
-            self._add_name_change(payload)
+            self._add_name_change(item)
         else:
             raise KdbusError(EINVAL, "item that is no match rule")
         self._kinds.add(USER_MESSAGES if kind in _FOR_MESSAGES else kind)
@@ -148,13 +154,13 @@ class _Rules:
             ]
         )
 
-    def _add_name_change(self, payload: bytes) -> None:
+    def _add_name_change(self, item: Item) -> None:
         """A name that gets, changes or loses its owner (MATCH-10)."""
-        old_id, _, new_id, _ = NAME_CHANGE.unpack_from(payload)
+        old_id, _, new_id, _ = item.numbers
         self.old_id = self._both(self.old_id, old_id)
         self.new_id = self._both(self.new_id, new_id)
-        if len(payload) > NAME_CHANGE.size:
-            name = payload[NAME_CHANGE.size : -1]
+        if item.has_text:
+            name = item.text
             if self.name is not None and self.name != name:
                 self._contradict = True
             self.name = name

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 
 if TYPE_CHECKING:
+    from ..base.ports import Turn
     from .connection import Connection
     from .match import Match
     from .message import Message
-    from .ports import Turn
 
 ANYONE: Final = c.MATCH_ID_ANY
 """The key of entries that ask for no id and no name."""
@@ -198,5 +198,7 @@ class MatchIndex:
             keys.append(message.src_id)
             keys += source.names
         else:
-            keys += (message.notify_new_id, message.notify_old_id, message.notify_name)
+            notice = message.notice
+            assert notice is not None
+            keys += (notice.new_id, notice.old_id, notice.name)
         return keys

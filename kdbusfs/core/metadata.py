@@ -1,7 +1,4 @@
-"""Metadata as items: collecting what describes a connection, and exporting everything for one reader.
-
-Sources: META-1 to META-22.  The order of the items is part of the ABI.
-"""
+"""Metadata: collecting what describes a connection, and showing everything to one reader (META-1 to META-22)."""
 
 from __future__ import annotations
 
@@ -10,15 +7,18 @@ from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.errors import KdbusError
-from ..abi.identity import Creds, Pids
-from ..abi.items import make_item
-from ..abi.layouts import AUDIT, CREDS, PIDS, TIMESTAMP
-from .ports import NO_ID, NO_PIDS, ProcessMetadata
+from ..abi.values import Metadata, OwnedNames
+from ..base.errors import KdbusError
+from ..base.identity import NO_ID, NO_PIDS, Creds, Pids
+from ..base.ports import ProcessMetadata
 
 if TYPE_CHECKING:
+    from ..abi.family import Family
+    from ..base.ports import Caller, Clock, Reader
     from .connection import Connection
-    from .ports import Caller, Clock, Reader
+
+_NAME_COST: Final = 24
+"""What a name that travels with a message is charged with beside its length, in bytes."""
 
 DEFAULT_MASK: Final = (
     c.ATTACH_TIMESTAMP
@@ -65,9 +65,9 @@ class ConnMetadata:
     def __init__(self) -> None:
         self.collected = 0
         self.valid = 0
-        self.names = b""  # OWNED_NAME items, ready to send
+        self.names: OwnedNames | None = None
         self.description = b""
-        self.timestamp = b""
+        self.timestamp = (0, 0, 0)
 
     def collect(self, kinds: int, connection: Connection | None, clock: Clock, seqnum: int | None) -> bool:
         """Gather those of `kinds` that are missing; whether names are among them.
@@ -76,15 +76,15 @@ class ConnMetadata:
         """
         kinds &= ~self.collected
         if kinds & c.ATTACH_TIMESTAMP and seqnum is not None:
-            self.timestamp = TIMESTAMP.pack(seqnum, clock.monotonic(), clock.realtime())
+            self.timestamp = (seqnum, clock.monotonic(), clock.realtime())
             self.valid |= c.ATTACH_TIMESTAMP
             self.collected |= c.ATTACH_TIMESTAMP
         if connection is None:
             return False
         if kinds & c.ATTACH_NAMES:
             self.collected |= c.ATTACH_NAMES
-            self.names = connection.owned_name_items()
-            if self.names:
+            if connection.names:
+                self.names = connection.names_now()
                 self.valid |= c.ATTACH_NAMES
         if kinds & c.ATTACH_CONN_DESCRIPTION:
             self.collected |= c.ATTACH_CONN_DESCRIPTION
@@ -93,51 +93,23 @@ class ConnMetadata:
                 self.valid |= c.ATTACH_CONN_DESCRIPTION
         return bool(kinds & c.ATTACH_NAMES)
 
-
-def _creds(process: ProcessMetadata, reader: Reader) -> bytes:
-    ids = process.creds
-    assert ids is not None
-    uids = [reader.uid_from_global(uid) for uid in ids[:4]]
-    gids = [reader.gid_from_global(gid) for gid in ids[4:]]
-    return CREDS.pack(*uids, *gids)
-
-
-def _pids(process: ProcessMetadata, reader: Reader) -> bytes:
-    return PIDS.pack(*process.pids.get(reader.pid_ns, NO_PIDS))
-
-
-def _auxgroups(process: ProcessMetadata, reader: Reader) -> bytes:
-    return reader.gids_from_global(process.auxgroups)
-
-
-def _audit(process: ProcessMetadata, reader: Reader) -> bytes:
-    """`loginuid` is -1 where unset or unmapped, unlike the ids of CREDS (META-14)."""
-    loginuid = process.loginuid
-    loginuid = reader.uid_from_global(loginuid) if reader.maps_uid(loginuid) else NO_ID
-    return AUDIT.pack(process.sessionid, loginuid)
-
-
-_PROCESS_ITEMS: Final[tuple[tuple[int, int, Callable[[ProcessMetadata, Reader], bytes]], ...]] = (
-    (c.ATTACH_CREDS, c.ITEM_CREDS, _creds),
-    (c.ATTACH_PIDS, c.ITEM_PIDS, _pids),
-    (c.ATTACH_AUXGROUPS, c.ITEM_AUXGROUPS, _auxgroups),
-    (c.ATTACH_TID_COMM, c.ITEM_TID_COMM, lambda process, _: process.tid_comm + b"\0"),
-    (c.ATTACH_PID_COMM, c.ITEM_PID_COMM, lambda process, _: process.pid_comm + b"\0"),
-    (c.ATTACH_EXE, c.ITEM_EXE, lambda process, _: process.exe + b"\0"),
-    (c.ATTACH_CMDLINE, c.ITEM_CMDLINE, lambda process, _: process.cmdline + b"\0"),
-    (c.ATTACH_CGROUP, c.ITEM_CGROUP, lambda process, _: process.cgroup + b"\0"),
-    (c.ATTACH_CAPS, c.ITEM_CAPS, lambda process, _: process.caps),
-    (c.ATTACH_SECLABEL, c.ITEM_SECLABEL, lambda process, _: process.seclabel + b"\0"),
-    (c.ATTACH_AUDIT, c.ITEM_AUDIT, _audit),
-)
-"""Attach flag, item type and payload of each kind that describes a process, in export order (META-1)."""
+    @property
+    def names_cost(self) -> int:
+        """What the names are charged with, in bytes."""
+        if self.names is None:
+            return 0
+        return sum(((len(name) + 8) & ~7) + _NAME_COST for _, name in self.names.names)
 
 
 def export(
-    process: ProcessMetadata | None, connection: ConnMetadata | None, mask: int, reader: Reader
+    process: ProcessMetadata | None,
+    connection: ConnMetadata | None,
+    mask: int,
+    reader: Reader,
+    family: Family,
 ) -> bytes:
-    """The items of those kinds in `mask` that are there, as `reader` may see them (META-2, META-21)."""
-    chunks: list[bytes] = []
+    """The items of those kinds in `mask` that are there, as `reader` of `family` may see them (META-2, META-21)."""
+    shown = Metadata(0)
     if process is not None:
         kinds = mask & process.valid
         if kinds & c.ATTACH_CAPS and process.user_ns != reader.user_ns:
@@ -145,24 +117,51 @@ def export(
         if kinds & c.ATTACH_EXE and process.root != reader.root:
             kinds &= ~c.ATTACH_EXE  # META-10
         if kinds:
-            chunks += [
-                make_item(item, payload(process, reader))
-                for flag, item, payload in _PROCESS_ITEMS
-                if kinds & flag
-            ]
+            shown.valid = kinds
+            _show_process(shown, process, reader)
     if connection is not None:
         kinds = mask & connection.valid
-        if kinds & c.ATTACH_NAMES:
-            chunks.append(connection.names)
-        if kinds & c.ATTACH_CONN_DESCRIPTION:
-            chunks.append(make_item(c.ITEM_CONN_DESCRIPTION, connection.description + b"\0"))
-        if kinds & c.ATTACH_TIMESTAMP:
-            chunks.append(make_item(c.ITEM_TIMESTAMP, connection.timestamp))
-    return b"".join(chunks)
+        shown.valid |= kinds
+        shown.names = connection.names
+        shown.description = connection.description
+        shown.timestamp = connection.timestamp
+    return family.metadata(shown) if shown.valid else b""
+
+
+def _show_process(shown: Metadata, process: ProcessMetadata, reader: Reader) -> None:
+    """Ids as the reader sees them; `loginuid` is -1 where unset or unmapped, unlike those of CREDS (META-14)."""
+    kinds = shown.valid
+    ids = process.creds
+    if kinds & c.ATTACH_CREDS and ids is not None:
+        shown.creds = Creds(
+            reader.uid_from_global(ids.uid),
+            reader.uid_from_global(ids.euid),
+            reader.uid_from_global(ids.suid),
+            reader.uid_from_global(ids.fsuid),
+            reader.gid_from_global(ids.gid),
+            reader.gid_from_global(ids.egid),
+            reader.gid_from_global(ids.sgid),
+            reader.gid_from_global(ids.fsgid),
+        )
+    if kinds & c.ATTACH_PIDS:
+        shown.pids = process.pids.get(reader.pid_ns, NO_PIDS)
+    if kinds & c.ATTACH_AUXGROUPS:
+        shown.auxgroups = reader.gids_from_global(process.auxgroups)
+    if kinds & c.ATTACH_AUDIT:
+        loginuid = process.loginuid
+        loginuid = reader.uid_from_global(loginuid) if reader.maps_uid(loginuid) else NO_ID
+        shown.audit = (process.sessionid, loginuid)
+    shown.tid_comm = process.tid_comm
+    shown.pid_comm = process.pid_comm
+    shown.exe = process.exe
+    shown.cmdline = process.cmdline
+    shown.cgroup = process.cgroup
+    shown.caps = process.caps
+    shown.seclabel = process.seclabel
 
 
 def fake_process(
-    caller: Caller, creds: bytes | None, pids: bytes | None, seclabel: bytes | None
+    caller: Caller, creds: tuple[int, ...] | None, pids: tuple[int, ...] | None, seclabel: bytes | None
 ) -> ProcessMetadata:
     """The identity that a privileged connection claims at HELLO (HELLO-11): only the given parts are valid.
 
@@ -170,13 +169,12 @@ def fake_process(
     """
     process = ProcessMetadata()
     if creds is not None:
-        values = CREDS.unpack(creds)
-        uids = [_global_id(uid, caller.uid_to_global) for uid in values[:4]]
-        gids = [_global_id(gid, caller.gid_to_global) for gid in values[4:]]
+        uids = [_global_id(uid, caller.uid_to_global) for uid in creds[:4]]
+        gids = [_global_id(gid, caller.gid_to_global) for gid in creds[4:]]
         process.creds = Creds(*uids, *gids)
         process.valid |= c.ATTACH_CREDS
     if pids is not None:
-        process.pids = _global_pids(caller, *PIDS.unpack(pids))
+        process.pids = _global_pids(caller, *pids)
         process.valid |= c.ATTACH_PIDS
     if seclabel is not None:
         process.seclabel = seclabel

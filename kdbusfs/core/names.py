@@ -11,8 +11,8 @@ from re import compile as compile_pattern
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_NAMES, NAME_MAX_LEN
+from ..base.errors import KdbusError
 
 if TYPE_CHECKING:
     from .bus import Bus

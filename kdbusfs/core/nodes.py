@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EINVAL
 
 from ..abi.constants import MAKE_ACCESS_GROUP, MAKE_ACCESS_WORLD
-from ..abi.errors import KdbusError
+from ..base.errors import KdbusError
 
 
 def access_mode(access: int, owner: int, group: int, world: int) -> int:

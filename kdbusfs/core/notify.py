@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..abi import constants as c
-from ..abi.layouts import ID_CHANGE, ITEM_HEADER, NAME_CHANGE, align8
+from ..abi.values import Notice
 from .message import Message
 from .metadata import ConnMetadata
 
@@ -24,35 +24,22 @@ class Notifier:
 
     def id_change(self, kind: int, conn_id: int, flags: int) -> None:
         """ID_ADD or ID_REMOVE (LAY-18)."""
-        message = Message(dst_id=c.DST_ID_BROADCAST)
-        message.notify_type = kind
         if kind == c.ITEM_ID_ADD:
-            message.notify_new_id = conn_id
+            notice = Notice(kind, new_id=conn_id, new_flags=flags)
         else:
-            message.notify_old_id = conn_id
-        message.extra = ITEM_HEADER.pack(32, kind) + ID_CHANGE.pack(conn_id, flags)
-        self._pending.append(message)
+            notice = Notice(kind, old_id=conn_id, old_flags=flags)
+        self._pending.append(Message(dst_id=c.DST_ID_BROADCAST, notice=notice))
 
     def name_change(
         self, kind: int, old_id: int, old_flags: int, new_id: int, new_flags: int, name: bytes
     ) -> None:
-        """NAME_ADD, NAME_REMOVE or NAME_CHANGE; the item's size counts its padding (LAY-20)."""
-        message = Message(dst_id=c.DST_ID_BROADCAST)
-        message.notify_type = kind
-        message.notify_old_id = old_id
-        message.notify_new_id = new_id
-        message.notify_name = name
-        payload = NAME_CHANGE.pack(old_id, old_flags, new_id, new_flags) + name + b"\0"
-        size = align8(ITEM_HEADER.size + len(payload))
-        message.extra = (ITEM_HEADER.pack(size, kind) + payload).ljust(size, b"\0")
-        self._pending.append(message)
+        """NAME_ADD, NAME_REMOVE or NAME_CHANGE (LAY-20)."""
+        notice = Notice(kind, old_id, old_flags, new_id, new_flags, name)
+        self._pending.append(Message(dst_id=c.DST_ID_BROADCAST, notice=notice))
 
     def reply(self, kind: int, requester_id: int, cookie: int) -> None:
         """REPLY_TIMEOUT or REPLY_DEAD, to the requester alone (NOTE-3, LAY-19)."""
-        message = Message(dst_id=requester_id, cookie_reply=cookie)
-        message.notify_type = kind
-        message.extra = ITEM_HEADER.pack(16, kind)
-        self._pending.append(message)
+        self._pending.append(Message(dst_id=requester_id, cookie_reply=cookie, notice=Notice(kind)))
 
     def flush(self) -> None:
         """Deliver everything that is pending (NOTE-8)."""
@@ -64,7 +51,9 @@ class Notifier:
     def _deliver(self, message: Message) -> None:
         bus = self._bus
         message.seqnum = bus.domain.next_seqnum()
-        receivers = bus.listeners.get(message.notify_type)
+        notice = message.notice
+        assert notice is not None
+        receivers = bus.listeners.get(notice.kind)
         if not receivers and not bus.monitors and message.dst_id == c.DST_ID_BROADCAST:
             return
         metadata = ConnMetadata()

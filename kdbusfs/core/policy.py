@@ -7,15 +7,14 @@ from errno import E2BIG, EEXIST, EINVAL
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..abi import constants as c
-from ..abi.errors import KdbusError
-from ..abi.items import Item
-from ..abi.layouts import POLICY_ACCESS
+from ..base.errors import KdbusError
 from .names import is_valid_name
 from .quota import Account
 
 if TYPE_CHECKING:
-    from ..abi.identity import Creds
-    from .ports import Caller
+    from ..abi.values import Item
+    from ..base.identity import Creds
+    from ..base.ports import Caller
 
 DENIED = -1
 ENTRY_COST: Final = 512
@@ -294,25 +293,25 @@ def _parse(
     items: list[Item], caller: Caller, *, only_one: bool, wildcards: bool
 ) -> list[tuple[_Key, _Entry]]:
     groups: list[tuple[_Key, _Entry]] = []
-    for kind, payload in items:
-        if kind == c.ITEM_NAME:
+    for item in items:
+        if item.kind == c.ITEM_NAME:
             if only_one and groups:
                 raise KdbusError(E2BIG, "more than one name")
-            name = payload[:-1]
+            name = item.text
             if not is_valid_name(name, wildcard=wildcards):
                 raise KdbusError(EINVAL, "invalid name in a policy")
             wildcard = name.endswith(b".*")
             groups.append(((name[:-2] if wildcard else name, wildcard), _Entry()))
-        elif kind == c.ITEM_POLICY_ACCESS:
+        elif item.kind == c.ITEM_POLICY_ACCESS:
             if not groups:
                 raise KdbusError(EINVAL, "access before any name")
-            _grant(groups[-1][1], payload, caller)
+            _grant(groups[-1][1], item.numbers, caller)
     return groups
 
 
-def _grant(entry: _Entry, payload: bytes, caller: Caller) -> None:
+def _grant(entry: _Entry, numbers: tuple[int, ...], caller: Caller) -> None:
     """Add an access item to `entry` (POL-2).  Raises KdbusError(EINVAL)."""
-    kind, level, wanted = POLICY_ACCESS.unpack(payload)
+    kind, level, wanted = numbers
     if level not in (c.POLICY_SEE, c.POLICY_TALK, c.POLICY_OWN):
         raise KdbusError(EINVAL, "unknown access")
     translated: int | None

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from ..abi.errors import KdbusError
+from ..base.errors import KdbusError
 
 if TYPE_CHECKING:
-    from .ports import Memory
+    from ..base.ports import Memory
     from .quota import Account
 
 SLICE_COST: Final = 256

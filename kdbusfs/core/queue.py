@@ -9,10 +9,10 @@ from mypy_extensions import mypyc_attr
 from .quota import QueueQuota
 
 if TYPE_CHECKING:
+    from ..base.ports import ProcessMetadata
     from .message import Message
     from .metadata import ConnMetadata
     from .pool import Slice
-    from .ports import ProcessMetadata
     from .quota import User
     from .reply import Reply
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from errno import EMFILE, ENOBUFS
 
-from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_MSGS_PER_USER, USER_MAX_BUSES, USER_MAX_CONN
+from ..base.errors import KdbusError
 
 
 class Total:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINVAL, ENOMSG, EOVERFLOW, EPIPE
-from typing import TYPE_CHECKING, Final
+from errno import EAGAIN, ENOMSG, EOVERFLOW, EPIPE
+from typing import TYPE_CHECKING
 
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import KdbusError
-from ..abi.layouts import CMD_FREE_OFFSET, CMD_RECV_DROPPED_OFFSET, I64, u64
+from ..abi.commands import FREE
+from ..base.errors import KdbusError
 from .sync import fail
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..base.call import Call
     from .connection import Connection
     from .queue import QueueEntry
-
-_RECV: Final = COMMANDS[c.CMD_RECV]
-_FREE: Final = COMMANDS[c.CMD_FREE]
-_DROPPED_WORD: Final = CMD_RECV_DROPPED_OFFSET // 8  # then kdbus_msg_info: offset, size, return flags
-_PRIORITY_OFFSET: Final = 32
 
 
 def recv(connection: Connection, call: Call) -> int:
@@ -27,12 +21,13 @@ def recv(connection: Connection, call: Call) -> int:
 
     Raises KdbusError: ENOMSG (nothing as urgent), ENOBUFS (no room for the message slice; it stays queued).
     """
-    call.begin(_RECV)
+    family = connection.family
+    priority = family.decode_recv(call)
     flags = call.flags
     queue = connection.queue
     if flags & c.RECV_USE_PRIORITY:
         entry = queue.most_urgent()
-        if entry is not None and entry.message.priority > I64.unpack_from(call.data, _PRIORITY_OFFSET)[0]:
+        if entry is not None and entry.message.priority > priority:
             raise KdbusError(ENOMSG, "no message of that priority")
     else:
         entry = queue.oldest()
@@ -40,11 +35,12 @@ def recv(connection: Connection, call: Call) -> int:
         return -EAGAIN
     if flags & c.RECV_DROP:
         _drop(connection, entry)
-        return _store(call, 0, 0, 0)
+        family.received(call, 0, 0, 0)
+        return 0
     if connection.lost:
         lost, connection.lost = connection.lost, 0
         connection.lost_before += lost
-        _store(call, lost, 0, 0)
+        family.received(call, lost, 0, 0)
         return -EOVERFLOW
     peek = bool(flags & c.RECV_PEEK)
     offset, size, call.installation = connection.install(entry, call.caller, with_files=not peek)
@@ -53,17 +49,7 @@ def recv(connection: Connection, call: Call) -> int:
         connection.discard(entry)
         if not queue.count:
             connection.wake()
-    return _store(call, 0, offset, size)
-
-
-def _store(call: Call, lost: int, offset: int, size: int) -> int:
-    """RECV-18."""
-    words = call.words
-    words[_DROPPED_WORD] = lost
-    words[_DROPPED_WORD + 1] = offset
-    words[_DROPPED_WORD + 2] = size
-    words[_DROPPED_WORD + 3] = 0
-    call.clear_return_flags(_RECV)
+    family.received(call, 0, offset, size)
     return 0
 
 
@@ -84,8 +70,6 @@ def _drop(connection: Connection, entry: QueueEntry) -> None:
 
 def free(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_FREE.  Raises KdbusError: EINVAL (any item), ENXIO (no published slice at that offset)."""
-    if call.begin(_FREE):
-        raise KdbusError(EINVAL, "FREE takes no items")
-    connection.pool.free(u64(call.data, CMD_FREE_OFFSET))
-    call.clear_return_flags(_FREE)
+    connection.pool.free(connection.family.decode_free(call))
+    connection.family.done(FREE, call)
     return 0

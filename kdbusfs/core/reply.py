@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from errno import EMLINK
 from typing import TYPE_CHECKING, Final
 
-from ..abi.errors import KdbusError
 from ..abi.limits import CONN_MAX_REQUESTS_PENDING
+from ..base.errors import KdbusError
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..base.call import Call
+    from ..base.ports import Cancellation
     from .connection import Connection
     from .message import Message
-    from .ports import Cancellation
     from .queue import QueueEntry
 
 

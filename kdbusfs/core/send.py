@@ -19,24 +19,22 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import mypyc_attr
 
 from ..abi import constants as c
-from ..abi.commands import COMMANDS
-from ..abi.errors import AbandonedError, KdbusError
-from ..abi.items import Item
-from ..abi.layouts import I32
+from ..abi.commands import SEND
+from ..base.call import PENDING
+from ..base.errors import AbandonedError, KdbusError
+from ..base.ports import ProcessMetadata
 from .audience import Audience
-from .call import PENDING
-from .message import Message, parse_message
+from .message import Message, make_message
 from .metadata import ConnMetadata, held_bytes
-from .ports import ProcessMetadata
 from .reply import Reply, find_interrupted, find_reply
 from .sync import answer, finish, take_answer, wait
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..abi.values import Item
+    from ..base.call import Call
+    from ..base.ports import Cancellation
     from .connection import Connection
-    from .ports import Cancellation
 
-_COMMAND: Final = COMMANDS[c.CMD_SEND]
 _SIGN_BIT: Final = 1 << 63
 _UNITS_OF_A_COPY: Final = 2
 
@@ -110,7 +108,7 @@ class Outgoing:
                 self.metadata = ConnMetadata()
             if self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum):
                 assert self.message.resources is not None
-                self.message.resources.charge(len(self.metadata.names))
+                self.message.resources.charge(self.metadata.names_cost)
 
     def _charge(self, size: int) -> None:
         resources = self.message.resources
@@ -137,9 +135,11 @@ def send(connection: Connection, call: Call) -> int:
 
     Raises KdbusError with the errno of the row of SEND-1's order that fails first.
     """
-    items = call.begin(_COMMAND)
+    sent = connection.family.decode_send(call)
     sync = bool(call.flags & c.SEND_SYNC_REPLY)
-    message = parse_message(call, connection.id, connection.bus.bloom_size, connection.user.account, sync=sync)
+    account = connection.user.account
+    message = make_message(sent, call.caller, connection.id, connection.bus.bloom_size, account)
+    items = sent.command_items
     assert message.resources is not None
     token: CancelToken | None = None
     cancellation: Cancellation | None = None
@@ -161,7 +161,7 @@ def send(connection: Connection, call: Call) -> int:
         if cancellation is not None and not waits:
             cancellation.close()
     if result == 0:
-        call.clear_return_flags(_COMMAND)
+        connection.family.done(SEND, call)
     return result
 
 
@@ -172,14 +172,14 @@ def _watch_cancel_fd(
     sync = call.flags & c.SEND_SYNC_REPLY
     watched: Cancellation | None = None
     try:
-        for kind, payload in items:
-            if kind != c.ITEM_CANCEL_FD:
+        for item in items:
+            if item.kind != c.ITEM_CANCEL_FD:
                 raise KdbusError(EINVAL, "item that no SEND may have")
             if not sync:
                 continue
             if watched is not None:
                 raise KdbusError(EEXIST, "second CANCEL_FD")
-            watched = _watch(connection, call, I32.unpack(payload)[0], token)
+            watched = _watch(connection, call, item.numbers[0], token)
     except KdbusError:
         if watched is not None:
             watched.close()
@@ -268,7 +268,7 @@ def _unicast(
         raise
     source.sent += 1
     source.sent_bytes += message.payload_size + message.memfd_size
-    name = message.resources.dst_name if message.resources is not None else None
+    name = message.dst_name
     if name is not None and name not in receiver.names:
         source.bus.names.forward(receiver, name)
     if request is None:
@@ -280,7 +280,7 @@ def _find_receiver(outgoing: Outgoing) -> Connection:
     """SEND-33 to SEND-36.  Raises KdbusError: ENXIO, ESRCH, EREMCHG, EADDRNOTAVAIL."""
     message = outgoing.message
     bus = outgoing.source.bus
-    name = message.resources.dst_name if message.resources is not None else None
+    name = message.dst_name
     if name is None:
         receiver = bus.connections.get(message.dst_id)
         if receiver is None or not receiver.is_ordinary:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from errno import ECOMM, ECONNRESET, EPERM, EREMOTEIO
 from typing import TYPE_CHECKING
 
-from ..abi.errors import KdbusError
+from ..base.errors import KdbusError
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ..base.call import Call
+    from ..base.ports import Caller, Cancellation, ProcessMetadata
     from .message import Message
     from .metadata import ConnMetadata
-    from .ports import Caller, Cancellation, ProcessMetadata
     from .reply import Reply
 
 
@@ -56,7 +56,7 @@ def take_answer(reply: Reply, call: Call) -> int:
         return -error.errno
     finally:
         requester.discard(entry)
-    call.put_reply(offset, size)
+    requester.family.replied(call, offset, size)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 from . import complete
 from .describe import ATTACH_FLAGS

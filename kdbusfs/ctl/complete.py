@@ -75,7 +75,7 @@ def _connect(context: Context) -> Connection:
 @_finder
 def names(context: Context, incomplete: str) -> list[CompletionItem]:
     """Well-known names, also those that only an activator owns."""
-    from kdbusfs.abi import constants as c
+    from kdbusfs.abi.v3 import constants as c
 
     with _connect(context) as connection:
         records = connection.list_names(c.NAME_LIST_NAMES | c.NAME_LIST_ACTIVATORS)
@@ -85,7 +85,7 @@ def names(context: Context, incomplete: str) -> list[CompletionItem]:
 @_finder
 def ids(context: Context, incomplete: str) -> list[CompletionItem]:
     """Ids of connections."""
-    from kdbusfs.abi import constants as c
+    from kdbusfs.abi.v3 import constants as c
 
     with _connect(context) as connection:
         records = connection.list_names(c.NAME_LIST_UNIQUE | c.NAME_LIST_NAMES)

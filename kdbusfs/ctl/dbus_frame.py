@@ -22,7 +22,7 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import IdChange, NameChange, NoReply
 
 from .describe import flag_names

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 from .output import local_time
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 from .arguments import is_name
 from .describe import ACCESS, group_name, user_name

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Info
 
 from .describe import HELLO_FLAGS, NAME_FLAGS, flag_names, proc_command, user_name

@@ -21,9 +21,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.layouts import CMD_RECV, CMD_RECV_DROPPED_OFFSET, CMD_RECV_MSG_RETURN_FLAGS_OFFSET
 from kdbusfs.abi.limits import CONN_MAX_MSGS
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.layouts import CMD_RECV, CMD_RECV_DROPPED_OFFSET, CMD_RECV_MSG_RETURN_FLAGS_OFFSET
 from kdbusfs.client import Message, ReceivedMemfd, Zero, encode, raw
 
 from .observed import Kind, Missing, Observed, kind_of

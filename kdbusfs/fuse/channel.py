@@ -8,14 +8,8 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final, Protocol
 
-from ..abi.commands import COMMANDS
-from ..abi.constants import CMD_FREE, CMD_RECV, CMD_SEND, SEND_SYNC_REPLY
-from ..abi.layouts import (
-    CMD_FREE_OFFSET,
-    CMD_RECV_MSG_OFFSET,
-    CMD_SEND_MSG_ADDRESS_OFFSET,
-    CMD_SEND_REPLY_OFFSET,
-)
+from ..abi.commands import ENDPOINT_FILE, Command
+from ..abi.families import FAMILIES
 from ..native import _native as _untyped
 from ..native import calls
 from ..native.calls import address_of
@@ -121,13 +115,20 @@ class Channel:
 
     def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int) -> None:
         self._use(lib.kfs_channel_new(fuse_fd, tree_fd, event_fd))
-        for command in COMMANDS.values():
-            pointer = CMD_SEND_MSG_ADDRESS_OFFSET if command.number == CMD_SEND else 0
-            check(lib.kfs_channel_command(self.native, command.number, command.size, command.max_size, pointer))
-        check(lib.kfs_channel_publishes(self.native, CMD_RECV, CMD_RECV_MSG_OFFSET, 0))
-        check(lib.kfs_channel_publishes(self.native, CMD_SEND, CMD_SEND_REPLY_OFFSET, SEND_SYNC_REPLY))
-        free = COMMANDS[CMD_FREE]
-        check(lib.kfs_channel_frees(self.native, free.number, CMD_FREE_OFFSET, free.flags_offset, free.offered))
+        for family in FAMILIES:
+            for command in family.commands():
+                self._register(command)
+
+    def _register(self, command: Command) -> None:
+        native, file, number = self.native, command.file, command.number
+        pointer = command.message_pointer
+        check(lib.kfs_channel_command(native, file, number, command.size, command.max_size, pointer))
+        if command.tells_offset_at:
+            at, flag = command.tells_offset_at, command.tells_offset_flag
+            check(lib.kfs_channel_publishes(native, file, number, at, flag))
+        if command.slice_offset_at:
+            at, flags = command.slice_offset_at, command.flags_offset
+            check(lib.kfs_channel_frees(native, file, number, at, flags, command.offered))
 
     def _use(self, native: Any) -> None:
         if native == ffi.NULL:
@@ -221,9 +222,12 @@ class Channel:
         """Answer a deferred ioctl at once: command `number` of `fh`.  Returns False when nobody waits any more."""
         return calls.answer(self.address, fh, number, unique, result, bytes(out)) == 0
 
-    def slot_new(self) -> int:
-        """A new fh, at least 2**32, never given out before.  Raises MemoryError."""
-        fh: int = lib.kfs_channel_slot_new(self.native)
+    def slot_new(self, file_kind: int = ENDPOINT_FILE) -> int:
+        """A new fh, at least 2**32, never given out before, of a file that takes the commands of `file_kind`.
+
+        Raises MemoryError.
+        """
+        fh: int = lib.kfs_channel_slot_new(self.native, file_kind)
         if fh < 0:
             raise MemoryError
         return fh

@@ -5,8 +5,8 @@ from __future__ import annotations
 from errno import EMFILE
 from typing import Final, Protocol
 
-from ..abi.errors import KdbusError
-from ..core.handle import Handle
+from ..base.errors import KdbusError
+from ..base.handle import Handle
 from ..native.calls import set_events
 from .protocol import OpenAnswer
 
@@ -21,8 +21,8 @@ class Slots(Protocol):
     address: int
     """Of the native structure, for `native.calls`."""
 
-    def slot_new(self) -> int:
-        """A new fh.  Raises MemoryError."""
+    def slot_new(self, file_kind: int) -> int:
+        """A new fh of a file that takes the commands of `file_kind`.  Raises MemoryError."""
 
     def slot_free(self, fh: int) -> None:
         """Give `fh` back."""
@@ -87,7 +87,7 @@ class OpenFiles:
         user: whose it is; a second fh of the handle is not counted.
         Raises MemoryError; the handle is then not released.
         """
-        fh = self._slots.slot_new()
+        fh = self._slots.slot_new(handle.file_kind)
         if handle not in self._users:
             self._users[handle] = user
             self.charge(user)

@@ -9,8 +9,8 @@ import select
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.handle import Handle
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.handle import Handle
 
 _U64_MAX = (1 << 64) - 1
 _WRITE_MAX = 4096

@@ -12,21 +12,11 @@ from typing import Any, Final, Protocol
 from librt.strings import read_i32_le
 from mypy_extensions import mypyc_attr
 
-from ..abi.commands import COMMANDS
-from ..abi.constants import (
-    CMD_BUS_CREATOR_INFO,
-    CMD_CONN_INFO,
-    CMD_HELLO,
-    CMD_NAME_LIST,
-    CMD_RECV,
-    CMD_SEND,
-    RECV_RETURN_INCOMPLETE_FDS,
-)
-from ..abi.errors import KdbusError
-from ..abi.layouts import I32, U64, u32, u64
-from ..core.call import PENDING, Call
-from ..core.handle import EndpointHandle, Handle
-from ..core.ports import Caller
+from ..base.call import IOC_READ, PENDING, Call
+from ..base.errors import KdbusError
+from ..base.handle import Handle
+from ..base.ports import Caller
+from ..base.words import u32, u64
 from ..native.calls import answer, described
 from .channel import (
     FREED,
@@ -46,9 +36,11 @@ from .files import OpenFiles
 
 log = logging.getLogger(__name__)
 
-_IOC_READ: Final = 1 << 31
-_TELLING: Final = frozenset((CMD_HELLO, CMD_RECV, CMD_SEND, CMD_NAME_LIST, CMD_CONN_INFO, CMD_BUS_CREATOR_INFO))
-"""The commands whose answers tell where in the pool something is."""
+_SIZE_SHIFT: Final = 16
+_SIZE_MASK: Final = 0x3FFF
+"""A request number has the size of its struct there."""
+_VIEWED_WORDS: Final = 32
+"""Structs of up to so many u64 have their views made in advance; no known command has more."""
 
 
 class Domain(Protocol):
@@ -139,12 +131,11 @@ class _Deferred:
 
 
 class _Views:
-    """The fixed part of command `number` in the channel's buffer, made once: a slice costs more than finding one."""
+    """A struct of `size` bytes in the channel's buffer, made once: a slice costs more than finding one."""
 
-    __slots__ = ("command", "number", "size", "words")
+    __slots__ = ("command", "size", "words")
 
-    def __init__(self, number: int, channel: Channel, size: int) -> None:
-        self.number = number
+    def __init__(self, channel: Channel, size: int) -> None:
         self.size = size
         self.command = channel.command[:size]
         self.words = channel.words(size // 8)
@@ -203,7 +194,6 @@ class Requests:
         "_ledger",
         "_make_job",
         "_native",
-        "_no_words",
         "_node_of",
         "_only_node_of",
         "_options",
@@ -252,10 +242,7 @@ class Requests:
         self._changed = domain.changed
         self._completed = domain.completed
         self._command = channel.command
-        self._views: list[_Views | None] = [None] * 256  # by what differs in all numbers
-        for each in COMMANDS.values():
-            self._views[each.number & 0xFF] = _Views(each.number, channel, each.size)
-        self._no_words = channel.words(0)
+        self._views = [_Views(channel, 8 * words) for words in range(_VIEWED_WORDS)]
         self._files = files
         self._domain = domain
         self._call = Call()
@@ -310,14 +297,12 @@ class Requests:
             call.error = u32(head, HEAD_COMMAND_ERROR)
             call.message = message
             call.message_error = u32(head, HEAD_MESSAGE_ERROR)
-            views = self._views[number & 0xFF]
-            if views is None or views.number != number:
-                call.command = self._command[:0]
-                call.words = self._no_words
-                views = None
-            else:
-                call.command = views.command if len(data) == views.size else self._command[: len(data)]
-                call.words = views.words
+            words = (number >> _SIZE_SHIFT & _SIZE_MASK) // 8
+            views = self._views[words if words < _VIEWED_WORDS else 0]
+            call.command = views.command if len(data) == views.size else self._command[: len(data)]
+            call.words = views.words
+            call.tells_offset = False
+            call.becomes_connection = False
             call.tag = unique
             pidfd: int = read_i32_le(head, HEAD_PIDFD)
             self._caller.reset(tid, pidfd)
@@ -329,8 +314,10 @@ class Requests:
                 result = NOTHING
                 if self._interrupted == unique:
                     self._domain.interrupt(deferred.call)
-            elif call.installation is not None or (
-                not result and (number == CMD_HELLO or (handle.is_copied and number in _TELLING))
+            elif (
+                call.installation is not None
+                or call.becomes_connection
+                or (call.tells_offset and handle.is_copied)
             ):
                 self._answer(unique, call, result, handle, fh, tid)
                 result = NOTHING
@@ -349,7 +336,7 @@ class Requests:
         offset: int
         for fh, offset in FREED.iter_unpack(self._freed[: count * FREED.size]):
             handle = self._files.get(fh)
-            if isinstance(handle, EndpointHandle):
+            if handle is not None:
                 try:
                     handle.freed(offset)
                 except KdbusError:
@@ -429,9 +416,9 @@ class Requests:
     def _answer(self, unique: int, call: Call, result: int, handle: Handle | None, fh: int, tid: int) -> None:
         """Answer now, or let the installer do it when descriptors have to be there first."""
         installation, call.installation = call.installation, None
-        out_size = (call.number >> 16) & 0x3FFF if call.number & _IOC_READ else 0
+        out_size = call.number >> _SIZE_SHIFT & _SIZE_MASK if call.number & IOC_READ else 0
         swap = unswapped = None
-        if call.number == CMD_HELLO and result == 0:
+        if call.becomes_connection:
             swap = None if self._swap_path is None else self._swap_path(fh)
             unswapped = self._size_of(handle, fh)
         if installation is None and swap is None and (handle is None or not handle.is_copied):
@@ -443,7 +430,7 @@ class Requests:
             if self._submit(unique, call, result, handle, tid, bytes(out), swapping, installation):
                 return
             if installation is not None:
-                _refuse(installation, out)
+                installation.refuse(out, EPERM)
         stores = self._take_stores(handle, None) if unswapped is None else unswapped
         if stores is None or self._storer is None or not self._storer.answer(stores, unique, result, out):
             self._channel.answer(unique, result, out, fh, call.number)
@@ -511,7 +498,7 @@ class Requests:
                 result=result,
                 out=out,
                 entries=entries,
-                flags_offset=installation.FLAGS_OFFSET if installation is not None else -1,
+                flags_offset=installation.flags_offset if installation is not None else -1,
                 swap=swap,
                 swapped_node=swapped_node,
                 context=JobContext(installation, handle, pinned),
@@ -530,12 +517,3 @@ class Requests:
         installation, call.installation = call.installation, None
         if installation is not None:
             installation.done()
-
-
-def _refuse(installation: Any, out: bytearray) -> None:
-    """Tell the client that it did not get the descriptors (RECV-13)."""
-    for _, memory, offset in installation.entries:
-        memory.store(offset, I32.pack(-EPERM))
-    at = installation.FLAGS_OFFSET
-    U64.pack_into(out, at, U64.unpack_from(out, at)[0] | RECV_RETURN_INCOMPLETE_FDS)
-    installation.done()

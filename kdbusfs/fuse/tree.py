@@ -17,7 +17,7 @@ from typing import Any, Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, 
 
 import pyfuse3
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
     WORLD,

@@ -1,1 +1,1 @@
-"""Linux behind `core.ports`: client threads, their memory and descriptors, pools, and the clock."""
+"""Linux behind `base.ports`: client threads, their memory and descriptors, pools, and the clock."""

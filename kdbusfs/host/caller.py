@@ -12,9 +12,9 @@ from errno import EACCES, ENOTTY, EPERM, ESRCH
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.identity import Creds, Pids
-from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.identity import NO_ID, Creds, Pids
+from kdbusfs.base.ports import Caller, Memory, ProcessMetadata
 from kdbusfs.native._native import ffi, lib
 from kdbusfs.native.calls import payload
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any, Final
 
-from kdbusfs.abi.identity import Creds
-from kdbusfs.core.ports import NO_ID
+from kdbusfs.base.identity import NO_ID, Creds
 from kdbusfs.native._native import ffi, lib
 
 CAP_IPC_OWNER = 15

@@ -13,7 +13,7 @@ from contextlib import suppress
 from errno import EBADF, EMFILE, ENFILE
 from typing import Any, Final, Protocol
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.native._native import ffi, lib
 
 from .credentials import mount_type

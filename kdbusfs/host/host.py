@@ -8,7 +8,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from kdbusfs.core import ports
+from kdbusfs.base import ports
 
 from .caller import LinuxCaller, root_of
 from .files import MAX_PER_USER, Closer, Descriptors, LinuxFile

@@ -15,8 +15,8 @@ import os
 from errno import EFBIG, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOTTY, EOPNOTSUPP, EPERM
 from typing import Any, Final
 
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.ports import Memory
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.ports import Memory
 from kdbusfs.native._native import ffi, lib
 from kdbusfs.native.calls import address_of, copy
 

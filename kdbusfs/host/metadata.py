@@ -12,9 +12,9 @@ from errno import EACCES, EFAULT, EINVAL, ENAMETOOLONG, ENOENT, EPERM, ESRCH
 from typing import TYPE_CHECKING
 
 from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.identity import Pids
-from kdbusfs.core.ports import ProcessMetadata
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.identity import Pids
+from kdbusfs.base.ports import ProcessMetadata
 
 from .credentials import Status, parse_argument_area, parse_cgroup, strip_root
 from .proc import link, read, setting

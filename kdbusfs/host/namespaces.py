@@ -12,7 +12,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from kdbusfs.core.ports import NO_ID
+from kdbusfs.base.identity import NO_ID
 from kdbusfs.native._native import ffi, lib
 
 from .proc import fail, read, setting

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from kdbusfs.abi.errors import AbandonedError, KdbusError
+from kdbusfs.base.errors import AbandonedError, KdbusError
 from kdbusfs.native._native import ffi, lib
 
 _SIZE: Final = 16384

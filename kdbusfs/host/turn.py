@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from kdbusfs.core import ports
+from kdbusfs.base import ports
 
 from ..native import _native as _untyped
 

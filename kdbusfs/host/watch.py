@@ -16,7 +16,7 @@ from collections import deque
 from errno import EBADF, EINVAL
 from typing import Any, Final
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 
 from .files import LinuxFile
 from .threads import new_thread

@@ -88,11 +88,12 @@ struct kfs_channel {
 struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd);
 struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
-int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
+int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);
-int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset, uint64_t info_flag);
-int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
-		      uint64_t offered_flags);
+int kfs_channel_publishes(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t info_offset,
+			  uint64_t info_flag);
+int kfs_channel_frees(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t slice_offset,
+		      uint32_t flags_offset, uint64_t offered_flags);
 struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch);
 
 int kfs_channel_take(struct kfs_channel *ch);
@@ -100,7 +101,7 @@ void kfs_channel_end(struct kfs_channel *ch);
 void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners);
 void kfs_channel_starve(struct kfs_channel *ch, int is_starving);
 
-int64_t kfs_channel_slot_new(struct kfs_channel *ch);
+int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
 int kfs_channel_slots(struct kfs_channel *ch);
 int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents);

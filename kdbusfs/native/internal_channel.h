@@ -26,15 +26,24 @@ struct looking {
 	long switches; /* of the thread's, those that it did not want */
 };
 
+/* Places for the commands of all protocols; a power of two, and far more than there are. */
+#define COMMANDS_MAX 256
+
 struct command {
-	uint32_t number, size, max_size, pointer_offset;
+	uint32_t number; /* 0: the place is free */
+	uint32_t kind; /* of file */
+	uint32_t size, max_size, pointer_offset;
 	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
 	uint64_t info_flag; /* the flag that makes it tell; 0: it always does */
+	int is_free;
+	uint32_t slice_offset, flags_offset; /* of a FREE */
+	uint64_t offered_flags;
 };
 
 struct slot {
 	uint64_t fh; /* 0: free */
 	uint64_t kh;
+	uint32_t kind; /* which commands it takes */
 	uint32_t revents;
 	uint32_t armed;
 	uint32_t tid; /* of pidfd */
@@ -52,11 +61,7 @@ struct mount {
 	uint32_t generation;
 	uint32_t slots_made, slots_used, first_free;
 	struct slot *slots;
-	struct command commands[256];
-	struct {
-		uint32_t number, slice_offset, flags_offset;
-		uint64_t offered_flags;
-	} free;
+	struct command commands[COMMANDS_MAX];
 	struct kfs_freed_list freed;
 	struct kfs_counts counts;
 	struct kfs_ownership *ownership;
@@ -89,12 +94,17 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns);
 
 /* slots.c */
 struct slot *kfs_slot_of(struct mount *mount, uint64_t fh);
+
+/* commands.c */
+struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t number);
+
+/* free.c */
 void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len);
-int kfs_find_published(const struct slot *slot, uint64_t offset);
-void kfs_forget_published(struct slot *slot, int index);
+int kfs_serve_free(struct kfs_channel *ch, const struct command *command);
 
 /* ioctl.c: AGAIN or a kind */
 int kfs_serve_ioctl(struct kfs_channel *ch);
+int kfs_tie_alive(struct kfs_channel *ch);
 void kfs_detach(void *channel);
 void kfs_answer_killed(void *channel);
 

@@ -1,5 +1,5 @@
 /*
- * Ioctls: their struct and their message, copied from the client, and the plain FREE, which is answered here.
+ * Ioctls: their struct and their message, copied from the client.
  *
  * A request that was read keeps its thread in the kernel until it is answered, even when that thread is
  * killed; so its id cannot come to belong to another one.  Only an abort of the connection breaks that,
@@ -20,53 +20,6 @@
 /* Most messages fit; a longer first read would copy what the client never meant to send. */
 #define MESSAGE_FIRST 1024
 #define PAGE 4096
-
-int kfs_channel_command(struct kfs_channel *ch, uint32_t number, uint32_t size, uint32_t max_size,
-			uint32_t pointer_offset)
-{
-	struct command *command = &ch->private_->mount->commands[number & 0xff];
-
-	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size ||
-	    command->number)
-		return -EINVAL;
-	*command = (struct command){ number, size, max_size, pointer_offset, 0, 0 };
-	return 0;
-}
-
-/*
- * A successful answer to `number` tells at `info_offset` of a slice that the client may give back: offset and size.  With
- * an `info_flag` only if that is among the command's flags, which lie behind its size: what stands there otherwise is
- * the client's own.
- */
-int kfs_channel_publishes(struct kfs_channel *ch, uint32_t number, uint32_t info_offset, uint64_t info_flag)
-{
-	struct command *command = &ch->private_->mount->commands[number & 0xff];
-
-	if (command->number != number || info_offset + 16 > command->size)
-		return -EINVAL;
-	command->info_offset = info_offset;
-	command->info_flag = info_flag;
-	return 0;
-}
-
-/*
- * With `number` clients give such a slice back.  Its plainest form is answered here: no flags, nothing behind the fixed
- * struct, and a slice that is known to be published.  Behind the flags lie those that are offered, and those returned.
- */
-int kfs_channel_frees(struct kfs_channel *ch, uint32_t number, uint32_t slice_offset, uint32_t flags_offset,
-		      uint64_t offered_flags)
-{
-	struct mount *mount = ch->private_->mount;
-	const struct command *command = &mount->commands[number & 0xff];
-
-	if (command->number != number || slice_offset + 8 > command->size || flags_offset + 24 > command->size)
-		return -EINVAL;
-	mount->free.number = number;
-	mount->free.slice_offset = slice_offset;
-	mount->free.flags_offset = flags_offset;
-	mount->free.offered_flags = offered_flags;
-	return 0;
-}
 
 /* Returns 0 or -errno; a short read is EFAULT. */
 static int read_client(uint32_t tid, uint64_t address, void *to, size_t size)
@@ -197,7 +150,7 @@ static void untie(struct kfs_channel *ch)
 }
 
 /* Makes the slot's pidfd one of the calling thread, which lives.  On an error there is none. */
-static int tie_alive(struct kfs_channel *ch)
+int kfs_tie_alive(struct kfs_channel *ch)
 {
 	struct slot *slot = kfs_slot_of(ch->private_->mount, ch->fh);
 
@@ -232,7 +185,7 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	if (size == command->size && !command->pointer_offset) {
 		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
 		if (!ch->out_size)
-			ch->pidfd = p->pidfd = tie_alive(ch);
+			ch->pidfd = p->pidfd = kfs_tie_alive(ch);
 		return;
 	}
 	/* The second round is for a pidfd kept from a thread that is no more. */
@@ -258,60 +211,6 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	}
 	ch->command_len = command->size;
 	ch->command_error = -r;
-}
-
-/* Stores the offered and the returned flags of a FREE in the client's struct where they differ.  Returns 0 or -errno. */
-static int write_flags(struct kfs_channel *ch, uint32_t offset)
-{
-	uint64_t wanted[2] = { ch->private_->mount->free.offered_flags, 0 };
-	struct iovec local = { wanted, sizeof(wanted) };
-	struct iovec remote = { (void *)(uintptr_t)(ch->arg + offset), sizeof(wanted) };
-	uint64_t ticket;
-	ssize_t n;
-
-	if (memcmp(ch->command + offset, wanted, sizeof(wanted)) == 0)
-		return 0;
-	ch->pidfd = ch->private_->pidfd = tie_alive(ch);
-	if (ch->pidfd < 0 || ch->arg + offset < ch->arg || kfs_access_begin(&ticket) < 0)
-		return -EFAULT;
-	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
-	return kfs_access_end(ticket) == 0 && n == sizeof(wanted) ? 0 : -EFAULT;
-}
-
-/* Carries out a plain FREE.  Returns whether it did; otherwise it is for the core to say what is wrong with it. */
-static int serve_free(struct kfs_channel *ch, const struct command *command)
-{
-	struct mount *mount = ch->private_->mount;
-	struct slot *slot = kfs_slot_of(mount, ch->fh);
-	uint64_t size, flags, offset;
-	int index, is_plain;
-
-	memcpy(&size, ch->command, sizeof(size));
-	memcpy(&flags, ch->command + mount->free.flags_offset, sizeof(flags));
-	memcpy(&offset, ch->command + mount->free.slice_offset, sizeof(offset));
-	index = kfs_find_published(slot, offset);
-	if (index < 0)
-		return 0;
-	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed.count < KFS_FREED_MAX &&
-		   write_flags(ch, mount->free.flags_offset + 8) == 0;
-	if (kfs_seat_is_abandoned(ch->private_->seat)) {
-		kfs_let_go(ch);
-		return 1;
-	}
-	/* Looked up anew: others may have been served during the access to the client's memory. */
-	slot = kfs_slot_of(mount, ch->fh);
-	index = slot ? kfs_find_published(slot, offset) : -1;
-	if (index >= 0)
-		kfs_forget_published(slot, index);
-	if (index < 0 || !is_plain || mount->freed.count >= KFS_FREED_MAX) {
-		kfs_let_go(ch);
-		ch->pidfd = -1;
-		return 0;
-	}
-	mount->freed.slices[mount->freed.count++] = (struct kfs_freed){ ch->fh, offset };
-	kfs_answer_current(ch, 0);
-	kfs_let_go(ch);
-	return 1;
 }
 
 int kfs_serve_ioctl(struct kfs_channel *ch)
@@ -349,9 +248,9 @@ int kfs_serve_ioctl(struct kfs_channel *ch)
 		return AGAIN;
 	}
 	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
-	command = &ch->private_->mount->commands[ch->cmd & 0xff];
-	if (command->number == ch->cmd && ch->cmd && ch->in_size >= command->size) {
-		if (ch->cmd == ch->private_->mount->free.number && serve_free(ch, command))
+	command = kfs_find_command(ch->private_->mount, slot->kind, ch->cmd);
+	if (command && ch->in_size >= command->size) {
+		if (command->is_free && kfs_serve_free(ch, command))
 			return AGAIN;
 		read_command(ch, command);
 	}

@@ -24,7 +24,7 @@ struct slot *kfs_slot_of(struct mount *p, uint64_t fh)
  * A handle is a slot and, above it, a generation: a number that was given back never means another file,
  * also for whoever kept it (the installer's path of a connection).
  */
-int64_t kfs_channel_slot_new(struct kfs_channel *ch)
+int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind)
 {
 	struct mount *p = ch->private_->mount;
 	uint32_t index = p->first_free;
@@ -46,7 +46,9 @@ int64_t kfs_channel_slot_new(struct kfs_channel *ch)
 	p->first_free = slot->next_free;
 	p->slots_used++;
 	p->generation = p->generation >= INT32_MAX ? 1 : p->generation + 1;
-	*slot = (struct slot){ .fh = (uint64_t)p->generation << 32 | index, .pidfd = -1, .revents = KFS_DEFAULT_EVENTS };
+	*slot = (struct slot){
+		.fh = (uint64_t)p->generation << 32 | index, .kind = kind, .pidfd = -1, .revents = KFS_DEFAULT_EVENTS
+	};
 	return (int64_t)slot->fh;
 }
 
@@ -109,44 +111,4 @@ int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared)
 	if (is_shared)
 		slot->published_count = 0;
 	return 0;
-}
-
-/* An answer to command `cmd` of `fh`, `out` with it, is about to be sent. */
-void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len)
-{
-	const struct command *command = &mount->commands[cmd & 0xff];
-	struct slot *slot = kfs_slot_of(mount, fh);
-	struct {
-		uint64_t offset, size;
-	} info;
-	uint64_t flags;
-
-	if (!slot || slot->is_shared || !command->info_offset || command->number != cmd ||
-	    out_len < command->info_offset + sizeof(info))
-		return;
-	memcpy(&flags, out + sizeof(uint64_t), sizeof(flags));
-	if (command->info_flag && !(flags & command->info_flag))
-		return;
-	memcpy(&info, out + command->info_offset, sizeof(info));
-	/* What finds no place is given back the long way. */
-	if (info.size && slot->published_count < PUBLISHED_MAX)
-		slot->published[slot->published_count++] = info.offset;
-}
-
-int kfs_find_published(const struct slot *slot, uint64_t offset)
-{
-	for (int i = (int)slot->published_count - 1; i >= 0; i--)
-		if (slot->published[i] == offset)
-			return i;
-	return -1;
-}
-
-void kfs_forget_published(struct slot *slot, int index)
-{
-	slot->published[index] = slot->published[--slot->published_count];
-}
-
-struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch)
-{
-	return &ch->private_->mount->freed;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from typing import NamedTuple
 
-from kdbusfs.abi.constants import ATTACH_ALL
+from kdbusfs.abi.v3.constants import ATTACH_ALL
 from kdbusfs.core.metadata import DEFAULT_MASK
 
 PINNED, DEFAULT = "pinned", "default"

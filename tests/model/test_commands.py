@@ -8,10 +8,10 @@ from struct import pack, pack_into, unpack_from
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.items import make_item
-from kdbusfs.core.call import PENDING, Call
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.commands import COMMANDS
+from kdbusfs.abi.v3.items import make_item
+from kdbusfs.base.call import PENDING, Call
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 from tests.support.fake_host import FakeCaller, FakeFile, sealed_memfd

@@ -9,8 +9,8 @@ from struct import pack
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.items import Item, make_item, parse_items
+from kdbusfs.abi.v3.items import RawItem, make_item, parse_items
+from kdbusfs.base.errors import KdbusError
 
 STRING = re.compile(rb"[^\0]*\0", re.DOTALL)
 SYSNAME = re.compile(rb"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\0")
@@ -85,9 +85,9 @@ def model_check(kind: int, payload: bytes) -> int:
     return 0
 
 
-def model_parse(data: bytes) -> int | list[Item]:
+def model_parse(data: bytes) -> int | list[RawItem]:
     """The items of `data`, or the errno of the first that is bad."""
-    items: list[Item] = []
+    items: list[RawItem] = []
     while data:
         size = number(data[:8])
         if len(data) < 16 or not 16 <= size <= len(data):
@@ -101,7 +101,7 @@ def model_parse(data: bytes) -> int | list[Item]:
     return items
 
 
-def parse(data: bytes, before: bytes = b"") -> int | list[Item]:
+def parse(data: bytes, before: bytes = b"") -> int | list[RawItem]:
     try:
         return parse_items(before + data + b"behind", len(before), len(before) + len(data))
     except KdbusError as error:
@@ -129,7 +129,7 @@ mutations = st.lists(
 
 @given(item_lists)
 @settings(max_examples=400)
-def test_what_was_made_is_what_is_parsed(items: list[Item]) -> None:
+def test_what_was_made_is_what_is_parsed(items: list[RawItem]) -> None:
     """ITEM-1, ITEM-3: where every item is fine the walk gives them back; else the errno of the first that is not."""
     errnos = [errno for errno in (model_check(*item) for item in items) if errno]
     data = b"".join(make_item(*item) for item in items)
@@ -141,7 +141,7 @@ def test_what_was_made_is_what_is_parsed(items: list[Item]) -> None:
 @example([(0x4242, b"x")], [], 7, 32)
 @example([(0x4242, b"x")], [(7, 0xFF)], 0, 32)
 def test_mutated_lists_are_taken_apart_as_the_model_does(
-    items: list[Item], changes: list[tuple[int, int]], cut: int, before: int
+    items: list[RawItem], changes: list[tuple[int, int]], cut: int, before: int
 ) -> None:
     """ITEM-1 to ITEM-11: and no other exception comes out."""
     data = bytearray(b"".join(make_item(*item) for item in items))

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kdbusfs.abi import constants as c
 from kdbusfs.abi.limits import MATCH_MAX
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.values import Notice
 from kdbusfs.core.match import CLASSES, USER_MESSAGES
 from kdbusfs.core.message import Message
 from tests.support.core_client import Client, World
@@ -85,7 +86,7 @@ class Id:
     def accepts(self, message: Message, source: Client | None) -> bool:
         if self.id == ANY:
             return True
-        return self.id == (message.notify_new_id if self.kind == c.ITEM_ID_ADD else message.notify_old_id)
+        return self.id == (message.notice.new_id if self.kind == c.ITEM_ID_ADD else message.notice.old_id)
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ class Name:
         return name_change(self.kind, self.old, self.new, self.name)
 
     def accepts(self, message: Message, source: Client | None) -> bool:
-        if self.name is not None and self.name != message.notify_name:
+        if self.name is not None and self.name != message.notice.name:
             return False
-        return self.old in (ANY, message.notify_old_id) and self.new in (ANY, message.notify_new_id)
+        return self.old in (ANY, message.notice.old_id) and self.new in (ANY, message.notice.new_id)
 
 
 Rule = Mask | SenderId | SenderName | Id | Name
@@ -193,21 +194,19 @@ class MatchesMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(NAME_CHANGES), old=changed_ids, new=changed_ids, name=names)
     def name_changes(self, kind: int, old: int, new: int, name: bytes) -> None:
-        message = Message()
-        message.notify_type, message.notify_name = kind, name
-        message.notify_old_id = 0 if kind == c.ITEM_NAME_ADD else old
-        message.notify_new_id = 0 if kind == c.ITEM_NAME_REMOVE else new
-        self.compare(kind, message, None)
+        notice = Notice(kind, name=name)
+        notice.old_id = 0 if kind == c.ITEM_NAME_ADD else old
+        notice.new_id = 0 if kind == c.ITEM_NAME_REMOVE else new
+        self.compare(kind, Message(notice=notice), None)
 
     @rule(kind=st.sampled_from((c.ITEM_ID_ADD, c.ITEM_ID_REMOVE)), changed=changed_ids)
     def id_changes(self, kind: int, changed: int) -> None:
-        message = Message()
-        message.notify_type = kind
+        notice = Notice(kind)
         if kind == c.ITEM_ID_ADD:
-            message.notify_new_id = changed
+            notice.new_id = changed
         else:
-            message.notify_old_id = changed
-        self.compare(kind, message, None)
+            notice.old_id = changed
+        self.compare(kind, Message(notice=notice), None)
 
     @invariant()
     def has_what_there_is(self) -> None:

@@ -8,8 +8,8 @@ from errno import EAGAIN, ECONNRESET, ENXIO, EPERM, EPIPE, ETIMEDOUT
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kdbusfs.abi import constants as c
-from kdbusfs.core.call import ERESTARTSYS, Call
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.call import ERESTARTSYS, Call
 from tests.support.core_client import PENDING, Client, World
 from tests.support.core_scenes import pass_files, pass_memfd
 from tests.support.fake_host import FakeFile, sealed_memfd
@@ -253,7 +253,7 @@ class MessagesMachine(RuleBasedStateMachine):
         for peer in self.peers:
             connection = peer.client.connection
             assert [
-                entry.message.cookie_reply if entry.message.notify_type else entry.message.cookie
+                entry.message.cookie_reply if entry.message.notice is not None else entry.message.cookie
                 for entry in connection.queue.entries()
             ] == [sent.key for sent in peer.queue]
             assert len(connection.replies) == len([t for t in self.trackers if t.requester is peer])

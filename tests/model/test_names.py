@@ -8,8 +8,8 @@ from errno import EALREADY, EEXIST, ESRCH
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import Client, World
 from tests.support.core_scenes import events, name_change
 

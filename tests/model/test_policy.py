@@ -8,9 +8,10 @@ from errno import E2BIG, EEXIST, EINVAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.identity import Creds
-from kdbusfs.abi.items import Item, parse_items
+from kdbusfs.abi.v3.items import decode_items
+from kdbusfs.abi.values import Item
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.identity import Creds
 from kdbusfs.core.policy import PinnedCredentials, PolicyDb
 from kdbusfs.core.quota import Account
 from tests.support import items as i
@@ -84,7 +85,7 @@ class Model:
 
 def to_items(items: list[tuple[object, ...]]) -> list[Item]:
     data = b"".join(i.name(*item[1:]) if item[0] == "name" else i.access(*item[1:]) for item in items)
-    return parse_items(data, 0, len(data))
+    return decode_items(data, 0, len(data))
 
 
 good_access = st.tuples(st.just("access"), st.integers(1, 3), st.integers(0, 2), st.sampled_from(IDS))

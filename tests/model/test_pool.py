@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.core.pool import Pool, Slice
 from kdbusfs.core.quota import Account
 from tests.support.fake_host import FakeMemory

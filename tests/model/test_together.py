@@ -10,8 +10,8 @@ from struct import pack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.core.connection import Connection
 from tests.support.core_client import Client, World
 from tests.support.core_scenes import (

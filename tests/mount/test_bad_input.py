@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi import layouts
-from kdbusfs.abi.commands import COMMANDS, Command
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
+from kdbusfs.abi.v3.commands import COMMANDS, Command
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.client import Connection, bloom_rule, encode, make_bus, raw, sealed_memfd
 from tests.support.actors import Actors, Link, errno_of
 from tests.support.bad_input import (

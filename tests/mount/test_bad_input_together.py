@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi import layouts
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
 from kdbusfs.client import (
     Connection,
     Lost,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, make_bus
 from tests.conftest import DomainMount
 from tests.support.actors import Actors, Link, errno_of, until

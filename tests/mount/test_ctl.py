@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, make_bus, make_endpoint, world
 from tests.support.actors import Actors, Link, until
 from tests.support.ctl import COMMAND, Running, as_user, check_refused, environment, kdbusctl, refused

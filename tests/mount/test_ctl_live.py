@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, Memfd, Zero, deadline, make_bus, make_endpoint, sealed_memfd
 from kdbusfs.ctl.failure import EXIT_DENIED, EXIT_FAILED, EXIT_USAGE
 from tests.support.actors import PATIENCE, Actors, Link, until

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, Memfd, ReceivedMemfd, bloom_rule, make_bus
 from kdbusfs.client.descriptors import SEALS
 from tests.support.actors import Actors, Link, errno_of, until

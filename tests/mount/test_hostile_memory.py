@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, make_bus
 from kdbusfs.fuse.mount import visible_mount
 from kdbusfs.native._native import lib

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdbusfs import surroundings
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, encode, make_bus, make_endpoint
 from kdbusfs.native._native import lib
 from tests.conftest import DomainMount

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, Lost, bloom_rule, make_bus, sealed_memfd
 from kdbusfs.client.encode import Memfd
 from tests.support.actors import Actors, Link

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, make_bus, make_endpoint, world
 from tests.support.actors import Actors, Link, until
 from tests.support.crew import NAMES, Crew

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, make_bus, user, world
 
 from ..conftest import DomainMount

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, Memfd, make_bus, sealed_memfd
 from tests.support.actors import errno_of, until
 from tests.support.forked import forked

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Access, Connection, make_bus, raw
 from tests.conftest import DomainMount
 from tests.support.actors import Actors, Link, errno_of

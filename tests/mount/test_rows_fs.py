@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, encode, make_bus, make_endpoint, raw
 from tests.conftest import DomainMount
 from tests.support import features

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, Metadata, id_removed_rule, make_bus, world
 from tests.conftest import DomainMount
 from tests.support.forked import forked

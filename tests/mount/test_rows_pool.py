@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, IdChange, id_removed_rule, make_bus, make_endpoint, raw
 from tests.conftest import DomainMount
 from tests.support import features

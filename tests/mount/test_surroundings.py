@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, make_bus
 from tests.conftest import DomainMount
 from tests.mount.test_hostile_memory import PATIENCE, Program, outcome, until

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, make_bus
 from kdbusfs.fuse.mount import MAX_READ, visible_mount
 from tests.support import confine, userns

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.fuse.mount import visible_mount
 from tests.support import confine
 from tests.support.commands import EXERCISE, KDBUSFS, ROOT, done, run, wait_for

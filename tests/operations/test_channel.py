@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from tests.support import channel_fakes as fakes
 from tests.support import features, old_kernel
 from tests.support.channel_client import aligned, ioctl, send_struct, sync_send

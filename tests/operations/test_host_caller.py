@@ -10,9 +10,9 @@ from errno import EBADF, EFAULT, EMFILE, ESRCH
 
 import pytest
 
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.identity import Creds
-from kdbusfs.core.ports import NO_ID
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.identity import Creds
+from kdbusfs.base.ports import NO_ID
 from kdbusfs.host.caller import LinuxCaller
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_child import Child

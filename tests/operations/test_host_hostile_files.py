@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_fuse import FuseChild
 

@@ -13,7 +13,7 @@ from errno import EINVAL, ENOMEM
 
 import pytest
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.host.memory import PoolMemory
 from kdbusfs.native import calls
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.identity import Creds, Pids
-from kdbusfs.core.ports import ProcessMetadata
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.identity import Creds, Pids
+from kdbusfs.base.ports import ProcessMetadata
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_child import Child
 

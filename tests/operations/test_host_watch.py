@@ -13,7 +13,7 @@ from errno import EBADF, EINVAL
 
 import pytest
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.host.files import LinuxFile
 from kdbusfs.host.host import LinuxHost
 

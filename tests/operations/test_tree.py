@@ -16,7 +16,7 @@ import pyfuse3
 import pytest
 import trio
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.fuse import tree as tree_module
 from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP
 from kdbusfs.fuse.tree import FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, Tree

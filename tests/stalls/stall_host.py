@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kdbusfs.core.ports import ProcessMetadata
+from kdbusfs.base.ports import ProcessMetadata
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_child import Child
 

@@ -7,9 +7,9 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
 from kdbusfs.abi.limits import MATCH_MAX
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 from tests.support.core_scenes import bloom, id_change, id_rule, mask, name_change, name_rule

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi import layouts
-from kdbusfs.abi.commands import COMMANDS, Command
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
+from kdbusfs.abi.v3.commands import COMMANDS, Command
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.client import Connection, encode, make_bus, make_endpoint, raw
 
 POOL = 1 << 18

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.call import PENDING, Call
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.call import PENDING, Call
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.ports import Caller as CoreCaller
 from kdbusfs.core.handle import Handle as CoreHandle
-from kdbusfs.core.ports import Caller as CoreCaller
 
 INTERRUPTED = -512
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import pack, unpack_from
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.items import Item, make_item
-from kdbusfs.core.call import PENDING, Call, Installation
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.commands import COMMANDS
+from kdbusfs.abi.v3.items import RawItem, make_item
+from kdbusfs.base.call import PENDING, Call, Installation
 from kdbusfs.core.connection import Connection
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.handle import ControlHandle, EndpointHandle
@@ -18,9 +18,9 @@ from .fake_host import FakeCaller, FakeHost, FakeMemory, FakeProcess
 POOL_SIZE = 1 << 20
 
 
-def walk_items(data: bytes | bytearray, start: int, end: int) -> list[Item]:
+def walk_items(data: bytes | bytearray, start: int, end: int) -> list[RawItem]:
     """The items that the core wrote to `data[start:end]`, which must fill it exactly, with zeros as padding."""
-    items: list[Item] = []
+    items: list[RawItem] = []
     while start < end:
         size, kind = unpack_from("<QQ", data, start)
         assert size >= 16
@@ -40,7 +40,7 @@ class Received:
     size: int
     return_flags: int
     header: tuple[int, ...]
-    items: list[Item]
+    items: list[RawItem]
     installation: Installation | None
 
     def __getattr__(self, name: str) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from errno import EAGAIN
 from struct import pack, unpack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 
 from .core_client import Client, Received, World
 from .fake_host import FakeFile, FakeProcess, sealed_memfd

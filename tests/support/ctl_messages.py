@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from struct import pack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import Item, make_item
-from kdbusfs.abi.layouts import ID_CHANGE, MSG, MSG_SIZE, NAME_CHANGE, TIMESTAMP, VEC
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import RawItem, make_item
+from kdbusfs.abi.v3.layouts import ID_CHANGE, MSG, MSG_SIZE, NAME_CHANGE, TIMESTAMP, VEC
 from kdbusfs.client import Message
 from kdbusfs.ctl.cast import Process
 from kdbusfs.ctl.observed import Kind, Observed, kind_of
@@ -15,7 +15,7 @@ REALTIME = 1_700_000_000_123_456_789
 
 
 def message_bytes(
-    *items: Item,
+    *items: RawItem,
     flags: int = 0,
     priority: int = 0,
     dst: int = 2,
@@ -29,23 +29,23 @@ def message_bytes(
     return MSG.pack(MSG_SIZE + len(body), flags, priority, dst, src, payload_type, cookie, reply_to) + body
 
 
-def stamp(seqnum: int = 1, realtime: int = REALTIME) -> Item:
+def stamp(seqnum: int = 1, realtime: int = REALTIME) -> RawItem:
     return c.ITEM_TIMESTAMP, TIMESTAMP.pack(seqnum, 5_000, realtime)
 
 
-def name_change(kind: int, old: int, new: int, name: str) -> Item:
+def name_change(kind: int, old: int, new: int, name: str) -> RawItem:
     return kind, NAME_CHANGE.pack(old, 0, new, 0) + name.encode() + b"\0"
 
 
-def id_change(kind: int, id: int, flags: int = 0) -> Item:
+def id_change(kind: int, id: int, flags: int = 0) -> RawItem:
     return kind, ID_CHANGE.pack(id, flags)
 
 
-def dst_name(name: bytes) -> Item:
+def dst_name(name: bytes) -> RawItem:
     return c.ITEM_DST_NAME, name + b"\0"
 
 
-def observe(payload: bytes = b"", *items: Item, kept: int | None = None, fds: int = 0, **header: int) -> Observed:
+def observe(payload: bytes = b"", *items: RawItem, kept: int | None = None, fds: int = 0, **header: int) -> Observed:
     """A message with `payload` in one vector; `kept`: as if it were a memfd of which only so much was kept."""
     vector = [(c.ITEM_PAYLOAD_OFF, VEC.pack(len(payload), 4096))] if payload else []
     passed = [(c.ITEM_FDS, pack("<i", -1) * fds)] if fds else []

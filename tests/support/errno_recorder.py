@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.constants import CMD_BYEBYE
-from kdbusfs.core.call import ERESTARTSYS
+from kdbusfs.abi.v3.commands import COMMANDS
+from kdbusfs.abi.v3.constants import CMD_BYEBYE
+from kdbusfs.base.call import ERESTARTSYS
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.handle import ControlHandle, EndpointHandle
 

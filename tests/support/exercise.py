@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, Memfd, make_bus, sealed_memfd
 
 PATIENCE = 240  # seconds

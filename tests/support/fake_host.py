@@ -8,10 +8,10 @@ from errno import EBADF, EFAULT, EINVAL, ESRCH
 from struct import pack
 from time import thread_time_ns
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.identity import Creds, Pids
-from kdbusfs.core.ports import NO_ID, Caller, Memory, ProcessMetadata, Turn
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.identity import Creds, Pids
+from kdbusfs.base.ports import NO_ID, Caller, Memory, ProcessMetadata, Turn
 
 ALL_SEALS = 0xF
 OVERFLOW_ID = 65534

@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable
 from struct import pack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.client import Connection, raw
 from tests.support.silent_fuse import PAGE, PAGES
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from struct import pack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 
 
 def string(kind: int, text: bytes) -> bytes:

@@ -110,7 +110,7 @@ def _main() -> None:
     import traceback  # noqa: F401
 
     import kdbusfs.client
-    from kdbusfs.abi import constants
+    from kdbusfs.abi.v3 import constants
 
     names: dict[str, Any] = {"c": constants, "os": os, "k": kdbusfs.client}
     exec("from kdbusfs.client import *\nfrom kdbusfs.client import raw", names)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Connection, Message, deadline, make_bus, make_endpoint, sealed_memfd, world
 from kdbusfs.client.encode import Memfd
 

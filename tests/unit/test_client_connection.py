@@ -11,10 +11,10 @@ from uuid import UUID
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi import layouts
-from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.items import Item, make_item, parse_items
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
+from kdbusfs.abi.v3.commands import COMMANDS
+from kdbusfs.abi.v3.items import RawItem, make_item, parse_items
 from kdbusfs.client import (
     Connection,
     Lost,
@@ -51,7 +51,7 @@ class Fake:
     opened: list[str] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     polls: list[int] = field(default_factory=list)
-    messages: list[tuple[bytes, list[Item], list[bytes]]] = field(default_factory=list)
+    messages: list[tuple[bytes, list[RawItem], list[bytes]]] = field(default_factory=list)
 
     def open(self, path: str) -> int:
         self.opened.append(path)
@@ -272,7 +272,7 @@ def test_signals_have_a_filter_and_the_flag(bus: Fake, connection: Connection) -
 
 
 def message_at(
-    bus: Fake, offset: int, *items: Item, src_id: int = 5, flags: int = 0, cookie: int = 8, reply: int = 0
+    bus: Fake, offset: int, *items: RawItem, src_id: int = 5, flags: int = 0, cookie: int = 8, reply: int = 0
 ) -> bytes:
     """Puts a message into the pool as LAY-2 has it."""
     data = b"".join([make_item(kind, payload) for kind, payload in items])

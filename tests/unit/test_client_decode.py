@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi import layouts
-from kdbusfs.abi.items import make_item, parse_items
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
+from kdbusfs.abi.v3.items import make_item, parse_items
 from kdbusfs.client import (
     Audit,
     Caps,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi import layouts
-from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.items import Item, parse_items
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
+from kdbusfs.abi.v3.commands import COMMANDS
+from kdbusfs.abi.v3.items import RawItem, parse_items
 from kdbusfs.client import (
     Memfd,
     Rule,
@@ -39,7 +39,7 @@ from kdbusfs.client import (
 U64 = st.integers(0, c.U64_MAX)
 
 
-def items_in(data: bytes, start: int = 0) -> list[Item]:
+def items_in(data: bytes, start: int = 0) -> list[RawItem]:
     return parse_items(data, start, len(data))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jeepney.low_level import HeaderFields, MessageFlag, MessageType, Parser
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.ctl.commands.capture import Recorder
 from kdbusfs.ctl.dbus_frame import comment, frame
 from kdbusfs.ctl.follow import Course

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import raw
 from kdbusfs.ctl.cast import Cast
 from kdbusfs.ctl.commands import monitor

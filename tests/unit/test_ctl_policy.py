@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import group, user, world
 from kdbusfs.ctl import policy_file
 from kdbusfs.ctl.arguments import is_name

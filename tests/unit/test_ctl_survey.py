@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Creds, Info, Metadata, NameInfo, Pids
 from kdbusfs.ctl.survey import Entry, Peer, entry_json, survey
 

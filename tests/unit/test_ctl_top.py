@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.ctl.commands import top
 from kdbusfs.ctl.failure import EXIT_DENIED, EXIT_NO_MOUNT, Failure
 from kdbusfs.ctl.traffic import FILE, SORT_KEYS, Line, Meter, read, sort

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.core.call import Installation
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.call import Call, Installation
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.core.message import Resources
 from kdbusfs.core.quota import Account
 from kdbusfs.fuse.channel import (
@@ -994,6 +994,12 @@ class Pool:
         return f"pointer to {offset}", self
 
 
+def become_connection(handle: fakes.Handle, call: Call) -> int:
+    """A HELLO that succeeds."""
+    call.becomes_connection = True
+    return 0
+
+
 class File:
     fd = 42
 
@@ -1002,7 +1008,7 @@ def installation_of(account: Account) -> tuple[Installation, Pool]:
     """One descriptor to install; `account` has 1 on it until the installation is done."""
     pool = Pool()
     entries: list[Any] = [(File(), pool, 128)]
-    return Installation(entries, Resources(account, 1)), pool
+    return Installation(entries, Resources(account, 1), 64, 1), pool
 
 
 class Job:
@@ -1134,7 +1140,7 @@ def test_faults_are_logged_once_a_minute_for_each_place(caplog: pytest.LogCaptur
 def test_hello_is_answered_by_a_job_that_swaps(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     installer = Installer()
     bench = Bench(kernel, installer)
-    monkeypatch.setitem(fakes._ACTIONS, c.CMD_HELLO, lambda handle, call: 0)
+    monkeypatch.setitem(fakes._ACTIONS, c.CMD_HELLO, become_connection)
     hello = aligned(struct.pack("<Q", 104) + b"h" * 96)
     unique = kernel.command(bench.fh, c.CMD_HELLO, hello)
     bench.turn()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.abi import commands, constants, layouts
+from kdbusfs.abi.v3 import commands, constants, layouts
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "kdbusfs" / "include"
@@ -104,6 +104,9 @@ COMMAND_STRUCTS = {
     "MATCH_REMOVE": "kdbus_cmd_match",
 }
 
+# Commands whose struct travels back with the answer (GEN-11).
+TRAVEL_BACK = {"HELLO", "SEND", "RECV", "NAME_ACQUIRE", "NAME_LIST", "CONN_INFO", "BUS_CREATOR_INFO"}
+
 # Members whose offset the code names apart from a whole layout.
 NAMED_OFFSETS = {
     ("kdbus_cmd_send", "reply"): layouts.CMD_SEND_REPLY_OFFSET,
@@ -120,7 +123,7 @@ NAMED_OFFSETS = {
 }
 
 # Of kdbusfs.abi.constants alone: masks put together from those of the header.
-COMBINED = {"U64_MAX", "ATTACH_PROCESS", "MSG_FLAGS_ALL", "HELLO_SPECIAL"}
+COMBINED = {"U64_MAX", "ITEM_UNKNOWN", "ATTACH_PROCESS", "MSG_FLAGS_ALL", "HELLO_SPECIAL"}
 
 
 def header_name(name: str) -> str:
@@ -239,9 +242,9 @@ def test_commands_agree_with_the_command_table(values: dict[str, int]) -> None:
         assert values[f"offset {name}.size"] == 0
         assert values[f"offset {name}.items"] == command.size
         assert values[f"offset {name}.flags"] == command.flags_offset
-        assert values[f"offset {name}.kernel_flags"] == command.kernel_flags_offset
-        assert values[f"offset {name}.return_flags"] == command.return_flags_offset
-        assert number >> 30 == (3 if command.copies_out else 1), "direction"
+        assert values[f"offset {name}.kernel_flags"] == 8 * command.kernel_flags_word
+        assert values[f"offset {name}.return_flags"] == 8 * command.return_flags_word
+        assert number >> 30 == (3 if command.name in TRAVEL_BACK else 1), "direction"
 
 
 def test_the_header_names_nothing_that_the_abi_lacks() -> None:

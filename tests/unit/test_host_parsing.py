@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbusfs.abi.identity import Creds
-from kdbusfs.core.ports import NO_ID
+from kdbusfs.base.identity import Creds
+from kdbusfs.base.ports import NO_ID
 from kdbusfs.host.credentials import (
     Status,
     mount_type,

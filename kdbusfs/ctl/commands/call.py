@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 from .. import payload as payloads
 from ..arguments import END, Seconds

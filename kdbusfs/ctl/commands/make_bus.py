@@ -7,7 +7,7 @@ import os
 
 import click
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 from ..arguments import ATTACH
 from ..context import Context, pass_context

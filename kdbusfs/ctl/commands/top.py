@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 
 from ..arguments import Seconds
 from ..context import Context, pass_context

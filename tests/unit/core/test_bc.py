@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
+from kdbusfs.abi.values import Notice
+from kdbusfs.core.match import USER_MESSAGES
 from kdbusfs.core.message import Message
 from tests.support.core_client import Client, FakeProcess
 from tests.support.core_scenes import (
@@ -125,15 +127,15 @@ def test_bc_1_connections_that_want_something_else_cost_nothing(world):
     listeners = world.domain.buses["1000-test"].listeners
 
     def looked_at(message: Message, source: Client | None) -> list[int]:
-        found = listeners[message.notify_type].candidates(message, source and source.connection)
+        kind = message.notice.kind if message.notice is not None else USER_MESSAGES
+        found = listeners[kind].candidates(message, source and source.connection)
         return [connection.id for group in found for connection, entries in group.members.items() for _ in entries]
 
     message = Message(src_id=sender.id)
     message.bloom = (0, 1)
     assert looked_at(message, sender) == [watcher.id, narrow.id]
-    arrival, taken = Message(), Message()
-    arrival.notify_type, arrival.notify_new_id = c.ITEM_ID_ADD, 99
-    taken.notify_type, taken.notify_new_id, taken.notify_name = c.ITEM_NAME_ADD, sender.id, b"a.b"
+    arrival = Message(notice=Notice(c.ITEM_ID_ADD, new_id=99))
+    taken = Message(notice=Notice(c.ITEM_NAME_ADD, new_id=sender.id, name=b"a.b"))
     assert looked_at(arrival, None) == looked_at(taken, None) == [watcher.id]
     assert signal(sender, bits=1) == 0
     assert len(drain(narrow)) == 1

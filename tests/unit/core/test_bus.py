@@ -20,8 +20,8 @@ from struct import pack, unpack_from
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.core.domain import Domain
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World

@@ -7,8 +7,8 @@ from select import POLLERR, POLLHUP
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.core.call import PENDING
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.call import PENDING
 from tests.support import items as i
 from tests.support.core_client import Client, World
 

@@ -6,8 +6,8 @@ from errno import EALREADY, EBUSY, ECONNRESET, ENXIO, EPIPE, ESRCH
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import FakeProcess
 from tests.support.core_scenes import (
     at_rest,

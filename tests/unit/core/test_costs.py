@@ -7,8 +7,8 @@ from errno import E2BIG, EMFILE, ENOBUFS, ESRCH
 
 import pytest
 
-from kdbusfs.abi import constants as c
 from kdbusfs.abi.limits import MATCH_MAX, MATCH_MAX_RULES
+from kdbusfs.abi.v3 import constants as c
 from kdbusfs.core.names import NameEntry
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World

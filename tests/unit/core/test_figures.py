@@ -6,8 +6,8 @@ from errno import ENOBUFS, EOVERFLOW, EPERM
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import drain, dst_name, observer, pass_memfd, reply, request, results, signal
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from errno import ECONNRESET, EINVAL, ENXIO, EOPNOTSUPP
 from struct import pack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import PENDING, Client
 from tests.support.core_scenes import at_rest, pass_files, reply, request
 from tests.support.fake_host import FakeFile

@@ -20,8 +20,8 @@ from struct import pack_into
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.core.call import PENDING, Call
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.call import PENDING, Call
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 

@@ -7,10 +7,10 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import AbandonedError
-from kdbusfs.abi.items import make_item
 from kdbusfs.abi.limits import CONN_MAX_MSGS
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
+from kdbusfs.base.errors import AbandonedError
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,

@@ -20,8 +20,8 @@ from struct import pack, unpack, unpack_from
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item, parse_items
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item, parse_items
 from tests.support import items as i
 from tests.support.core_client import POOL_SIZE, Client, FakeProcess, World
 

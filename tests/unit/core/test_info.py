@@ -7,8 +7,8 @@ from struct import pack, unpack_from
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World, walk_items
 

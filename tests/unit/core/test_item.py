@@ -7,9 +7,9 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.errors import KdbusError
-from kdbusfs.abi.items import make_item, parse_items
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item, parse_items
+from kdbusfs.base.errors import KdbusError
 from tests.support import items as i
 from tests.support.core_client import World
 

@@ -7,9 +7,9 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.commands import COMMANDS
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.commands import COMMANDS
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import FakeProcess
 
 

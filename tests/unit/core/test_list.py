@@ -5,8 +5,8 @@ from __future__ import annotations
 from errno import EINVAL
 from struct import pack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 
 UNIQUE, NAMES, ACTIVATORS, QUEUED = (
     c.NAME_LIST_UNIQUE,

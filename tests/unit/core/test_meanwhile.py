@@ -8,7 +8,7 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
+from kdbusfs.abi.v3 import constants as c
 from tests.support import items as i
 from tests.support.core_client import Client, World
 from tests.support.core_scenes import drain, mask, signal

@@ -7,8 +7,8 @@ from struct import pack, unpack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.core.call import PENDING
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.call import PENDING
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, Received, World
 from tests.support.fake_host import OVERFLOW_ID

@@ -5,8 +5,8 @@ from __future__ import annotations
 from errno import ENXIO, EOPNOTSUPP, EOVERFLOW
 from struct import unpack
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,

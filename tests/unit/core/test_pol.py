@@ -6,8 +6,8 @@ from errno import E2BIG, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.core.ports import Reader
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.ports import Reader
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 

@@ -7,8 +7,8 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.core.pool import SLICE_COST
 from tests.support.core_client import Client, FakeProcess
 from tests.support.core_scenes import dst_name, pass_memfd

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from errno import EMLINK, ENOBUFS
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import cookies, drain, id_change, reply, request, results, signal
 

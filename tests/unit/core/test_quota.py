@@ -6,7 +6,7 @@ from errno import EAGAIN, ENOBUFS
 
 import pytest
 
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.base.errors import KdbusError
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.quota import Account, Total
 from tests.support.core_client import FakeProcess, World

@@ -7,8 +7,8 @@ from struct import pack
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support.core_client import Client, FakeProcess
 from tests.support.core_scenes import (
     at_rest,
@@ -226,7 +226,7 @@ def test_recv_13_recv_14_recv_dequeues_and_hands_the_files_over(pair):
     message = receiver.receive()
     assert len(receiver.connection.queue) == 0
     assert message.return_flags == 0 and receiver.out(24) == 0
-    assert message.installation is not None and message.installation.FLAGS_OFFSET == 64
+    assert message.installation is not None and message.installation.flags_offset == 64
     assert file.open_count == 1
     message.installation.done()
     assert file.open_count == 0

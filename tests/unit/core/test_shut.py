@@ -6,9 +6,9 @@ from errno import EALREADY, ECONNRESET, EPIPE, ESHUTDOWN
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.constants import CMD_BYEBYE
-from kdbusfs.abi.errors import KdbusError
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.constants import CMD_BYEBYE
+from kdbusfs.base.errors import KdbusError
 from tests.support.core_client import PENDING
 from tests.support.core_scenes import cookies, drain, events, observer, request, results
 from tests.support.fake_host import FakeCaller, FakeClock, FakeMemory
@@ -25,7 +25,7 @@ def test_shut_1_survivors_of_the_moment_are_told_of_each_end(world):
     # The watcher's queue is discarded with it, so it is looked at whenever a notification gets its time.
     class Clock(FakeClock):
         def monotonic(self):
-            seen.append([entry.message.notify_type for entry in queue.entries()])
+            seen.append([entry.message.notice.kind if entry.message.notice else 0 for entry in queue.entries()])
             return super().monotonic()
 
     world.host.clock = Clock()

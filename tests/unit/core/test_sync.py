@@ -6,9 +6,9 @@ from errno import ECANCELED, ECOMM, ECONNRESET, ENXIO, EPERM, EPIPE, EREMOTEIO, 
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
-from kdbusfs.core.call import ERESTARTSYS
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
+from kdbusfs.base.call import ERESTARTSYS
 from tests.support.core_client import PENDING, World
 from tests.support.core_scenes import (
     FAR,

@@ -6,8 +6,8 @@ from errno import E2BIG, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
 import pytest
 
-from kdbusfs.abi import constants as c
-from kdbusfs.abi.items import make_item
+from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 

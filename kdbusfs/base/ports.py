@@ -1,4 +1,4 @@
-"""What the core needs of the world: `host` implements it for Linux, and tests in memory.
+"""What a bus needs of the system that it runs on: `host` implements it for Linux, and tests in memory.
 
 Memory and Caller, which every message needs, are classes to derive from, because compiled code calls the methods of
 classes by a table and those of protocols by name; the rest are protocols.
@@ -14,19 +14,15 @@ from typing import Any, Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
-from ..abi.identity import Creds, Pids
-
-NO_ID = 0xFFFFFFFF
-"""A uid or gid that is "none" (META-6)."""
-
-NO_PIDS = Pids(0, 0, 0)
+from .identity import NO_ID, Creds, Pids
 
 
 @dataclass(slots=True)
 class ProcessMetadata:
     """What is known of one thread at one moment (META-3).  A kind is present iff its bit is in `valid`.
 
-    `collected` has the kinds that were tried, so that none is gathered twice for one message.
+    Kinds are bits, numbered by whoever asks.  `collected` has those that were tried, so that none is gathered twice
+    for one message.
     """
 
     collected: int = 0
@@ -40,7 +36,7 @@ class ProcessMetadata:
     root: Any = None  # identity of the thread's root directory; equal for two threads that share it
     cmdline: bytes = b""
     cgroup: bytes = b""
-    caps: bytes = b""  # struct kdbus_caps with four sets, ready to send (META-13)
+    caps: bytes = b""  # the last capability, then four sets, as u32 (META-13)
     user_ns: int = 0  # of the capabilities
     seclabel: bytes = b""
     sessionid: int = NO_ID
@@ -92,7 +88,7 @@ class Memory:
         raise NotImplementedError
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory to map."""
+        """Put `data` at `offset`.  Raises CommandError(ENOMEM) when the host has no memory to map."""
         raise NotImplementedError
 
     def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
@@ -180,7 +176,7 @@ class Caller:
         raise NotImplementedError
 
     def ids(self) -> Creds:
-        """Its credentials now (POL-13).  Raises KdbusError(ESRCH) when it is gone."""
+        """Its credentials now (POL-13).  Raises CommandError(ESRCH) when it is gone."""
         raise NotImplementedError
 
     def groups(self) -> tuple[int, ...]:
@@ -208,25 +204,25 @@ class Caller:
         raise NotImplementedError
 
     def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
-        """Add those of `kinds` (ATTACH_* bits) to `metadata` that it has not `collected` yet.
+        """Add those of `kinds` to `metadata` that it has not `collected` yet.
 
-        Raises KdbusError when a kind exists but cannot be gathered (SEND-39, HELLO-12).
+        Raises CommandError when a kind exists but cannot be gathered (SEND-39, HELLO-12).
         """
         raise NotImplementedError
 
     def write(self, address: int, data: bytes) -> None:
-        """Store `data` in the caller's memory.  Raises KdbusError(EFAULT), or ESRCH when the caller is gone."""
+        """Store `data` in the caller's memory.  Raises CommandError(EFAULT), or ESRCH when the caller is gone."""
         raise NotImplementedError
 
     def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
         """Read the caller's (address, size) vectors one after the other into `memory` from `offset` on.
 
-        Address 0 stands for that many zero bytes.  One copy; raises KdbusError(EFAULT) when any of it is unreadable.
+        Address 0 stands for that many zero bytes.  One copy; raises CommandError(EFAULT) when any of it is unreadable.
         """
         raise NotImplementedError
 
     def take_file(self, fd: int) -> File:
-        """The caller's descriptor `fd`, pinned.  Raises KdbusError(EBADF), or EMFILE at the daemon's limits."""
+        """The caller's descriptor `fd`, pinned.  Raises CommandError(EBADF), or EMFILE at the daemon's limits."""
         raise NotImplementedError
 
     def defer(self) -> Caller:
@@ -309,5 +305,5 @@ class Host(Protocol):
     def watch(self, file: File, token: Any) -> Cancellation:
         """Have `Domain.cancelled(token)` called when `file` gets readable.
 
-        Raises KdbusError(EINVAL) for a file that cannot be polled.
+        Raises CommandError(EINVAL) for a file that cannot be polled.
         """

@@ -8,12 +8,12 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from librt.strings import read_i32_le, read_i64_le
-from mypy_extensions import i64
-
-U64: Final = Struct("<Q")
-I64: Final = Struct("<q")
-I32: Final = Struct("<i")
+from ...base.words import I32 as I32
+from ...base.words import I64 as I64
+from ...base.words import U64 as U64
+from ...base.words import align8 as align8
+from ...base.words import u32 as u32
+from ...base.words import u64 as u64
 
 ITEM_HEADER: Final = Struct("<QQ")  # size, type
 ITEM_HEADER_SIZE: Final = 16
@@ -49,20 +49,3 @@ INFO: Final = Struct("<QQQ")  # size id flags
 NAME_INFO: Final = Struct("<QQQ")  # size conn_flags owner_id
 NAME_CHANGE: Final = Struct("<QQQQ")  # old id, old flags, new id, new flags; then the name
 ID_CHANGE: Final = Struct("<QQ")  # id flags
-
-
-def u32(data: bytes, at: i64) -> int:
-    """The u32 at `at`.  Raises IndexError."""
-    value: int = read_i32_le(data, at)
-    return value & 0xFFFFFFFF
-
-
-def u64(data: bytes, at: i64) -> int:
-    """The u64 at `at`.  Compiled it is a load, where Struct makes a tuple of objects.  Raises IndexError."""
-    value: int = read_i64_le(data, at)
-    return value if value >= 0 else value + (1 << 64)
-
-
-def align8(size: int) -> int:
-    """`size` rounded up to a multiple of 8."""
-    return (size + 7) & ~7

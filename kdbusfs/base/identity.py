@@ -1,8 +1,11 @@
-"""Who somebody is: the ids of struct kdbus_creds and kdbus_pids, in their order there."""
+"""Who somebody is: the ids of a thread."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+NO_ID: Final = 0xFFFFFFFF
+"""A uid or gid that is "none" (META-6)."""
 
 
 class Creds(NamedTuple):
@@ -24,3 +27,7 @@ class Pids(NamedTuple):
     pid: int
     tid: int
     ppid: int
+
+
+NO_PIDS: Final = Pids(0, 0, 0)
+"""Of a process that is not visible."""

@@ -1,0 +1,1 @@
+"""kdbus v3 as proposed in January 2015."""

@@ -1,0 +1,164 @@
+"""A command of a client on its way: what was copied from the client, and what becomes of it."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final, Protocol
+
+from mypy_extensions import mypyc_attr
+
+if TYPE_CHECKING:
+    from .ports import Caller, File, Memory, Words
+
+PENDING: Final = 1
+"""Returned instead of a result for a call that is answered later; no command returns a positive number (GEN-21)."""
+
+ERESTARTSYS: Final = 512
+"""Result of an interrupted blocking call: the kernel restarts the ioctl or makes it EINTR (SYNC-2, SYNC-3)."""
+
+IOC_WRITE: Final = 1 << 30
+"""In a request number: the kernel copies the struct in, for FUSE as for any driver."""
+IOC_READ: Final = 1 << 31
+"""In a request number: the struct travels back with the answer."""
+
+_U64: Final = Struct("<Q")
+_I32: Final = Struct("<i")
+
+
+class Pinned(Protocol):
+    """What keeps files open, by reference count."""
+
+    def release(self) -> None:
+        """One user less."""
+
+
+class Installation:
+    """Descriptors that the calling process must hold before its command returns (RECV-13, REP-15).
+
+    entries: the file, the pool memory, and where in it the number of the new descriptor goes (an int32).
+    flags_offset, incomplete_flag: where the struct that travels back has its u64 of return flags, and the bit that
+    tells the client that descriptors are missing.
+    """
+
+    __slots__ = ("_pinned", "entries", "flags_offset", "incomplete_flag")
+
+    def __init__(
+        self, entries: list[tuple[File, Memory, int]], pinned: Pinned, flags_offset: int, incomplete_flag: int
+    ) -> None:
+        self.entries = entries
+        self.flags_offset = flags_offset
+        self.incomplete_flag = incomplete_flag
+        self._pinned: Pinned | None = pinned
+
+    def refuse(self, out: bytearray, errno: int) -> None:
+        """Install nothing: every slot gets -errno, and the struct in `out` the flag."""
+        for _, memory, offset in self.entries:
+            memory.store(offset, _I32.pack(-errno))
+        flags: int = _U64.unpack_from(out, self.flags_offset)[0]
+        _U64.pack_into(out, self.flags_offset, flags | self.incomplete_flag)
+        self.done()
+
+    def done(self) -> None:
+        """Unpin the files: the client has its own descriptors, or never will.  Idempotent."""
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            pinned.release()
+
+
+@mypyc_attr(acyclic=True)
+class Call:
+    """A command as the client gave it, and what becomes of it.
+
+    The reader reuses one object for all requests; whoever keeps a call beyond its ioctl takes `defer()`.
+
+    number, address: ioctl number and argument; data: the struct as copied, error: errno of that copy or 0;
+    command: the same bytes, writable, whose first travel back where `number` has IOC_READ; words: the fixed part of
+    `command` as u64; flags: of the command, set when it is decoded; message, message_error: what data and error are,
+    for a message that the struct points to; result: of a deferred call, and fixed: the fixed part of its struct, the
+    only part that it has; installation: descriptors to install; tells_offset: whether the answer tells where in the
+    caller's pool something is; becomes_connection: whether the file is a connection from now on; tag: a number of the
+    server's; deferred: the copy that the last `defer()` made.
+    """
+
+    __slots__ = (
+        "address",
+        "becomes_connection",
+        "caller",
+        "command",
+        "data",
+        "deferred",
+        "error",
+        "fixed",
+        "flags",
+        "installation",
+        "message",
+        "message_error",
+        "number",
+        "result",
+        "tag",
+        "tells_offset",
+        "words",
+    )
+
+    number: int
+    address: int
+    data: bytes
+    command: memoryview
+    words: Words
+    error: int
+    fixed: bytearray | None
+    flags: int
+    message: bytes | None
+    message_error: int
+    caller: Caller
+    tag: int
+    tells_offset: bool
+    becomes_connection: bool
+    result: int
+    installation: Installation | None
+    deferred: Call | None
+
+    def __init__(self) -> None:
+        self.fixed = None
+        self.error = 0
+        self.message = None
+        self.message_error = 0
+        self.tells_offset = False
+        self.becomes_connection = False
+        self.result = 0
+        self.installation = None
+        self.deferred = None
+
+    def put(self, word: int, value: int) -> None:
+        """Store a u64 member of the client's struct: the only way in which a result reaches it.
+
+        word: index of the member in the fixed part, as u64.  A struct that does not travel back is written to in the
+        client's memory, unless the value is there already.  Raises KdbusError(EFAULT) then.
+        """
+        fixed = self.fixed
+        if fixed is not None:
+            _U64.pack_into(fixed, 8 * word, value)
+        elif self.number & IOC_READ:
+            self.words[word] = value
+        else:
+            at = 8 * word
+            if _U64.unpack_from(self.command, at)[0] != value:
+                data = _U64.pack(value)
+                self.caller.write(self.address + at, data)
+                self.command[at : at + 8] = data
+
+    def defer(self) -> Call:
+        """A copy of this call that outlives the present request."""
+        copy = Call()
+        copy.number = self.number
+        copy.address = self.address
+        copy.fixed = bytearray(self.words.tobytes())
+        copy.caller = self.caller.defer()
+        copy.tag = self.tag
+        self.deferred = copy
+        return copy
+
+    def returned(self, size: int) -> bytes:
+        """The struct of `size` bytes that travels back with the answer."""
+        fixed = self.fixed
+        return bytes(fixed) if fixed is not None else self.command[:size].tobytes()

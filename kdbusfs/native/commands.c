@@ -1,0 +1,48 @@
+/*
+ * The commands whose struct the channel reads, by the kind of file and the whole request number: different protocols use
+ * the same low byte for different commands.
+ */
+#define _GNU_SOURCE
+#include "internal_channel.h"
+
+#include <errno.h>
+
+static struct command *place_of(struct mount *mount, uint32_t kind, uint32_t number)
+{
+	uint32_t at = (number ^ number >> 16 ^ kind * 31) % COMMANDS_MAX;
+
+	for (uint32_t i = 0; i < COMMANDS_MAX; i++) {
+		struct command *command = &mount->commands[(at + i) % COMMANDS_MAX];
+
+		if (!command->number || (command->number == number && command->kind == kind))
+			return command;
+	}
+	return NULL;
+}
+
+/* NULL: the struct of such a command is nothing that the channel knows. */
+struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t number)
+{
+	struct command *command = number ? place_of(mount, kind, number) : NULL;
+
+	return command && command->number ? command : NULL;
+}
+
+/*
+ * Files of `kind` have command `number`: a struct of `size` bytes or more, with its size in the first 8.  At
+ * `pointer_offset`, unless that is 0, it has the address of a message.
+ */
+int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t size, uint32_t max_size,
+			uint32_t pointer_offset)
+{
+	struct command *command = number ? place_of(ch->private_->mount, kind, number) : NULL;
+
+	if (!command || command->number)
+		return -EINVAL;
+	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size)
+		return -EINVAL;
+	*command = (struct command){
+		.number = number, .kind = kind, .size = size, .max_size = max_size, .pointer_offset = pointer_offset
+	};
+	return 0;
+}
