@@ -224,6 +224,33 @@ def test_the_end_of_the_silent_server_is_an_error_for_its_client(scene: Scene) -
     until(lambda: scene.counts() == scene.before)
 
 
+def test_while_one_clients_command_line_is_awaited_others_are_read(scene: Scene) -> None:
+    """META-11: what /proc tells of one is not taken for what it tells of another."""
+    (scene.domain.path / ".kdbusfs/parameters/attach_flags_mask").write_text("0x3fff")
+    client = scene.start("held_map", str(scene.bus.path), scene.pages, "4711")
+    for _ in range(20):
+        # The kernel lets go of the lock for the first reads.
+        scene.server.tell("fail")
+        scene.server.hear()
+        assert client.process.stdout is not None
+        if select.select([client.process.stdout], [], [], 1.5)[0]:
+            break
+    assert client.hear() == "held\n"
+    client.tell("HELLO")
+    until(lambda: scene.stuck() == 1)
+    own = Path("/proc/self/cmdline").read_text().split("\0")[0]
+    kinds = c.ATTACH_CMDLINE | c.ATTACH_CREDS
+    for _ in range(20):
+        with Connection(scene.bus) as other:
+            found = scene.receiver.conn_info(other.id, kinds).metadata
+            assert (found.cmdline, found.creds and found.creds.uid) == (own, 0)
+    assert scene.exchange(100) < STALL
+    scene.answer()
+    found = scene.receiver.conn_info(int(client.hear().split()[1]), kinds).metadata
+    assert (found.cmdline, found.creds and found.creds.uid) == (sys.executable, 4711)
+    everything_comes_back(scene)
+
+
 def test_there_is_a_bound_for_one_user_beyond_which_he_is_shunned(scene: Scene) -> None:
     """Who is shunned gets EFAULT at once; what was held up before that still succeeds."""
     bound = lib.KFS_STUCK_PER_UID

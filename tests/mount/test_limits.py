@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import resource
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,25 +31,44 @@ def threads(domain: DomainMount) -> int:
     return len(list(Path(f"/proc/{domain.pid}/task").iterdir()))
 
 
-@pytest.fixture
-def few_threads(domain_mount: DomainMount) -> Iterator[Group]:
-    """The daemon may have no more threads than it has."""
-    until(lambda: int(domain_mount.stats()["spares"]) == lib.KFS_SPARES)
+@contextlib.contextmanager
+def few_threads(domain: DomainMount) -> Iterator[Group]:
+    """The daemon may have no more threads than it has, now that it has nothing to do."""
+    counts = [0]
+
+    def is_settled() -> bool:
+        time.sleep(1.5)  # longer than the threads that work for users wait for more work
+        counts.append(threads(domain))
+        return counts[-1] == counts[-2]
+
+    until(is_settled)
+    assert int(domain.stats()["spares"]) == lib.KFS_SPARES
     with group("pids") as found:
-        found.add(domain_mount.pid)
-        found.write("pids.max", threads(domain_mount))
-        yield found
-        found.dismiss(domain_mount.pid)
+        found.add(domain.pid)
+        found.write("pids.max", counts[-1])
+        try:
+            yield found
+        finally:
+            found.dismiss(domain.pid)
 
 
-def test_without_further_threads_nobody_is_held_up(few_threads: Group, scene: Scene) -> None:
+def test_without_further_threads_nobody_is_held_up(scene: Scene) -> None:
     """GEN-5: there are spare readers before they are needed, more than one user can hold up."""
     bound = lib.KFS_STUCK_PER_UID
-    first = scene.attack("payload", str(bound))
+    first = scene.prepare("payload", str(bound))
+    second = scene.prepare("payload", str(bound), "4712")
+    with few_threads(scene.domain) as limit:
+        hold_up(scene, limit, first, second)
+    everything_comes_back(scene)
+
+
+def hold_up(scene: Scene, limit: Group, first: Program, second: Program) -> None:
+    bound = lib.KFS_STUCK_PER_UID
+    first.tell("go")
     until(lambda: scene.stuck() == bound)
     assert scene.exchange(100) < STALL
     # The last reader cannot be replaced, so it touches no memory of clients.
-    second = scene.attack("payload", str(bound), "4712")
+    second.tell("go")
     until(lambda: int(scene.domain.stats()["spares"]) == 0)
     until(lambda: int(scene.domain.stats()["shunned"]) > 0)
     stuck = scene.stuck()
@@ -58,7 +79,7 @@ def test_without_further_threads_nobody_is_held_up(few_threads: Group, scene: Sc
     assert scene.receiver.recv() is None  # commands without memory go on
     assert "no spare reader can be started" in scene.domain.log()
 
-    few_threads.write("pids.max", "max")
+    limit.write("pids.max", "max")
     until(lambda: int(scene.domain.stats()["spares"]) == lib.KFS_SPARES)
     assert scene.exchange(100) < STALL
     scene.answer()
@@ -66,7 +87,6 @@ def test_without_further_threads_nobody_is_held_up(few_threads: Group, scene: Sc
         results = outcome(client)["results"]
         assert results == [0] * count + [errno.EFAULT] * (bound - count)
     scene.domain.expect(0)
-    everything_comes_back(scene)
 
 
 MIB = 1 << 20

@@ -1,7 +1,8 @@
 """A FUSE file system with one file, `pages`, whose server holds reads back: `silent_fuse.py PATH`.
 
-On its input: `answer` has it answer the reads that it has held back and all that follow.  It says "ready" when it is
-mounted, and answers each line of input with one of its own: how many reads it had held back.
+On its input: `answer` has it answer the reads that it has held back and all that follow; `fail` fails those that it
+has held back. It says "ready" when it is mounted, and answers each line of input with one of its own: how many
+reads it had held back.
 """
 
 from __future__ import annotations
@@ -79,13 +80,23 @@ class Server:
             self.reply(unique, content(offset, size))
         return len(held)
 
+    def fail(self) -> int:
+        held, self.held = self.held, []
+        for unique, _, _ in held:
+            self.reply(unique, b"", errno.EIO)
+        return len(held)
+
     def run(self) -> None:
         while True:
             ready, _, _ = select.select([self.fuse, sys.stdin], [], [])
             if self.fuse in ready:
                 self.serve()
-            elif not sys.stdin.readline():
+                continue
+            line = sys.stdin.readline()
+            if not line:
                 return
+            if line == "fail\n":
+                print(self.fail(), flush=True)
             else:
                 self.answers = True
                 print(self.release(), flush=True)

@@ -1,0 +1,57 @@
+"""A client that holds the lock of its own memory map: `held_map.py BUS FILE UID`.
+
+One thread faults in a page of FILE, another maps memory over and over. Once the page's server has failed some
+reads, the kernel waits for the next with the lock held, the second thread waits for the lock, and whoever reads the
+process' command line waits behind it. It says "ready"; "held" once that is so; then it says HELLO at a line of
+input, and "done".
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import threading
+import time
+
+from kdbusfs.client import Connection
+from tests.support.hostile_memory import PAGE, _libc, memory, put_file
+
+STILL = 0.5  # seconds without progress
+
+
+def main() -> None:
+    bus, file, uid = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    page = memory(1)
+    put_file(page, os.open(file, os.O_RDONLY), 0)
+    count = 0
+
+    def map_on() -> None:
+        nonlocal count
+        while True:
+            address = _libc.mmap(None, PAGE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+            _libc.munmap(address, PAGE)
+            count += 1
+            time.sleep(0.001)
+
+    _libc.munmap.argtypes = [_libc.mmap.restype, _libc.mmap.argtypes[1]]
+    _libc.strlen.argtypes = [_libc.mmap.restype]
+    threading.Thread(target=_libc.strlen, args=(page,), daemon=True).start()
+    threading.Thread(target=map_on, daemon=True).start()
+    print("ready", flush=True)
+    before, since = -1, time.monotonic()
+    while time.monotonic() - since < STILL:
+        if count != before:
+            before, since = count, time.monotonic()
+        time.sleep(0.01)
+    print("held", flush=True)
+    sys.stdin.readline()
+    connection = Connection(bus)
+    print("done", connection.id, flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()
