@@ -460,12 +460,16 @@ def test_pids_are_those_of_the_reader(domain_mount: DomainMount, bus: BusOwner, 
     assert json.loads(reader.stdout)["pid"] is None, "a process that is not seen from there"
 
 
+ENOUGH = 1 << 16  # characters that are many screens
+
+
 def on_terminal(command: list[str], keys: bytes = b"", after: str = "", *, rows: int = 24) -> tuple[int, str]:
     """Run a command on a terminal, press `keys` once it shows `after`: its exit code and all that it showed."""
     pid, fd = pty.fork()
     if pid == 0:
         os.execvpe(command[0], command, environment(TERM="xterm-256color"))
     shown = ""
+    pressed_at = -ENOUGH
     try:
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 120, 0, 0))
         end = time.monotonic() + PATIENCE
@@ -475,9 +479,10 @@ def on_terminal(command: list[str], keys: bytes = b"", after: str = "", *, rows:
             except OSError as error:
                 assert error.errno == errno.EIO
                 break
-            if keys and after in shown:
+            # What is typed before it reads keys is dropped when it sets up the terminal, and is typed again.
+            if keys and after in shown and len(shown) - pressed_at >= ENOUGH:
                 os.write(fd, keys)
-                keys = b""
+                pressed_at = len(shown)
         else:
             raise AssertionError(f"waited {PATIENCE:g} s for its end, it showed {shown!r}")
     finally:
