@@ -4,6 +4,7 @@
 # make venv   only what these three begin with: .venv, with the package and its tools
 # make man    the manual pages, in build/man
 # make docs   the same, and runs all that the documents show
+# make lint   ruff, shellcheck, the C with warnings as errors (also for Arm), clang-tidy
 # make pure   takes the compiled modules away, so that the sources themselves run
 # make stalls  the cpu time of the longest turns of the core, at all limits at once
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
@@ -89,12 +90,14 @@ demo: root venv
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "mounting a domain needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-test: lint types .venv/ready-to-test
+test: .venv/ready-to-test lint types
 	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
 
-lint: venv
+lint: venv lint-shell lint-c
 	@$(BIN)/ruff check -q .
+
+include tests/native/checks.mk
 
 types: venv
 	@$(BIN)/mypy --strict --no-error-summary kdbusfs

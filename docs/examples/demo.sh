@@ -27,6 +27,7 @@ reap() {
 	return 1
 }
 
+# shellcheck disable=SC2317 # the trap calls it
 stop() {
 	if [ -n "$service" ]; then
 		kill -TERM "$service" 2>/dev/null

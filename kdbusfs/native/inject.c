@@ -611,7 +611,7 @@ static int take_descriptor(const struct client *client, int number)
  * the daemon write to it: nothing but an unnamed datagram socket with an unnamed peer will do. */
 static int take_socket(const struct client *client, int number)
 {
-	struct sockaddr_un name;
+	struct sockaddr_un name = { 0 };
 	socklen_t name_len = sizeof(name), type_len = sizeof(int);
 	int socket = take_descriptor(client, number), type = 0;
 
@@ -724,7 +724,7 @@ static int swap_descriptor(struct kfs_tracer *tracer, struct client *client, int
 /* Moves the job's files over, the entries in their order and the one of the swap at last. */
 static int transfer(struct kfs_tracer *tracer, struct client *client, struct kfs_injection *job, int peer, int socket)
 {
-	int numbers[FILES_PER_MESSAGE];
+	int numbers[FILES_PER_MESSAGE] = { 0 };
 	uint32_t most = FILES_PER_MESSAGE;
 	int got;
 
