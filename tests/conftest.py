@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -91,8 +92,17 @@ class DomainMount:
         command = [*prefix, sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
         for option in options:
             command += ["-o", option]
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind("")  # an abstract address that the kernel chooses
+        self._manager.settimeout(0.01)
+        address = self._manager.getsockname().decode().replace("\0", "@")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, preexec_fn=_die_with_parent
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "NOTIFY_SOCKET": address},
+            preexec_fn=_die_with_parent,
         )
         self.pid = self.process.pid
         self.expected = (0, "")
@@ -102,18 +112,21 @@ class DomainMount:
         self._watchdog.start()
 
     def wait_until_ready(self) -> None:
-        """Return when the mount answers; AssertionError with the daemon's log if it does not in time."""
+        """Return when the daemon has tried its mount; AssertionError with its log if it does not in time."""
         limit = time.monotonic() + START_PATIENCE
+        is_ready = False
         while time.monotonic() < limit and self.process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                is_ready = is_ready or self._manager.recv(100) == b"READY=1"
             entry = visible_mount(str(self.path))
             if entry is not None:
                 self._mount = Mount(entry.path, entry.device)
+            if entry is not None and is_ready:
                 # Another process looks: one that is not answered could not be ended from here.
                 subprocess.run(
                     ["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=120
                 )
                 return
-            time.sleep(0.01)
         raise AssertionError(f"the daemon does not mount (exit code {self.process.poll()}):\n{self.log()}")
 
     def stats(self) -> dict[str, Any]:
@@ -155,6 +168,7 @@ class DomainMount:
             self.process.wait(END_PATIENCE)
         if self._mount is not None:
             unmount(self._mount, 5.0)
+        self._manager.close()
         self._log.close()
 
 
