@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..base.call import Call
     from .connection import Connection
     from .domain import Domain
-    from .message import Message
-    from .metadata import ConnMetadata
     from .quota import User
 
 _SINGLE_ITEMS: Final = (
@@ -68,9 +66,9 @@ class Bus:
         self.monitors: dict[int, Connection] = {}
         self.listeners = {rule_class: MatchIndex(domain.turn) for rule_class in CLASSES}
         self.user_listeners = self.listeners[USER_MESSAGES]
-        self.names = NameRegistry(self)
         self.policy = PolicyDb()
-        self.notifier = Notifier(self)
+        self.notifier = Notifier(domain, self.connections, self.monitors, self.listeners)
+        self.names = NameRegistry(self.notifier)
         self._connection_ids = count(1)
 
     def next_connection_id(self) -> int:
@@ -88,25 +86,6 @@ class Bus:
         del self.connections[connection.id]
         del connection.endpoint.connections[connection.id]
         self.monitors.pop(connection.id, None)
-
-    def broadcast_notification(self, message: Message, metadata: ConnMetadata) -> None:
-        """To all monitors, then to every connection with a match that may see it (NOTE-1 to NOTE-5, NOTE-11)."""
-        self.eavesdrop_notification(message, metadata)
-        notice = message.notice
-        assert notice is not None
-        for receiver in self.listeners[notice.kind].receivers(message, None):
-            if (
-                receiver.active
-                and receiver.may_see_notice(notice)
-                and not receiver.try_deliver(message, None, metadata, None)
-            ):
-                receiver.lost += 1
-
-    def eavesdrop_notification(self, message: Message, metadata: ConnMetadata) -> None:
-        """MON-1."""
-        for monitor in list(self.monitors.values()):
-            if not monitor.try_deliver(message, None, metadata, None):
-                monitor.lost += 1
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Raises KdbusError(EEXIST) for a name that is taken."""

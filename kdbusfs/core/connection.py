@@ -109,7 +109,7 @@ class Connection:
         faked: bool,
     ) -> None:
         endpoint: Endpoint = handle.endpoint
-        self.handle = handle
+        self.handle: EndpointHandle | None = handle
         self.family = family
         self.endpoint = endpoint
         self.bus = endpoint.bus
@@ -130,7 +130,7 @@ class Connection:
         self.privileged = handle.privileged
         self.active = False
         self.queue = Queue()
-        self.matches = MatchDb(self)
+        self.matches = MatchDb()
         self.names: dict[bytes, NameEntry] = {}
         self.name_changes = 0
         self.owned_names: OwnedNames | None = None
@@ -183,7 +183,9 @@ class Connection:
 
     def wake(self) -> None:
         """Have the pollers look again."""
-        self.bus.domain.changed.append(self.handle)
+        handle = self.handle
+        if handle is not None:
+            self.bus.domain.changed.append(handle)
 
     # Delivery
 
@@ -462,7 +464,9 @@ class Connection:
     def close(self) -> None:
         """The last file of the connection is closed: the pool goes too (FREE-5)."""
         self.disconnect()
-        self.pool.close()
+        self.pool.close(self.bus.domain.turn)
+        # What is left of it refers to nothing that refers back: no cycles for the garbage collector.
+        self.handle = None
         self.user.connections -= 1
         domain = self.bus.domain
         domain.credentials.give_back(self.credentials)

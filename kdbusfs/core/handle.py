@@ -53,7 +53,7 @@ def _name_release(connection: Connection, call: Call) -> int:
 def _match_add(connection: Connection, call: Call) -> int:
     match = connection.family.decode_match(k.MATCH_ADD, call)
     connection.check_active()
-    connection.matches.add(match.cookie, match.items, replace=bool(call.flags & c.MATCH_REPLACE))
+    connection.matches.add(connection, match.cookie, match.items, replace=bool(call.flags & c.MATCH_REPLACE))
     connection.family.done(k.MATCH_ADD, call)
     return 0
 

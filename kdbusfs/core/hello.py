@@ -131,7 +131,7 @@ def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
         offset, items_size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except KdbusError:
-        pool.close()
+        pool.close(bus.domain.turn)
         user.connections -= 1
         user.account.uncharge(charged)
         bus.domain.credentials.give_back(credentials)

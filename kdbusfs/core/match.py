@@ -220,12 +220,14 @@ def _merge(masks: list[list[int]]) -> list[int]:
 
 
 class MatchDb:
-    """The matches of one connection; the bus has those of all in `Bus.listeners`."""
+    """The matches of one connection; the bus has those of all in `Bus.listeners`.
 
-    __slots__ = ("_connection", "_entries", "_rule_count")
+    It does not refer to its connection, which would be a cycle.
+    """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    __slots__ = ("_entries", "_rule_count")
+
+    def __init__(self) -> None:
         self._entries: dict[Match, None] = {}
         self._rule_count = 0
 
@@ -236,12 +238,11 @@ class MatchDb:
         """Whether any entry accepts what `source` sends to this connection alone (SEND-41)."""
         return any(USER_MESSAGES in entry.classes and entry.accepts(message, source) for entry in self._entries)
 
-    def add(self, cookie: int, items: list[Item], *, replace: bool) -> None:
-        """MATCH_ADD (MATCH-14).
+    def add(self, connection: Connection, cookie: int, items: list[Item], *, replace: bool) -> None:
+        """MATCH_ADD by `connection`, which has these matches (MATCH-14).
 
         Raises KdbusError: EINVAL, EDOM (rules), EMFILE (257th entry, 1025th rule), ENOBUFS.
         """
-        connection = self._connection
         entry = Match(connection, cookie, items)
         if replace:
             self._remove(cookie)
@@ -274,7 +275,7 @@ class MatchDb:
     def _forget(self, entry: Match) -> None:
         del self._entries[entry]
         self._rule_count -= entry.rule_count
-        connection = self._connection
+        connection = entry.connection
         connection.user.account.uncharge(entry.size)
         for rule_class in entry.classes:
             connection.bus.listeners[rule_class].remove(entry)

@@ -15,8 +15,8 @@ from ..abi.limits import CONN_MAX_NAMES, NAME_MAX_LEN
 from ..base.errors import KdbusError
 
 if TYPE_CHECKING:
-    from .bus import Bus
     from .connection import Connection
+    from .notify import Notifier
 
 NAME_COST: Final = 1024
 """What owning a name, or waiting for one, is charged with, in bytes."""
@@ -53,10 +53,10 @@ class NameEntry:
 class NameRegistry:
     """The names of one bus, shared by all its endpoints (NAME-20)."""
 
-    __slots__ = ("_bus", "_entries", "_last_id")
+    __slots__ = ("_entries", "_last_id", "_notifier")
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
         self._entries: dict[bytes, NameEntry] = {}
         self._last_id = 0
 
@@ -142,7 +142,7 @@ class NameRegistry:
             self._register_activator(entry, connection)
         self._entries[name] = entry
         connection.own(entry)
-        self._bus.notifier.name_change(c.ITEM_NAME_ADD, 0, 0, connection.id, flags, name)
+        self._notifier.name_change(c.ITEM_NAME_ADD, 0, 0, connection.id, flags, name)
 
     def _register_activator(self, entry: NameEntry, connection: Connection) -> None:
         """ACT-1, ACT-2: one activator for each name, one name for each activator."""
@@ -155,7 +155,7 @@ class NameRegistry:
 
     def _change_owner(self, entry: NameEntry, connection: Connection, flags: int) -> None:
         old = entry.owner
-        self._bus.notifier.name_change(
+        self._notifier.name_change(
             c.ITEM_NAME_CHANGE, old.id, entry.flags, connection.id, flags, entry.name
         )
         old.disown(entry)
@@ -176,7 +176,7 @@ class NameRegistry:
             self._change_owner(entry, activator, c.NAME_ACTIVATOR)
             return
         owner = entry.owner
-        self._bus.notifier.name_change(c.ITEM_NAME_REMOVE, owner.id, entry.flags, 0, 0, entry.name)
+        self._notifier.name_change(c.ITEM_NAME_REMOVE, owner.id, entry.flags, 0, 0, entry.name)
         owner.disown(entry)
         del self._entries[entry.name]
 

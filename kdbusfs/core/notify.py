@@ -10,16 +10,30 @@ from .message import Message
 from .metadata import ConnMetadata
 
 if TYPE_CHECKING:
-    from .bus import Bus
+    from .connection import Connection
+    from .domain import Domain
+    from .match_index import MatchIndex
 
 
 class Notifier:
-    """The pending notifications of one bus, in the order of their events (NOTE-6)."""
+    """The pending notifications of one bus, in the order of their events (NOTE-6).
 
-    __slots__ = ("_bus", "_pending")
+    connections, monitors, listeners: of the bus, which is not referred to itself: no cycle is left when it is gone.
+    """
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    __slots__ = ("_connections", "_domain", "_listeners", "_monitors", "_pending")
+
+    def __init__(
+        self,
+        domain: Domain,
+        connections: dict[int, Connection],
+        monitors: dict[int, Connection],
+        listeners: dict[int, MatchIndex],
+    ) -> None:
+        self._domain = domain
+        self._connections = connections
+        self._monitors = monitors
+        self._listeners = listeners
         self._pending: list[Message] = []
 
     def id_change(self, kind: int, conn_id: int, flags: int) -> None:
@@ -49,19 +63,37 @@ class Notifier:
                 self._deliver(message)
 
     def _deliver(self, message: Message) -> None:
-        bus = self._bus
-        message.seqnum = bus.domain.next_seqnum()
+        domain = self._domain
+        message.seqnum = domain.next_seqnum()
         notice = message.notice
         assert notice is not None
-        receivers = bus.listeners.get(notice.kind)
-        if not receivers and not bus.monitors and message.dst_id == c.DST_ID_BROADCAST:
+        is_broadcast = message.dst_id == c.DST_ID_BROADCAST
+        listening = self._listeners.get(notice.kind)
+        if is_broadcast and not listening and not self._monitors:
             return
         metadata = ConnMetadata()
-        metadata.collect(c.ATTACH_TIMESTAMP, None, bus.domain.host.clock, message.seqnum)
-        if message.dst_id == c.DST_ID_BROADCAST:
-            bus.broadcast_notification(message, metadata)
+        metadata.collect(c.ATTACH_TIMESTAMP, None, domain.host.clock, message.seqnum)
+        if is_broadcast:
+            self._broadcast(message, notice, metadata)
             return
-        receiver = bus.connections.get(message.dst_id)
+        receiver = self._connections.get(message.dst_id)
         if receiver is not None:
-            bus.eavesdrop_notification(message, metadata)
+            self._eavesdrop(message, metadata)
             receiver.try_deliver(message, None, metadata, source=None)
+
+    def _broadcast(self, message: Message, notice: Notice, metadata: ConnMetadata) -> None:
+        """To all monitors, then to every connection with a match that may see it (NOTE-1 to NOTE-5, NOTE-11)."""
+        self._eavesdrop(message, metadata)
+        for receiver in self._listeners[notice.kind].receivers(message, None):
+            if (
+                receiver.active
+                and receiver.may_see_notice(notice)
+                and not receiver.try_deliver(message, None, metadata, None)
+            ):
+                receiver.lost += 1
+
+    def _eavesdrop(self, message: Message, metadata: ConnMetadata) -> None:
+        """MON-1."""
+        for monitor in list(self._monitors.values()):
+            if not monitor.try_deliver(message, None, metadata, None):
+                monitor.lost += 1

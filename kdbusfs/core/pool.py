@@ -16,7 +16,7 @@ from mypy_extensions import mypyc_attr
 from ..base.errors import KdbusError
 
 if TYPE_CHECKING:
-    from ..base.ports import Memory
+    from ..base.ports import Memory, Turn
     from .quota import Account
 
 SLICE_COST: Final = 256
@@ -52,6 +52,7 @@ class Pool:
 
     __slots__ = (
         "_charged",
+        "_first",
         "_free",
         "_high",
         "_is_closed",
@@ -71,7 +72,8 @@ class Pool:
         self._high = 0
         self._charged = 0
         self._is_closed = False
-        self._free = [Slice(0, size, None, None, free=True)]  # by size, then offset, which no two have in common
+        self._first = Slice(0, size, None, None, free=True)
+        self._free = [self._first]  # by size, then offset, which no two have in common
         self._published: dict[int, Slice] = {}  # by offset
         self.slices = 0
 
@@ -103,7 +105,9 @@ class Pool:
             rest = part
             before = part.before
             part = Slice(offset, size, before, rest)
-            if before is not None:
+            if before is None:
+                self._first = part
+            else:
                 before.after = part
             rest.before = part
             rest.offset = end
@@ -151,15 +155,27 @@ class Pool:
         part.published = False
         self._drop(part)
 
-    def close(self) -> None:
-        """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file."""
-        self.account.uncharge(self._charged)
-        self._charged = 0
+    def close(self, turn: Turn) -> None:
+        """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file.
+
+        Neighbours refer to each other, so that each is freed only when it is taken out of the list.  There may be
+        millions: others may be served meanwhile.
+        """
         self._is_closed = True
-        self._published.clear()
-        self._free.clear()
         self.slices = 0
         self.busy = self.size
+        self._free.clear()
+        published = self._published
+        part: Slice | None = self._first
+        while part is not None:
+            after = part.after
+            part.before = part.after = None
+            published.pop(part.offset, None)
+            part = after
+            turn.spend()
+        self._first = Slice(0, 0, None, None)
+        self.account.uncharge(self._charged)
+        self._charged = 0
 
     def _grow(self, end: int) -> None:
         """Charge for memory up to `end`, with room for the slice that wants it.  Raises KdbusError(ENOBUFS)."""
@@ -213,6 +229,7 @@ class Pool:
             if after is not None and after.free:
                 del free[self._place(after.size, after.offset)]
                 size += after.size
+                after.before = None  # `part` is gone as well: no cycle of the two
                 after = after.after
             before.after = after
             if after is not None:
@@ -220,7 +237,9 @@ class Pool:
             self._extend(before, before.offset, before.size + size)
         elif after is not None and after.free:
             after.before = before
-            if before is not None:
+            if before is None:
+                self._first = after
+            else:
                 before.after = after
             self._extend(after, part.offset, size + after.size)
         else:

@@ -73,30 +73,21 @@ def answer(
     the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and then not by this reply.
     """
     _check_awaited(reply)
-    errno = 0
-    failed: KdbusError | None = None
     try:
         entry = reply.requester.make_entry(message, process, metadata, caller)
     except KdbusError as error:
         _check_awaited(reply)
-        failed = error
-        errno = EREMOTEIO if error.errno == ECOMM else error.errno
-    else:
-        try:
-            _check_awaited(reply)
-        except KdbusError:
-            reply.requester.discard(entry)
-            raise
-        reply.answer = entry
-        reply.requester.received += 1
-        reply.requester.received_bytes += message.payload_size + message.memfd_size
-    if reply.call is not None:
-        finish(reply, errno)
-    else:
-        reply.failure = errno
-        reply.settle()
-    if failed is not None:
-        raise failed
+        _end(reply, EREMOTEIO if error.errno == ECOMM else error.errno)
+        raise
+    try:
+        _check_awaited(reply)
+    except KdbusError:
+        reply.requester.discard(entry)
+        raise
+    reply.answer = entry
+    reply.requester.received += 1
+    reply.requester.received_bytes += message.payload_size + message.memfd_size
+    _end(reply, 0)
 
 
 def _check_awaited(reply: Reply) -> None:
@@ -106,6 +97,11 @@ def _check_awaited(reply: Reply) -> None:
 
 def fail(reply: Reply, errno: int) -> None:
     """No reply will come: the SEND returns -errno, an interrupted one when it is restarted (REP-10, REP-11)."""
+    _end(reply, errno)
+
+
+def _end(reply: Reply, errno: int) -> None:
+    """Nothing is waited for any more; who is not there to hear it yet learns it at its restart."""
     if reply.call is not None:
         finish(reply, errno)
     else:

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from kdbusfs.base.errors import KdbusError
 from kdbusfs.core.pool import Pool, Slice
 from kdbusfs.core.quota import Account
-from tests.support.fake_host import FakeMemory
+from tests.support.fake_host import FakeMemory, FakeTurn
 
 SIZE = 2048
 
@@ -116,7 +116,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.account.used >= len(self.used)
 
     def teardown(self) -> None:
-        self.pool.close()
+        self.pool.close(FakeTurn())
         assert self.account.used == 0
         assert self.pool.slices == 0
 
