@@ -40,7 +40,6 @@ from .layouts import (
     INFO,
     ITEM_HEADER,
     ITEM_HEADER_SIZE,
-    MSG,
     MSG_SIZE,
     NAME_CHANGE,
     NAME_INFO,
@@ -252,18 +251,14 @@ class V3(Family):
         return size
 
     def write_message(self, writer: BytesWriter, body: Body, payload_offset: int, metadata: bytes) -> list[int]:
-        writer.write(
-            MSG.pack(
-                self.message_size(body, len(metadata)),
-                body.flags,
-                body.priority,
-                body.dst_id,
-                body.src_id,
-                body.payload_type,
-                body.cookie,
-                body.cookie_reply,
-            )
-        )
+        write_i64_le(writer, self.message_size(body, len(metadata)))
+        write_i64_le(writer, body.flags)
+        write_i64_le(writer, body.priority)
+        write_i64_le(writer, _signed(body.dst_id))
+        write_i64_le(writer, body.src_id)
+        write_i64_le(writer, _signed(body.payload_type))
+        write_i64_le(writer, _signed(body.cookie))
+        write_i64_le(writer, _signed(body.cookie_reply))
         places = _NO_PLACES
         if body.notice is not None:
             _write_notice(writer, body.notice)
@@ -344,6 +339,11 @@ class V3(Family):
 
     def list_header(self, size: int) -> bytes:
         return U64.pack(8 + size)
+
+
+def _signed(value: int) -> int:
+    """The i64 with the bits of a u64: what `write_i64_le` takes, which is several times as fast as Struct."""
+    return value if value < 1 << 63 else value - (1 << 64)
 
 
 def _refuse_size(command: Command, call: Call) -> None:
