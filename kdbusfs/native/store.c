@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <linux/fuse.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,7 +147,24 @@ static void *run(void *argument)
 	return NULL;
 }
 
-/* NULL: no memory. */
+/* With the lock held, or before anybody else knows the storer.  The thread gets no signals: those are the main thread's. */
+static int start(struct kfs_storer *storer)
+{
+	sigset_t all, before;
+	int error;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&storer->thread, NULL, run, storer);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	storer->started = error == 0;
+	return -error;
+}
+
+/*
+ * NULL: no memory.  The thread is there from the start: when none can be started any more, a client whose file cannot be
+ * swapped depends on it.  Where it cannot be started now, that is tried again with the first job.
+ */
 struct kfs_storer *kfs_storer_new(int fuse_fd, int event_fd)
 {
 	struct kfs_storer *storer = calloc(1, sizeof(*storer));
@@ -158,6 +176,7 @@ struct kfs_storer *kfs_storer_new(int fuse_fd, int event_fd)
 	storer->last = &storer->first;
 	pthread_mutex_init(&storer->lock, NULL);
 	pthread_cond_init(&storer->work, NULL);
+	start(storer);
 	return storer;
 }
 
@@ -178,10 +197,8 @@ int64_t kfs_storer_submit(struct kfs_storer *storer, const struct kfs_store *sto
 	memcpy(job->stores, stores, count * sizeof(*stores));
 	memcpy(job->stores + count, reply, reply_len);
 	pthread_mutex_lock(&storer->lock);
-	if (!storer->started && !storer->ending) {
-		number = -pthread_create(&storer->thread, NULL, run, storer);
-		storer->started = number == 0;
-	}
+	if (!storer->started && !storer->ending)
+		start(storer);
 	if (!storer->started || storer->ending) {
 		pthread_mutex_unlock(&storer->lock);
 		free(job);

@@ -62,6 +62,13 @@ def test_without_further_threads_nobody_is_held_up(scene: Scene) -> None:
     everything_comes_back(scene)
 
 
+def test_a_client_says_hello_without_further_threads(domain_mount: DomainMount) -> None:
+    """HELLO, POOL-2: where no thread can put the pool's own file in its place, the client reads copies."""
+    with make_bus(domain_mount.path, "x") as bus, few_threads(domain_mount), Connection(bus.path) as one:
+        one.send(one.id, b"works")
+        assert one.receive(5).data() == b"works"
+
+
 def hold_up(scene: Scene, limit: Group, first: Program, second: Program) -> None:
     bound = lib.KFS_STUCK_PER_UID
     first.tell("go")

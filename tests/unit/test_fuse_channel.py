@@ -80,7 +80,7 @@ class Kernel:
         self.calls = 0
         """How often the channel had a request of its own made."""
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._pump = threading.Thread(target=self._take_answers)
+        self._pump = threading.Thread(target=self._take_answers, daemon=True)
         self._pump.start()
         self.tree, self.tree_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tree.settimeout(60)
