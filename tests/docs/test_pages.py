@@ -23,6 +23,8 @@ from tests.support.documents import ROOT
 HEADER = (ROOT / "kdbusfs/include/kdbus.h").read_text()
 PAGES = sorted((ROOT / "docs/man").glob("*.rst"))
 INTERFACE = "docs/man/kdbusfs.7.rst"
+ARCHITECTURE = "docs/architecture/"
+ARCHITECTURE_PAGES = [name for name in documents.documents() if ARCHITECTURE in name]
 PATIENCE = 600.0  # seconds; the tests of the core take twenty on an idle machine
 
 _needs_groff = pytest.mark.skipif(shutil.which("groff") is None, reason="no groff")
@@ -218,9 +220,46 @@ def test_every_command_of_kdbusctl_is_described() -> None:
 
 def test_the_readme_leads_to_every_page_once() -> None:
     """A newcomer finds everything from there"""
-    links = re.findall(r"(?<!!)\[[^]]*\]\((docs/[^)#]*)\)", (ROOT / "README.md").read_text())
-    pages = {name for name in documents.documents() if name != "README.md"} | {"docs/conformance.md", "docs/examples"}
-    assert sorted(links) == sorted(pages)
+    links = re.findall(r"(?<!!)\[[^]]*\]\((docs/[^)#]*|[A-Z]+\.md)\)", (ROOT / "README.md").read_text())
+    pages = {name for name in documents.documents() if name != "README.md" and ARCHITECTURE not in name}
+    assert sorted(links) == sorted(pages | {"docs/conformance.md", "docs/examples"})
+
+
+def test_the_design_leads_to_every_page_of_the_architecture() -> None:
+    links = re.findall(r"\]\((architecture/[^)#]*)", (ROOT / "docs/design.md").read_text())
+    pages = {path.name for path in (ROOT / "docs/architecture").glob("*.md")}
+    assert len(pages) > 8
+    assert {f"architecture/{name}" for name in pages} - set(links) == set()
+
+
+def sources_named(text: str) -> set[str]:
+    """Files that a page names in code spans, below the package or the checkout."""
+    return set(re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|c|h|md|service))`", text))
+
+
+@pytest.mark.parametrize("document", ["docs/design.md", "docs/glossary.md", *ARCHITECTURE_PAGES])
+def test_the_source_files_that_a_page_names_exist(document: str) -> None:
+    """A reader who follows the page finds the place"""
+    text = (ROOT / document).read_text()
+    names = {name for name in sources_named(text) if "NAME" not in name}
+    missing = {name for name in names if not (ROOT / "kdbusfs" / name).exists() and not (ROOT / name).exists()}
+    assert missing == set()
+
+
+_NOT_WRAPPED: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "document", [name for name in documents.documents() if name.endswith(".md") and name not in _NOT_WRAPPED]
+)
+def test_lines_are_not_longer_than_100_columns(document: str) -> None:
+    """But for output in code blocks, which cannot be broken, and lines that are one link or picture"""
+    long, in_block = [], False
+    for number, line in enumerate((ROOT / document).read_text().splitlines(), 1):
+        in_block ^= line.lstrip().startswith("```")
+        if len(line) > 100 and not in_block and not re.fullmatch(r"\s*!?\[[^]]*\]\([^)]*\)", line):
+            long.append(number)
+    assert long == []
 
 
 @pytest.mark.parametrize("document", [name for name in documents.documents() if name.endswith(".md")])

@@ -91,12 +91,19 @@ def take_account() -> Account:
                 else:
                     account.unknown.append((each, f"{file}: {name}"))
     for number, line in enumerate(DEVIATIONS.read_text().splitlines(), 1):
-        for each in mentioned(line.split("|")[1]) if line.startswith("| ") else ():
+        for each in mentioned(_subject(line)):
             if each in known:
                 account.deviations[each] = number
             else:
                 account.unknown.append((each, f"docs/deviations.md:{number}"))
     return account
+
+
+def _subject(line: str) -> str:
+    """What a line of the deviations is about: the bold beginning of a list entry, or the first cell of a table row."""
+    if line.startswith("- **"):
+        return line.split("**")[1]
+    return line.split("|")[1] if line.startswith("| ") else ""
 
 
 def _cell(tests: list[Holder]) -> str:

@@ -58,8 +58,9 @@ class Command:
 
 def documents() -> list[str]:
     """All that people read, relative to the checkout; docs/conformance.md is generated and has no code."""
-    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/man/*.rst")]
-    return ["README.md", *sorted(str(path.relative_to(ROOT)) for path in pages if path.name != "conformance.md")]
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/architecture/*.md"), *ROOT.glob("docs/man/*.rst")]
+    names = sorted(str(path.relative_to(ROOT)) for path in pages if path.name != "conformance.md")
+    return ["README.md", "CONTRIBUTING.md", "NEWS.md", *names]
 
 
 def blocks(document: str) -> list[Block]:
