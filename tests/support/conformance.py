@@ -21,6 +21,7 @@ DOCUMENT = ROOT / "docs/conformance.md"
 DEVIATIONS = ROOT / "docs/deviations.md"
 TESTS = ROOT / "tests"
 
+_COLUMNS = 100
 _GROUP = "|".join(GROUPS)
 _MENTION = re.compile(rf"\b({_GROUP})-(\d+)(?: to (?:({_GROUP})-)?(\d+)\b)?")
 _PREFIX = re.compile(rf"_({_GROUP.lower()})((?:_\d+)+)(?=_|$)")
@@ -106,7 +107,7 @@ def _subject(line: str) -> str:
     return line.split("|")[1] if line.startswith("| ") else ""
 
 
-def _cell(tests: list[Holder]) -> str:
+def _tests(tests: list[Holder]) -> str:
     files: dict[str, list[str]] = {}
     for test in tests:
         files.setdefault(test.file.removeprefix("tests/"), []).append(f"`{test.name}`")
@@ -122,20 +123,25 @@ def document(account: Account) -> str:
         "# What of kdbus is there",
         "",
         *textwrap.wrap(
-            f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by a row"
-            f" of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests hold"
-            " what the row says.",
-            120,
+            f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by an"
+            f" entry of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests"
+            " hold what the entry says.",
+            _COLUMNS,
         ),
         "",
-        "`make conformance` makes this page from the names and docstrings of the tests and from the tables of the",
-        "deviations; a test fails when it is older than they are, or when a behaviour has neither.",
+        "`make conformance` makes this page from the names and docstrings of the tests and from the",
+        "entries of the deviations; a test fails when it is older than they are, or when a behaviour has",
+        "neither.",
     ]
     for group, count in GROUPS.items():
-        lines += ["", f"## {group}", "", "| id | tests | deviation |", "|---|---|---|"]
+        lines += ["", f"## {group}", ""]
         for each in (f"{group}-{number}" for number in range(1, count + 1)):
-            deviation = "[yes](deviations.md)" if each in account.deviations else ""
-            lines.append(f"| {each} | {_cell(account.tests.get(each, []))} | {deviation} |")
+            tests = _tests(account.tests.get(each, []))
+            deviation = "see [deviations.md](deviations.md)" if each in account.deviations else ""
+            entry = f"- **{each}**: {'; '.join(filter(None, (deviation, tests)))}"
+            lines += textwrap.wrap(
+                entry, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
     return "\n".join(lines) + "\n"
 
 
