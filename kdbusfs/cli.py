@@ -204,6 +204,7 @@ class Daemon:
         from kdbusfs.fuse.session import TreeSession
         from kdbusfs.fuse.tree import Tree
         from kdbusfs.host.files import MAX_PER_USER
+        from kdbusfs.host.garbage import Collector
         from kdbusfs.host.heap import Heap
         from kdbusfs.host.host import LinuxHost
         from kdbusfs.host.installer import Installer, Job
@@ -239,7 +240,13 @@ class Daemon:
 
         def stats() -> dict[str, object]:
             memory = domain.users.memory
-            return {**requests.stats(), "memory": memory.used, "memory_limit": memory.limit}
+            return {
+                **requests.stats(),
+                **self._collector.figures(),
+                "memory": memory.used,
+                "memory_limit": memory.limit,
+                "blocks": sys.getallocatedblocks(),
+            }
 
         owner = host.namespaces.owner
         access = _access(options, owner)
@@ -258,6 +265,8 @@ class Daemon:
         self._ended.callback(self._session.stop)
         channel = Channel(fuse_fd, self._session.fd, wakeup.event_fd)
         self._ended.callback(channel.close)
+        self._collector = Collector(lambda: channel.counters()["requests"])
+        self._ended.callback(self._collector.close)
         files = tree.files = OpenFiles(channel, min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         requests = Requests(
             channel,
@@ -288,6 +297,7 @@ class Daemon:
             tree,
             faults=faults,
             on_event=(cancel,),
+            on_tree=self._collector.notice,
             on_release=Heap(lambda: domain.users.memory.used).look,
         )
 
@@ -333,6 +343,7 @@ class Daemon:
             found = self._trial.run(self.mounted.path, self.on_step)
             if self._ending is None and is_mounted(self.mounted):
                 _warn(found)
+                self._collector.begin()
                 self.on_ready()
         except Exception as fault:
             self._failure = fault

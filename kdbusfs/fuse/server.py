@@ -80,7 +80,7 @@ class Wakeup:
 
 class Server:
     """Drives a mount.  `on_event` are called when the event descriptor was written, `on_release` when a file
-    was closed.
+    was closed, `on_tree` when the tree has answered a request.
 
     channel, requests: of the mount; every reader thread has its own twins of them (fuse.ownership).
     tree: is told what needs no answer of pyfuse3.
@@ -97,6 +97,7 @@ class Server:
         "_linger_ns",
         "_on_event",
         "_on_release",
+        "_on_tree",
         "_readers",
         "_requests",
         "_served",
@@ -118,6 +119,7 @@ class Server:
         faults: Faults,
         on_event: Sequence[Callable[[], None]] = (),
         on_release: Callable[[], None] = lambda: None,
+        on_tree: Callable[[], None] = lambda: None,
         linger_ns: int = LINGER_NS,
     ) -> None:
         self._channel = channel
@@ -129,6 +131,7 @@ class Server:
         self._faults = faults
         self._on_event = on_event
         self._on_release = on_release
+        self._on_tree = on_tree
         self._linger_ns = linger_ns
         self._readers = Readers(channel, self._read, self._fail)
         self._is_owned = False
@@ -234,6 +237,7 @@ class Server:
             requests.settle()
             if kind == TREE:
                 self._amendments.apply(channel)
+                self._on_tree()
             elif kind == RELEASE:
                 self._tree.close_file(channel.released)
                 self._on_release()
