@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EALREADY, EBUSY, ECOMM, ECONNRESET, ENOBUFS, EPIPE, EXFULL
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,13 @@ _READY_TO_SEND: Final = POLLOUT | POLLWRNORM
 _READY_TO_RECEIVE: Final = POLLIN | POLLRDNORM | _READY_TO_SEND
 DEAD: Final = POLLERR | POLLHUP
 
+_REPLIES_IN_A_LOOK: Final = 256
+_REPLIES_OF_A_CONNECTION: Final = 100
+"""Units of work that ending all requests of one connection takes."""
+_COPIED_AT_ONCE: Final = 1 << 16
+_BYTES_IN_A_UNIT: Final = 512
+"""Of a pool that has to get its pages first."""
+
 
 class Connection:
     """One connection to a bus, from HELLO to BYEBYE or the last close.
@@ -46,10 +54,12 @@ class Connection:
     names: well-known names it owns, in order of acquisition, and name_changes: how often they changed;
     waiting_for: names it is queued for;
     replies: trackers of its own requests; owed: trackers of requests that it has to answer;
-    request_count: slots taken by its requests (REP-3); lost: broadcasts it could not take since it last was told,
-    lost_before: and those that it was told of;
+    request_count: slots taken by its requests (REP-3); alarm, alarm_ns: of `Deadlines`;
+    lost: broadcasts it could not take since it last was told, lost_before: and those that it was told of;
     sent, received: messages that it sent and that others queued for it or answered it with, with the bytes of their
     payload;
+    is_ending: it has left its bus, and others are served before all effects of that are there; when_ended: what to do
+    then;
     metadata: of its maker at HELLO, or what it faked; credentials: of its maker, for passive checks (POL-14).
     """
 
@@ -57,6 +67,8 @@ class Connection:
         "accepts_files",
         "activator_of",
         "active",
+        "alarm",
+        "alarm_ns",
         "attach_flags_recv",
         "attach_flags_send",
         "bus",
@@ -69,6 +81,7 @@ class Connection:
         "handle",
         "id",
         "is_activator",
+        "is_ending",
         "is_monitor",
         "is_ordinary",
         "is_policy_holder",
@@ -91,6 +104,7 @@ class Connection:
         "sent_bytes",
         "user",
         "waiting_for",
+        "when_ended",
     )
 
     def __init__(
@@ -129,6 +143,8 @@ class Connection:
         self.faked = faked
         self.privileged = handle.privileged
         self.active = False
+        self.is_ending = False
+        self.when_ended: Callable[[], None] | None = None
         self.queue = Queue()
         self.matches = MatchDb()
         self.names: dict[bytes, NameEntry] = {}
@@ -139,6 +155,8 @@ class Connection:
         self.replies: list[Reply] = []
         self.owed: dict[Reply, None] = {}
         self.request_count = 0
+        self.alarm = 0
+        self.alarm_ns = 0
         self.lost = 0
         self.lost_before = 0
         self.sent = 0
@@ -240,6 +258,8 @@ class Connection:
         caller: Caller | None = None,
     ) -> bool:
         """Deliver where nobody hears of a failure; whether it succeeded.  Raises AbandonedError."""
+        if self.queue.count >= CONN_MAX_MSGS:
+            return False
         try:
             self.deliver(message, process, metadata, source, caller)
         except AbandonedError:
@@ -334,46 +354,95 @@ class Connection:
             reply.drop()
             entry.reply = None
 
-    def take_over_messages(self, source: Connection, name_id: int) -> None:
+    def owed_by_name(self) -> dict[int, list[Reply]]:
+        """The trackers of the requests that it has to answer, by the id of the name that they were sent to.
+
+        Others may be served meanwhile.
+        """
+        found: dict[int, list[Reply]] = {}
+        turn = self.bus.domain.turn
+        for count, reply in enumerate(list(self.owed)):
+            found.setdefault(reply.name_id, []).append(reply)
+            if not count % _REPLIES_IN_A_LOOK:
+                turn.spend(_REPLIES_IN_A_LOOK // 8)
+        return found
+
+    def take_over_messages(self, source: Connection, name_id: int, owed: list[Reply] | None = None) -> None:
         """Move what is queued at `source` here, with the reply obligations (ACT-4 to ACT-6, NAME-17).
 
-        name_id: only messages to that name; 0: all.  What cannot move counts as lost and does not stop the rest.
+        name_id: only messages to that name; 0: all.  owed: the obligations that may have to move; None: all.  What
+        cannot move counts as lost and does not stop the rest.
+
+        Others may be served meanwhile.  They find each message either there or here, with its tracker; what comes in
+        there moves, too, but no more than twice what a queue has room for.  It ends when this connection does.
         """
-        for reply in list(source.owed):
-            if reply.requester in (self, source) or (name_id and reply.name_id != name_id):
-                continue
-            reply.move(self)
-        for entry in source.queue.entries():
-            if name_id and entry.message.name_id != name_id:
-                continue
-            source.queue.remove(entry)
-            if not self._take_over(entry, source):
-                self.lost += 1
-                source.discard(entry)
+        turn = self.bus.domain.turn
+        left = 2 * CONN_MAX_MSGS
+        found = True
+        while found and left > 0:
+            found = False
+            for entry in source.queue.entries():
+                if (not name_id or entry.message.name_id == name_id) and entry.queue is source.queue and self.active:
+                    found = True
+                    left -= 1
+                    self._take_over(entry, source)
+        for reply in list(source.owed) if owed is None else owed:
+            if self.active and (not name_id or reply.name_id == name_id):
+                self._take_over_reply(reply, source)
+            turn.spend()
         self.wake()
         source.wake()
 
-    def _take_over(self, entry: QueueEntry, source: Connection) -> bool:
-        if entry.message.has_files and not self.accepts_files:
-            return False
-        old = entry.payload
-        if old is not None:
-            try:
-                new = self.pool.allocate(old.size)
-            except KdbusError:
-                return False
-            try:
-                # No more than the message has: behind it are bytes of other messages to `source`.
-                size = entry.message.payload_size
-                self.pool.memory.copy_from(new.offset, size, source.pool.memory, old.offset)
-            except KdbusError:
-                self.pool.release(new)
-                return False
-            entry.payload = new
-            source.pool.release(old)
+    def _take_over_reply(self, reply: Reply, source: Connection) -> None:
+        if reply in source.owed and reply.requester not in (self, source):
+            reply.move(self)
+
+    def _take_over(self, entry: QueueEntry, source: Connection) -> None:
+        """Move one message.  It stays where it was if one of the two ends, or somebody else takes it, meanwhile."""
+        fits = self.accepts_files or not entry.message.has_files
+        if fits and entry.payload is not None:
+            fits = self._take_over_payload(entry, entry.payload, source)
+        if entry.queue is not source.queue or not self.active:
+            return
+        source.queue.remove(entry)
+        if not fits:
+            self.lost += 1
+            source.discard(entry)
+            return
+        if entry.reply is not None:
+            self._take_over_reply(entry.reply, source)
         self.queue.add(entry)
         self.received += 1
         self.received_bytes += entry.message.payload_size + entry.message.memfd_size
+        self.wake()
+
+    def _take_over_payload(self, entry: QueueEntry, old: Slice, source: Connection) -> bool:
+        """Copy the payload of a queued message into the own pool, in pieces; whether the message has it there now.
+
+        No more than the message has is copied: behind it are bytes of other messages to `source`.
+        """
+        pool = self.pool
+        turn = self.bus.domain.turn
+        try:
+            new = pool.allocate(old.size)
+        except KdbusError:
+            return False
+        done = 0
+        whole = entry.message.payload_size
+        while done < whole:
+            size = min(_COPIED_AT_ONCE, whole - done)
+            try:
+                pool.memory.copy_from(new.offset + done, size, source.pool.memory, old.offset + done)
+            except KdbusError:
+                pool.release(new)
+                return False
+            done += size
+            turn.spend(1 + size // _BYTES_IN_A_UNIT)
+            if entry.queue is not source.queue or not self.active:
+                pool.release(new)
+                return False
+        entry.payload = new
+        source.pool.release(old)
         return True
 
     # Rights.  `subject` is the calling thread for what it does itself, the HELLO credentials otherwise.
@@ -423,50 +492,96 @@ class Connection:
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Leave the bus, with every effect on others before this returns (CLOSE-2).  Idempotent."""
+        """Leave the bus, with every effect on others before this returns (CLOSE-2).  Idempotent.
+
+        Others may be served meanwhile.  From the first moment on they find nobody with this id, and a connection that
+        answers every command with ECONNRESET; names, trackers and notifications follow, in this order.
+        """
         if not self.active:
             return
         bus = self.bus
         self.active = False
+        self.is_ending = True
         self.wake()
         for reply in [reply for reply in self.replies if reply.call is not None]:
             finish(reply, ECONNRESET)
         bus.policy.remove(self)
         bus.remove_connection(self)
-        bus.names.remove_connection(self)
-        bus.notifier.flush()
+        if bus.active:
+            bus.names.remove_connection(self)
+            bus.notifier.flush()
         unread = self._discard_queue()
         for reply in list(self.replies):
             forget(reply)
-        for reply in (*unread, *newest_first(self.owed)):
-            if reply not in self.owed:
-                continue
-            if not reply.sync:
-                bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
-                reply.unlink()
-            else:
+        bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
+        if bus.active:
+            self._end_owed(unread)
+            self.matches.clear(bus)
+            if not self.is_monitor:
+                bus.notifier.id_change(c.ITEM_ID_REMOVE, self.id, self.flags)
+            bus.notifier.flush()
+        if not bus.active:
+            self._vanish()
+        self.is_ending = False
+        if self.when_ended is not None:
+            self.when_ended()
+
+    def _vanish(self) -> None:
+        """The bus ends as well: nobody is told, and what belongs to the bus goes with it.
+
+        Whoever waits for a reply from here leaves it, too, and takes its trackers along; only blocked calls end now.
+        """
+        self.bus.names.forget_connection(self)
+        owed = self.owed
+        while owed:
+            reply, _ = owed.popitem()
+            if reply.sync:
                 fail(reply, EPIPE)
-        self.matches.clear()
-        if not self.is_monitor:
-            bus.notifier.id_change(c.ITEM_ID_REMOVE, self.id, self.flags)
-        bus.notifier.flush()
+            self.bus.domain.turn.spend()
+        self.matches.forget(self.user.account)
 
     def _discard_queue(self) -> list[Reply]:
         """Gives the trackers of the unread requests, oldest first: they are reported before others (REP-12)."""
         unread: list[Reply] = []
-        for entry in self.queue.entries():
+        turn = self.bus.domain.turn
+        entry = self.queue.oldest()
+        while entry is not None:
             self.queue.remove(entry)
             if entry.reply is not None:
                 unread.append(entry.reply)
             self.discard(entry)
+            turn.spend(2 + (len(entry.message.resources.files) if entry.message.resources is not None else 0))
+            entry = self.queue.oldest()
         return unread
 
+    def _end_owed(self, unread: list[Reply]) -> None:
+        """Tell those who wait for a reply that there will be none (REP-11), each the newest request first."""
+        for reply in unread:
+            if reply in self.owed:
+                self._end_reply(reply)
+        self.bus.notifier.flush()
+        owed = self.owed
+        while owed:
+            last, _ = owed.popitem()
+            owed[last] = None
+            for reply in newest_first([reply for reply in last.requester.replies if reply in owed]):
+                self._end_reply(reply)
+            self.bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
+            self.bus.notifier.flush()
+
+    def _end_reply(self, reply: Reply) -> None:
+        if reply.sync:
+            fail(reply, EPIPE)
+        else:
+            self.bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
+            reply.unlink()
+
     def close(self) -> None:
-        """The last file of the connection is closed: the pool goes too (FREE-5)."""
-        self.disconnect()
+        """The last file of the connection is closed and it has left its bus: the pool goes too (FREE-5)."""
         self.pool.close(self.bus.domain.turn)
         # What is left of it refers to nothing that refers back: no cycles for the garbage collector.
         self.handle = None
+        self.when_ended = None
         self.user.connections -= 1
         domain = self.bus.domain
         domain.credentials.give_back(self.credentials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from errno import ESHUTDOWN, ETIMEDOUT
 from itertools import count
@@ -11,12 +12,13 @@ from ..abi import constants as c
 from ..base.call import ERESTARTSYS
 from ..base.errors import KdbusError
 from ..base.handle import Handle
+from .deadlines import Deadlines
+from .ends import Ends
 from .figures import connection_stats, figures
 from .handle import ControlHandle, EndpointHandle, is_privileged
 from .metadata import DEFAULT_MASK
 from .policy import SharedCredentials
 from .quota import Account, Total, User
-from .reply import Deadlines
 from .send import CancelToken
 from .sync import finish, forget, interrupt
 
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
     from ..base.call import Call
     from ..base.ports import Caller, Host, Memory
     from .bus import Bus
+    from .connection import Connection
     from .endpoint import Endpoint
     from .reply import Reply
 
 ROOT_INO: Final = 1
 CONTROL_INO: Final = 2
 DEFAULT_MEMORY_LIMIT: Final = 4 << 30
+_LOOK_AT_REQUESTS: Final = 50
+"""Units of work that ending all requests of one connection takes."""
 
 
 class Users:
@@ -72,8 +77,7 @@ class Domain:
     and memory_total: those of all users, which is never less than twice as much;
     attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
     changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
-    caller to take after every entry; waiting: the blocked SENDs;
-    next_deadline: tells when `expire` has to be called next, in ns of CLOCK_MONOTONIC, 0: never.
+    caller to take after every entry; waiting: the blocked SENDs; ends: of files that were closed.
     """
 
     def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT, memory_total: int = 0) -> None:
@@ -88,7 +92,8 @@ class Domain:
         self.completed: list[Call] = []
         self.waiting: dict[Call, Reply] = {}
         self.deadlines = Deadlines()
-        self.next_deadline = self.deadlines.next
+        self.ends = Ends()
+        self._is_expiring = False
         self._seqnum = 0
         self._bus_ids = count(1)
         # A byte for each number, 1 where it is free.  A list would keep an object of each that was ever in use, and
@@ -163,21 +168,59 @@ class Domain:
         """The CANCEL_FD that `host.watch` was given with `token` is readable."""
         token.cancelled()
 
+    def next_deadline(self) -> int:
+        """When `expire` has to be called next, in ns of CLOCK_MONOTONIC; 0: never, or it is at work."""
+        return 0 if self._is_expiring else self.deadlines.next()
+
     def expire(self, now: int) -> None:
-        """End the trackers whose deadline has come (REP-4, SYNC-3)."""
-        buses = set()
-        for reply in self.deadlines.expired(now):
-            if reply.call is not None:
-                finish(reply, ETIMEDOUT)
-            elif reply.sync:
-                forget(reply)
-            else:
-                bus = reply.requester.bus
-                bus.notifier.reply(c.ITEM_REPLY_TIMEOUT, reply.requester.id, reply.cookie)
+        """End the trackers whose deadline has come (REP-4, SYNC-3).
+
+        Blocked calls end first.  Notifications follow, those of each user in their order, one connection of each user
+        in turn; others may be served meanwhile.
+        """
+        if self._is_expiring:
+            return
+        self._is_expiring = True
+        overdue: dict[int, deque[tuple[Connection, list[Reply]]]] = {}
+        try:
+            self._find_overdue(now, overdue)
+            while overdue:
+                for user in list(overdue):
+                    waiting = overdue[user]
+                    connection, replies = waiting.popleft()
+                    if not waiting:
+                        del overdue[user]
+                    self._tell_of_timeouts(connection, replies)
+                    self._find_overdue(self.host.clock.monotonic(), overdue)
+        finally:
+            self._is_expiring = False
+
+    def _find_overdue(self, now: int, overdue: dict[int, deque[tuple[Connection, list[Reply]]]]) -> None:
+        connection = self.deadlines.pop(now)
+        while connection is not None:
+            later: list[Reply] = []
+            for reply in self.deadlines.expired(connection, now):
+                if reply.call is not None:
+                    finish(reply, ETIMEDOUT)
+                elif reply.sync:
+                    forget(reply)
+                else:
+                    later.append(reply)
+                    reply.alarm = 0
+            if later:
+                overdue.setdefault(connection.user.account.uid, deque()).append((connection, later))
+            self.turn.spend(_LOOK_AT_REQUESTS)
+            connection = self.deadlines.pop(now)
+
+    def _tell_of_timeouts(self, connection: Connection, replies: list[Reply]) -> None:
+        notifier = connection.bus.notifier
+        for reply in replies:
+            # It may have been answered, or be dead, since it was found.
+            if reply.linked:
+                notifier.reply(c.ITEM_REPLY_TIMEOUT, connection.id, reply.cookie)
                 reply.unlink()
-                buses.add(bus)
-        for bus in buses:
-            bus.notifier.flush()
+        self.turn.spend(_LOOK_AT_REQUESTS)
+        notifier.flush()
 
     def shutdown(self) -> None:
         """The mount goes: every bus goes as if its owner had closed it (FS-29)."""

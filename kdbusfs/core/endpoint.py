@@ -56,12 +56,21 @@ class Endpoint:
             self.bus.domain.users.forget_if_idle(self.user.account)
 
     def shut_down(self) -> None:
-        """Disconnect all its connections, one after the other, then vanish (FS-26, SHUT-5).  Idempotent."""
+        """Disconnect all its connections, one after the other, then vanish (FS-26, SHUT-5).  Idempotent.
+
+        Others may be served between two of them; nobody comes in any more.
+        """
         if not self.active:
             return
         self.active = False
         for connection in list(self.connections.values()):
             connection.disconnect()
+        self.remove()
+
+    def remove(self) -> None:
+        """Vanish from the bus.  Idempotent."""
+        if self.bus.endpoints.get(self.name) is not self:
+            return
         del self.bus.endpoints[self.name]
         self.bus.domain.give_ino(self.ino)
         if self.user is not None:

@@ -154,9 +154,10 @@ class ControlHandle(Handle):
 
     def release(self) -> None:
         """The last close takes the bus along (FS-24)."""
-        if self.bus is not None:
-            self.bus.shut_down()
-            self.bus = None
+        bus, self.bus = self.bus, None
+        if bus is not None:
+            assert bus.creator is not None
+            self._domain.ends.begin(bus.creator.account.uid, bus.shut_down)
 
 
 class EndpointHandle(Handle):
@@ -253,10 +254,33 @@ class EndpointHandle(Handle):
 
     def release(self) -> None:
         """The last close (CLOSE-1, FS-25)."""
+        ends = self.endpoint.bus.domain.ends
         if self.connection is not None:
-            self.connection.close()
+            ends.begin(self.user, self._disconnect)
         elif self.owned is not None:
-            self.owned.shut_down()
+            assert self.owned.user is not None
+            ends.begin(self.owned.user.account.uid, self._remove)
+        else:
+            self.memory.close()
+
+    def _disconnect(self) -> None:
+        connection = self.connection
+        assert connection is not None
+        connection.disconnect()
+        if connection.is_ending:
+            # Its bus or endpoint has ended, and whoever is busy with that goes on.
+            connection.when_ended = self._close
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        assert self.connection is not None
+        self.connection.close()
+        self.memory.close()
+
+    def _remove(self) -> None:
+        assert self.owned is not None
+        self.owned.shut_down()
         self.memory.close()
 
 

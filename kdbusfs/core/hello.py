@@ -201,6 +201,8 @@ def _introduce(connection: Connection, request: _Request, items: list[Item], cal
         assert request.name is not None
         bus.names.acquire(connection, request.name, c.NAME_ACTIVATOR)
     bus.notifier.flush()
+    # Looked at again: others may have been served meanwhile.
+    connection.check_active()
     if request.takes_name:
         wildcards = connection.is_policy_holder
         bus.policy.replace(connection, items, call.caller, connection.user.account, only_one=True, wildcards=wildcards)

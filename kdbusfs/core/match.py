@@ -13,8 +13,10 @@ from .names import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Item
+    from .bus import Bus
     from .connection import Connection
     from .message import Message
+    from .quota import Account
 
 USER_MESSAGES: Final = 0
 """The class of rules for messages of connections; a notification's class is its item type."""
@@ -261,10 +263,19 @@ class MatchDb:
         if not self._remove(cookie):
             raise KdbusError(ENOENT, "no match with that cookie")
 
-    def clear(self) -> None:
-        """The connection is gone."""
+    def clear(self, bus: Bus) -> None:
+        """The connection is gone.  Others may be served meanwhile; if the bus ends in there `forget` does the rest."""
         for entry in list(self._entries):
+            if not bus.active:
+                return
             self._forget(entry)
+            bus.domain.turn.spend(3)
+
+    def forget(self, account: Account) -> None:
+        """The whole bus is gone, with its index."""
+        account.uncharge(sum(entry.size for entry in self._entries))
+        self._entries.clear()
+        self._rule_count = 0
 
     def _remove(self, cookie: int) -> bool:
         found = [entry for entry in self._entries if entry.cookie == cookie]

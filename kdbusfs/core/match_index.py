@@ -71,6 +71,9 @@ class _Bucket:
         self._by_bit: dict[int, Group] = {}
         self._filed_bits = 0
 
+    def groups(self) -> list[Group]:
+        return [self._maskless, *self._by_bit.values()]
+
     def is_empty(self) -> bool:
         return not self._maskless.size and not self._filed_bits
 
@@ -156,6 +159,16 @@ class MatchIndex:
         if bucket.is_empty():
             del self._buckets[entry.key]
         self._count -= 1
+
+    def forget(self) -> None:
+        """All of them: the bus is gone.  Others may be served meanwhile."""
+        self._count = 0
+        while self._buckets:
+            _, bucket = self._buckets.popitem()
+            for group in bucket.groups():
+                while group.members:
+                    _, entries = group.members.popitem()
+                    self._turn.spend(1 + len(entries))
 
     def receivers(self, message: Message, source: Connection | None) -> list[Connection]:
         """The connections with an entry that accepts, each once (MATCH-1); `source` is None for a notification.

@@ -35,6 +35,7 @@ class QueueEntry:
         "message",
         "payload",
         "proc_meta",
+        "queue",
         "reply",
         "user",
     )
@@ -52,6 +53,7 @@ class QueueEntry:
         self.conn_meta = conn_meta
         self.user: User | None = None
         self.reply: Reply | None = None
+        self.queue: Queue | None = None
         self.before: QueueEntry | None = None
         self.after: QueueEntry | None = None
         self.equal_before: QueueEntry | None = None
@@ -91,6 +93,7 @@ class Queue:
     def add(self, entry: QueueEntry) -> None:
         """Append `entry`."""
         self.count += 1
+        entry.queue = self
         last = self._last
         entry.before = last
         if last is None:
@@ -128,6 +131,7 @@ class Queue:
     def remove(self, entry: QueueEntry) -> None:
         """Take `entry` out and give its quota back (QUO-4)."""
         self.count -= 1
+        entry.queue = None
         before, after = entry.before, entry.after
         entry.before = entry.after = None
         if before is None:

@@ -9,10 +9,9 @@ restart, even if the replying connection leaves.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from errno import EMLINK
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..abi.limits import CONN_MAX_REQUESTS_PENDING
 from ..base.errors import KdbusError
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .message import Message
     from .queue import QueueEntry
-
-
-_COMPACT_FROM: Final = 1024
 
 
 class Reply:
@@ -143,54 +139,3 @@ def find_interrupted(requester: Connection, address: tuple[int, bytes | None], c
 def newest_first(replies: Iterable[Reply]) -> list[Reply]:
     """In the order in which the ends of asynchronous requests are reported (REP-11, NOTE-10)."""
     return sorted(replies, key=lambda reply: reply.alarm, reverse=True)
-
-
-class Deadlines:
-    """When the next tracker runs out.
-
-    Trackers that ended otherwise, or got another deadline, are skipped when their time comes.
-    """
-
-    __slots__ = ("_heap", "_number", "_roomy")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Reply]] = []
-        self._number = 0
-        self._roomy = _COMPACT_FROM
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def add(self, reply: Reply) -> None:
-        """Have `reply` come up at its deadline, and not at another that it had before."""
-        self._number += 1
-        reply.alarm = self._number
-        heapq.heappush(self._heap, (reply.deadline_ns, self._number, reply))
-        if len(self._heap) > self._roomy:
-            self._compact()
-
-    def next(self) -> int:
-        """The earliest deadline of a linked tracker, 0 when there is none."""
-        heap = self._heap
-        while heap:
-            deadline, number, reply = heap[0]
-            if reply.linked and reply.alarm == number:
-                return deadline
-            heapq.heappop(heap)
-        return 0
-
-    def expired(self, now: int) -> list[Reply]:
-        """Take out the linked trackers whose deadline is not after `now`, newest request first (NOTE-10)."""
-        heap = self._heap
-        due: list[Reply] = []
-        while heap and heap[0][0] <= now:
-            _, number, reply = heapq.heappop(heap)
-            if reply.linked and reply.alarm == number:
-                due.append(reply)
-        return newest_first(due)
-
-    def _compact(self) -> None:
-        """Answered requests with far deadlines must not pile up, at a cost that does not grow with the others."""
-        self._heap = [item for item in self._heap if item[2].linked and item[2].alarm == item[1]]
-        heapq.heapify(self._heap)
-        self._roomy = max(_COMPACT_FROM, 2 * len(self._heap))

@@ -6,6 +6,7 @@ from errno import (
     EADDRNOTAVAIL,
     EBADF,
     ECANCELED,
+    ECONNRESET,
     EEXIST,
     EINVAL,
     ENXIO,
@@ -313,11 +314,17 @@ def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> R
 
 def _expect(request: Reply, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
     """The request is queued: arm its deadline, and block if it is synchronous (REP-4, REP-5, REP-18)."""
-    domain = request.requester.bus.domain
     if not request.sync:
-        domain.deadlines.add(request)
+        if request.linked:
+            request.requester.bus.domain.deadlines.add(request)
         request.drop()
         return 0
+    # Looked at again: others may have been served since the request was queued (`NameRegistry.forward`).
+    if request.answered:
+        return _take_result(request, call)
+    if not request.linked:
+        request.drop()
+        raise KdbusError(ECONNRESET, "requester is gone")
     return _block(request, call, token, cancellation)
 
 
@@ -345,13 +352,18 @@ def _resume(
     deadline_ns: of the message as it is now, which counts: after EINTR a program may give itself more time (SYNC-3).
     """
     if reply.answered:
-        failure = reply.failure
-        reply.interrupted = False
-        reply.unlink()
-        result = take_answer(reply, call) if reply.answer is not None else -failure
-        reply.drop()
-        if result:
-            raise KdbusError(-result, "delivery of the reply failed")
-        return 0
+        return _take_result(reply, call)
     reply.deadline_ns = deadline_ns
     return _block(reply, call, token, cancellation)
+
+
+def _take_result(reply: Reply, call: Call) -> int:
+    """The result of a SEND that was answered while it did not wait.  Raises KdbusError for a failure."""
+    failure = reply.failure
+    reply.interrupted = False
+    reply.unlink()
+    result = take_answer(reply, call) if reply.answer is not None else -failure
+    reply.drop()
+    if result:
+        raise KdbusError(-result, "delivery of the reply failed")
+    return 0

@@ -65,7 +65,18 @@ FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
 _OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside", "longest_turn_us", "abandoned")
-_COUNTERS: Final = ("requests", "ioctls", "polls", "notifies", "interrupts", "tree", "lost", "pidfds", "kept_waiting")
+_COUNTERS: Final = (
+    "requests",
+    "ioctls",
+    "polls",
+    "notifies",
+    "interrupts",
+    "tree",
+    "lost",
+    "pidfds",
+    "kept_waiting",
+    "muted",
+)
 
 
 class Tree(Protocol):

@@ -273,6 +273,8 @@ static void serve_poll(struct kfs_channel *ch)
 		slot->armed = 1;
 	}
 	kfs_put(ch, &answer.header);
+	if (slot)
+		kfs_count_poll(ch, slot);
 }
 
 /* --- the step --------------------------------------------------------------------------------------- */

@@ -32,6 +32,7 @@ struct kfs_counts {
 	uint64_t lost;
 	uint64_t pidfds;
 	uint64_t kept_waiting;
+	uint64_t muted;
 };
 
 /* A slice of an open file's pool that its client has given back. */

@@ -46,6 +46,8 @@ struct slot {
 	uint32_t kind; /* which commands it takes */
 	uint32_t revents;
 	uint32_t armed;
+	int polls; /* since its pollers were last tried */
+	int muted;	/* they are too many to be woken */
 	uint32_t tid; /* of pidfd */
 	int pidfd;
 	uint32_t next_free;
@@ -94,6 +96,7 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns);
 
 /* slots.c */
 struct slot *kfs_slot_of(struct mount *mount, uint64_t fh);
+void kfs_count_poll(struct kfs_channel *ch, struct slot *slot);
 
 /* commands.c */
 struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t number);

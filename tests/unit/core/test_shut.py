@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EALREADY, ECONNRESET, EPIPE, ESHUTDOWN
+from errno import EAGAIN, EALREADY, ECONNRESET, ENXIO, EPIPE, ESHUTDOWN
 
 import pytest
 
@@ -11,30 +11,46 @@ from kdbusfs.abi.v3.constants import CMD_BYEBYE
 from kdbusfs.base.errors import KdbusError
 from tests.support.core_client import PENDING
 from tests.support.core_scenes import cookies, drain, events, observer, request, results
-from tests.support.fake_host import FakeCaller, FakeClock, FakeMemory
+from tests.support.fake_host import FakeCaller, FakeMemory
 
 
-def test_shut_1_survivors_of_the_moment_are_told_of_each_end(world):
+def test_shut_1_all_are_gone_and_none_is_told_of_the_others(world):
     first, second, watcher, last = world.connect(), world.connect(), observer(world), world.connect()
     first.acquire(b"a.b")
     request(watcher, first.id, 1)
     drain(watcher)
-    queue = watcher.connection.queue
-    seen = []
-
-    # The watcher's queue is discarded with it, so it is looked at whenever a notification gets its time.
-    class Clock(FakeClock):
-        def monotonic(self):
-            seen.append([entry.message.notice.kind if entry.message.notice else 0 for entry in queue.entries()])
-            return super().monotonic()
-
-    world.host.clock = Clock()
+    received = watcher.connection.received
     world.control.close()
-    assert max(seen, key=len) == [c.ITEM_NAME_REMOVE, c.ITEM_REPLY_DEAD, c.ITEM_ID_REMOVE]
+    assert watcher.connection.received == received
     for client in (first, second, watcher, last):
         assert client.recv() == -ECONNRESET
         assert client.send(dst=1) == -ECONNRESET
         assert client.command(0x1234, bytes(8)) == -ECONNRESET
+
+
+def test_shut_1_whoever_looks_in_between_finds_some_gone_and_the_others_as_they_were(world):
+    clients = [world.connect() for _ in range(3)]
+    for number, client in enumerate(clients):
+        client.acquire(b"a.n%d" % number)
+    fresh = world.open()
+    seen = []
+
+    def look():
+        world.host.turn.meanwhile = None
+        if clients[0].recv() == -ECONNRESET and clients[2].recv() == -EAGAIN:
+            seen.append(fresh.hello())
+            seen.append(clients[2].send(dst=clients[0].id))
+            seen.append(clients[2].send(dst=clients[1].id) in (0, -ENXIO))
+        world.host.turn.meanwhile = look
+
+    world.host.turn.meanwhile = look
+    world.control.close()
+    world.host.turn.meanwhile = None
+    assert seen and set(zip(*[iter(seen)] * 3, strict=True)) == {(-ESHUTDOWN, -ENXIO, True)}
+    assert world.domain.buses == {}
+    for client in (*clients, fresh):
+        client.close()
+    assert len(world.domain.users) == 0
 
 
 def test_shut_1_everything_comes_to_rest(world):

@@ -1,0 +1,97 @@
+"""When requests run out (REP-4, SYNC-3)."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Final
+
+from .reply import newest_first
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .reply import Reply
+
+_COMPACT_FROM: Final = 1024
+
+
+class Deadlines:
+    """The connections whose requests have deadlines, each with the earliest of them.
+
+    A connection comes up once for an earlier deadline than it has now if the request of that was answered: most
+    deadlines are far, and nothing has to be noted then for the next one.  It has 128 requests at most, so all of them
+    are looked at when it comes up.
+    """
+
+    __slots__ = ("_heap", "_number", "_roomy")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Connection]] = []
+        self._number = 0
+        self._roomy = _COMPACT_FROM
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, reply: Reply) -> None:
+        """Have `reply` come up at its deadline, and not at another that it had before."""
+        self._number += 1
+        reply.alarm = self._number
+        self._file(reply.requester, reply.deadline_ns)
+
+    def _file(self, connection: Connection, deadline_ns: int) -> None:
+        if connection.alarm and connection.alarm_ns <= deadline_ns:
+            return
+        self._number += 1
+        connection.alarm = self._number
+        connection.alarm_ns = deadline_ns
+        heapq.heappush(self._heap, (deadline_ns, self._number, connection))
+        if len(self._heap) > self._roomy:
+            self._compact()
+
+    def next(self) -> int:
+        """The earliest deadline of a linked tracker, or one before it; 0 when there is none."""
+        heap = self._heap
+        while heap:
+            deadline, number, connection = heap[0]
+            if connection.alarm == number:
+                if connection.replies:
+                    return deadline
+                connection.alarm = 0
+            heapq.heappop(heap)
+        return 0
+
+    def pop(self, now: int) -> Connection | None:
+        """Take out a connection which may have trackers whose deadline is not after `now`; None when there is none.
+
+        It has to be looked at with `expired`.
+        """
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            _, number, connection = heapq.heappop(heap)
+            if connection.alarm == number:
+                connection.alarm = 0
+                return connection
+        return None
+
+    def expired(self, connection: Connection, now: int) -> list[Reply]:
+        """The trackers whose deadline is not after `now`, newest request first (NOTE-10).
+
+        The connection comes up again for its others.
+        """
+        due: list[Reply] = []
+        earliest = 0
+        for reply in connection.replies:
+            if not reply.alarm:
+                continue  # its SEND is still at work
+            if reply.deadline_ns <= now:
+                due.append(reply)
+            elif not earliest or reply.deadline_ns < earliest:
+                earliest = reply.deadline_ns
+        if earliest:
+            self._file(connection, earliest)
+        return newest_first(due)
+
+    def _compact(self) -> None:
+        self._heap = [item for item in self._heap if item[2].alarm == item[1]]
+        heapq.heapify(self._heap)
+        self._roomy = max(_COMPACT_FROM, 2 * len(self._heap))
