@@ -10,6 +10,8 @@
 # make stalls  the cpu time of the longest turns of the core, at all limits at once
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
 # make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
+# make test-kernels  boots packaged kernels in virtual machines and tests with each; KERNELS="5.10 6.1" (root, hours)
+# make kernels-docs  writes the table of docs/kernels.md anew, from the results of make test-kernels
 # make conformance  writes docs/conformance.md anew, from the tests
 # make completions  writes build/completions: what shells need to complete kdbusctl
 # make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
@@ -49,6 +51,7 @@ MANPAGES := $(patsubst docs/man/%.rst,%,$(wildcard docs/man/*.rst))
 
 .PHONY: help venv root run demo test lint types pure conformance man docs stalls bench bench-docs
 .PHONY: completions screenshots install-deps clean wheel install uninstall
+.PHONY: test-kernels kernels-docs
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -108,6 +111,15 @@ types: venv
 
 pure:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/base/*.so kdbusfs/abi/*.so kdbusfs/abi/*/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
+
+# Given on the command line or in the environment; docs/kernels.md tells what they mean.
+export KERNELS KERNELS_DIRECTORY KERNELS_TRIALS KERNELS_SELECT KERNELS_APPEND
+
+test-kernels: venv
+	@$(BIN)/python -m tests.kernels
+
+kernels-docs: venv
+	@$(BIN)/python -m tests.kernels --docs
 
 conformance: venv
 	@$(BIN)/python -m tests.support.conformance

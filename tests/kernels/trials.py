@@ -1,0 +1,132 @@
+"""What is tried with each kernel."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench.figures import Figures
+from tests.bench.measures import KDBUSFS, PINNED
+
+from . import results
+from .disks import INSIDE, SELFTESTS, SELFTESTS_SCRATCH
+from .machine import Ended, Machine
+from .results import Outcome
+
+# Seconds on a machine that is as fast as this one; they are scaled by how slow the machine is.
+DEMO_LIMIT = 60.0
+SELFTEST_LIMIT = 30.0
+TESTS_LIMIT = 900.0
+CALLS_LIMIT = 120.0
+MOST_SLOWNESS = 12.0  # what limits are scaled by at most
+HELLOS = 20
+CALLS = ("call 8 B", "call 256 KiB")
+
+_LOOP = "import time; t = time.process_time(); sum(i * i for i in range(1000000)); print(time.process_time() - t)"
+_BUSY = f"python3 -c '{_LOOP}'"
+
+
+class Trials:
+    """Runs the trials in `machine`; what programs print goes to files below `logs`."""
+
+    def __init__(self, machine: Machine, logs: Path, slowness: float, selection: str = "") -> None:
+        self._machine = machine
+        self._logs = logs
+        self._scale = max(1.0, min(slowness, MOST_SLOWNESS))
+        self._selection = selection
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> dict[str, Callable[[], Outcome]]:
+        """The trials by name, in the order in which they are made."""
+        return {
+            "demo": self.demo,
+            "selftests": self.selftests,
+            "operations": lambda: self.tests("operations"),
+            "mount": lambda: self.tests("mount"),
+            "hellos": self.hellos,
+        }
+
+    def _run(self, name: str, script: str, limit: float) -> Ended:
+        # The machine ends what takes too long; ssh waits somewhat longer.
+        seconds = limit * self._scale
+        command = f"cd {INSIDE} && timeout -k 10 {seconds:.0f} sh -c {shlex.quote(script)}"
+        return self._machine.run(command, patience=seconds + 120.0, log=self._logs / f"{name}.log")
+
+    def demo(self) -> Outcome:
+        """`make demo`: it ends with exit code 0."""
+        ended = self._run("demo", "make demo", DEMO_LIMIT)
+        last = (ended.output.strip().splitlines() or [""])[-1]
+        if ended.code == 0:
+            return Outcome(["demo"], complete=True, seconds=ended.seconds)
+        return Outcome(failed={"demo": f"exit code {ended.code}: {last}"}, complete=True, seconds=ended.seconds)
+
+    def selftests(self) -> Outcome:
+        """kdbus' own tests, each with a time limit."""
+        each = SELFTEST_LIMIT * self._scale
+        script = f"""
+            mkdir -p /mnt/selftests && .venv/bin/kdbusfs kernels /mnt/selftests || exit 1
+            TMPDIR={SELFTESTS_SCRATCH} python3 {SELFTESTS} /mnt/selftests --timeout {each:.0f} --verbose
+            umount /mnt/selftests; cat /run/messages"""
+        ended = self._run("selftests", script, SELFTEST_LIMIT * 38)
+        outcome = results.parse_selftests(ended.output)
+        outcome.seconds = ended.seconds
+        return outcome
+
+    def tests(self, directory: str) -> Outcome:
+        """Tests of the project; what fails is run again by itself."""
+        deselect = "--deselect tests/mount/test_selftests.py"
+        select = f"-k {shlex.quote(self._selection)}" if self._selection else ""
+        pytest = ".venv/bin/python -m pytest -v -rfE --tb=short -p no:cacheprovider"
+        ended = self._run(directory, f"{pytest} {deselect} {select} tests/{directory}", TESTS_LIMIT)
+        outcome = results.parse_pytest(ended.output)
+        outcome.seconds = ended.seconds
+        if outcome.failed:
+            (self._logs / "failed").write_text("\n".join(outcome.failed))
+            files = " ".join(map(shlex.quote, outcome.failed))
+            again = self._run(f"{directory}-again", f"{pytest} {files}", TESTS_LIMIT)
+            outcome = results.merge_second_run(outcome, results.parse_pytest(again.output))
+        return outcome
+
+    def hellos(self) -> Outcome:
+        """After how many of some HELLOs the client's descriptor is a read-only one, as it has to be (POOL-3)."""
+        ended = self._run("hellos", f".venv/bin/python -m tests.kernels.hellos {HELLOS}", DEMO_LIMIT)
+        outcome = results.parse_hellos(ended.output)
+        outcome.seconds = ended.seconds
+        return outcome
+
+    def calls(self) -> dict[str, float]:
+        """Medians in microseconds of what the benchmark calls a call, all on one cpu."""
+        script = (
+            ".venv/bin/python -m tests.bench.run --quick --mode pinned --rounds 3 --peers kdbusfs "
+            f'--only "{",".join(CALLS)}" --output /tmp/bench.json >/tmp/bench.log 2>&1; '
+            "cat /tmp/bench.json || cat /tmp/bench.log"
+        )
+        ended = self._run("calls", script, CALLS_LIMIT)
+        return medians(ended.output)
+
+
+def medians(text: str) -> dict[str, float]:
+    """Medians of calls, in microseconds, from the figures of the benchmark; {} where there are none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    figures = Figures(found["about"], found["figures"])
+    measured = {name: figures.get(PINNED, name, KDBUSFS) for name in CALLS}
+    return {name: value for name, value in measured.items() if value is not None}
+
+
+def slowness(machine: Machine) -> float:
+    """How many times as long the machine takes for the same work as this one, by cpu time."""
+    inside = machine.run(_BUSY, patience=300.0)
+    outside = subprocess.run(["python3", "-c", _LOOP], capture_output=True, text=True, timeout=60, check=True)
+    return float(inside.output) / float(outside.stdout)
+
+
+def clock() -> str:
+    """The time of day, for lines that tell what goes on."""
+    return time.strftime("%H:%M:%S")
