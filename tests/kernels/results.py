@@ -14,7 +14,6 @@ BEGIN = "<!-- the table: written by make kernels-docs -->"
 END = "<!-- the end of the table -->"
 
 _SELFTEST = re.compile(r"^([a-z][a-z-]*) +(ok|skip|FAILED|HUNG)(?: +(.*))?$")
-_SELFTESTS_END = re.compile(r"^\d+ passed, \d+ failed, \d+ skipped$")
 _TEST = re.compile(r"^(tests/\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b(?: \((.*?)\))?")
 
 
@@ -61,11 +60,9 @@ def load(path: Path) -> Result:
 
 
 def parse_selftests(output: str) -> Outcome:
-    """From what the tool that runs kdbus' self-tests prints."""
+    """From what the tool that runs kdbus' self-tests prints; whether it is complete is not said there."""
     outcome = Outcome()
     for line in output.splitlines():
-        if _SELFTESTS_END.match(line):
-            outcome.complete = True
         match = _SELFTEST.match(line)
         if match is None:
             continue

@@ -77,8 +77,7 @@ def test_self_tests_are_counted_with_their_reasons() -> None:
         "sync-reply": "FAILED: Testing sync-reply (synchronous replies) .. ERROR",
         "chat": "HUNG",
     }
-    assert (outcome.total, outcome.complete) == (5, False)
-    assert results.parse_selftests(SELFTESTS + "2 passed, 2 failed, 1 skipped\n").complete
+    assert outcome.total == 5
 
 
 PYTEST = """\
