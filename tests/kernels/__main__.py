@@ -27,7 +27,7 @@ _PROGRAMS = {
     "arm64": {"qemu-system-aarch64": "qemu-system-arm", "qemu-aarch64-static": "qemu-user-static"},
 }
 _ALL_PROGRAMS = {
-    "qemu-img": "qemu-utils", "mmdebstrap": "mmdebstrap", "modprobe": "kmod", "cpio": "cpio", "ssh": "openssh-client",
+    "qemu-img": "qemu-utils", "mmdebstrap": "mmdebstrap", "modprobe": "kmod", "cpio": "cpio",
     "mke2fs": "e2fsprogs", "zstd": "zstd", "git": "git", "unshare": "util-linux", "arch-test": "arch-test",
 }  # fmt: skip
 
@@ -129,7 +129,6 @@ def main() -> int:
     parser.add_argument("--trials", default=environ("KERNELS_TRIALS") or DEFAULT_TRIALS)
     parser.add_argument("--select", default=environ("KERNELS_SELECT", ""), help="tests, as pytest -k takes it")
     parser.add_argument("--append", default=environ("KERNELS_APPEND", ""), help="arguments for the kernel")
-    parser.add_argument("--shell", default="", help="runs this in the machine instead of the trials")
     parser.add_argument("--docs", action="store_true", help="writes the table into docs/kernels.md, and ends")
     arguments = parser.parse_args()
     store = arguments.store.resolve()

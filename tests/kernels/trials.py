@@ -53,7 +53,7 @@ class Trials:
         }
 
     def _run(self, name: str, script: str, limit: float) -> Ended:
-        # The machine ends what takes too long; ssh waits somewhat longer.
+        # The machine ends what takes too long; this side waits somewhat longer.
         seconds = limit * self._scale
         command = f"cd {INSIDE} && timeout -k 10 {seconds:.0f} sh -c {shlex.quote(script)}"
         return self._machine.run(command, patience=seconds + 120.0, log=self._logs / f"{name}.log")
