@@ -21,8 +21,8 @@ SHARED = PROJECT.parent / "shared"
 INSIDE = "/srv/kdbusfs"  # the project, in the root and in the machine
 SELFTESTS = "/srv/shared/tools/selftests"
 SELFTESTS_SCRATCH = "/srv/selftests"  # where they are built
-ROOT_PATIENCE = 3600.0  # seconds
-BUILD_PATIENCE = 3600.0
+ROOT_PATIENCE = 7200.0  # seconds
+BUILD_PATIENCE = 7200.0
 IMAGE_PATIENCE = 600.0
 
 _PACKAGES = {
