@@ -1,7 +1,6 @@
 # make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
 # make demo   see two C programs talk through a domain
 # make test   lint, types, all tests
-# make stalls what one user at the limits of kdbus makes the daemon do in one turn (root, minutes)
 # make venv   only what these three begin with: .venv, with the package and its tools
 # make man    the manual pages, in build/man
 # make docs   the same, and runs all that the documents show
@@ -97,9 +96,6 @@ root:
 test: .venv/ready-to-test lint types
 	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
-
-stalls: venv
-	@$(BIN)/python -m pytest -q tests/mount/stalls.py
 
 lint: venv lint-shell lint-c
 	@$(BIN)/ruff check -q .

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import gc
 import logging
 import logging.handlers
 import os
@@ -14,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kdbusfs.arguments import CHECK_FLAG, HELPER_FLAG, check_parser, parse_helper, parser
 from kdbusfs.diagnosis import Verdict, restrictions, shortage
@@ -49,9 +48,6 @@ _SIGNS_OF_SHORTAGE = ("can't start new thread", "Cannot allocate memory")
 _SLICE_NS = 100_000  # the least that the kernel takes
 
 log = logging.getLogger("kdbusfs")
-
-
-_NEVER: Final = 2**31 - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,16 +301,6 @@ class Daemon:
             on_release=Heap(lambda: domain.users.memory.used).look,
         )
 
-    def _bound_garbage_collection(self) -> None:
-        """Have only young objects looked at: a look at all takes 70 ms where one user has 230,000 messages queued.
-
-        What clients make and leave has no cycles once its files are closed, so nothing waits for that.
-        """
-        gc.collect()
-        gc.freeze()
-        young, middle, _ = gc.get_threshold()
-        gc.set_threshold(young, middle, _NEVER)
-
     def serve(self) -> int:
         """Serve the mount to its end; gives the exit code."""
         from kdbusfs.fuse.ownership import signals_blocked
@@ -325,7 +311,6 @@ class Daemon:
         self._host.set_own_device(os.makedev(major, minor))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._bound_garbage_collection()
         with signals_blocked():
             self._session.start()
             new_thread("kdbusfs-trial", self._try).start()

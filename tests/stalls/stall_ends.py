@@ -1,7 +1,6 @@
-"""`make stalls`: what one user may have at the limits of kdbus, and the cpu time of the longest turn of the daemon.
+"""What ends with everything that one user may have, and the cpu time of the longest turn of a daemon meanwhile.
 
-Not run by `make test`: it takes minutes, and wants compiled modules.  The measure is `longest_turn_us` of `stats`:
-cpu time of the thread that owned the core.
+It wants compiled modules.  The measure is `longest_turn_us` of `stats`: cpu time of the thread that owned the core.
 """
 
 from __future__ import annotations
@@ -14,13 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kdbusfs.client import BusOwner, Connection, deadline, make_bus
-from kdbusfs.core import bus as core_bus
 from tests.conftest import DomainMount
 
-pytestmark = [
-    pytest.mark.mount,
-    pytest.mark.skipif(core_bus.__file__.endswith(".py"), reason="turns are measured with compiled modules: make venv"),
-]
+pytestmark = pytest.mark.mount
 
 TURN_MAX_US = 5000
 PATIENCE = 120.0
