@@ -350,6 +350,8 @@ def _refuse_size(command: Command, call: Call) -> None:
     """GEN-5 to GEN-7."""
     if call.error:
         raise KdbusError(call.error, "command not readable")
+    if len(call.data) < 8:
+        raise KdbusError(EFAULT, "command struct without a size")
     size = u64(call.data, 0)
     if size < command.size:
         raise KdbusError(EINVAL, "command struct too small")

@@ -20,8 +20,11 @@ from struct import pack_into
 
 import pytest
 
+from kdbusfs.abi import commands as k
 from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.family import V3
 from kdbusfs.base.call import PENDING, Call
+from kdbusfs.base.errors import KdbusError
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 
@@ -513,3 +516,13 @@ def test_gen_20_a_blocked_send_does_not_block_its_file() -> None:
 def test_gen_21_privileged_commands_answer_with_errors_not_with_positive_numbers() -> None:
     """GEN-21"""
     assert World().open(FakeProcess(uid=2000)).make_endpoint(b"2000-ep") == -EPERM
+
+
+@pytest.mark.parametrize("length", [0, 7])
+def test_a_command_without_its_size_is_refused(length: int) -> None:
+    """No channel gives less than the fixed part; whoever does is told so, and gets no traceback."""
+    call = Call()
+    call.data = bytes(length)
+    with pytest.raises(KdbusError) as refused:
+        V3().decode(k.NAME_ACQUIRE, call)
+    assert refused.value.errno == EFAULT
