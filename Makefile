@@ -5,6 +5,10 @@
 # make man    the manual pages, in build/man
 # make docs   the same, and runs all that the documents show
 # make lint   ruff, shellcheck, the C with warnings as errors (also for Arm), clang-tidy
+# make asan   the operations tests and those of the channel, with AddressSanitizer and UBSan over the C
+# make tsan   what threads share in C, with ThreadSanitizer, for TSAN_SECONDS (30)
+# make fuzz   the C step of an ioctl and the decoding of commands, from bytes, for FUZZ_SECONDS (60) each
+# make hostile  programs that attack a domain, each against a daemon of its own (root)
 # make pure   takes the compiled modules away, so that the sources themselves run
 # make stalls  the cpu time of the longest turns of the core, at all limits at once
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
@@ -93,7 +97,7 @@ demo: root venv
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "mounting a domain needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-test: .venv/ready-to-test lint types
+test: .venv/ready-to-test lint types short-checks
 	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
 

@@ -1,0 +1,174 @@
+/*
+ * The C step of an ioctl from bytes (native/ioctl.c, free.c, commands.c), for `make fuzz` with libFuzzer.
+ *
+ * Input: 2 bytes that choose a command and what is done with the answer, 6 bytes of the request's header, then the
+ * struct of the command.  The client is this very process, so that the message and the rest of the struct are read from
+ * `client`, whose other half differs between two runs with the same input: what the step says must not depend on it.
+ */
+#define _GNU_SOURCE
+#include "internal_channel.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kdbus.h"
+
+#define CLIENT 65536
+#define HEAD 8
+
+static struct kfs_channel *channel;
+static int kernel, event;
+static uint64_t fh;
+static uint8_t client[CLIENT] __attribute__((aligned(4096)));
+
+static const struct {
+	uint32_t number, size, max_size, pointer_offset;
+} commands[] = {
+	{ KDBUS_CMD_SEND, sizeof(struct kdbus_cmd_send), 32768, offsetof(struct kdbus_cmd_send, msg_address) },
+	{ KDBUS_CMD_RECV, sizeof(struct kdbus_cmd_recv), 32768, 0 },
+	{ KDBUS_CMD_FREE, sizeof(struct kdbus_cmd_free), 32768, 0 },
+	{ KDBUS_CMD_HELLO, sizeof(struct kdbus_cmd_hello), 32768, 0 },
+	{ KDBUS_CMD_NAME_ACQUIRE, _IOC_SIZE(KDBUS_CMD_NAME_ACQUIRE), 32768, 0 },
+	{ KDBUS_CMD_CONN_INFO, sizeof(struct kdbus_cmd_info), 32768, 0 },
+	{ KDBUS_CMD_MATCH_ADD, sizeof(struct kdbus_cmd_match), 32768, 0 },
+	{ KDBUS_CMD_BYEBYE, 0, 0, 0 },
+};
+#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+static void refuse(const char *why)
+{
+	fprintf(stderr, "fuzz_ioctl: %s\n", why);
+	abort();
+}
+
+static void set_up(void)
+{
+	int fuse[2], tree[2];
+
+	event = eventfd(0, EFD_NONBLOCK);
+	if (event < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, fuse) ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, tree))
+		refuse("no sockets");
+	kernel = fuse[1];
+	channel = kfs_channel_new(fuse[0], tree[0], event);
+	if (!channel || kfs_channel_take(channel) != KFS_OWNER)
+		refuse("no channel");
+	for (size_t i = 0; i < COMMANDS; i++)
+		if (commands[i].size && kfs_channel_command(channel, 1, commands[i].number, commands[i].size,
+							     commands[i].max_size, commands[i].pointer_offset))
+			refuse("a command was not taken");
+	if (kfs_channel_publishes(channel, 1, KDBUS_CMD_RECV, offsetof(struct kdbus_cmd_recv, msg), 0) ||
+	    kfs_channel_frees(channel, 1, KDBUS_CMD_FREE, offsetof(struct kdbus_cmd_free, offset),
+			      offsetof(struct kdbus_cmd_free, flags), 1ull << 63))
+		refuse("FREE was not taken");
+	fh = (uint64_t)kfs_channel_slot_new(channel, 1);
+}
+
+struct outcome {
+	int kind;
+	struct kfs_channel head; /* the members up to `freed` */
+	uint8_t command[32768], message[8192];
+	uint8_t answers[65536];
+	size_t answered;
+};
+
+static void send_request(const uint8_t *data, size_t size, uint32_t number, const uint8_t *choice)
+{
+	static struct {
+		struct fuse_in_header in;
+		struct fuse_ioctl_in ioctl;
+		uint8_t data[32768 + 4096];
+	} request;
+	size_t len = offsetof(__typeof__(request), data) + size;
+
+	request.in = (struct fuse_in_header){ (uint32_t)len, FUSE_IOCTL, 2, 0, 0, 0, (uint32_t)syscall(SYS_gettid), 0, 0 };
+	request.ioctl = (struct fuse_ioctl_in){
+		.fh = choice[2] & 64 ? fh + choice[3] : fh, .flags = choice[2] & 128 ? FUSE_IOCTL_DIR : 0, .cmd = number,
+		.arg = (uint64_t)(uintptr_t)client + (choice[4] & 15),
+		.in_size = (uint32_t)size + (choice[5] & 64 ? choice[6] : 0),
+		.out_size = choice[5] & 128 ? (uint32_t)choice[7] << (choice[6] & 15) : _IOC_DIR(number) & _IOC_READ ?
+			    (uint32_t)_IOC_SIZE(number) : 0,
+	};
+	memcpy(request.data, data, size);
+	if (send(kernel, &request, len, 0) < 0)
+		refuse("no request");
+}
+
+/* One request with `filler` behind what the client gives. */
+static void step(const uint8_t *input, size_t len, int filler, struct outcome *outcome)
+{
+	static uint8_t answer[1 << 20];
+	const uint8_t *data = input + HEAD;
+	size_t size = len - HEAD, at = 0;
+	uint32_t number = commands[input[0] % COMMANDS].number, fixed = commands[input[0] % COMMANDS].size;
+	uint64_t address = (uint64_t)(uintptr_t)client;
+	struct slot *slot;
+	ssize_t n;
+
+	memset(client, filler, sizeof(client));
+	memcpy(client, data, size);
+	/* A pointer that a real client gives is one into its memory. */
+	if (commands[input[0] % COMMANDS].pointer_offset && size >= fixed && input[1] & 1) {
+		address += fixed + (input[1] >> 4) * 4ull;
+		memcpy(client + commands[0].pointer_offset, &address, sizeof(address));
+	}
+	memset(channel->message, filler, KFS_MESSAGE_MAX);
+	slot = kfs_slot_of(channel->private_->mount, fh);
+	slot->published_count = 1;
+	slot->published[0] = 64;
+	channel->private_->mount->freed.count = 0;
+	send_request(client, size < fixed || !fixed ? size : input[1] & 2 ? size : fixed, number, input);
+	/*
+	 * The deadline has the step return where the request is answered in C, and libFuzzer's signals interrupt it before.
+	 * Node 0 is no bell for the alarm.
+	 */
+	do
+		outcome->kind = kfs_channel_step(channel, kfs_now_ns() + 300000, KFS_NOTHING);
+	while (outcome->kind == KFS_EVENT ||
+	       (outcome->kind == KFS_TIMER && recv(kernel, answer, 1, MSG_PEEK | MSG_DONTWAIT) < 0));
+	memcpy(&outcome->head, channel, KFS_HEAD_SIZE);
+	if (outcome->kind == KFS_IOCTL) {
+		if (channel->command_len > (uint32_t)KFS_COMMAND_MAX || channel->message_len > (uint32_t)KFS_MESSAGE_MAX)
+			refuse("more than there is room for");
+		memcpy(outcome->command, channel->command, channel->command_len);
+		memcpy(outcome->message, channel->message, channel->message_len);
+		kfs_channel_flush(channel, input[1] & 4 ? -EINVAL : 0);
+	}
+	while ((n = recv(kernel, answer, sizeof(answer), MSG_DONTWAIT)) > 0) {
+		if (at + (size_t)n <= sizeof(outcome->answers))
+			memcpy(outcome->answers + at, answer, (size_t)n);
+		at += (size_t)n;
+	}
+	outcome->answered = at;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static struct outcome first, second;
+
+	if (!channel)
+		set_up();
+	if (size < HEAD || size > HEAD + 16384)
+		return 0;
+	memset(&first, 0, sizeof(first));
+	memset(&second, 0, sizeof(second));
+	step(data, size, 0x55, &first);
+	step(data, size, 0xaa, &second);
+	/* pidfd: a number of this process. */
+	first.head.pidfd = first.head.pidfd >= 0;
+	second.head.pidfd = second.head.pidfd >= 0;
+	if (!first.answered)
+		refuse("no answer");
+	/* A struct or message that goes on behind the input is read from what differs. */
+	if (first.kind != second.kind || memcmp(&first.head, &second.head, KFS_HEAD_SIZE))
+		refuse("the outcome depends on memory behind the input");
+	return 0;
+}
