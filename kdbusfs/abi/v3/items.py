@@ -219,7 +219,8 @@ def _decode(kind: int, payload: bytes) -> Item:
     if kind == c.ITEM_BLOOM_FILTER:
         return Item(kind, size, payload[8:], U64.unpack_from(payload))
     if kind in _NAME_CHANGES:
-        text = payload[NAME_CHANGE.size : -1]
+        # Compiled, a slice may not end before it begins: without a name there is no NUL to leave out.
+        text = payload[NAME_CHANGE.size : -1] if size > NAME_CHANGE.size else b""
         return Item(kind, size, text, NAME_CHANGE.unpack_from(payload), has_text=size > NAME_CHANGE.size)
     return Item(kind if kind in _OTHERS else c.ITEM_UNKNOWN, size, payload)
 
