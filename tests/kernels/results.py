@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_COLUMNS = 100
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 BEGIN = "<!-- the table: written by make kernels-docs -->"
 END = "<!-- the end of the table -->"
@@ -142,9 +144,14 @@ def table(results: list[Result], baseline: str = "") -> str:
     failures = []
     for result in results:
         for trial, outcome in result.trials.items():
-            failures += [
-                f"- {result.release}, {trial}: `{name}`: {_short(reason)}" for name, reason in outcome.failed.items()
-            ]
+            for name, reason in outcome.failed.items():
+                failures += textwrap.wrap(
+                    f"- {result.release}, {trial}: `{name}`: {_short(reason)}",
+                    _COLUMNS,
+                    subsequent_indent="  ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
     return "\n".join([*rows, "", "What failed:" if failures else "Nothing failed.", "", *failures]).rstrip() + "\n"
 
 
