@@ -21,6 +21,7 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.call import Call, Installation
 from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.ports import Memory
 from kdbusfs.core.message import Resources
 from kdbusfs.core.quota import Account
 from kdbusfs.fuse.channel import (
@@ -989,12 +990,12 @@ def test_freed_slices_reach_the_core_before_anything_else(kernel: Kernel) -> Non
 # Requests
 
 
-class Pool:
+class Pool(Memory):
     def __init__(self) -> None:
         self.stored: dict[int, bytes] = {}
 
-    def store(self, offset: int, data: bytes) -> None:
-        self.stored[offset] = data
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self.stored[offset] = bytes(data)
 
     def pin(self, offset: int) -> tuple[object, object]:
         return f"pointer to {offset}", self
