@@ -21,8 +21,12 @@ PATIENCE = 240.0  # seconds that a command may take
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without what would change kdbusctl, and with `more`."""
-    found = {key: value for key, value in os.environ.items() if key not in ("KDBUS_BUS", "NO_COLOR", "FORCE_COLOR")}
+    """Without what would change kdbusctl, and with `more`.
+
+    The workers of pytest-xdist have COLUMNS and LINES: readline sets them where it is imported, without a terminal too.
+    """
+    unwanted = ("KDBUS_BUS", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    found = {key: value for key, value in os.environ.items() if key not in unwanted}
     return {**found, **more}
 
 
