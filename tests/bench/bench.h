@@ -158,11 +158,20 @@ static inline void samples_print(const char *part, struct samples *s, double per
 static pid_t helpers[MAX_HELPERS];
 static int n_helpers;
 
+/* A helper ends by end_helpers only.  One that fails takes the measurement with it, which would wait for it in vain. */
+static inline void helper_failed(int number)
+{
+	(void)number;
+	_exit(1);
+}
+
 /* Gives true in a process beside this one, which never outlives it. */
 static inline int fork_helper(void)
 {
-	pid_t parent = getpid(), pid = fork();
+	pid_t parent = getpid(), pid;
 
+	signal(SIGCHLD, helper_failed);
+	pid = fork();
 	must(pid >= 0 && n_helpers < MAX_HELPERS, "fork");
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -176,6 +185,7 @@ static inline int fork_helper(void)
 
 static inline void end_helpers(void)
 {
+	signal(SIGCHLD, SIG_DFL);
 	while (n_helpers) {
 		kill(helpers[--n_helpers], SIGKILL);
 		waitpid(helpers[n_helpers], NULL, 0);

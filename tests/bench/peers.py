@@ -120,18 +120,24 @@ class Peer:
         self.pid: int | None = None
         self._process: subprocess.Popen[str] | None = None
         self._mount: Path | None = None
+        self._complaints: Path | None = None
 
-    def start(self, command: list[str], cpus: set[int], mount: Path | None = None, quiet: bool = False) -> None:
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            preexec_fn=before_exec(cpus),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if quiet else None,
-            text=True,
-            process_group=0,  # Ctrl-C is for the benchmark, which then ends its servers in order
-        )
+    def start(
+        self, command: list[str], cpus: set[int], mount: Path | None = None, complaints: Path | None = None
+    ) -> None:
+        """`complaints`: where its stderr goes, unless it shares this one's."""
+        with contextlib.ExitStack() as files:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                preexec_fn=before_exec(cpus),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=None if complaints is None else files.enter_context(complaints.open("w")),
+                text=True,
+                process_group=0,  # Ctrl-C is for the benchmark, which then ends its servers in order
+            )
+        self._complaints = complaints
         self.pid = self._process.pid
         self._mount = mount
 
@@ -140,7 +146,8 @@ class Peer:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline().strip()
         if not line:
-            raise RuntimeError(f"{self.name} does not start")
+            reason = self._complaints.read_text().strip() if self._complaints is not None else ""
+            raise RuntimeError(f"{self.name} does not start" + (f": {reason}" if reason else ""))
         return line
 
     def memory(self) -> int:
@@ -183,7 +190,9 @@ def launch(name: str, directory: Path, cpus: set[int]) -> Peer:
         config.write_text(_DAEMON_CONFIG.format(socket=socket, limits=limits))
         peer = Peer(name, "dbus", str(socket))
         # It complains where even root may not open as many files as it would like to.
-        peer.start(["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"], cpus, quiet=True)
+        command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile", "--print-address"]
+        peer.start(command, cpus, complaints=directory / "complaints")
+        peer.first_line()
     elif name == FLOOR:
         peer = Peer(name, "raw", str(directory / "file"))
         peer.start([str(PROGRAMS / "floor"), str(directory)], cpus, mount=directory)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +18,27 @@ from tests.bench.measures import BUSES, KDBUSFS, PINNED, SOCKETS
 pytestmark = pytest.mark.mount
 
 SECONDS = 300.0
+BENCH = [sys.executable, "-m", "tests.bench.run", "--quick"]
 
 
-def test_a_quick_run_measures_all_peers_that_can_be_had(tmp_path: Path) -> None:
-    output = tmp_path / "bench.json"
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Below which the sockets have short paths, unlike below `tmp_path`: dbus-daemon takes 99 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="kdbusfs-") as path:
+        yield Path(path)
+
+
+def _environ(directory: Path) -> dict[str, str]:
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("BENCH_", "KDBUSFS_BENCH"))}
-    environ["TMPDIR"] = str(tmp_path)
-    command = [sys.executable, "-m", "tests.bench.run", "--quick", "--mode", "pinned", "--output", str(output)]
+    return {**environ, "TMPDIR": str(directory)}
+
+
+def test_a_quick_run_measures_all_peers_that_can_be_had(directory: Path) -> None:
+    output = directory / "bench.json"
     done = subprocess.run(
-        [*command, "--only", "call 8 B,memfd 1 KiB,oneway,broadcast 10"],
+        [*BENCH, "--mode", "pinned", "--output", str(output), "--only", "call 8 B,memfd 1 KiB,oneway,broadcast 10"],
         cwd=ROOT,
-        env=environ,
+        env=_environ(directory),
         timeout=SECONDS,
         capture_output=True,
         text=True,
@@ -43,5 +56,24 @@ def test_a_quick_run_measures_all_peers_that_can_be_had(tmp_path: Path) -> None:
     # There is nothing to compare with where neither of the others is installed, and the report says so.
     assert ("what is aimed at" in done.stdout) == (len(peers) > 1)
     assert all(f"left out: {peer}: " in done.stdout for peer in figures.about["missing"])
-    assert list(tmp_path.iterdir()) == [output], "what a run makes goes with it"
-    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert list(directory.iterdir()) == [output], "what a run makes goes with it"
+    assert str(directory) not in Path("/proc/mounts").read_text()
+
+
+def test_a_server_that_does_not_start_ends_the_run_with_its_reason(directory: Path) -> None:
+    if shutil.which("dbus-daemon") is None or not Path("/usr/include/systemd/sd-bus.h").exists():
+        pytest.skip("dbus-daemon or libsystemd-dev is not installed")
+    far = directory / ("d" * 60) / ("d" * 40)
+    far.mkdir(parents=True)
+    done = subprocess.run(
+        [*BENCH, "--mode", "pinned", "--only", "oneway", "--peers", "dbus-daemon", "--output", str(far / "bench.json")],
+        cwd=ROOT,
+        env=_environ(far),
+        timeout=SECONDS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "dbus-daemon does not start: " in done.stderr and "too long" in done.stderr
+    assert list(far.iterdir()) == [], "what a run makes goes with it"
