@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -348,9 +349,14 @@ def test_a_daemon_in_the_background_tells_no_service_manager(place: Path) -> Non
 
 
 def test_a_service_manager_that_does_not_listen_is_no_trouble(place: Path) -> None:
-    with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"], env={**os.environ, "NOTIFY_SOCKET": "/none"}) as daemon:
+    command = [*KDBUSFS, "s", str(place), "-f", "-o", "loglevel=info"]
+    environment = {**os.environ, "NOTIFY_SOCKET": "/none"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as daemon:
         try:
-            wait_for(place)
+            assert daemon.stderr is not None
+            # The mount answers earlier, but the daemon's own client keeps it busy until the trial is over.
+            assert select.select([daemon.stderr], [], [], 120)[0], "waited 120 s for the mount to be ready"
+            assert daemon.stderr.readline() == f"kdbusfs: INFO: a domain is mounted at {place}\n".encode()
             umount(place)
             assert daemon.wait(120) == 0
         finally:
