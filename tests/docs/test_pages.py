@@ -123,14 +123,17 @@ def test_every_error_is_described(tmp_path: Path) -> None:
     unneeded = shutil.ignore_patterns(".git", ".venv", "build", "*.cpython-*.so", "kdbusfs__mypyc*", "__pycache__")
     shutil.copytree(ROOT, tmp_path / "pure", ignore=unneeded)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.errno_recorder", "-p", "no:cacheprovider"]
-    subprocess.run(
+    done = subprocess.run(
         [*command, "tests/unit/core"],
         cwd=tmp_path / "pure",
         env={**os.environ, "KDBUSFS_ERRNOS": str(answers)},
-        stdout=subprocess.DEVNULL,
-        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
         timeout=PATIENCE,
     )
+    assert done.returncode == 0, done.stdout
     seen = {name: set(found) for name, found in json.loads(answers.read_text()).items()}
     assert set(seen) == set(by_command)
     undescribed = {name: seen[name] - by_command[name] - general for name in seen}

@@ -1,6 +1,7 @@
 """A plugin for pytest (`-p tests.support.errno_recorder`): notes every errno that the core has answered a command with.
 
 They are written to the file that KDBUSFS_ERRNOS names, as a JSON object: the names for each command.
+Turns take no time here: what is watched is not compiled, and the tests' limits for a turn are not what is asked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from kdbusfs.abi.v3.constants import CMD_BYEBYE
 from kdbusfs.base.call import ERESTARTSYS
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.handle import ControlHandle, EndpointHandle
+from tests.support import fake_host
 
 NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP", ERESTARTSYS: "EINTR"}
 seen: dict[str, set[str]] = {}
@@ -60,6 +62,7 @@ def pytest_configure() -> None:
         self.completed = _Completed()
 
     Domain.__init__ = initialize  # type: ignore[method-assign]
+    fake_host.thread_time_ns = lambda: 0  # type: ignore[attr-defined]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
