@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 NAME_COST: Final = 1024
 """What owning a name, or waiting for one, is charged with, in bytes."""
 
+_MAX_FORWARDS: Final = 16
+"""How often a message follows its name in one command.  Clients that pass a name on for ever cannot hold up a SEND."""
+
 _ELEMENT: Final = rb"[A-Za-z_-][A-Za-z0-9_-]*"
 _NAME: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")+", ASCII)
 _WILDCARD: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")*\.\*", ASCII)
@@ -92,6 +95,7 @@ class NameRegistry:
             return flags
         if entry.flags & c.NAME_ACTIVATOR and entry.heir is None:
             self._take_from_activator(entry, connection, flags)
+            connection.check_active()
             return flags
         if flags & c.NAME_REPLACE_EXISTING and entry.flags & c.NAME_ALLOW_REPLACEMENT and entry.heir is None:
             owner = entry.owner
@@ -124,15 +128,22 @@ class NameRegistry:
     def forward(self, receiver: Connection, name: bytes) -> None:
         """Let a message that was queued at `receiver` go where it had gone if it had come sooner.
 
-        It was addressed to `name`, which changed hands while its copy was held up (ACT-4, NAME-17).
+        It was addressed to `name`, which changed hands while its copy was held up (ACT-4, NAME-17).  Others may be
+        served while it moves, and the name may change hands again: then it goes on to the next owner, if such a change
+        takes messages along.
         """
-        entry = self._entries.get(name)
-        if entry is None or entry.owner is receiver:
-            return
-        if receiver.is_activator:
-            entry.owner.take_over_messages(receiver, 0)
-        elif entry.owner.is_activator:
-            entry.owner.take_over_messages(receiver, entry.id)
+        for _ in range(_MAX_FORWARDS):
+            entry = self._entries.get(name)
+            if entry is None or entry.owner is receiver:
+                return
+            owner = entry.owner
+            if receiver.is_activator:
+                owner.take_over_messages(receiver, 0)
+            elif owner.is_activator:
+                owner.take_over_messages(receiver, entry.id)
+            else:
+                return
+            receiver = owner
 
     def remove_connection(self, connection: Connection) -> None:
         """All that a disconnect means for names (NAME-18, ACT-8)."""
@@ -147,7 +158,8 @@ class NameRegistry:
         for entry in list(connection.names.values()):
             if entry.activator is not None and owed is None:
                 owed = connection.owed_by_name()
-            if entry.owner is connection:
+            # Others may have been served.  Where the bus has ended meanwhile, `forget_connection` does the rest.
+            if self._owns(connection, entry):
                 self._pass_on(entry, owed)
 
     def forget_connection(self, connection: Connection) -> None:
@@ -201,8 +213,7 @@ class NameRegistry:
     def _take_from_activator(self, entry: NameEntry, connection: Connection, flags: int) -> None:
         """ACT-4.  While messages move the name stays with its activator, so that what comes meanwhile moves, too.
 
-        Whoever asks for the name meanwhile finds it taken.  Raises KdbusError(ECONNRESET) when `connection` leaves; the
-        first waiter gets the name then.
+        Whoever asks for the name meanwhile finds it taken.  When `connection` leaves, the first waiter gets the name.
         """
         activator = entry.owner
         heir, heir_flags = connection, flags
@@ -222,7 +233,6 @@ class NameRegistry:
             if waiter is None:
                 break
             heir, heir_flags = waiter, entry.waiters[waiter]
-        connection.check_active()
 
     def _pass_on(self, entry: NameEntry, owed: dict[int, list[Reply]] | None = None) -> None:
         """The owner lets go: to the first waiter, else back to the activator, else the name is free (NAME-15).

@@ -268,6 +268,71 @@ def test_name_17_the_owner_leaves_while_messages_go_back(world: World, waker: Cl
     assert at_rest(waker) and at_rest(taker)
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_act_7_the_waiter_leaves_while_messages_go_back(world: World, waker: Client, leaves: bool) -> None:
+    """ACT-7, CLOSE-2: who gives the name up, or leaves, does so as ever."""
+    taker, waiter = world.connect(), world.connect()
+    assert taker.acquire(b"a.act") == 0
+    entry = taker.connection.names[b"a.act"]
+
+    def others() -> None:
+        if entry.heir is waker.connection and not entry.waiters:
+            assert waiter.acquire(b"a.act", c.NAME_QUEUE) == 0
+        elif entry.heir is waiter.connection and waiter.connection.active:
+            waiter.connection.disconnect()
+
+    world.host.turn.meanwhile = others
+    if leaves:
+        assert taker.connection.queue.count == 2
+        taker.close()
+    else:
+        assert taker.release_name(b"a.act") == 0
+    world.host.turn.meanwhile = None
+    assert not waiter.connection.active
+    assert list(waker.connection.names) == [b"a.act"]
+    assert at_rest(taker) and at_rest(waiter)
+    assert taker.handle.memory.closed == leaves
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_shut_1_the_bus_ends_while_an_owner_leaves(world: World, at: int) -> None:
+    """SHUT-1, NAME-18: there is nobody left who could inherit, and nothing stays charged."""
+    owner, waiter, waker = world.connect(), world.connect(), world.connect(flags=c.HELLO_ACTIVATOR, items=ACTIVATOR)
+    for name in (b"a.act", b"a.b"):
+        assert owner.acquire(name) == 0
+        assert waiter.acquire(name, c.NAME_QUEUE) == 0
+    assert waiter.acquire(b"a.c") == 0
+    assert owner.acquire(b"a.c", c.NAME_QUEUE) == 0
+    assert request(world.connect(), owner.id, 1) == 0
+    drain(owner)
+    Meanwhile(world, world.control.close, at)
+    assert owner.byebye() == 0
+    assert world.host.turn.meanwhile is None and not world.domain.buses
+    for client in (owner, waiter, waker):
+        assert not client.connection.names and not client.connection.waiting_for and at_rest(client)
+        client.close()
+    assert owner.connection.user.account.used == waiter.connection.user.account.used
+
+
+def test_act_4_a_name_is_taken_again_while_a_late_message_follows_it_back(world: World, waker: Client) -> None:
+    """ACT-4, NAME-17: then the message comes to the new owner, and not to the activator."""
+    first, second = world.connect(), world.connect()
+    sender: Client = world.sender  # type: ignore[attr-defined]
+    assert first.acquire(b"a.act") == 0
+    drain(first)
+
+    def released() -> None:
+        assert first.release_name(b"a.act") == 0
+        Meanwhile(world, lambda: second.acquire(b"a.act"))
+
+    sender.process.meanwhile = released
+    assert sender.send(items=dst_name(b"a.act") + sender.vec(b"late"), cookie=3) == 0
+    assert world.host.turn.meanwhile is None
+    assert list(second.connection.names) == [b"a.act"]
+    assert (cookies(first), cookies(second)) == ([], [3])
+    assert not len(waker.connection.queue)
+
+
 def test_recv_2_a_message_that_is_received_while_it_moves_does_not_move(world: World, waker: Client) -> None:
     taker = world.connect()
     assert taker.acquire(b"a.act") == 0
