@@ -130,20 +130,23 @@ class NameRegistry:
 
         It was addressed to `name`, which changed hands while its copy was held up (ACT-4, NAME-17).  Others may be
         served while it moves, and the name may change hands again: then it goes on to the next owner, if such a change
-        takes messages along.
+        takes messages along.  Who waits first counts as the owner once that one is leaving.
         """
         for _ in range(_MAX_FORWARDS):
             entry = self._entries.get(name)
-            if entry is None or entry.owner is receiver:
+            if entry is None:
                 return
-            owner = entry.owner
+            owner = entry.owner if entry.owner.active else self._first_waiter(entry)
+            if owner is None or owner is receiver:
+                return
             if receiver.is_activator:
                 owner.take_over_messages(receiver, 0)
             elif owner.is_activator:
                 owner.take_over_messages(receiver, entry.id)
             else:
                 return
-            receiver = owner
+            if owner.active:
+                receiver = owner
 
     def remove_connection(self, connection: Connection) -> None:
         """All that a disconnect means for names (NAME-18, ACT-8)."""

@@ -333,6 +333,24 @@ def test_act_4_a_name_is_taken_again_while_a_late_message_follows_it_back(world:
     assert not len(waker.connection.queue)
 
 
+def test_act_4_the_owner_leaves_while_a_late_message_follows_the_name(world: World, waker: Client) -> None:
+    """ACT-4, NAME-15: then the message comes to who inherits, and does not stay with the activator."""
+    first, second = world.connect(), world.connect()
+    sender: Client = world.sender  # type: ignore[attr-defined]
+
+    def taken() -> None:
+        assert first.acquire(b"a.act") == 0
+        assert second.acquire(b"a.act", c.NAME_QUEUE) == 0
+        Meanwhile(world, first.connection.disconnect)
+
+    sender.process.meanwhile = taken
+    assert sender.send(items=dst_name(b"a.act") + sender.vec(b"late"), cookie=3) == 0
+    assert world.host.turn.meanwhile is None
+    assert list(second.connection.names) == [b"a.act"]
+    assert cookies(second) == [3]
+    assert not len(waker.connection.queue)
+
+
 def test_recv_2_a_message_that_is_received_while_it_moves_does_not_move(world: World, waker: Client) -> None:
     taker = world.connect()
     assert taker.acquire(b"a.act") == 0
