@@ -251,12 +251,15 @@ static void *loop_for_ever(void *argument)
 /* Stopped and continued in the middle of it all. */
 static void stops(unsigned count, unsigned times)
 {
+	volatile int *enough = mmap(NULL, sizeof(*enough), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	pid_t child = fork();
 	int status;
 
 	if (child == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		threads(count, times);
+		do
+			threads(count, times);
+		while (!*enough);
 		_exit(0);
 	}
 	for (int i = 0; i < 40; i++) {
@@ -268,6 +271,7 @@ static void stops(unsigned count, unsigned times)
 		CHECK(waitpid(child, &status, WNOHANG | WUNTRACED) == 0, "it runs on");
 		kill(child, SIGCONT);
 	}
+	*enough = 1;
 	CHECK(waitpid(child, &status, 0) == child && status == 0, "status %x", status);
 }
 
