@@ -292,4 +292,7 @@ class World:
         return client
 
 
-__all__ = ["COMMANDS", "PENDING", "POOL_SIZE", "Client", "FakeProcess", "Received", "World"]
+Pair = tuple[Client, Client]
+Trio = tuple[Client, Client, Client]
+
+__all__ = ["COMMANDS", "PENDING", "POOL_SIZE", "Client", "FakeProcess", "Pair", "Received", "Trio", "World"]

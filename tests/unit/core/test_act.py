@@ -44,13 +44,13 @@ def access(kind: int, level: int, ident: int = 0) -> bytes:
     return make_item(c.ITEM_POLICY_ACCESS, pack("<QQQ", kind, level, ident))
 
 
-def test_act_1_a_free_name_is_owned_with_the_flag(world):
+def test_act_1_a_free_name_is_owned_with_the_flag(world: World) -> None:
     watcher = observer(world)
     waker = activator(world)
     assert events(watcher) == [(ID_ADD, waker.id, 2), (ADD, 0, 0, waker.id, FLAG, N)]
 
 
-def test_act_1_a_name_with_an_owner_is_only_registered_and_inherited(world):
+def test_act_1_a_name_with_an_owner_is_only_registered_and_inherited(world: World) -> None:
     owner = world.connect()
     owner.acquire(N)
     watcher = observer(world)
@@ -61,7 +61,7 @@ def test_act_1_a_name_with_an_owner_is_only_registered_and_inherited(world):
 
 
 @pytest.mark.parametrize("owned", [False, True])
-def test_act_2_a_second_activator_is_eexist_and_leaves_the_first_alone(world, owned):
+def test_act_2_a_second_activator_is_eexist_and_leaves_the_first_alone(world: World, owned: bool) -> None:
     owner = world.connect()
     if owned:
         owner.acquire(N)
@@ -79,14 +79,14 @@ def test_act_2_a_second_activator_is_eexist_and_leaves_the_first_alone(world, ow
     assert second.hello(flags=c.HELLO_ACTIVATOR, items=items) == 0
 
 
-def test_act_2_pol_8_an_activator_has_one_name_and_no_wildcard(world):
+def test_act_2_pol_8_an_activator_has_one_name_and_no_wildcard(world: World) -> None:
     client = world.open()
     two = make_item(c.ITEM_NAME, b"a.b\0") + make_item(c.ITEM_NAME, b"a.c\0")
     assert client.hello(flags=c.HELLO_ACTIVATOR, items=two) == -EINVAL
     assert client.hello(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.*\0")) == -EINVAL
 
 
-def test_act_3_messages_wait_at_the_activator_which_may_read_them(world):
+def test_act_3_messages_wait_at_the_activator_which_may_read_them(world: World) -> None:
     waker = activator(world)
     client = world.connect()
     assert waker.handle.poll() & 1 == 0
@@ -97,7 +97,7 @@ def test_act_3_messages_wait_at_the_activator_which_may_read_them(world):
     assert cookies(waker) == [1]
 
 
-def test_act_3_limits_and_policy_are_those_of_any_destination(world):
+def test_act_3_limits_and_policy_are_those_of_any_destination(world: World) -> None:
     activator(world)
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     assert stranger.send(items=BY_NAME) == -EPERM
@@ -106,7 +106,7 @@ def test_act_3_limits_and_policy_are_those_of_any_destination(world):
     assert client.send(items=BY_NAME) != 0
 
 
-def test_act_4_a_taker_gets_all_messages_in_order_with_their_payload(world):
+def test_act_4_a_taker_gets_all_messages_in_order_with_their_payload(world: World) -> None:
     waker = activator(world, flags=c.HELLO_ACCEPT_FD)
     client, taker = observer(world), world.connect()
     drain(client)
@@ -131,7 +131,7 @@ def test_act_4_a_taker_gets_all_messages_in_order_with_their_payload(world):
     assert at_rest(taker) and at_rest(waker)
 
 
-def test_act_4_nothing_but_the_payload_is_copied(world):
+def test_act_4_nothing_but_the_payload_is_copied(world: World) -> None:
     """What is behind it in the last 8 bytes belongs to a message that was not for the taker."""
     waker, sender, taker = activator(world), world.connect(), world.connect()
     assert sender.send(items=BY_NAME + sender.vec(b"S" * 64)) == 0
@@ -142,7 +142,7 @@ def test_act_4_nothing_but_the_payload_is_copied(world):
     assert b"hello" in bytes(taker.pool) and b"S" not in bytes(taker.pool)
 
 
-def test_act_4_messages_of_a_restricted_queue_keep_their_order_by_priority(world):
+def test_act_4_messages_of_a_restricted_queue_keep_their_order_by_priority(world: World) -> None:
     activator(world)
     client, taker = world.connect(), world.connect()
     for cookie, priority in ((1, 0), (2, -9), (3, 5), (4, -9)):
@@ -152,7 +152,7 @@ def test_act_4_messages_of_a_restricted_queue_keep_their_order_by_priority(world
     assert order == [2, 4, 1, 3]
 
 
-def test_act_4_messages_come_behind_what_the_taker_has_already(world):
+def test_act_4_messages_come_behind_what_the_taker_has_already(world: World) -> None:
     activator(world)
     client, taker = world.connect(), world.connect()
     client.send(items=BY_NAME, cookie=1)
@@ -162,7 +162,7 @@ def test_act_4_messages_come_behind_what_the_taker_has_already(world):
     assert cookies(taker) == [2, 1, 3]
 
 
-def test_act_5_what_cannot_move_is_lost_and_counted_and_the_rest_moves(world):
+def test_act_5_what_cannot_move_is_lost_and_counted_and_the_rest_moves(world: World) -> None:
     waker = activator(world, flags=c.HELLO_ACCEPT_FD)
     client = world.connect()
     taker = world.connect(flags=0, pool_size=4096)
@@ -180,7 +180,7 @@ def test_act_5_what_cannot_move_is_lost_and_counted_and_the_rest_moves(world):
     assert at_rest(waker) and at_rest(taker)
 
 
-def test_act_5_a_lost_request_gives_its_slot_back_when_its_tracker_ends(world):
+def test_act_5_a_lost_request_gives_its_slot_back_when_its_tracker_ends(world: World) -> None:
     activator(world, flags=c.HELLO_ACCEPT_FD)
     client, taker = world.connect(), world.connect(flags=0)
     file = FakeFile()
@@ -194,7 +194,7 @@ def test_act_5_a_lost_request_gives_its_slot_back_when_its_tracker_ends(world):
     assert slots(client) == 0
 
 
-def test_act_6_the_obligation_to_reply_moves_along(world):
+def test_act_6_the_obligation_to_reply_moves_along(world: World) -> None:
     waker = activator(world)
     client, taker = world.connect(), world.connect()
     request(client, 0, 1, items=BY_NAME)
@@ -210,7 +210,7 @@ def test_act_6_the_obligation_to_reply_moves_along(world):
     assert not slots(client)
 
 
-def test_act_6_obligations_to_the_taker_itself_stay(world):
+def test_act_6_obligations_to_the_taker_itself_stay(world: World) -> None:
     waker = activator(world)
     taker = world.connect()
     request(taker, 0, 1, items=BY_NAME)
@@ -223,7 +223,7 @@ def test_act_6_obligations_to_the_taker_itself_stay(world):
 
 
 @pytest.mark.parametrize("by_close", [False, True])
-def test_act_7_the_name_goes_to_a_waiter_and_then_back(world, by_close):
+def test_act_7_the_name_goes_to_a_waiter_and_then_back(world: World, by_close: bool) -> None:
     waker = activator(world)
     owner, waiter = world.connect(), world.connect()
     owner.acquire(N)
@@ -241,7 +241,7 @@ def test_act_7_the_name_goes_to_a_waiter_and_then_back(world, by_close):
     ]
 
 
-def test_act_7_take_over_and_hand_back_can_go_on_for_ever(world):
+def test_act_7_take_over_and_hand_back_can_go_on_for_ever(world: World) -> None:
     waker = activator(world)
     client = world.connect()
     for cookie in range(1, 50):
@@ -260,7 +260,7 @@ def test_act_7_take_over_and_hand_back_can_go_on_for_ever(world):
     assert at_rest(waker) and at_rest(client)
 
 
-def test_act_8_an_activator_that_leaves_while_another_owns_the_name(world):
+def test_act_8_an_activator_that_leaves_while_another_owns_the_name(world: World) -> None:
     waker = activator(world)
     owner = world.connect()
     owner.acquire(N)
@@ -271,7 +271,7 @@ def test_act_8_an_activator_that_leaves_while_another_owns_the_name(world):
     assert events(watcher) == [(REMOVE, owner.id, 0, 0, 0, N)]
 
 
-def test_act_8_an_activator_that_leaves_with_its_name_and_messages(world):
+def test_act_8_an_activator_that_leaves_with_its_name_and_messages(world: World) -> None:
     waker = activator(world)
     client = world.connect()
     file = FakeFile()
@@ -288,7 +288,7 @@ def test_act_8_an_activator_that_leaves_with_its_name_and_messages(world):
     assert world.domain.buses["1000-test"].names.find(N) is None
 
 
-def test_act_9_the_activators_policy_holds_while_another_owns_the_name(world):
+def test_act_9_the_activators_policy_holds_while_another_owns_the_name(world: World) -> None:
     talk = access(c.POLICY_ACCESS_USER, c.POLICY_TALK, 2000)
     waker = activator(world, access=talk)
     owner = world.connect()
@@ -300,7 +300,7 @@ def test_act_9_the_activators_policy_holds_while_another_owns_the_name(world):
     assert friend.send(items=BY_NAME) == -EPERM
 
 
-def test_act_10_what_an_activator_may_not_do(world):
+def test_act_10_what_an_activator_may_not_do(world: World) -> None:
     waker, client = activator(world), world.connect()
     refused = [
         waker.acquire(b"a.b"),
@@ -313,7 +313,7 @@ def test_act_10_what_an_activator_may_not_do(world):
     assert refused == [-EOPNOTSUPP] * 6
 
 
-def test_act_11_a_message_the_activator_peeked_at_stays_readable_there(world):
+def test_act_11_a_message_the_activator_peeked_at_stays_readable_there(world: World) -> None:
     waker = activator(world)
     client, taker = world.connect(), world.connect()
     client.send(items=BY_NAME + client.vec(b"payload"), cookie=5)

@@ -7,7 +7,7 @@ from kdbusfs.abi.v3.items import make_item
 from kdbusfs.abi.values import Notice
 from kdbusfs.core.match import USER_MESSAGES
 from kdbusfs.core.message import Message
-from tests.support.core_client import Client, FakeProcess
+from tests.support.core_client import Client, FakeProcess, World
 from tests.support.core_scenes import (
     cookies,
     drain,
@@ -21,7 +21,7 @@ from tests.support.core_scenes import (
 )
 
 
-def test_bc_1_receivers_need_a_match_and_the_right_to_talk_to_the_sender(world):
+def test_bc_1_receivers_need_a_match_and_the_right_to_talk_to_the_sender(world: World) -> None:
     sender = world.connect(FakeProcess(uid=2000, pid=200))
     same_user = world.connect(FakeProcess(uid=2000, pid=201))
     privileged = world.connect()
@@ -34,7 +34,7 @@ def test_bc_1_receivers_need_a_match_and_the_right_to_talk_to_the_sender(world):
     assert received == [[5], [5], [], []]
 
 
-def test_bc_1_receivers_on_every_endpoint_of_the_bus_are_asked(world):
+def test_bc_1_receivers_on_every_endpoint_of_the_bus_are_asked(world: World) -> None:
     owner = world.open()
     name = make_item(c.ITEM_NAME, b"a.b\0")
     talk = make_item(c.ITEM_POLICY_ACCESS, b"".join(n.to_bytes(8, "little") for n in (3, 1, 0)))
@@ -48,7 +48,7 @@ def test_bc_1_receivers_on_every_endpoint_of_the_bus_are_asked(world):
     assert cookies(receiver) == [2]
 
 
-def test_bc_1_special_connections_get_no_broadcasts_and_monitors_get_all(world):
+def test_bc_1_special_connections_get_no_broadcasts_and_monitors_get_all(world: World) -> None:
     sender = world.connect()
     name = make_item(c.ITEM_NAME, b"a.b\0")
     activator = world.connect(flags=c.HELLO_ACTIVATOR, items=name)
@@ -58,7 +58,7 @@ def test_bc_1_special_connections_get_no_broadcasts_and_monitors_get_all(world):
     assert cookies(monitor) == [3]
 
 
-def test_bc_1_a_broadcast_is_queued_once_for_several_matches(world):
+def test_bc_1_a_broadcast_is_queued_once_for_several_matches(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     for cookie in range(5):
         receiver.add_match(cookie, id_rule(sender.id))
@@ -66,7 +66,7 @@ def test_bc_1_a_broadcast_is_queued_once_for_several_matches(world):
     assert cookies(receiver) == [1]
 
 
-def test_bc_2_a_receiver_that_cannot_take_it_loses_it_and_others_do_not(world):
+def test_bc_2_a_receiver_that_cannot_take_it_loses_it_and_others_do_not(world: World) -> None:
     sender = world.connect()
     small = world.connect(pool_size=4096)
     big = world.connect()
@@ -79,7 +79,7 @@ def test_bc_2_a_receiver_that_cannot_take_it_loses_it_and_others_do_not(world):
     assert small.connection.pool.busy == 0
 
 
-def test_bc_2_quota_and_full_queues_count_as_lost(world):
+def test_bc_2_quota_and_full_queues_count_as_lost(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     receiver.add_match(1, id_rule(sender.id))
     for cookie in range(40):
@@ -88,7 +88,7 @@ def test_bc_2_quota_and_full_queues_count_as_lost(world):
     assert len(receiver.connection.queue) == 32
 
 
-def test_bc_3_mon_7_monitors_have_it_before_any_receiver(world):
+def test_bc_3_mon_7_monitors_have_it_before_any_receiver(world: World) -> None:
     sender = world.connect()
     receiver = world.connect()
     receiver.add_match(1, id_rule(sender.id))
@@ -98,7 +98,7 @@ def test_bc_3_mon_7_monitors_have_it_before_any_receiver(world):
     assert world.domain.changed == [monitor.handle, receiver.handle]
 
 
-def test_bc_4_only_the_sending_connection_is_skipped(world):
+def test_bc_4_only_the_sending_connection_is_skipped(world: World) -> None:
     sender, own = world.connect(), world.connect()
     for client in (sender, own):
         client.add_match(1, id_rule(c.MATCH_ID_ANY))
@@ -106,7 +106,7 @@ def test_bc_4_only_the_sending_connection_is_skipped(world):
     assert (cookies(sender), cookies(own)) == ([], [1])
 
 
-def test_bc_1_connections_that_want_something_else_cost_nothing(world):
+def test_bc_1_connections_that_want_something_else_cost_nothing(world: World) -> None:
     """A message looks at the matches that ask for something it has, and at those that ask for nothing."""
     sender, watcher, narrow = world.connect(), observer(world), world.connect()
     narrow.add_match(1, mask(1))

@@ -8,7 +8,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import FakeProcess
+from tests.support.core_client import FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,
     cookies,
@@ -27,7 +27,7 @@ from tests.support.core_scenes import (
 from tests.support.fake_host import FakeFile, sealed_memfd
 
 
-def test_close_1_the_last_close_disconnects_and_lets_go_of_the_memory(world):
+def test_close_1_the_last_close_disconnects_and_lets_go_of_the_memory(world: World) -> None:
     client, other = world.connect(), world.connect()
     memory = client.handle.memory
     client.close()
@@ -36,7 +36,7 @@ def test_close_1_the_last_close_disconnects_and_lets_go_of_the_memory(world):
     assert client.id not in world.domain.buses["1000-test"].connections
 
 
-def test_close_2_the_whole_sequence_as_an_observer_sees_it(world):
+def test_close_2_the_whole_sequence_as_an_observer_sees_it(world: World) -> None:
     watcher = observer(world)
     leaver, waiter, async_peer, sync_peer = (world.connect() for _ in range(4))
     leaver.acquire(b"a.free")
@@ -62,7 +62,7 @@ def test_close_2_the_whole_sequence_as_an_observer_sees_it(world):
     assert at_rest(leaver) and at_rest(waiter) and at_rest(async_peer) and at_rest(sync_peer)
 
 
-def test_close_2_policy_entries_go_with_their_connection(world):
+def test_close_2_policy_entries_go_with_their_connection(world: World) -> None:
     policy = make_item(c.ITEM_NAME, b"a.b\0")
     holder = world.connect(flags=c.HELLO_POLICY_HOLDER, items=policy, free=False)
     holder.close()
@@ -70,7 +70,7 @@ def test_close_2_policy_entries_go_with_their_connection(world):
     world.connect(flags=c.HELLO_POLICY_HOLDER, items=policy, free=False)
 
 
-def test_close_3_the_notification_is_queued_when_close_returns(world):
+def test_close_3_the_notification_is_queued_when_close_returns(world: World) -> None:
     watcher, client = observer(world), world.connect()
     drain(watcher)
     client.close()
@@ -78,7 +78,7 @@ def test_close_3_the_notification_is_queued_when_close_returns(world):
 
 
 @pytest.mark.parametrize("end", ["receive", "drop", "close", "byebye-refused", "bus"])
-def test_close_5_files_in_flight_are_held_until_the_message_goes(world, end):
+def test_close_5_files_in_flight_are_held_until_the_message_goes(world: World, end: str) -> None:
     sender, receiver = world.connect(), world.connect()
     file, memfd = FakeFile(), sealed_memfd(8)
     items = pass_files(sender.process, file) + pass_memfd(sender.process, 8, file=memfd)
@@ -99,7 +99,7 @@ def test_close_5_files_in_flight_are_held_until_the_message_goes(world, end):
     assert (file.open_count, memfd.open_count) == (0, 0)
 
 
-def test_close_5_files_for_several_receivers_are_closed_with_the_last(world):
+def test_close_5_files_for_several_receivers_are_closed_with_the_last(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     monitors = [world.connect(flags=c.HELLO_MONITOR | c.HELLO_ACCEPT_FD) for _ in range(2)]
     for monitor in monitors:
@@ -113,7 +113,7 @@ def test_close_5_files_for_several_receivers_are_closed_with_the_last(world):
     assert file.open_count == 0
 
 
-def test_close_6_only_the_last_close_counts_not_the_process(world):
+def test_close_6_only_the_last_close_counts_not_the_process(world: World) -> None:
     process = FakeProcess(uid=1000, pid=200)
     client, other = world.connect(process), world.connect()
     process.alive = False
@@ -122,7 +122,7 @@ def test_close_6_only_the_last_close_counts_not_the_process(world):
     assert cookies(client) == [4]
 
 
-def test_bye_3_close_after_byebye_does_nothing_more(world):
+def test_bye_3_close_after_byebye_does_nothing_more(world: World) -> None:
     watcher, client = observer(world), world.connect()
     drain(watcher)
     assert client.byebye() == 0
@@ -131,7 +131,7 @@ def test_bye_3_close_after_byebye_does_nothing_more(world):
     assert len(drain(watcher)) == 1
 
 
-def test_close_leaves_nothing_of_a_busy_connection(world):
+def test_close_leaves_nothing_of_a_busy_connection(world: World) -> None:
     """CLOSE-2: accounts, listeners, trackers and names are all back where they were."""
     process = FakeProcess(uid=2000, pid=200)
     bus = world.domain.buses["1000-test"]

@@ -7,7 +7,7 @@ from struct import pack
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import PENDING, Client
+from tests.support.core_client import PENDING, Client, Pair, World
 from tests.support.core_scenes import at_rest, pass_files, reply, request
 from tests.support.fake_host import FakeFile
 
@@ -16,7 +16,7 @@ def offset_of(client: Client, at: int) -> int:
     return client.out(at)
 
 
-def test_free_1_every_published_slice_can_be_freed_once(world):
+def test_free_1_every_published_slice_can_be_freed_once(world: World) -> None:
     sender = world.connect()
     client = world.connect(free=False)
     published = [client.out(72)]
@@ -38,7 +38,7 @@ def test_free_1_every_published_slice_can_be_freed_once(world):
     assert client.connection.pool.slices == 0
 
 
-def test_free_1_nothing_else_can_be_freed(pair):
+def test_free_1_nothing_else_can_be_freed(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(bytes(64)))
     message = receiver.receive()
@@ -49,7 +49,7 @@ def test_free_1_nothing_else_can_be_freed(pair):
     assert receiver.connection.pool.slices == 3
 
 
-def test_free_2_freeing_a_message_frees_its_payload_too_and_closes_nothing(pair):
+def test_free_2_freeing_a_message_frees_its_payload_too_and_closes_nothing(pair: Pair) -> None:
     sender, receiver = pair
     file = FakeFile()
     sender.send(dst=receiver.id, items=sender.vec(bytes(64)) + pass_files(sender.process, file))
@@ -59,14 +59,14 @@ def test_free_2_freeing_a_message_frees_its_payload_too_and_closes_nothing(pair)
     assert file.open_count == 1
 
 
-def test_free_3_items_and_flags_are_einval(pair):
+def test_free_3_items_and_flags_are_einval(pair: Pair) -> None:
     _, receiver = pair
     assert receiver.command(c.CMD_FREE, bytes(40), make_item(c.ITEM_ID, bytes(8))) == -EINVAL
     assert receiver.command(c.CMD_FREE, pack("<QQQQQ", 0, 0, 1, 0, 0)) == -EINVAL
     assert receiver.in_memory(24) == c.FLAG_KERNEL
 
 
-def test_free_4_policy_holders_and_dead_connections_cannot_free(world):
+def test_free_4_policy_holders_and_dead_connections_cannot_free(world: World) -> None:
     holder = world.connect(flags=c.HELLO_POLICY_HOLDER, items=make_item(c.ITEM_NAME, b"a.b\0"), free=False)
     assert holder.free(0) == -EOPNOTSUPP
     for flags, items in ((c.HELLO_MONITOR, b""), (c.HELLO_ACTIVATOR, make_item(c.ITEM_NAME, b"a.c\0"))):
@@ -77,7 +77,7 @@ def test_free_4_policy_holders_and_dead_connections_cannot_free(world):
     assert client.free(0) == -ECONNRESET
 
 
-def test_free_5_slices_go_with_the_connection_and_do_not_block_byebye(pair):
+def test_free_5_slices_go_with_the_connection_and_do_not_block_byebye(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(bytes(64)))
     receiver.receive()
@@ -90,7 +90,7 @@ def test_free_5_slices_go_with_the_connection_and_do_not_block_byebye(pair):
     assert user.account.used < before
 
 
-def test_free_stores_return_flags_in_the_clients_memory(pair):
+def test_free_stores_return_flags_in_the_clients_memory(pair: Pair) -> None:
     """GEN-12: FREE is _IOW, so its results go through the caller's memory."""
     sender, receiver = pair
     sender.send(dst=receiver.id)

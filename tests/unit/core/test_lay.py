@@ -8,7 +8,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import Client, Received
+from tests.support.core_client import Client, Pair, Received, World
 from tests.support.core_scenes import (
     bloom,
     drain,
@@ -38,7 +38,7 @@ def header(size: int, *, flags: int = 0, priority: int = 0, dst: int, src: int, 
     return pack("<QQqQQQQQ", size, flags, priority, dst, src, c.PAYLOAD_DBUS, cookie, 0)
 
 
-def test_lay_1_payload_has_a_slice_when_sent_and_the_message_when_received(pair):
+def test_lay_1_payload_has_a_slice_when_sent_and_the_message_when_received(pair: Pair) -> None:
     sender, receiver = pair
     pool = receiver.connection.pool
     sender.send(dst=receiver.id, items=sender.vec(b"x" * 100))
@@ -52,7 +52,7 @@ def test_lay_1_payload_has_a_slice_when_sent_and_the_message_when_received(pair)
     assert message.offset % 8 == 0
 
 
-def test_lay_2_lay_4_lay_8_the_whole_message_byte_by_byte(pair):
+def test_lay_2_lay_4_lay_8_the_whole_message_byte_by_byte(pair: Pair) -> None:
     sender, receiver = pair
     items = sender.vec(b"hello") + sender.vec(b"world!")
     sender.send(dst=receiver.id, flags=c.MSG_NO_AUTO_START, priority=-3, cookie=77, cookie_reply=0, items=items)
@@ -64,7 +64,7 @@ def test_lay_2_lay_4_lay_8_the_whole_message_byte_by_byte(pair):
     assert message.offset == 16
 
 
-def test_lay_3_order_of_items(world):
+def test_lay_3_order_of_items(world: World) -> None:
     sender = world.connect(items=make_item(c.ITEM_CONN_DESCRIPTION, b"me\0"))
     receiver = world.connect(recv=c.ATTACH_ALL)
     receiver.acquire(b"a.b")
@@ -83,7 +83,7 @@ def test_lay_3_order_of_items(world):
     assert kinds[5:] == [c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_AUXGROUPS, c.ITEM_CONN_DESCRIPTION, c.ITEM_TIMESTAMP]
 
 
-def test_lay_3_a_bloom_filter_is_not_passed_on(pair):
+def test_lay_3_a_bloom_filter_is_not_passed_on(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1)
     assert signal(sender, bits=5) == 0
@@ -93,7 +93,7 @@ def test_lay_3_a_bloom_filter_is_not_passed_on(pair):
     assert bloom() not in bytes(receiver.pool)
 
 
-def test_lay_4_dst_id_is_as_the_sender_wrote_it(pair):
+def test_lay_4_dst_id_is_as_the_sender_wrote_it(pair: Pair) -> None:
     sender, receiver = pair
     receiver.acquire(b"a.b")
     sender.send(items=dst_name(b"a.b"))
@@ -102,14 +102,14 @@ def test_lay_4_dst_id_is_as_the_sender_wrote_it(pair):
     assert [message.dst_id for message in drain(receiver)] == [0, receiver.id, receiver.id]
 
 
-def test_lay_4_timeout_and_priority_travel_unchanged(pair):
+def test_lay_4_timeout_and_priority_travel_unchanged(pair: Pair) -> None:
     sender, receiver = pair
     request(sender, receiver.id, 9, timeout=123456789012, priority=-(1 << 63))
     message = receiver.receive()
     assert (message.cookie_reply, message.priority, message.flags) == (123456789012, -(1 << 63), 1)
 
 
-def test_lay_5_msg_size_is_the_aligned_size_of_the_message_without_payload(pair):
+def test_lay_5_msg_size_is_the_aligned_size_of_the_message_without_payload(pair: Pair) -> None:
     sender, receiver = pair
     receiver.acquire(b"abc.def")
     sender.send(items=dst_name(b"abc.def") + sender.vec(bytes(100)))
@@ -118,7 +118,7 @@ def test_lay_5_msg_size_is_the_aligned_size_of_the_message_without_payload(pair)
     assert receiver.out(56) == message.size
 
 
-def test_lay_6_lay_7_items_have_their_exact_size_and_zero_padding(world):
+def test_lay_6_lay_7_items_have_their_exact_size_and_zero_padding(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     monitor = world.connect(flags=c.HELLO_MONITOR)
     receiver.acquire(b"a.bc")
@@ -131,7 +131,7 @@ def test_lay_6_lay_7_items_have_their_exact_size_and_zero_padding(world):
         assert raw(client, message)[64:] == expected
 
 
-def test_lay_8_offsets_are_from_the_start_of_the_pool(pair):
+def test_lay_8_offsets_are_from_the_start_of_the_pool(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(b"first..."))
     sender.send(dst=receiver.id, items=sender.vec(b"second"))
@@ -141,7 +141,7 @@ def test_lay_8_offsets_are_from_the_start_of_the_pool(pair):
     assert receiver.payloads(message) == [b"second"]
 
 
-def test_lay_9_a_zero_vec_has_no_offset_and_its_full_size(pair):
+def test_lay_9_a_zero_vec_has_no_offset_and_its_full_size(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=zeros(1003) + sender.vec(b"abc") + zeros(16))
     message = receiver.receive()
@@ -153,7 +153,7 @@ def test_lay_9_a_zero_vec_has_no_offset_and_its_full_size(pair):
     assert bytes(receiver.pool[:6]) == b"\0\0\0abc"
 
 
-def test_lay_10_vectors_are_stored_back_to_back(pair):
+def test_lay_10_vectors_are_stored_back_to_back(pair: Pair) -> None:
     sender, receiver = pair
     parts = [b"a", b"bcd", b"efghi", b"j" * 17]
     sender.send(dst=receiver.id, items=b"".join(sender.vec(part) for part in parts))
@@ -167,7 +167,7 @@ def test_lay_10_vectors_are_stored_back_to_back(pair):
     assert receiver.payloads(message) == parts
 
 
-def test_lay_11_an_odd_memfd_shifts_later_vectors_by_its_size_mod_8(pair):
+def test_lay_11_an_odd_memfd_shifts_later_vectors_by_its_size_mod_8(pair: Pair) -> None:
     sender, receiver = pair
     items = sender.vec(b"ab") + pass_memfd(sender.process, 13) + sender.vec(b"cd")
     sender.send(dst=receiver.id, items=items)
@@ -177,7 +177,7 @@ def test_lay_11_an_odd_memfd_shifts_later_vectors_by_its_size_mod_8(pair):
     assert bytes(receiver.pool[:9]) == b"ab\0\0\0\0\0cd"
 
 
-def test_lay_12_the_payload_slice_is_aligned_and_nothing_is_merged(pair):
+def test_lay_12_the_payload_slice_is_aligned_and_nothing_is_merged(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(b"abc") * 3)
     assert receiver.connection.pool.busy == 16
@@ -186,7 +186,7 @@ def test_lay_12_the_payload_slice_is_aligned_and_nothing_is_merged(pair):
     assert receiver.receive().item(c.ITEM_PAYLOAD_OFF) == pack("<QQ", 3, 16)
 
 
-def test_lay_13_a_payload_of_no_bytes_has_no_slice(pair):
+def test_lay_13_a_payload_of_no_bytes_has_no_slice(pair: Pair) -> None:
     sender, receiver = pair
     pool = receiver.connection.pool
     for items in (zeros(8), zeros(1 << 20) + zeros(16), pass_memfd(sender.process, 16)):
@@ -195,7 +195,7 @@ def test_lay_13_a_payload_of_no_bytes_has_no_slice(pair):
     assert [len(message.items) for message in drain(receiver)] == [1, 2, 1]
 
 
-def test_lay_14_a_memfd_item_is_as_sent_with_a_new_descriptor(pair):
+def test_lay_14_a_memfd_item_is_as_sent_with_a_new_descriptor(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=pass_memfd(sender.process, 32, start=7))
     assert receiver.recv(flags=c.RECV_PEEK) == 0
@@ -210,7 +210,7 @@ def test_lay_14_a_memfd_item_is_as_sent_with_a_new_descriptor(pair):
     assert place == message.offset + 64 + 16 + 16
 
 
-def test_lay_15_lay_16_memfds_are_installed_in_item_order_and_the_array_last(pair):
+def test_lay_15_lay_16_memfds_are_installed_in_item_order_and_the_array_last(pair: Pair) -> None:
     sender, receiver = pair
     process = sender.process
     first, second = FakeFile(), FakeFile()
@@ -232,7 +232,7 @@ def test_lay_15_lay_16_memfds_are_installed_in_item_order_and_the_array_last(pai
     ]
 
 
-def test_lay_15_an_odd_number_of_descriptors_is_padded_with_zeros(pair):
+def test_lay_15_an_odd_number_of_descriptors_is_padded_with_zeros(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=pass_files(sender.process, FakeFile()))
     receiver.pool[:256] = b"\xee" * 256
@@ -240,7 +240,7 @@ def test_lay_15_an_odd_number_of_descriptors_is_padded_with_zeros(pair):
     assert raw(receiver, message)[64:] == pack("<QQiI", 20, c.ITEM_FDS, -1, 0)
 
 
-def test_lay_17_lay_18_id_notifications_byte_by_byte(world):
+def test_lay_17_lay_18_id_notifications_byte_by_byte(world: World) -> None:
     watcher = world.connect()
     watcher.add_match(1)
     peer = world.connect(flags=c.HELLO_ACCEPT_FD)
@@ -253,7 +253,7 @@ def test_lay_17_lay_18_id_notifications_byte_by_byte(world):
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_lay_17_lay_19_reply_notifications_byte_by_byte(pair, dead):
+def test_lay_17_lay_19_reply_notifications_byte_by_byte(pair: Pair, dead: bool) -> None:
     client, server = pair
     request(client, server.id, 0x1234, timeout=1)
     if dead:
@@ -267,7 +267,7 @@ def test_lay_17_lay_19_reply_notifications_byte_by_byte(pair, dead):
 
 
 @pytest.mark.parametrize("name", [b"a.b", b"abc.defg", b"a.bcdef", b"com.example.Thing"])
-def test_lay_20_name_notifications_round_their_size_up(world, name):
+def test_lay_20_name_notifications_round_their_size_up(world: World, name: bytes) -> None:
     watcher = world.connect()
     watcher.add_match(1)
     watcher.acquire(name, c.NAME_ALLOW_REPLACEMENT)
@@ -279,14 +279,14 @@ def test_lay_20_name_notifications_round_their_size_up(world, name):
     assert message.size == 64 + size
 
 
-def test_lay_17_a_timestamp_follows_the_notification_only_on_request(world):
+def test_lay_17_a_timestamp_follows_the_notification_only_on_request(world: World) -> None:
     watcher = world.connect(recv=c.ATTACH_ALL)
     watcher.add_match(1)
     world.connect()
     assert watcher.receive().kinds() == [c.ITEM_ID_ADD, c.ITEM_TIMESTAMP]
 
 
-def test_lay_21_no_stale_bytes_are_left_in_a_message(world):
+def test_lay_21_no_stale_bytes_are_left_in_a_message(world: World) -> None:
     sender, receiver = world.connect(), world.connect(recv=c.ATTACH_ALL)
     receiver.acquire(b"a.bc")
     receiver.pool[:] = b"\xff" * len(receiver.pool)

@@ -10,19 +10,21 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.commands import COMMANDS
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import FakeProcess
+from tests.support.core_client import FakeProcess, World
 
 
 @pytest.mark.parametrize(
     ("size", "result"), [(0, -EINVAL), (7, -EINVAL), (8, 0), (12, -EINVAL), (4096, 0), (4104, -EINVAL)]
 )
-def test_lim_5_bloom_fields_have_8_to_4096_bytes_in_eights(world, size, result):
+def test_lim_5_bloom_fields_have_8_to_4096_bytes_in_eights(world: World, size: int, result: int) -> None:
     control = world.open_control(world.owner)
     assert world.make_bus(control, b"1000-other", bloom=size) == result
 
 
 @pytest.mark.parametrize(("length", "result"), [(63, 0), (64, -ENAMETOOLONG)])
-def test_lim_7_names_of_buses_endpoints_and_descriptions_have_63_characters(world, length, result):
+def test_lim_7_names_of_buses_endpoints_and_descriptions_have_63_characters(
+    world: World, length: int, result: int
+) -> None:
     name = b"1000-" + b"x" * (length - 5)
     assert world.make_bus(world.open_control(world.owner), name) == result
     assert world.open().make_endpoint(name) == result
@@ -30,7 +32,7 @@ def test_lim_7_names_of_buses_endpoints_and_descriptions_have_63_characters(worl
     assert world.open().hello(items=description) == result
 
 
-def test_lim_8_every_command_has_its_greatest_size():
+def test_lim_8_every_command_has_its_greatest_size() -> None:
     sizes = {command.name: command.max_size for command in COMMANDS.values()}
     assert sizes == {
         "BUS_MAKE": 32768,
@@ -51,7 +53,7 @@ def test_lim_8_every_command_has_its_greatest_size():
     }
 
 
-def test_lim_8_one_byte_beyond_is_emsgsize(world):
+def test_lim_8_one_byte_beyond_is_emsgsize(world: World) -> None:
     client = world.connect()
     for number, most in ((c.CMD_SEND, 32768), (c.CMD_RECV, 32768), (c.CMD_FREE, 8192), (c.CMD_NAME_LIST, 8192)):
         command = COMMANDS[number]
@@ -60,7 +62,7 @@ def test_lim_8_one_byte_beyond_is_emsgsize(world):
         assert client.command(number, bytes(command.size), filler + b"\0") == -EMSGSIZE
 
 
-def test_lim_10_policies_within_the_command_are_never_too_big(world):
+def test_lim_10_policies_within_the_command_are_never_too_big(world: World) -> None:
     access = make_item(c.ITEM_POLICY_ACCESS, pack("<QQQ", c.POLICY_ACCESS_WORLD, c.POLICY_OWN, 0))
     name = make_item(c.ITEM_MAKE_NAME, b"1000-custom\0") + make_item(c.ITEM_NAME, b"a.b\0")
     count = (32768 - 32 - len(name)) // len(access)
@@ -68,7 +70,7 @@ def test_lim_10_policies_within_the_command_are_never_too_big(world):
     assert world.open().make_endpoint(b"1000-more", items=access * (count + 2)) == -EMSGSIZE
 
 
-def test_lim_14_a_user_has_1024_connections_in_the_domain(world):
+def test_lim_14_a_user_has_1024_connections_in_the_domain(world: World) -> None:
     process = FakeProcess(uid=2000, pid=200)
     clients = [world.connect(process, pool_size=4096) for _ in range(1024)]
     extra = world.open(process)
@@ -80,7 +82,7 @@ def test_lim_14_a_user_has_1024_connections_in_the_domain(world):
     assert extra.hello(pool_size=4096) == 0
 
 
-def test_lim_14_a_user_has_16_buses_in_the_domain(world):
+def test_lim_14_a_user_has_16_buses_in_the_domain(world: World) -> None:
     controls = [world.open_control(world.owner) for _ in range(16)]
     made = [world.make_bus(control, b"1000-%d" % number) for number, control in enumerate(controls)]
     assert made == [0] * 15 + [-EMFILE]
@@ -88,7 +90,7 @@ def test_lim_14_a_user_has_16_buses_in_the_domain(world):
     assert world.make_bus(controls[15], b"1000-15") == 0
 
 
-def test_memory_that_a_user_makes_the_daemon_hold_comes_back(world):
+def test_memory_that_a_user_makes_the_daemon_hold_comes_back(world: World) -> None:
     """Names, waiting, policies, endpoints and messages are charged to the user who caused them, and only so long."""
     owner, server = world.connect(), world.connect()
     account = owner.connection.user.account

@@ -7,6 +7,7 @@ from struct import pack
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
+from tests.support.core_client import World
 
 UNIQUE, NAMES, ACTIVATORS, QUEUED = (
     c.NAME_LIST_UNIQUE,
@@ -16,7 +17,7 @@ UNIQUE, NAMES, ACTIVATORS, QUEUED = (
 )
 
 
-def test_list_1_items_are_einval_and_no_flags_give_an_empty_list(world):
+def test_list_1_items_are_einval_and_no_flags_give_an_empty_list(world: World) -> None:
     client = world.connect()
     fixed = pack("<QQQQQQ", 0, 0, 0, 0, 0, 0)
     for kind in (c.ITEM_NAME, 99):
@@ -27,7 +28,7 @@ def test_list_1_items_are_einval_and_no_flags_give_an_empty_list(world):
     assert client.list_names(0) == []
 
 
-def test_list_2_list_3_the_records_byte_by_byte(world):
+def test_list_2_list_3_the_records_byte_by_byte(world: World) -> None:
     client = world.connect()
     client.acquire(b"abc.d", c.NAME_ALLOW_REPLACEMENT)
     other = world.connect(flags=0)
@@ -42,7 +43,7 @@ def test_list_2_list_3_the_records_byte_by_byte(world):
     assert client.free(offset) == 0
 
 
-def test_list_4_names_come_in_the_order_of_acquisition_then_those_waited_for(world):
+def test_list_4_names_come_in_the_order_of_acquisition_then_those_waited_for(world: World) -> None:
     client, other = world.connect(), world.connect()
     other.acquire(b"x.y")
     for name in (b"c.c", b"a.a", b"b.b"):
@@ -52,7 +53,7 @@ def test_list_4_names_come_in_the_order_of_acquisition_then_those_waited_for(wor
     assert mine == [b"c.c", b"a.a", b"b.b", b"x.y"]
 
 
-def test_list_5_list_6_activators_are_listed_only_on_request(world):
+def test_list_5_list_6_activators_are_listed_only_on_request(world: World) -> None:
     client = world.connect()
     sleeping = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.sleeping\0"))
     active = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.active\0"))
@@ -76,7 +77,7 @@ def test_list_5_list_6_activators_are_listed_only_on_request(world):
     ]
 
 
-def test_list_7_waiters_are_shown_with_the_owners_flags(world):
+def test_list_7_waiters_are_shown_with_the_owners_flags(world: World) -> None:
     owner, waiter = world.connect(), world.connect()
     owner.acquire(b"a.b", c.NAME_ALLOW_REPLACEMENT)
     waiter.acquire(b"a.b", c.NAME_QUEUE)
@@ -87,7 +88,7 @@ def test_list_7_waiters_are_shown_with_the_owners_flags(world):
     ]
 
 
-def test_list_8_unique_records_are_for_those_without_another_record(world):
+def test_list_8_unique_records_are_for_those_without_another_record(world: World) -> None:
     owner, plain = world.connect(), world.connect(flags=0)
     owner.acquire(b"a.b")
     monitor = world.connect(flags=c.HELLO_MONITOR)
@@ -105,7 +106,7 @@ def test_list_8_unique_records_are_for_those_without_another_record(world):
     assert [record[0] for record in owner.list_names(UNIQUE)] == [owner.id, monitor.id, holder.id]
 
 
-def test_list_9_list_10_custom_endpoints_hide_names_and_the_bus_does_not(world):
+def test_list_9_list_10_custom_endpoints_hide_names_and_the_bus_does_not(world: World) -> None:
     see = make_item(c.ITEM_POLICY_ACCESS, pack("<QQQ", c.POLICY_ACCESS_WORLD, c.POLICY_SEE, 0))
     policy = make_item(c.ITEM_NAME, b"a.seen\0") + see
     assert world.open().make_endpoint(b"1000-custom", 0, policy) == 0

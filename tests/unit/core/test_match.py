@@ -9,7 +9,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import Client, World
+from tests.support.core_client import Client, Pair, World
 from tests.support.core_scenes import (
     bloom,
     cookies,
@@ -42,7 +42,7 @@ def gets(sender: Client, receiver: Client, **more: object) -> bool:
     return len([message for message in drain(receiver) if message.src_id == sender.id]) == 1
 
 
-def test_match_1_all_rules_of_an_entry_and_any_of_the_entries(pair):
+def test_match_1_all_rules_of_an_entry_and_any_of_the_entries(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1, mask(1) + id_rule(sender.id))
     assert gets(sender, receiver, bits=1)
@@ -53,7 +53,7 @@ def test_match_1_all_rules_of_an_entry_and_any_of_the_entries(pair):
     assert gets(sender, receiver, bits=3)
 
 
-def test_match_2_an_entry_without_rules_accepts_everything(pair):
+def test_match_2_an_entry_without_rules_accepts_everything(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1)
     assert gets(sender, receiver)
@@ -63,7 +63,7 @@ def test_match_2_an_entry_without_rules_accepts_everything(pair):
 
 
 @pytest.mark.parametrize("rule", [mask(0), id_rule(ANY), name_rule(b"a.b")])
-def test_match_3_rules_for_messages_and_for_notifications_together_match_nothing(pair, rule):
+def test_match_3_rules_for_messages_and_for_notifications_together_match_nothing(pair: Pair, rule: bytes) -> None:
     sender, receiver = pair
     sender.acquire(b"a.b")
     receiver.add_match(1, rule + id_change(c.ITEM_ID_ADD))
@@ -75,7 +75,7 @@ def test_match_3_rules_for_messages_and_for_notifications_together_match_nothing
 
 
 @pytest.mark.parametrize("rule", [mask(0), id_rule(ANY), name_rule(b"a.b")])
-def test_match_3_rules_for_messages_get_no_notifications(pair, rule):
+def test_match_3_rules_for_messages_get_no_notifications(pair: Pair, rule: bytes) -> None:
     sender, receiver = pair
     sender.acquire(b"a.b")
     receiver.add_match(1, rule)
@@ -84,7 +84,7 @@ def test_match_3_rules_for_messages_get_no_notifications(pair, rule):
     assert events(receiver) == []
 
 
-def test_match_4_other_items_are_einval(pair):
+def test_match_4_other_items_are_einval(pair: Pair) -> None:
     _, receiver = pair
     for kind in (0, 99, c.ITEM_DST_NAME, c.ITEM_BLOOM_FILTER, c.ITEM_REPLY_TIMEOUT, c.ITEM_REPLY_DEAD, c.ITEM_CREDS):
         payload = {c.ITEM_DST_NAME: b"a.b\0", c.ITEM_CREDS: bytes(32)}.get(kind, bytes(8))
@@ -94,7 +94,7 @@ def test_match_4_other_items_are_einval(pair):
     assert receiver.remove_match(1) == -ENOENT
 
 
-def test_match_5_masks_have_n_times_the_size_of_the_bus(pair):
+def test_match_5_masks_have_n_times_the_size_of_the_bus(pair: Pair) -> None:
     _, receiver = pair
     for size in (0, 8, 63, 65, 100):
         assert receiver.add_match(1, make_item(c.ITEM_BLOOM_MASK, bytes(size))) == -EDOM
@@ -102,7 +102,7 @@ def test_match_5_masks_have_n_times_the_size_of_the_bus(pair):
         assert receiver.add_match(1, make_item(c.ITEM_BLOOM_MASK, bytes(64 * n))) == 0
 
 
-def test_match_6_every_bit_of_the_mask_must_be_in_the_filter(pair):
+def test_match_6_every_bit_of_the_mask_must_be_in_the_filter(pair: Pair) -> None:
     sender, receiver = pair
     everything = (1 << 512) - 1
     receiver.add_match(1, mask(0b1010 << 500))
@@ -115,7 +115,7 @@ def test_match_6_every_bit_of_the_mask_must_be_in_the_filter(pair):
     assert gets(sender, receiver, bits=0)
 
 
-def test_match_6_the_filters_generation_chooses_the_mask_the_last_for_all_beyond(pair):
+def test_match_6_the_filters_generation_chooses_the_mask_the_last_for_all_beyond(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1, mask(1, 2, 4))
     for generation, wanted in ((0, 1), (1, 2), (2, 4), (3, 4), (c.U64_MAX, 4)):
@@ -125,7 +125,7 @@ def test_match_6_the_filters_generation_chooses_the_mask_the_last_for_all_beyond
             assert (len(drain(receiver)) == 1) is (bits == wanted)
 
 
-def test_match_7_an_id_rule_is_the_senders_id_or_any(pair):
+def test_match_7_an_id_rule_is_the_senders_id_or_any(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1, id_rule(sender.id))
     assert gets(sender, receiver)
@@ -136,7 +136,7 @@ def test_match_7_an_id_rule_is_the_senders_id_or_any(pair):
     assert gets(sender, receiver)
 
 
-def test_match_8_a_name_rule_is_a_name_that_the_sender_owns_when_it_sends(pair):
+def test_match_8_a_name_rule_is_a_name_that_the_sender_owns_when_it_sends(pair: Pair) -> None:
     sender, receiver = pair
     for name in (b"a", b"a.*", b"a..b"):
         assert receiver.add_match(1, name_rule(name)) == -EINVAL
@@ -150,7 +150,7 @@ def test_match_8_a_name_rule_is_a_name_that_the_sender_owns_when_it_sends(pair):
     assert not gets(sender, receiver)
 
 
-def test_match_9_id_changes_match_by_id(world):
+def test_match_9_id_changes_match_by_id(world: World) -> None:
     first = world.connect()
     for cookie, kind in ((1, c.ITEM_ID_ADD), (2, c.ITEM_ID_REMOVE)):
         first.add_match(cookie, make_item(kind, pack("<QQ", first.id + 2, 99)))  # flags are ignored
@@ -164,7 +164,7 @@ def test_match_9_id_changes_match_by_id(world):
     assert [event[0] for event in events(first)] == [c.ITEM_ID_REMOVE]
 
 
-def test_match_10_name_changes_match_by_both_ids_and_the_name(world):
+def test_match_10_name_changes_match_by_both_ids_and_the_name(world: World) -> None:
     watcher, old, new = world.connect(), world.connect(), world.connect()
 
     def seen(*rules: bytes) -> list[int]:
@@ -195,7 +195,7 @@ def test_match_10_name_changes_match_by_both_ids_and_the_name(world):
     assert seen(flags) == [ADD]
 
 
-def test_match_11_equal_cookies_are_several_entries_and_replace_removes_them(pair):
+def test_match_11_equal_cookies_are_several_entries_and_replace_removes_them(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(7, mask(1))
     receiver.add_match(7, mask(2))
@@ -208,7 +208,7 @@ def test_match_11_equal_cookies_are_several_entries_and_replace_removes_them(pai
     assert gets(sender, receiver, bits=16)
 
 
-def test_match_12_lim_9_the_257th_entry_is_emfile_after_the_replacement(pair):
+def test_match_12_lim_9_the_257th_entry_is_emfile_after_the_replacement(pair: Pair) -> None:
     sender, receiver = pair
     for cookie in range(256):
         assert receiver.add_match(cookie, mask(1)) == 0
@@ -219,7 +219,7 @@ def test_match_12_lim_9_the_257th_entry_is_emfile_after_the_replacement(pair):
     assert sender.add_match(1) == 0
 
 
-def test_match_13_remove_takes_all_entries_with_the_cookie(pair):
+def test_match_13_remove_takes_all_entries_with_the_cookie(pair: Pair) -> None:
     sender, receiver = pair
     for _ in range(3):
         receiver.add_match(5, mask(1))
@@ -234,7 +234,7 @@ def test_match_13_remove_takes_all_entries_with_the_cookie(pair):
     assert receiver.command(c.CMD_MATCH_REMOVE, fixed[:32]) == -EINVAL
 
 
-def test_match_14_errors_come_in_order_and_leave_the_entries(pair):
+def test_match_14_errors_come_in_order_and_leave_the_entries(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1, mask(1))
     bad_mask, bad_name = make_item(c.ITEM_BLOOM_MASK, bytes(8)), name_rule(b"a")
@@ -252,7 +252,7 @@ def test_match_14_errors_come_in_order_and_leave_the_entries(pair):
     assert gets(sender, receiver, bits=1)
 
 
-def test_match_15_only_ordinary_connections_have_matches(world):
+def test_match_15_only_ordinary_connections_have_matches(world: World) -> None:
     name = make_item(c.ITEM_NAME, b"a.b\0")
     for flags, items in ((c.HELLO_MONITOR, b""), (c.HELLO_ACTIVATOR, name), (c.HELLO_POLICY_HOLDER, name)):
         special = world.connect(flags=flags, items=items, free=False)
@@ -261,7 +261,7 @@ def test_match_15_only_ordinary_connections_have_matches(world):
         special.close()
 
 
-def test_match_15_unicasts_and_reply_notifications_are_never_filtered(pair):
+def test_match_15_unicasts_and_reply_notifications_are_never_filtered(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1, mask(1))
     assert sender.send(dst=receiver.id, cookie=5) == 0
@@ -271,7 +271,7 @@ def test_match_15_unicasts_and_reply_notifications_are_never_filtered(pair):
     assert events(receiver) == [(c.ITEM_REPLY_TIMEOUT, 6)]
 
 
-def test_match_16_send_41_unicast_signals_are_matched_like_broadcasts(pair):
+def test_match_16_send_41_unicast_signals_are_matched_like_broadcasts(pair: Pair) -> None:
     sender, receiver = pair
     receiver.add_match(1, mask(6))
     assert signal(sender, receiver.id, bits=7) == 0
@@ -279,7 +279,7 @@ def test_match_16_send_41_unicast_signals_are_matched_like_broadcasts(pair):
     assert cookies(receiver) == [1]
 
 
-def test_a_refused_entry_costs_nothing_and_all_charges_come_back(pair):
+def test_a_refused_entry_costs_nothing_and_all_charges_come_back(pair: Pair) -> None:
     """MATCH-12, MATCH-13: entries are charged to their user's memory."""
     _, receiver = pair
     user = receiver.connection.user

@@ -31,7 +31,7 @@ def monitor(world: World, flags: int = FILES, **more: object) -> Client:
     return world.connect(flags=MONITOR | flags, **more)
 
 
-def test_mon_1_a_monitor_gets_messages_replies_signals_broadcasts_and_notifications(world):
+def test_mon_1_a_monitor_gets_messages_replies_signals_broadcasts_and_notifications(world: World) -> None:
     watcher = monitor(world)
     process = FakeProcess(uid=2000, pid=200)
     client, server = world.connect(process), world.connect(process)
@@ -51,7 +51,7 @@ def test_mon_1_a_monitor_gets_messages_replies_signals_broadcasts_and_notificati
     assert results(world) == [0]
 
 
-def test_mon_1_descriptors_and_memfds_reach_monitors_too(world):
+def test_mon_1_descriptors_and_memfds_reach_monitors_too(world: World) -> None:
     watcher = monitor(world)
     sender, receiver = world.connect(), world.connect()
     drain(watcher)
@@ -66,7 +66,7 @@ def test_mon_1_descriptors_and_memfds_reach_monitors_too(world):
     assert file.open_count == 0
 
 
-def test_mon_2_copies_are_independent_and_have_their_own_metadata(world):
+def test_mon_2_copies_are_independent_and_have_their_own_metadata(world: World) -> None:
     plain = monitor(world)
     curious = monitor(world, recv=c.ATTACH_PIDS | c.ATTACH_TIMESTAMP)
     sender, receiver = world.connect(), world.connect(recv=c.ATTACH_CREDS)
@@ -80,7 +80,7 @@ def test_mon_2_copies_are_independent_and_have_their_own_metadata(world):
     assert plain.payloads(plain.receive()) == [b"more"]
 
 
-def test_mon_3_limits_count_for_monitors_and_only_make_them_lose(world):
+def test_mon_3_limits_count_for_monitors_and_only_make_them_lose(world: World) -> None:
     watcher = monitor(world, flags=0, pool_size=4096)
     sender, receiver = world.connect(), world.connect()
     drain(watcher)
@@ -98,7 +98,7 @@ def test_mon_3_limits_count_for_monitors_and_only_make_them_lose(world):
     assert at_rest(watcher)
 
 
-def test_mon_3_note_11_notifications_that_find_no_place_are_counted_too(world):
+def test_mon_3_note_11_notifications_that_find_no_place_are_counted_too(world: World) -> None:
     watcher = monitor(world)
     client = world.connect()
     drain(watcher)
@@ -111,7 +111,7 @@ def test_mon_3_note_11_notifications_that_find_no_place_are_counted_too(world):
     assert len(drain(watcher)) == 256
 
 
-def test_mon_4_a_monitor_is_not_announced_but_listed_and_answers_conn_info(world):
+def test_mon_4_a_monitor_is_not_announced_but_listed_and_answers_conn_info(world: World) -> None:
     client = observer(world)
     watcher = monitor(world)
     assert client.conn_info(id=watcher.id) == 0
@@ -121,7 +121,7 @@ def test_mon_4_a_monitor_is_not_announced_but_listed_and_answers_conn_info(world
     assert events(client) == []
 
 
-def test_mon_5_what_a_monitor_may_not_and_may_do(world):
+def test_mon_5_what_a_monitor_may_not_and_may_do(world: World) -> None:
     watcher, client = monitor(world), world.connect()
     drain(watcher)
     refused = [
@@ -142,7 +142,7 @@ def test_mon_5_what_a_monitor_may_not_and_may_do(world):
     assert watcher.receive().kinds() == [c.ITEM_TIMESTAMP]
 
 
-def test_mon_6_what_is_refused_is_not_seen(world):
+def test_mon_6_what_is_refused_is_not_seen(world: World) -> None:
     watcher = monitor(world)
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     client = world.connect()
@@ -155,7 +155,7 @@ def test_mon_6_what_is_refused_is_not_seen(world):
     assert cookies(watcher) == []
 
 
-def test_mon_7_the_monitor_has_a_message_before_its_receiver(world):
+def test_mon_7_the_monitor_has_a_message_before_its_receiver(world: World) -> None:
     watcher = monitor(world)
     client, server = world.connect(), world.connect()
     world.domain.changed.clear()
@@ -163,7 +163,7 @@ def test_mon_7_the_monitor_has_a_message_before_its_receiver(world):
     assert world.domain.changed == [watcher.handle, server.handle]
 
 
-def test_mon_8_sequence_numbers_order_everything(world):
+def test_mon_8_sequence_numbers_order_everything(world: World) -> None:
     watcher = monitor(world, recv=c.ATTACH_TIMESTAMP)
     client, server = world.connect(), world.connect()
     for cookie in range(5):
@@ -173,7 +173,7 @@ def test_mon_8_sequence_numbers_order_everything(world):
     assert numbers == list(range(numbers[0], numbers[0] + 12))
 
 
-def test_mon_1_a_reply_kept_during_an_interruption_is_seen_once(world):
+def test_mon_1_a_reply_kept_during_an_interruption_is_seen_once(world: World) -> None:
     watcher = monitor(world)
     client, server = world.connect(), world.connect()
     drain(watcher)

@@ -10,7 +10,7 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
 from kdbusfs.core.names import is_valid_name
-from tests.support.core_client import Client, FakeProcess, World
+from tests.support.core_client import Client, FakeProcess, Trio, World
 from tests.support.core_scenes import (
     cookies,
     dst_name,
@@ -52,7 +52,7 @@ def activator(world: World, name: bytes = N) -> Client:
         b".".join([b"x"] * 128),
     ],
 )  # fmt: skip
-def test_name_1_valid_names(name):
+def test_name_1_valid_names(name: bytes) -> None:
     assert is_valid_name(name)
     assert is_valid_name(name, wildcard=True)
 
@@ -64,18 +64,18 @@ def test_name_1_valid_names(name):
         b"a.b" + b"c" * 253, b"*", b"a*", b"*.a", b"a.*.b", b"a.**", b"a.b*", b".*", b"a..*",
     ],
 )  # fmt: skip
-def test_name_1_name_2_invalid_names(name):
+def test_name_1_name_2_invalid_names(name: bytes) -> None:
     assert not is_valid_name(name)
     assert not is_valid_name(name, wildcard=True)
 
 
-def test_name_2_a_wildcard_is_a_name_only_where_it_is_asked_for():
+def test_name_2_a_wildcard_is_a_name_only_where_it_is_asked_for() -> None:
     for name in (b"a.*", b"a.b.c.*"):
         assert not is_valid_name(name)
         assert is_valid_name(name, wildcard=True)
 
 
-def test_name_3_acquire_takes_exactly_one_valid_name(world):
+def test_name_3_acquire_takes_exactly_one_valid_name(world: World) -> None:
     client = world.connect()
 
     def acquire(items: bytes) -> int:
@@ -90,14 +90,14 @@ def test_name_3_acquire_takes_exactly_one_valid_name(world):
     assert acquire(make_item(99, b"ignored") + name) == 0
 
 
-def test_name_3_lim_6_names_of_255_characters_fit_and_of_256_do_not(world):
+def test_name_3_lim_6_names_of_255_characters_fit_and_of_256_do_not(world: World) -> None:
     client = world.connect()
     assert client.acquire(b"a." + b"b" * 253) == 0
     assert client.acquire(b"a." + b"b" * 254) == -EMSGSIZE
     assert client.acquire(b"a." + b"b" * 262) == -EMSGSIZE
 
 
-def test_name_3_lim_12_the_257th_name_is_e2big_before_anything_else(world):
+def test_name_3_lim_12_the_257th_name_is_e2big_before_anything_else(world: World) -> None:
     client, other = world.connect(), world.connect()
     for number in range(256):
         assert client.acquire(b"a.n%d" % number) == 0
@@ -113,14 +113,14 @@ def test_name_3_lim_12_the_257th_name_is_e2big_before_anything_else(world):
     assert other.acquire(b"a.n0") == 0
 
 
-def test_name_3_without_the_right_to_own_it_is_eperm_before_the_registry_is_asked(world):
+def test_name_3_without_the_right_to_own_it_is_eperm_before_the_registry_is_asked(world: World) -> None:
     world.connect().acquire(N)
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     assert stranger.acquire(N) == -EPERM
     assert stranger.acquire(b"a.free") == -EPERM
 
 
-def test_name_4_the_owner_gets_ealready_and_its_flags_stay(trio):
+def test_name_4_the_owner_gets_ealready_and_its_flags_stay(trio: Trio) -> None:
     watcher, owner, _ = trio
     owner.acquire(N, ALLOW)
     for flags in (0, QUEUE, REPLACE, REPLACE | ALLOW | QUEUE):
@@ -130,7 +130,7 @@ def test_name_4_the_owner_gets_ealready_and_its_flags_stay(trio):
 
 
 @pytest.mark.parametrize("flags", [0, QUEUE, ALLOW])
-def test_name_5_a_name_of_an_activator_is_taken_whatever_the_flags(trio, flags):
+def test_name_5_a_name_of_an_activator_is_taken_whatever_the_flags(trio: Trio, flags: int) -> None:
     watcher, taker, _ = trio
     waker = activator(watcher.world)
     assert taker.acquire(N, flags) == 0
@@ -142,7 +142,7 @@ def test_name_5_a_name_of_an_activator_is_taken_whatever_the_flags(trio, flags):
 
 
 @pytest.mark.parametrize("queue", [0, QUEUE])
-def test_name_6_replacement_needs_both_sides_and_the_loser_waits_if_it_said_queue(trio, queue):
+def test_name_6_replacement_needs_both_sides_and_the_loser_waits_if_it_said_queue(trio: Trio, queue: int) -> None:
     watcher, old, new = trio
     assert old.acquire(N, ALLOW | queue) == 0
     assert new.acquire(N, REPLACE) == 0
@@ -156,7 +156,7 @@ def test_name_6_replacement_needs_both_sides_and_the_loser_waits_if_it_said_queu
     assert events(watcher) == seen
 
 
-def test_name_6_the_replaced_owner_waits_behind_the_others(world):
+def test_name_6_the_replaced_owner_waits_behind_the_others(world: World) -> None:
     old, waiter, new = world.connect(), world.connect(), world.connect()
     old.acquire(N, ALLOW | QUEUE)
     waiter.acquire(N, QUEUE)
@@ -167,7 +167,7 @@ def test_name_6_the_replaced_owner_waits_behind_the_others(world):
     assert [event[3] for event in events(watcher)] == [waiter.id, old.id]
 
 
-def test_name_6_name_8_one_side_alone_is_not_enough(trio):
+def test_name_6_name_8_one_side_alone_is_not_enough(trio: Trio) -> None:
     _, old, new = trio
     old.acquire(N, 0)
     assert new.acquire(N, REPLACE) == -EEXIST
@@ -177,7 +177,7 @@ def test_name_6_name_8_one_side_alone_is_not_enough(trio):
     assert new.acquire(N, ALLOW) == -EEXIST
 
 
-def test_name_7_a_waiter_is_told_and_nobody_else(trio):
+def test_name_7_a_waiter_is_told_and_nobody_else(trio: Trio) -> None:
     watcher, owner, waiter = trio
     owner.acquire(N)
     assert waiter.acquire(N, QUEUE) == 0
@@ -185,7 +185,7 @@ def test_name_7_a_waiter_is_told_and_nobody_else(trio):
     assert len(events(watcher)) == 1
 
 
-def test_name_7_name_15_waiters_inherit_in_their_order_with_their_flags(trio):
+def test_name_7_name_15_waiters_inherit_in_their_order_with_their_flags(trio: Trio) -> None:
     watcher, owner, first = trio
     second = watcher.world.connect()
     owner.acquire(N)
@@ -203,7 +203,7 @@ def test_name_7_name_15_waiters_inherit_in_their_order_with_their_flags(trio):
     assert len(watcher.world.domain.buses["1000-test"].names) == 0
 
 
-def test_name_9_name_10_a_free_name_is_owned_with_the_flags_of_the_request(trio):
+def test_name_9_name_10_a_free_name_is_owned_with_the_flags_of_the_request(trio: Trio) -> None:
     watcher, owner, _ = trio
     assert owner.acquire(N, REPLACE | ALLOW | QUEUE) == 0
     assert owner.out(8) == REPLACE | ALLOW | QUEUE
@@ -213,7 +213,7 @@ def test_name_9_name_10_a_free_name_is_owned_with_the_flags_of_the_request(trio)
     assert owner.acquire(b"a.b", c.NAME_ACTIVATOR) == -EINVAL
 
 
-def test_name_11_waiting_twice_is_waiting_once(trio):
+def test_name_11_waiting_twice_is_waiting_once(trio: Trio) -> None:
     watcher, owner, waiter = trio
     owner.acquire(N)
     waiter.acquire(N, QUEUE)
@@ -224,7 +224,7 @@ def test_name_11_waiting_twice_is_waiting_once(trio):
     assert [event[0] for event in events(watcher)] == [CHANGE, REMOVE]
 
 
-def test_name_11_a_waiter_that_takes_the_name_over_waits_no_more(trio):
+def test_name_11_a_waiter_that_takes_the_name_over_waits_no_more(trio: Trio) -> None:
     watcher, first, second = trio
     first.acquire(N)
     watcher.acquire(N, QUEUE | ALLOW)
@@ -241,7 +241,7 @@ def test_name_11_a_waiter_that_takes_the_name_over_waits_no_more(trio):
     assert second.release_name(N) == -ESRCH
 
 
-def test_name_12_waiting_is_not_owning_and_inheritance_may_exceed_the_limit(world):
+def test_name_12_waiting_is_not_owning_and_inheritance_may_exceed_the_limit(world: World) -> None:
     owner, heir = world.connect(), world.connect()
     owner.acquire(b"b.inherited")
     owner.acquire(b"b.other")
@@ -255,7 +255,7 @@ def test_name_12_waiting_is_not_owning_and_inheritance_may_exceed_the_limit(worl
     assert len(heir.connection.names) == 258
 
 
-def test_name_13_the_right_to_own_is_not_asked_for_again(world):
+def test_name_13_the_right_to_own_is_not_asked_for_again(world: World) -> None:
     process = FakeProcess(uid=2000, pid=200)
     own = pack("<QQQ", c.POLICY_ACCESS_USER, c.POLICY_OWN, 2000)
     policy = make_item(c.ITEM_NAME, N + b"\0") + make_item(c.ITEM_POLICY_ACCESS, own)
@@ -269,7 +269,7 @@ def test_name_13_the_right_to_own_is_not_asked_for_again(world):
     assert list(waiter.connection.names) == [N]
 
 
-def test_name_14_release_is_for_owners_and_waiters(world):
+def test_name_14_release_is_for_owners_and_waiters(world: World) -> None:
     owner, waiter, other = world.connect(), world.connect(), world.connect()
     name = make_item(c.ITEM_NAME, N + b"\0")
     assert owner.release_name(N) == -ESRCH
@@ -285,7 +285,7 @@ def test_name_14_release_is_for_owners_and_waiters(world):
     assert waiter.connection.names == {}
 
 
-def test_name_15_act_7_waiters_come_before_the_activator(trio):
+def test_name_15_act_7_waiters_come_before_the_activator(trio: Trio) -> None:
     watcher, owner, waiter = trio
     waker = activator(watcher.world)
     owner.acquire(N)
@@ -299,7 +299,7 @@ def test_name_15_act_7_waiters_come_before_the_activator(trio):
     ]
 
 
-def test_name_16_queued_messages_stay_with_the_old_owner(world):
+def test_name_16_queued_messages_stay_with_the_old_owner(world: World) -> None:
     sender, old, new, waiter = (world.connect() for _ in range(4))
     old.acquire(N, ALLOW)
     sender.send(items=dst_name(N), cookie=1)
@@ -311,7 +311,7 @@ def test_name_16_queued_messages_stay_with_the_old_owner(world):
 
 
 @pytest.mark.parametrize("by_close", [False, True])
-def test_name_17_messages_to_the_name_go_back_to_its_activator(world, by_close):
+def test_name_17_messages_to_the_name_go_back_to_its_activator(world: World, by_close: bool) -> None:
     waker = activator(world)
     sender, owner = world.connect(), world.connect()
     owner.acquire(N)
@@ -333,7 +333,7 @@ def test_name_17_messages_to_the_name_go_back_to_its_activator(world, by_close):
     assert reply(taker, sender.id, 4) == 0
 
 
-def test_name_17_a_new_life_of_a_name_is_another_name(world):
+def test_name_17_a_new_life_of_a_name_is_another_name(world: World) -> None:
     """Messages to an earlier owner of the same name do not move."""
     sender, owner = world.connect(), world.connect()
     owner.acquire(N)
@@ -346,7 +346,7 @@ def test_name_17_a_new_life_of_a_name_is_another_name(world):
     assert (cookies(owner), cookies(waker)) == ([1], [2])
 
 
-def test_name_18_a_disconnect_releases_everything_before_id_remove(world):
+def test_name_18_a_disconnect_releases_everything_before_id_remove(world: World) -> None:
     owner, waiter = world.connect(), world.connect()
     other = world.connect()
     other.acquire(b"a.c")
@@ -365,14 +365,14 @@ def test_name_18_a_disconnect_releases_everything_before_id_remove(world):
     assert events(watcher) == [(REMOVE, other.id, 0, 0, 0, b"a.c")]
 
 
-def test_name_19_note_9_the_caller_has_its_own_notification_when_acquire_returns(world):
+def test_name_19_note_9_the_caller_has_its_own_notification_when_acquire_returns(world: World) -> None:
     client = observer(world)
     client.acquire(N)
     client.release_name(N)
     assert [event[0] for event in events(client)] == [ADD, REMOVE]
 
 
-def test_name_20_the_registry_is_shared_by_all_endpoints(world):
+def test_name_20_the_registry_is_shared_by_all_endpoints(world: World) -> None:
     own = make_item(c.ITEM_POLICY_ACCESS, pack("<QQQ", c.POLICY_ACCESS_WORLD, c.POLICY_OWN, 0))
     policy = make_item(c.ITEM_NAME, N + b"\0") + own
     assert world.open().make_endpoint(b"1000-custom", 0, policy) == 0
@@ -387,7 +387,7 @@ def test_name_20_the_registry_is_shared_by_all_endpoints(world):
     holder.close()
 
 
-def test_sync_requests_to_a_name_survive_its_hand_back(world):
+def test_sync_requests_to_a_name_survive_its_hand_back(world: World) -> None:
     """NAME-17: the tracker of a blocked SEND moves along."""
     waker = activator(world)
     sender, owner = world.connect(), world.connect()
@@ -403,7 +403,7 @@ def test_sync_requests_to_a_name_survive_its_hand_back(world):
     assert not waker.connection.owed
 
 
-def test_name_21_after_the_own_disconnect_nothing_is_acquired(world):
+def test_name_21_after_the_own_disconnect_nothing_is_acquired(world: World) -> None:
     client, other = world.connect(), world.connect()
     other.acquire(N)
     assert client.acquire(N, QUEUE) == 0

@@ -29,7 +29,7 @@ def special(world: World, flags: int, name: bytes | None = None) -> Client:
     return world.connect(flags=flags, items=items, free=False)
 
 
-def test_note_1_every_connection_but_monitors_is_announced(world):
+def test_note_1_every_connection_but_monitors_is_announced(world: World) -> None:
     watcher = observer(world)
     clients = [
         world.connect(flags=0),
@@ -52,7 +52,7 @@ def test_note_1_every_connection_but_monitors_is_announced(world):
     ]
 
 
-def test_note_1_a_hello_that_fails_is_not_announced(world):
+def test_note_1_a_hello_that_fails_is_not_announced(world: World) -> None:
     watcher = observer(world)
     client = world.open()
     assert client.hello(flags=c.HELLO_ACTIVATOR) != 0
@@ -60,7 +60,7 @@ def test_note_1_a_hello_that_fails_is_not_announced(world):
     assert events(watcher) == []
 
 
-def test_note_2_name_notifications_go_to_those_that_match_only(world):
+def test_note_2_name_notifications_go_to_those_that_match_only(world: World) -> None:
     watcher, other = world.connect(), world.connect()
     watcher.add_match(1, name_change(ADD))
     other.add_match(1, id_change(ID_ADD))
@@ -69,7 +69,7 @@ def test_note_2_name_notifications_go_to_those_that_match_only(world):
     assert events(other) == []
 
 
-def test_note_3_reply_notifications_need_no_match_and_no_policy(world):
+def test_note_3_reply_notifications_need_no_match_and_no_policy(world: World) -> None:
     process = FakeProcess(uid=2000, pid=200)
     client, server = world.connect(process), world.connect(FakeProcess(uid=2000, pid=201))
     bystander = observer(world)
@@ -81,7 +81,7 @@ def test_note_3_reply_notifications_need_no_match_and_no_policy(world):
     assert events(bystander) == [(ID_REMOVE, server.id, 1)]
 
 
-def test_note_3_a_full_queue_loses_a_reply_notification_silently(world):
+def test_note_3_a_full_queue_loses_a_reply_notification_silently(world: World) -> None:
     client, server = observer(world), world.connect()
     request(client, server.id, 1, timeout=5)
     while len(client.connection.queue) < 256:
@@ -93,7 +93,7 @@ def test_note_3_a_full_queue_loses_a_reply_notification_silently(world):
     assert c.ITEM_REPLY_TIMEOUT not in [event[0] for event in events(client)]
 
 
-def test_note_4_monitors_see_every_notification(world):
+def test_note_4_monitors_see_every_notification(world: World) -> None:
     monitor = special(world, c.HELLO_MONITOR)
     client, server = world.connect(), world.connect()
     client.acquire(b"a.b")
@@ -113,7 +113,7 @@ def test_note_4_monitors_see_every_notification(world):
     assert {message.dst_id for message in seen if message.cookie_reply == 2 and message.src_id == 0} == {client.id}
 
 
-def test_note_5_custom_endpoints_get_names_they_may_see_and_no_ids(world):
+def test_note_5_custom_endpoints_get_names_they_may_see_and_no_ids(world: World) -> None:
     see = make_item(c.ITEM_POLICY_ACCESS, pack("<QQQ", c.POLICY_ACCESS_USER, c.POLICY_SEE, 1000))
     policy = make_item(c.ITEM_NAME, b"a.seen\0") + see
     assert world.open().make_endpoint(b"1000-custom", 0, policy) == 0
@@ -128,7 +128,7 @@ def test_note_5_custom_endpoints_get_names_they_may_see_and_no_ids(world):
     assert events(inside) == [(ADD, 0, 0, owner.id, 0, b"a.seen"), (REMOVE, owner.id, 0, 0, 0, b"a.seen")]
 
 
-def test_note_6_the_order_of_a_disconnect(world):
+def test_note_6_the_order_of_a_disconnect(world: World) -> None:
     client, server = observer(world), world.connect()
     server.acquire(b"a.a")
     server.acquire(b"a.b")
@@ -145,7 +145,7 @@ def test_note_6_the_order_of_a_disconnect(world):
     ]
 
 
-def test_note_6_two_observers_see_the_same_order(world):
+def test_note_6_two_observers_see_the_same_order(world: World) -> None:
     first, second = observer(world), observer(world)
     drain(first)
     client = world.connect()
@@ -155,14 +155,14 @@ def test_note_6_two_observers_see_the_same_order(world):
     assert events(first) == events(second)
 
 
-def test_note_7_an_activator_is_announced_before_its_name(world):
+def test_note_7_an_activator_is_announced_before_its_name(world: World) -> None:
     watcher = observer(world)
     waker = special(world, c.HELLO_ACTIVATOR, b"a.b")
     assert [event[0] for event in events(watcher)] == [ID_ADD, ADD]
     waker.close()
 
 
-def test_note_8_every_notification_takes_a_sequence_number(world):
+def test_note_8_every_notification_takes_a_sequence_number(world: World) -> None:
     watcher = world.connect(recv=c.ATTACH_TIMESTAMP)
     watcher.add_match(1)
     client = world.connect()
@@ -173,7 +173,7 @@ def test_note_8_every_notification_takes_a_sequence_number(world):
     assert numbers == list(range(numbers[0], numbers[0] + 5))
 
 
-def test_note_8_notifications_nobody_wants_take_sequence_numbers_too(world):
+def test_note_8_notifications_nobody_wants_take_sequence_numbers_too(world: World) -> None:
     receiver = world.connect(recv=c.ATTACH_TIMESTAMP)
     sender = world.connect()
     sender.send(dst=receiver.id)
@@ -184,13 +184,13 @@ def test_note_8_notifications_nobody_wants_take_sequence_numbers_too(world):
     assert second == first + 3
 
 
-def test_note_9_the_causer_hears_of_its_own_names_but_not_of_its_own_id(world):
+def test_note_9_the_causer_hears_of_its_own_names_but_not_of_its_own_id(world: World) -> None:
     client = observer(world)
     client.acquire(b"a.b")
     assert events(client) == [(ADD, 0, 0, client.id, 0, b"a.b")]
 
 
-def test_note_11_notifications_that_find_no_place_are_counted(world):
+def test_note_11_notifications_that_find_no_place_are_counted(world: World) -> None:
     watcher = observer(world)
     for _ in range(200):
         world.connect().close()
@@ -203,7 +203,7 @@ def test_note_11_notifications_that_find_no_place_are_counted(world):
     assert cookies(watcher) == [9]
 
 
-def test_note_12_notifications_have_no_process_items(world):
+def test_note_12_notifications_have_no_process_items(world: World) -> None:
     watcher = world.connect(recv=c.ATTACH_ALL)
     watcher.add_match(1)
     monitor = world.connect(flags=c.HELLO_MONITOR, recv=c.ATTACH_ALL)

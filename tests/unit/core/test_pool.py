@@ -10,7 +10,7 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
 from kdbusfs.core.pool import SLICE_COST
-from tests.support.core_client import Client, FakeProcess
+from tests.support.core_client import Client, FakeProcess, World
 from tests.support.core_scenes import dst_name, pass_memfd
 
 PAGE = 4096
@@ -20,7 +20,7 @@ def send(sender: Client, receiver: Client, size: int) -> int:
     return sender.send(dst=receiver.id, items=sender.vec(bytes(size)))
 
 
-def test_pool_1_the_memory_has_exactly_the_size_of_hello(world):
+def test_pool_1_the_memory_has_exactly_the_size_of_hello(world: World) -> None:
     client = world.connect(pool_size=3 * PAGE)
     memory = client.handle.memory
     assert len(memory.data) == client.connection.pool.size == 3 * PAGE
@@ -29,7 +29,7 @@ def test_pool_1_the_memory_has_exactly_the_size_of_hello(world):
     assert not failed.handle.memory.data
 
 
-def test_pool_7_a_published_message_does_not_change_until_it_is_freed(world):
+def test_pool_7_a_published_message_does_not_change_until_it_is_freed(world: World) -> None:
     sender, receiver = world.connect(), world.connect(pool_size=4 * PAGE)
     assert send(sender, receiver, 1000) == 0
     message = receiver.receive()
@@ -41,7 +41,7 @@ def test_pool_7_a_published_message_does_not_change_until_it_is_freed(world):
     assert receiver.payloads(message) == payload
 
 
-def test_pool_8_slices_are_aligned_and_disjoint_and_holes_are_filled_best_fit(world):
+def test_pool_8_slices_are_aligned_and_disjoint_and_holes_are_filled_best_fit(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     messages = []
     for size in (100, 8, 1000, 8, 500, 8):
@@ -68,13 +68,13 @@ def test_pool_8_slices_are_aligned_and_disjoint_and_holes_are_filled_best_fit(wo
         (PAGE + 1, ENOBUFS),
     ],
 )
-def test_pool_9_more_than_half_of_the_free_space_is_exfull(world, size, errno):
+def test_pool_9_more_than_half_of_the_free_space_is_exfull(world: World, size: int, errno: int) -> None:
     sender, receiver = world.connect(), world.connect(pool_size=PAGE)
     assert send(sender, receiver, size) == -errno
     assert receiver.connection.pool.busy == (0 if errno else size)
 
 
-def test_pool_9_messages_without_stored_bytes_need_no_pool(world):
+def test_pool_9_messages_without_stored_bytes_need_no_pool(world: World) -> None:
     sender, receiver = world.connect(), world.connect(pool_size=PAGE)
     assert send(sender, receiver, PAGE) == 0
     assert sender.send(dst=receiver.id) == 0
@@ -83,7 +83,7 @@ def test_pool_9_messages_without_stored_bytes_need_no_pool(world):
     assert send(sender, receiver, 1) == -ENOBUFS
 
 
-def test_pool_9_half_is_rounded_down(world):
+def test_pool_9_half_is_rounded_down(world: World) -> None:
     sender, receiver = world.connect(), world.connect(pool_size=PAGE)
     assert send(sender, receiver, 2040) == 0
     left = PAGE - 2040
@@ -91,7 +91,7 @@ def test_pool_9_half_is_rounded_down(world):
     assert send(sender, receiver, left // 2) == 0
 
 
-def test_pool_10_busy_counts_all_slices_but_not_the_headers_of_queued_messages(world):
+def test_pool_10_busy_counts_all_slices_but_not_the_headers_of_queued_messages(world: World) -> None:
     sender = world.connect()
     receiver = world.connect(pool_size=PAGE, free=False)
     pool = receiver.connection.pool
@@ -108,7 +108,7 @@ def test_pool_10_busy_counts_all_slices_but_not_the_headers_of_queued_messages(w
     assert pool.busy == 72 + 64 + 96
 
 
-def test_pool_11_the_rule_is_for_each_message_in_the_receivers_pool(world):
+def test_pool_11_the_rule_is_for_each_message_in_the_receivers_pool(world: World) -> None:
     sender = world.connect(pool_size=PAGE)
     receiver = world.connect(pool_size=PAGE)
     for size, result in ((2048, 0), (1025, -EXFULL), (1024, 0), (512, 0), (257, -EXFULL), (256, 0)):
@@ -116,7 +116,7 @@ def test_pool_11_the_rule_is_for_each_message_in_the_receivers_pool(world):
     assert sender.connection.pool.busy == 0
 
 
-def test_pool_12_messages_moved_to_a_taker_need_room_but_no_half_of_it(world):
+def test_pool_12_messages_moved_to_a_taker_need_room_but_no_half_of_it(world: World) -> None:
     activator = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.b\0"))
     sender, taker = world.connect(), world.connect(pool_size=PAGE)
     assert sender.send(items=dst_name(b"a.b") + sender.vec(bytes(3000))) == 0
@@ -127,7 +127,7 @@ def test_pool_12_messages_moved_to_a_taker_need_room_but_no_half_of_it(world):
     assert taker.connection.lost == 0
 
 
-def test_pool_13_results_need_room_but_no_half_of_it(world):
+def test_pool_13_results_need_room_but_no_half_of_it(world: World) -> None:
     receiver = world.connect(pool_size=PAGE)
     sender = world.connect()
     assert send(sender, receiver, PAGE // 2) == 0
@@ -142,7 +142,7 @@ def test_pool_13_results_need_room_but_no_half_of_it(world):
     assert receiver.free(PAGE) == -ENXIO
 
 
-def test_the_daemons_memory_is_accounted_to_the_pools_user(world):
+def test_the_daemons_memory_is_accounted_to_the_pools_user(world: World) -> None:
     """HELLO-13's user also pays for what its pools make the daemon hold; all of it comes back."""
     process = FakeProcess(uid=2000, pid=200)
     receiver = world.connect(process)

@@ -24,7 +24,7 @@ def fill(client: Client, receiver: Client, **more: object) -> int:
     return count
 
 
-def test_quo_1_lim_11_the_257th_message_is_enobufs_whoever_sends(world):
+def test_quo_1_lim_11_the_257th_message_is_enobufs_whoever_sends(world: World) -> None:
     receiver = world.connect()
     counts = [fill(user(world, 2000 + n), receiver) for n in range(15)]
     assert counts == [32] + [16] * 14
@@ -32,7 +32,7 @@ def test_quo_1_lim_11_the_257th_message_is_enobufs_whoever_sends(world):
     assert len(receiver.connection.queue) == 256
 
 
-def test_quo_1_a_full_queue_loses_broadcasts_and_notifications(world):
+def test_quo_1_a_full_queue_loses_broadcasts_and_notifications(world: World) -> None:
     receiver = world.connect()
     for n in range(15):
         fill(user(world, 2000 + n), receiver)
@@ -50,14 +50,14 @@ def test_quo_1_a_full_queue_loses_broadcasts_and_notifications(world):
     assert monitor.connection.lost == 600 - 256
 
 
-def test_quo_2_lim_11_one_user_can_queue_32_into_an_idle_receiver(world):
+def test_quo_2_lim_11_one_user_can_queue_32_into_an_idle_receiver(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     assert fill(sender, receiver) == 32
     assert fill(world.connect(), receiver) == 0  # the same user
     assert fill(user(world, 2000), receiver) == 16
 
 
-def test_quo_3_accounted_is_the_real_uid_at_hello(world):
+def test_quo_3_accounted_is_the_real_uid_at_hello(world: World) -> None:
     process = FakeProcess(uid=2000, pid=200, ipc_owner=True)
     sender, receiver = world.connect(process), world.connect()
     assert fill(sender, receiver) == 32
@@ -66,7 +66,7 @@ def test_quo_3_accounted_is_the_real_uid_at_hello(world):
     assert fill(world.connect(process), receiver) == 16
 
 
-def test_quo_3_all_of_a_custom_endpoint_are_one_user(world):
+def test_quo_3_all_of_a_custom_endpoint_are_one_user(world: World) -> None:
     name = make_item(c.ITEM_NAME, b"a.b\0")
     talk = make_item(c.ITEM_POLICY_ACCESS, b"".join(n.to_bytes(8, "little") for n in (3, 1, 0)))
     assert world.open().make_endpoint(b"1000-custom", c.MAKE_ACCESS_WORLD, name + talk) == 0
@@ -79,7 +79,7 @@ def test_quo_3_all_of_a_custom_endpoint_are_one_user(world):
     assert fill(world.connect(), receiver) == 16
 
 
-def test_quo_4_receiving_an_accounted_message_gives_its_slot_back(world):
+def test_quo_4_receiving_an_accounted_message_gives_its_slot_back(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     fill(sender, receiver)
     for _ in range(16):  # these were never accounted
@@ -90,7 +90,7 @@ def test_quo_4_receiving_an_accounted_message_gives_its_slot_back(world):
     assert fill(sender, receiver) == 2
 
 
-def test_quo_4_dropping_gives_the_slot_back_and_an_empty_queue_all(world):
+def test_quo_4_dropping_gives_the_slot_back_and_an_empty_queue_all(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     fill(sender, receiver)
     for _ in range(32):
@@ -98,7 +98,7 @@ def test_quo_4_dropping_gives_the_slot_back_and_an_empty_queue_all(world):
     assert fill(sender, receiver) == 32
 
 
-def test_quo_4_messages_moved_to_another_connection_are_accounted_no_more(world):
+def test_quo_4_messages_moved_to_another_connection_are_accounted_no_more(world: World) -> None:
     sender = world.connect()
     activator = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.b\0"))
     name = make_item(c.ITEM_DST_NAME, b"a.b\0")
@@ -114,7 +114,7 @@ def test_quo_4_messages_moved_to_another_connection_are_accounted_no_more(world)
     assert fill(sender, taker) == 0  # what went back took no slot along
 
 
-def test_quo_5_notifications_and_sync_replies_are_nobodys(world):
+def test_quo_5_notifications_and_sync_replies_are_nobodys(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     fill(sender, receiver)
     assert request(receiver, sender.id, 1, sync=True) == PENDING
@@ -127,7 +127,7 @@ def test_quo_5_notifications_and_sync_replies_are_nobodys(world):
     assert receiver.connection.lost == 0
 
 
-def test_quo_6_a_message_refused_by_the_quota_leaves_nothing_in_the_pool(world):
+def test_quo_6_a_message_refused_by_the_quota_leaves_nothing_in_the_pool(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     fill(sender, receiver)
     before = receiver.connection.pool.busy
@@ -137,7 +137,7 @@ def test_quo_6_a_message_refused_by_the_quota_leaves_nothing_in_the_pool(world):
     assert receiver.connection.pool.busy == 0
 
 
-def test_quo_6_a_request_refused_by_the_quota_takes_no_request_slot(world):
+def test_quo_6_a_request_refused_by_the_quota_takes_no_request_slot(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     fill(sender, receiver)
     for cookie in range(1, 200):
@@ -146,7 +146,7 @@ def test_quo_6_a_request_refused_by_the_quota_takes_no_request_slot(world):
     assert not receiver.connection.owed
 
 
-def test_rep_2_the_limit_of_requests_holds_before_the_quota(world):
+def test_rep_2_the_limit_of_requests_holds_before_the_quota(world: World) -> None:
     sender = world.connect()
     receivers = [world.connect() for _ in range(5)]
     for cookie in range(128):

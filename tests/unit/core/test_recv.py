@@ -9,7 +9,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import Client, FakeProcess
+from tests.support.core_client import Client, FakeProcess, Pair, World
 from tests.support.core_scenes import (
     at_rest,
     cookies,
@@ -39,7 +39,7 @@ def results(client: Client) -> list[int]:
 KERNEL_FLAGS = 7 | c.FLAG_KERNEL
 
 
-def test_recv_1_an_empty_queue_is_eagain_and_only_kernel_flags_are_written(pair):
+def test_recv_1_an_empty_queue_is_eagain_and_only_kernel_flags_are_written(pair: Pair) -> None:
     _, receiver = pair
     for flags in (0, PEEK, DROP, PRIORITY):
         assert dirty_recv(receiver, flags) == -EAGAIN
@@ -48,14 +48,14 @@ def test_recv_1_an_empty_queue_is_eagain_and_only_kernel_flags_are_written(pair)
     assert results(receiver) == [KERNEL_FLAGS, 5, 5, 5, 5, 5]
 
 
-def test_recv_2_the_oldest_comes_first_whatever_its_priority(pair):
+def test_recv_2_the_oldest_comes_first_whatever_its_priority(pair: Pair) -> None:
     sender, receiver = pair
     for cookie, priority in ((1, 5), (2, -5), (3, 0), (4, -5)):
         sender.send(dst=receiver.id, cookie=cookie, priority=priority)
     assert cookies(receiver) == [1, 2, 3, 4]
 
 
-def test_recv_3_with_use_priority_the_most_urgent_comes_first_the_oldest_of_equals(pair):
+def test_recv_3_with_use_priority_the_most_urgent_comes_first_the_oldest_of_equals(pair: Pair) -> None:
     sender, receiver = pair
     for cookie, priority in ((1, 5), (2, -5), (3, 0), (4, -5), (5, 0)):
         sender.send(dst=receiver.id, cookie=cookie, priority=priority)
@@ -65,7 +65,7 @@ def test_recv_3_with_use_priority_the_most_urgent_comes_first_the_oldest_of_equa
     assert order == [2, 4, 3, 5, 1]
 
 
-def test_recv_3_nothing_urgent_enough_is_enomsg(pair):
+def test_recv_3_nothing_urgent_enough_is_enomsg(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, priority=5)
     assert dirty_recv(receiver, PRIORITY, 4) == -ENOMSG
@@ -74,7 +74,7 @@ def test_recv_3_nothing_urgent_enough_is_enomsg(pair):
     assert receiver.recv(flags=PRIORITY, priority=5) == 0
 
 
-def test_recv_3_mixed_ways_of_receiving_keep_both_orders(pair):
+def test_recv_3_mixed_ways_of_receiving_keep_both_orders(pair: Pair) -> None:
     sender, receiver = pair
     for cookie, priority in ((1, 5), (2, -5), (3, 0), (4, -5), (5, 0), (6, 5)):
         sender.send(dst=receiver.id, cookie=cookie, priority=priority)
@@ -86,7 +86,7 @@ def test_recv_3_mixed_ways_of_receiving_keep_both_orders(pair):
     assert receiver.receive(flags=PRIORITY, priority=9).cookie == 6
 
 
-def test_recv_4_incoming_results_and_an_unused_priority_are_ignored(pair):
+def test_recv_4_incoming_results_and_an_unused_priority_are_ignored(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, priority=100)
     assert dirty_recv(receiver, 0, -1) == 0
@@ -94,7 +94,7 @@ def test_recv_4_incoming_results_and_an_unused_priority_are_ignored(pair):
     assert results(receiver)[5] == 0
 
 
-def test_recv_5_drop_releases_the_message_and_returns_nothing(pair):
+def test_recv_5_drop_releases_the_message_and_returns_nothing(pair: Pair) -> None:
     sender, receiver = pair
     file = FakeFile()
     sender.send(dst=receiver.id, items=pass_files(sender.process, file) + sender.vec(b"x"))
@@ -107,7 +107,7 @@ def test_recv_5_drop_releases_the_message_and_returns_nothing(pair):
     assert cookies(receiver) == [2]
 
 
-def test_recv_5_drop_never_reports_lost_messages(pair):
+def test_recv_5_drop_never_reports_lost_messages(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id)
     receiver.connection.lost = 4
@@ -115,7 +115,7 @@ def test_recv_5_drop_never_reports_lost_messages(pair):
     assert receiver.connection.lost == 4
 
 
-def test_recv_5_drop_takes_the_most_urgent_on_request(pair):
+def test_recv_5_drop_takes_the_most_urgent_on_request(pair: Pair) -> None:
     sender, receiver = pair
     for cookie, priority in ((1, 5), (2, -5), (3, 0)):
         sender.send(dst=receiver.id, cookie=cookie, priority=priority)
@@ -123,7 +123,7 @@ def test_recv_5_drop_takes_the_most_urgent_on_request(pair):
     assert cookies(receiver) == [1, 3]
 
 
-def test_recv_6_dropping_a_message_nobody_peeked_at_frees_its_payload(pair):
+def test_recv_6_dropping_a_message_nobody_peeked_at_frees_its_payload(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(bytes(1000)))
     assert receiver.connection.pool.busy == 1000
@@ -132,7 +132,7 @@ def test_recv_6_dropping_a_message_nobody_peeked_at_frees_its_payload(pair):
 
 
 @pytest.mark.parametrize("flags", [0, PEEK, PRIORITY])
-def test_recv_7_recv_18_lost_messages_are_told_once_before_the_next_message(world, flags):
+def test_recv_7_recv_18_lost_messages_are_told_once_before_the_next_message(world: World, flags: int) -> None:
     sender, receiver = world.connect(), world.connect()
     receiver.add_match(1)
     for cookie in range(40):
@@ -144,7 +144,7 @@ def test_recv_7_recv_18_lost_messages_are_told_once_before_the_next_message(worl
     assert receiver.out(40) == 0
 
 
-def test_recv_8_lost_messages_are_not_told_before_a_message_is_there(pair):
+def test_recv_8_lost_messages_are_not_told_before_a_message_is_there(pair: Pair) -> None:
     sender, receiver = pair
     receiver.connection.lost = 2
     assert receiver.recv() == -EAGAIN
@@ -154,7 +154,7 @@ def test_recv_8_lost_messages_are_not_told_before_a_message_is_there(pair):
     assert receiver.out(40) == 2
 
 
-def test_recv_9_what_counts_as_lost(world):
+def test_recv_9_what_counts_as_lost(world: World) -> None:
     sender = world.connect()
     receiver = world.connect(pool_size=4096, flags=0)
     receiver.add_match(1)
@@ -175,7 +175,7 @@ def test_recv_9_what_counts_as_lost(world):
     assert lost() == before + 1
 
 
-def test_recv_10_peek_shows_the_message_and_leaves_it_queued(pair):
+def test_recv_10_peek_shows_the_message_and_leaves_it_queued(pair: Pair) -> None:
     sender, receiver = pair
     file = FakeFile()
     items = sender.vec(b"payload") + pass_memfd(sender.process, 8) + pass_files(sender.process, file, file)
@@ -193,7 +193,7 @@ def test_recv_10_peek_shows_the_message_and_leaves_it_queued(pair):
     assert receiver.receive().cookie == 4
 
 
-def test_recv_11_every_peek_is_a_slice_of_its_own_and_all_go_back(pair):
+def test_recv_11_every_peek_is_a_slice_of_its_own_and_all_go_back(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(b"payload"))
     messages = [receiver.receive(flags=PEEK) for _ in range(5)] + [receiver.receive()]
@@ -205,7 +205,7 @@ def test_recv_11_every_peek_is_a_slice_of_its_own_and_all_go_back(pair):
     assert at_rest(receiver)
 
 
-def test_recv_12_a_peeked_message_stays_readable_after_its_drop(pair):
+def test_recv_12_a_peeked_message_stays_readable_after_its_drop(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, items=sender.vec(b"payload"))
     peeked = receiver.receive(flags=PEEK)
@@ -219,7 +219,7 @@ def test_recv_12_a_peeked_message_stays_readable_after_its_drop(pair):
     assert at_rest(receiver)
 
 
-def test_recv_13_recv_14_recv_dequeues_and_hands_the_files_over(pair):
+def test_recv_13_recv_14_recv_dequeues_and_hands_the_files_over(pair: Pair) -> None:
     sender, receiver = pair
     file = FakeFile()
     sender.send(dst=receiver.id, items=pass_files(sender.process, file))
@@ -232,7 +232,7 @@ def test_recv_13_recv_14_recv_dequeues_and_hands_the_files_over(pair):
     assert file.open_count == 0
 
 
-def test_recv_13_the_files_of_an_installation_outlive_the_connection(pair):
+def test_recv_13_the_files_of_an_installation_outlive_the_connection(pair: Pair) -> None:
     sender, receiver = pair
     file = FakeFile()
     sender.send(dst=receiver.id, items=pass_files(sender.process, file))
@@ -243,7 +243,7 @@ def test_recv_13_the_files_of_an_installation_outlive_the_connection(pair):
     assert file.open_count == 0
 
 
-def test_recv_15_without_room_for_the_message_it_stays_queued(world):
+def test_recv_15_without_room_for_the_message_it_stays_queued(world: World) -> None:
     sender = world.connect()
     file = FakeFile()
     receiver = world.connect(pool_size=4096)
@@ -262,7 +262,7 @@ def test_recv_15_without_room_for_the_message_it_stays_queued(world):
     assert receiver.receive().cookie == 6
 
 
-def test_recv_16_monitors_and_activators_receive_and_holders_do_not(world):
+def test_recv_16_monitors_and_activators_receive_and_holders_do_not(world: World) -> None:
     name = make_item(c.ITEM_NAME, b"a.b\0")
     sender = world.connect()
     monitor = world.connect(flags=c.HELLO_MONITOR)
@@ -274,7 +274,7 @@ def test_recv_16_monitors_and_activators_receive_and_holders_do_not(world):
     assert holder.recv() == -EOPNOTSUPP
 
 
-def test_recv_17_any_process_that_holds_the_file_may_receive(world):
+def test_recv_17_any_process_that_holds_the_file_may_receive(world: World) -> None:
     sender, receiver = world.connect(), world.connect(recv=c.ATTACH_CREDS)
     sender.send(dst=receiver.id)
     receiver.process = FakeProcess(uid=7000, pid=700, uid_map={0: 1000})
@@ -282,7 +282,7 @@ def test_recv_17_any_process_that_holds_the_file_may_receive(world):
     assert message.item(c.ITEM_CREDS)[:4] == pack("<I", 0)
 
 
-def test_recv_19_items_are_validated_and_otherwise_ignored(pair):
+def test_recv_19_items_are_validated_and_otherwise_ignored(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id)
     fixed = pack("<QQQQqQQQQ", 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -290,7 +290,7 @@ def test_recv_19_items_are_validated_and_otherwise_ignored(pair):
     assert receiver.command(c.CMD_RECV, fixed, make_item(99, b"123")) == 0
 
 
-def test_poll_changes_are_announced_when_the_queue_gets_empty(pair):
+def test_poll_changes_are_announced_when_the_queue_gets_empty(pair: Pair) -> None:
     """POLL-2: whoever keeps the readiness must hear of it."""
     sender, receiver = pair
     sender.send(dst=receiver.id)

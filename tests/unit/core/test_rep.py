@@ -22,7 +22,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import PENDING, Client, FakeProcess, Received, World
+from tests.support.core_client import PENDING, Client, FakeProcess, Pair, Received, World
 from tests.support.core_scenes import (
     FAR,
     at_rest,
@@ -66,7 +66,7 @@ def vec(size: int, address: int = 0) -> bytes:
     return make_item(c.ITEM_PAYLOAD_VEC, pack("<QQ", size, address))
 
 
-def test_rep_1_a_request_entitles_its_receiver_to_one_reply_with_that_cookie(world, pair):
+def test_rep_1_a_request_entitles_its_receiver_to_one_reply_with_that_cookie(world: World, pair: Pair) -> None:
     client, server = pair
     other = world.connect()
     assert request(client, server.id, 7) == 0
@@ -81,14 +81,14 @@ def test_rep_1_a_request_entitles_its_receiver_to_one_reply_with_that_cookie(wor
     assert at_rest(client) and at_rest(server)
 
 
-def test_rep_1_a_request_that_was_not_delivered_has_no_tracker(world):
+def test_rep_1_a_request_that_was_not_delivered_has_no_tracker(world: World) -> None:
     client, server = world.connect(), world.connect(pool_size=4096)
     assert request(client, server.id, 7, items=vec(3000, client.process.place(bytes(3000)))) == -EXFULL
     assert slots(client) == 0
     assert reply(server, client.id, 7) == -EPERM
 
 
-def test_rep_2_lim_13_the_129th_pending_request_is_emlink(world):
+def test_rep_2_lim_13_the_129th_pending_request_is_emlink(world: World) -> None:
     client = world.connect()
     servers = [world.connect() for _ in range(8)]
     for cookie in range(128):
@@ -102,7 +102,7 @@ def test_rep_2_lim_13_the_129th_pending_request_is_emlink(world):
     assert request(client, servers[1].id, 501) == -EMLINK
 
 
-def test_rep_3_a_timed_out_request_keeps_its_slot_until_it_is_dequeued(world, pair):
+def test_rep_3_a_timed_out_request_keeps_its_slot_until_it_is_dequeued(world: World, pair: Pair) -> None:
     client, server = pair
     for cookie in range(1, 33):
         assert request(client, server.id, cookie, timeout=world.host.clock.now + 1) == 0
@@ -120,7 +120,9 @@ def test_rep_3_a_timed_out_request_keeps_its_slot_until_it_is_dequeued(world, pa
 @pytest.mark.parametrize("sync", [False, True])
 @pytest.mark.parametrize("end", ["reply", "drop", "timeout", "peer", "cancel", "interrupt"])
 @pytest.mark.parametrize("dequeued", [False, True])
-def test_rep_2_rep_3_every_end_of_a_request_gives_exactly_one_slot_back(sync, end, dequeued):
+def test_rep_2_rep_3_every_end_of_a_request_gives_exactly_one_slot_back(
+    sync: bool, end: str, dequeued: bool
+) -> None:
     world = World()
     client, server = world.connect(), world.connect()
     file = FakeFile()
@@ -161,7 +163,7 @@ def test_rep_2_rep_3_every_end_of_a_request_gives_exactly_one_slot_back(sync, en
     assert client.connection.user.account.used == server.connection.pool._charged
 
 
-def test_rep_4_timeout_is_absolute_and_reported_once(world, pair):
+def test_rep_4_timeout_is_absolute_and_reported_once(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     request(client, server.id, 7, timeout=now + 100)
@@ -174,7 +176,7 @@ def test_rep_4_timeout_is_absolute_and_reported_once(world, pair):
     assert reply(server, client.id, 7) == -EPERM
 
 
-def test_rep_4_a_deadline_in_the_past_delivers_and_times_out_at_once(world, pair):
+def test_rep_4_a_deadline_in_the_past_delivers_and_times_out_at_once(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 7, timeout=1) == 0
     assert world.domain.next_deadline() == 1
@@ -183,7 +185,7 @@ def test_rep_4_a_deadline_in_the_past_delivers_and_times_out_at_once(world, pair
     assert cookies(server) == [7]
 
 
-def test_rep_5_with_bit_63_async_never_times_out_and_sync_at_once(world, pair):
+def test_rep_5_with_bit_63_async_never_times_out_and_sync_at_once(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 1, timeout=c.U64_MAX) == 0
     expire(world, (1 << 63) - 1)
@@ -194,14 +196,14 @@ def test_rep_5_with_bit_63_async_never_times_out_and_sync_at_once(world, pair):
     assert reply(server, client.id, 1) == 0
 
 
-def test_rep_6_the_request_stays_queued_after_its_timeout(world, pair):
+def test_rep_6_the_request_stays_queued_after_its_timeout(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7, timeout=1)
     expire(world, 2)
     assert cookies(server) == [7]
 
 
-def test_rep_7_a_reply_that_cannot_be_delivered_uses_its_tracker_up(world):
+def test_rep_7_a_reply_that_cannot_be_delivered_uses_its_tracker_up(world: World) -> None:
     client, server = world.connect(flags=0), world.connect()
     request(client, server.id, 7)
     assert reply(server, client.id, 7, items=pass_files(server.process, FakeFile())) == -ECOMM
@@ -212,7 +214,7 @@ def test_rep_7_a_reply_that_cannot_be_delivered_uses_its_tracker_up(world):
     assert events(client) == []
 
 
-def test_rep_8_of_equal_cookies_the_newest_is_answered_first(world, pair):
+def test_rep_8_of_equal_cookies_the_newest_is_answered_first(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     request(client, server.id, 7, timeout=now + 1)
@@ -225,7 +227,7 @@ def test_rep_8_of_equal_cookies_the_newest_is_answered_first(world, pair):
     assert events(client) == []
 
 
-def test_rep_8_the_same_cookie_at_two_repliers_is_two_trackers(world, pair):
+def test_rep_8_the_same_cookie_at_two_repliers_is_two_trackers(world: World, pair: Pair) -> None:
     client, server = pair
     other = world.connect()
     request(client, server.id, 7)
@@ -235,7 +237,7 @@ def test_rep_8_the_same_cookie_at_two_repliers_is_two_trackers(world, pair):
     assert reply(other, client.id, 7) == 0
 
 
-def test_rep_9_a_reply_may_be_addressed_by_the_requesters_name(world, pair):
+def test_rep_9_a_reply_may_be_addressed_by_the_requesters_name(world: World, pair: Pair) -> None:
     client, server = pair
     client.acquire(b"a.b")
     world.connect().acquire(b"a.c")
@@ -244,7 +246,7 @@ def test_rep_9_a_reply_may_be_addressed_by_the_requesters_name(world, pair):
     assert reply(server, 0, 7, items=dst_name(b"a.b")) == 0
 
 
-def test_rep_10_dropping_a_request_is_reply_dead_or_epipe_at_once(world, pair):
+def test_rep_10_dropping_a_request_is_reply_dead_or_epipe_at_once(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7)
     assert server.recv(flags=c.RECV_DROP) == 0
@@ -257,7 +259,7 @@ def test_rep_10_dropping_a_request_is_reply_dead_or_epipe_at_once(world, pair):
     assert at_rest(client) and at_rest(server)
 
 
-def test_rep_10_dropping_a_request_that_is_tracked_no_more_says_nothing(world, pair):
+def test_rep_10_dropping_a_request_that_is_tracked_no_more_says_nothing(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7, timeout=1)
     expire(world, 2)
@@ -266,7 +268,7 @@ def test_rep_10_dropping_a_request_that_is_tracked_no_more_says_nothing(world, p
     assert events(client) == []
 
 
-def test_rep_10_one_may_drop_a_request_to_oneself(world):
+def test_rep_10_one_may_drop_a_request_to_oneself(world: World) -> None:
     client = world.connect()
     request(client, client.id, 7)
     assert client.recv(flags=c.RECV_DROP) == 0
@@ -277,7 +279,7 @@ def test_rep_10_one_may_drop_a_request_to_oneself(world):
     assert at_rest(client)
 
 
-def test_rep_11_the_repliers_end_is_reply_dead_or_epipe(world, pair):
+def test_rep_11_the_repliers_end_is_reply_dead_or_epipe(world: World, pair: Pair) -> None:
     client, server = pair
     other = world.connect()
     request(client, server.id, 7)
@@ -290,7 +292,7 @@ def test_rep_11_the_repliers_end_is_reply_dead_or_epipe(world, pair):
     assert at_rest(client) and at_rest(other) and at_rest(server)
 
 
-def test_rep_12_an_unread_request_is_reported_once(world, pair):
+def test_rep_12_an_unread_request_is_reported_once(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7)
     request(client, server.id, 8, timeout=1)
@@ -303,7 +305,7 @@ def test_rep_12_an_unread_request_is_reported_once(world, pair):
     assert at_rest(client)
 
 
-def test_rep_11_rep_12_first_what_is_unread_then_the_rest_newest_first(world, pair):
+def test_rep_11_rep_12_first_what_is_unread_then_the_rest_newest_first(world: World, pair: Pair) -> None:
     """As kdbus looks through the queue, then through the trackers of each requester (as for NOTE-10)."""
     client, server = pair
     other = world.connect()
@@ -323,7 +325,7 @@ def test_rep_11_rep_12_first_what_is_unread_then_the_rest_newest_first(world, pa
     assert events(other) == [(DEAD, 4)]
 
 
-def test_rep_13_a_requester_that_leaves_is_unknown_to_its_replier(world, pair):
+def test_rep_13_a_requester_that_leaves_is_unknown_to_its_replier(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7)
     client.close()
@@ -333,7 +335,7 @@ def test_rep_13_a_requester_that_leaves_is_unknown_to_its_replier(world, pair):
     expire(world, FAR)
 
 
-def test_rep_14_own_end_of_a_blocked_send_is_econnreset(world, pair):
+def test_rep_14_own_end_of_a_blocked_send_is_econnreset(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 7, sync=True) == PENDING
     assert client.byebye() == 0
@@ -342,7 +344,7 @@ def test_rep_14_own_end_of_a_blocked_send_is_econnreset(world, pair):
     assert at_rest(server) and at_rest(client)
 
 
-def test_rep_14_sync_1_a_readable_cancel_fd_is_ecanceled(world, pair):
+def test_rep_14_sync_1_a_readable_cancel_fd_is_ecanceled(world: World, pair: Pair) -> None:
     client, server = pair
     file = FakeFile()
     cancel = cancel_fd(client.process, file)
@@ -357,7 +359,7 @@ def test_rep_14_sync_1_a_readable_cancel_fd_is_ecanceled(world, pair):
     assert reply(server, client.id, 7) == -EPERM
 
 
-def test_rep_14_timeout_of_a_blocked_send_is_etimedout_and_no_notification(world, pair):
+def test_rep_14_timeout_of_a_blocked_send_is_etimedout_and_no_notification(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     assert request(client, server.id, 7, sync=True, timeout=now + 5) == PENDING
@@ -371,7 +373,7 @@ def test_rep_14_timeout_of_a_blocked_send_is_etimedout_and_no_notification(world
     assert world.domain.next_deadline() == 0
 
 
-def test_rep_14_the_first_reason_wins(world, pair):
+def test_rep_14_the_first_reason_wins(world: World, pair: Pair) -> None:
     client, server = pair
     cancel = cancel_fd(client.process, FakeFile())
     assert request(client, server.id, 7, sync=True, send_items=cancel) == PENDING
@@ -382,7 +384,7 @@ def test_rep_14_the_first_reason_wins(world, pair):
     assert results(world) == [0]
 
 
-def test_gen_20_a_blocked_send_does_not_block_the_file(world, pair):
+def test_gen_20_a_blocked_send_does_not_block_the_file(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 7, sync=True) == PENDING
     assert request(client, server.id, 8, sync=True) == PENDING
@@ -392,7 +394,7 @@ def test_gen_20_a_blocked_send_does_not_block_the_file(world, pair):
     assert cookies(server) == [7, 8, 9]
 
 
-def test_rep_15_a_sync_reply_goes_straight_into_the_pool_and_the_struct(world, pair):
+def test_rep_15_a_sync_reply_goes_straight_into_the_pool_and_the_struct(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 7, sync=True) == PENDING
     file, process = FakeFile(), server.process
@@ -413,7 +415,7 @@ def test_rep_15_a_sync_reply_goes_straight_into_the_pool_and_the_struct(world, p
     assert at_rest(client) and at_rest(server)
 
 
-def test_rep_15_a_sync_reply_ignores_quota_full_queue_and_lost_counter(world, pair):
+def test_rep_15_a_sync_reply_ignores_quota_full_queue_and_lost_counter(world: World, pair: Pair) -> None:
     client, server = pair
     while server.send(dst=client.id) == 0:
         pass
@@ -424,7 +426,7 @@ def test_rep_15_a_sync_reply_ignores_quota_full_queue_and_lost_counter(world, pa
     assert client.connection.lost == 3
 
 
-def test_rep_16_descriptors_the_requester_does_not_take_are_ecomm_and_eremoteio(world):
+def test_rep_16_descriptors_the_requester_does_not_take_are_ecomm_and_eremoteio(world: World) -> None:
     client, server = world.connect(flags=0), world.connect()
     file = FakeFile()
     assert request(client, server.id, 7, sync=True) == PENDING
@@ -437,7 +439,9 @@ def test_rep_16_descriptors_the_requester_does_not_take_are_ecomm_and_eremoteio(
 @pytest.mark.parametrize(
     ("size", "readable", "errno"), [(3000, True, EXFULL), (5000, True, ENOBUFS), (100, False, EFAULT)]
 )
-def test_rep_16_pool_12_other_failures_are_returned_to_both(world, size, readable, errno):
+def test_rep_16_pool_12_other_failures_are_returned_to_both(
+    world: World, size: int, readable: bool, errno: int
+) -> None:
     client, server = world.connect(pool_size=4096), world.connect()
     assert request(client, server.id, 7, sync=True) == PENDING
     address = server.process.place(bytes(size)) if readable else 0xDEAD000
@@ -447,7 +451,7 @@ def test_rep_16_pool_12_other_failures_are_returned_to_both(world, size, readabl
     assert at_rest(client) and at_rest(server)
 
 
-def test_rep_16_no_room_for_the_message_slice_fails_the_requester(world):
+def test_rep_16_no_room_for_the_message_slice_fails_the_requester(world: World) -> None:
     client, server = world.connect(pool_size=4096, free=False), world.connect()
     while client.conn_info(id=client.id) == 0:
         pass
@@ -460,7 +464,7 @@ def test_rep_16_no_room_for_the_message_slice_fails_the_requester(world):
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-def test_rep_17_after_the_wait_the_tracker_is_gone(world, pair, how):
+def test_rep_17_after_the_wait_the_tracker_is_gone(world: World, pair: Pair, how: str) -> None:
     client, server = pair
     cancel = cancel_fd(client.process, FakeFile())
     now = world.host.clock.now
@@ -474,7 +478,7 @@ def test_rep_17_after_the_wait_the_tracker_is_gone(world, pair, how):
     assert at_rest(client) and at_rest(server)
 
 
-def test_rep_18_a_deadline_in_the_past_delivers_and_leaves_no_tracker(world, pair):
+def test_rep_18_a_deadline_in_the_past_delivers_and_leaves_no_tracker(world: World, pair: Pair) -> None:
     client, server = pair
     file = FakeFile()
     cancel = cancel_fd(client.process, file)
@@ -485,7 +489,7 @@ def test_rep_18_a_deadline_in_the_past_delivers_and_leaves_no_tracker(world, pai
     assert at_rest(client) and at_rest(server)
 
 
-def test_rep_19_expiry_leaves_other_blocked_sends_alone(world, pair):
+def test_rep_19_expiry_leaves_other_blocked_sends_alone(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     request(client, server.id, 1, timeout=now + 1)
@@ -495,7 +499,7 @@ def test_rep_19_expiry_leaves_other_blocked_sends_alone(world, pair):
     assert events(client) == [(TIMEOUT, 1)]
 
 
-def test_note_10_timeouts_due_together_come_newest_request_first(world, pair):
+def test_note_10_timeouts_due_together_come_newest_request_first(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     for cookie, timeout in ((1, now + 3), (2, now + 1), (3, now + 2)):
@@ -504,7 +508,7 @@ def test_note_10_timeouts_due_together_come_newest_request_first(world, pair):
     assert events(client) == [(TIMEOUT, 3), (TIMEOUT, 2), (TIMEOUT, 1)]
 
 
-def test_rep_11_note_6_reply_dead_precedes_id_remove(world, pair):
+def test_rep_11_note_6_reply_dead_precedes_id_remove(world: World, pair: Pair) -> None:
     client, server = pair
     client.add_match(1, id_change(c.ITEM_ID_REMOVE))
     request(client, server.id, 1)
@@ -514,7 +518,7 @@ def test_rep_11_note_6_reply_dead_precedes_id_remove(world, pair):
     assert seen == [DEAD, DEAD, c.ITEM_ID_REMOVE]
 
 
-def test_answered_requests_with_far_deadlines_do_not_pile_up(world, pair):
+def test_answered_requests_with_far_deadlines_do_not_pile_up(world: World, pair: Pair) -> None:
     """REP-4: the domain remembers at most about twice as many deadlines as there are trackers."""
     client, server = pair
     for cookie in range(1, 5000):
@@ -525,7 +529,7 @@ def test_answered_requests_with_far_deadlines_do_not_pile_up(world, pair):
     assert world.domain.next_deadline() == 0
 
 
-def test_rep_1_a_stranger_may_be_asked_only_with_permission(world):
+def test_rep_1_a_stranger_may_be_asked_only_with_permission(world: World) -> None:
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     server = world.connect()
     assert request(stranger, server.id, 1, sync=True) == -EPERM

@@ -33,7 +33,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from tests.support.core_client import PENDING, Client, FakeProcess
+from tests.support.core_client import PENDING, Client, FakeProcess, Pair, World
 from tests.support.core_scenes import (
     FAR,
     at_rest,
@@ -61,7 +61,7 @@ def vec(size: int, address: int = 0) -> bytes:
 # SEND-1 to SEND-8: the message as a whole
 
 
-def test_send_2_message_that_could_not_be_read_is_efault(pair):
+def test_send_2_message_that_could_not_be_read_is_efault(pair: Pair) -> None:
     sender, receiver = pair
     call = sender.call(c.CMD_SEND, bytes(72))
     call.message_error = EFAULT
@@ -69,7 +69,7 @@ def test_send_2_message_that_could_not_be_read_is_efault(pair):
     assert cookies(receiver) == []
 
 
-def test_send_3_sizes_outside_64_to_8192_are_einval(pair):
+def test_send_3_sizes_outside_64_to_8192_are_einval(pair: Pair) -> None:
     sender, receiver = pair
     for size in (0, 63, 8193):
         body = bytearray(sender.message(dst=receiver.id))
@@ -78,7 +78,7 @@ def test_send_3_sizes_outside_64_to_8192_are_einval(pair):
     assert sender.send(dst=receiver.id) == 0
 
 
-def test_send_3_lim_1_a_message_of_8192_bytes_passes_and_one_byte_more_does_not(pair):
+def test_send_3_lim_1_a_message_of_8192_bytes_passes_and_one_byte_more_does_not(pair: Pair) -> None:
     sender, receiver = pair
     room = 8192 - 64 - 16
     body = sender.message(dst=receiver.id, items=make_item(c.ITEM_FDS, bytes(room)))
@@ -88,7 +88,7 @@ def test_send_3_lim_1_a_message_of_8192_bytes_passes_and_one_byte_more_does_not(
     assert sender.send(dst=receiver.id, items=longer) == -EINVAL
 
 
-def test_send_4_message_flags_are_negotiated_before_they_are_refused(pair):
+def test_send_4_message_flags_are_negotiated_before_they_are_refused(pair: Pair) -> None:
     sender, receiver = pair
     for flags, result in ((0, 0), (8, -EINVAL), (c.FLAG_KERNEL, -EINVAL)):
         assert sender.send(dst=receiver.id, flags=flags) == result
@@ -99,7 +99,7 @@ def test_send_4_message_flags_are_negotiated_before_they_are_refused(pair):
     assert sender.out(24) == 0
 
 
-def test_send_5_payload_type_0_is_einval_and_every_other_travels(pair):
+def test_send_5_payload_type_0_is_einval_and_every_other_travels(pair: Pair) -> None:
     sender, receiver = pair
     assert sender.send(dst=receiver.id, payload_type=0) == -EINVAL
     for payload_type in (1, 12345, c.PAYLOAD_DBUS, c.U64_MAX):
@@ -107,7 +107,7 @@ def test_send_5_payload_type_0_is_einval_and_every_other_travels(pair):
         assert receiver.receive().payload_type == payload_type
 
 
-def test_send_6_a_request_needs_timeout_and_cookie_and_one_receiver(pair):
+def test_send_6_a_request_needs_timeout_and_cookie_and_one_receiver(pair: Pair) -> None:
     sender, receiver = pair
     assert request(sender, receiver.id, 0) == -EINVAL
     assert request(sender, receiver.id, 1, timeout=0) == -EINVAL
@@ -119,13 +119,13 @@ def test_send_6_a_request_needs_timeout_and_cookie_and_one_receiver(pair):
     assert sender.send(dst=c.DST_ID_BROADCAST, flags=expect, cookie=0, cookie_reply=FAR) == -EINVAL
 
 
-def test_send_7_sync_reply_without_expect_reply_is_einval(pair):
+def test_send_7_sync_reply_without_expect_reply_is_einval(pair: Pair) -> None:
     sender, receiver = pair
     assert sender.send(dst=receiver.id, send_flags=c.SEND_SYNC_REPLY) == -EINVAL
     assert cookies(receiver) == []
 
 
-def test_send_8_items_are_validated_before_the_header(pair):
+def test_send_8_items_are_validated_before_the_header(pair: Pair) -> None:
     sender, receiver = pair
     negative = make_item(c.ITEM_PAYLOAD_MEMFD, pack("<QQiI", 0, 8, -1, 0))
     assert sender.send(dst=receiver.id, payload_type=0, items=negative) == -EBADF
@@ -133,7 +133,7 @@ def test_send_8_items_are_validated_before_the_header(pair):
     assert sender.out(24) == 7 | c.FLAG_KERNEL
 
 
-def test_send_1_negotiation_of_the_command_comes_before_the_message(pair):
+def test_send_1_negotiation_of_the_command_comes_before_the_message(pair: Pair) -> None:
     sender, receiver = pair
     assert sender.send(dst=receiver.id, flags=8, send_flags=2) == -EINVAL
     assert sender.out(16) == 1 | c.FLAG_KERNEL
@@ -144,7 +144,7 @@ def test_send_1_negotiation_of_the_command_comes_before_the_message(pair):
 # SEND-9 to SEND-23: items in their order
 
 
-def test_send_9_lim_2_the_129th_item_is_e2big_but_errors_of_earlier_items_win(pair):
+def test_send_9_lim_2_the_129th_item_is_e2big_but_errors_of_earlier_items_win(pair: Pair) -> None:
     sender, receiver = pair
     assert sender.send(dst=receiver.id, items=vec(8) * 128) == 0
     assert sender.send(dst=receiver.id, items=vec(8) * 129) == -E2BIG
@@ -154,7 +154,7 @@ def test_send_9_lim_2_the_129th_item_is_e2big_but_errors_of_earlier_items_win(pa
     assert len(drain(receiver)) == 1
 
 
-def test_send_10_lim_4_vectors_may_sum_up_to_2_mib_and_no_more(world):
+def test_send_10_lim_4_vectors_may_sum_up_to_2_mib_and_no_more(world: World) -> None:
     sender, receiver = world.connect(), world.connect(pool_size=8 << 20)
     assert sender.send(dst=receiver.id, items=vec(2 << 20)) == 0
     assert sender.send(dst=receiver.id, items=vec(2 << 20) + vec(1)) == -EMSGSIZE
@@ -165,7 +165,7 @@ def test_send_10_lim_4_vectors_may_sum_up_to_2_mib_and_no_more(world):
     assert receiver.payloads(receiver.receive()) == [data]
 
 
-def test_send_11_a_vector_at_address_0_stores_only_its_size_mod_8(pair):
+def test_send_11_a_vector_at_address_0_stores_only_its_size_mod_8(pair: Pair) -> None:
     sender, receiver = pair
     assert sender.send(dst=receiver.id, items=vec(1003)) == 0
     assert receiver.connection.pool.busy == 8
@@ -173,7 +173,7 @@ def test_send_11_a_vector_at_address_0_stores_only_its_size_mod_8(pair):
     assert receiver.connection.pool.busy == 8
 
 
-def test_send_12_unreadable_payload_is_efault_after_the_permission_check(world):
+def test_send_12_unreadable_payload_is_efault_after_the_permission_check(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     bad = vec(100, 0xDEAD000)
     assert sender.send(dst=receiver.id, items=bad) == -EFAULT
@@ -182,7 +182,7 @@ def test_send_12_unreadable_payload_is_efault_after_the_permission_check(world):
     assert foreign.send(dst=receiver.id, items=bad) == -EPERM
 
 
-def test_send_12_bc_2_unreadable_payload_of_a_broadcast_is_lost_at_each_receiver(world):
+def test_send_12_bc_2_unreadable_payload_of_a_broadcast_is_lost_at_each_receiver(world: World) -> None:
     sender, first, second = world.connect(), observer(world), observer(world)
     drain(first)
     assert signal(sender, items=vec(100, 0xDEAD000)) == 0
@@ -190,7 +190,7 @@ def test_send_12_bc_2_unreadable_payload_of_a_broadcast_is_lost_at_each_receiver
     assert at_rest(first) and at_rest(second)
 
 
-def test_send_13_memfds_are_checked_in_this_order(pair):
+def test_send_13_memfds_are_checked_in_this_order(pair: Pair) -> None:
     sender, receiver = pair
     process = sender.process
 
@@ -214,7 +214,7 @@ def test_send_13_memfds_are_checked_in_this_order(pair):
     assert all(file.open_count == 0 for file in process.files.values())
 
 
-def test_send_14_memfds_reach_receivers_without_accept_fd_and_broadcasts(world):
+def test_send_14_memfds_reach_receivers_without_accept_fd_and_broadcasts(world: World) -> None:
     sender = world.connect()
     receiver = world.connect(flags=0)
     assert sender.send(dst=receiver.id, items=pass_memfd(sender.process, 8)) == 0
@@ -223,7 +223,7 @@ def test_send_14_memfds_reach_receivers_without_accept_fd_and_broadcasts(world):
     assert [message.kinds() for message in drain(receiver)] == [[c.ITEM_PAYLOAD_MEMFD]] * 2
 
 
-def test_send_15_lim_3_descriptors_are_one_array_of_253_for_one_receiver(pair):
+def test_send_15_lim_3_descriptors_are_one_array_of_253_for_one_receiver(pair: Pair) -> None:
     sender, receiver = pair
     process = sender.process
     many = [FakeFile() for _ in range(254)]
@@ -239,7 +239,7 @@ def test_send_15_lim_3_descriptors_are_one_array_of_253_for_one_receiver(pair):
     assert not any(file.open_count for file in process.files.values())
 
 
-def test_send_16_descriptors_that_could_carry_descriptors_are_refused_one_by_one(pair):
+def test_send_16_descriptors_that_could_carry_descriptors_are_refused_one_by_one(pair: Pair) -> None:
     sender, receiver = pair
     process = sender.process
     good = FakeFile()
@@ -254,14 +254,14 @@ def test_send_16_descriptors_that_could_carry_descriptors_are_refused_one_by_one
     assert good.open_count == 0
 
 
-def test_send_17_an_empty_array_vanishes(pair):
+def test_send_17_an_empty_array_vanishes(pair: Pair) -> None:
     sender, _ = pair
     receiver = sender.world.connect(flags=0)
     assert sender.send(dst=receiver.id, items=make_item(c.ITEM_FDS, b"")) == 0
     assert receiver.receive().items == []
 
 
-def test_send_18_the_sender_may_close_its_descriptors_right_after(pair):
+def test_send_18_the_sender_may_close_its_descriptors_right_after(pair: Pair) -> None:
     sender, receiver = pair
     file = FakeFile()
     assert sender.send(dst=receiver.id, items=pass_files(sender.process, file)) == 0
@@ -274,7 +274,7 @@ def test_send_18_the_sender_may_close_its_descriptors_right_after(pair):
     assert file.open_count == 0
 
 
-def test_send_19_one_bloom_filter_of_the_size_of_the_bus(pair):
+def test_send_19_one_bloom_filter_of_the_size_of_the_bus(pair: Pair) -> None:
     sender, receiver = pair
 
     def filters(items: bytes) -> int:
@@ -288,7 +288,7 @@ def test_send_19_one_bloom_filter_of_the_size_of_the_bus(pair):
     assert filters(bloom()) == -EPERM  # valid, but nobody asked for it
 
 
-def test_send_20_one_valid_destination_name(pair):
+def test_send_20_one_valid_destination_name(pair: Pair) -> None:
     sender, receiver = pair
     assert receiver.acquire(b"com.example") == 0
     assert sender.send(items=dst_name(b"com.example") * 2) == -EEXIST
@@ -301,14 +301,14 @@ def test_send_20_one_valid_destination_name(pair):
     "kind",
     [c.ITEM_PAYLOAD_OFF, c.ITEM_CANCEL_FD, c.ITEM_NAME, c.ITEM_CREDS, c.ITEM_TIMESTAMP, c.ITEM_BLOOM_MASK, 0, 99],
 )
-def test_send_21_other_items_are_einval(pair, kind):
+def test_send_21_other_items_are_einval(pair: Pair, kind: int) -> None:
     sender, receiver = pair
     sizes = {c.ITEM_PAYLOAD_OFF: 16, c.ITEM_CANCEL_FD: 4, c.ITEM_CREDS: 32, c.ITEM_TIMESTAMP: 24}
     payload = b"a.b\0" if kind == c.ITEM_NAME else b"\1" * sizes.get(kind, 8)
     assert sender.send(dst=receiver.id, items=make_item(kind, payload)) == -EINVAL
 
 
-def test_send_22_errors_come_in_the_order_of_the_items(pair):
+def test_send_22_errors_come_in_the_order_of_the_items(pair: Pair) -> None:
     sender, _ = pair
     assert sender.send(dst=c.DST_ID_BROADCAST, items=pass_files(sender.process, FakeFile())) == -ENOTUNIQ
     unknown = make_item(99, b"")
@@ -316,7 +316,7 @@ def test_send_22_errors_come_in_the_order_of_the_items(pair):
     assert sender.send(dst=2, items=bloom(size=8) + unknown) == -EDOM
 
 
-def test_send_23_files_are_let_go_of_on_every_error(world):
+def test_send_23_files_are_let_go_of_on_every_error(world: World) -> None:
     sender, receiver = world.connect(), world.connect(flags=0)
     file, memfd = FakeFile(), sealed_memfd(8)
     items = pass_files(sender.process, file) + pass_memfd(sender.process, 8, file=memfd)
@@ -340,11 +340,11 @@ def test_send_23_files_are_let_go_of_on_every_error(world):
 # SEND-24 to SEND-30: cross checks, src_id, CANCEL_FD
 
 
-def test_send_24_neither_id_nor_name_is_edestaddrreq(pair):
+def test_send_24_neither_id_nor_name_is_edestaddrreq(pair: Pair) -> None:
     assert pair[0].send() == -EDESTADDRREQ
 
 
-def test_send_25_a_broadcast_has_no_name_is_a_signal_and_expects_nothing(pair):
+def test_send_25_a_broadcast_has_no_name_is_a_signal_and_expects_nothing(pair: Pair) -> None:
     sender, _ = pair
     broadcast = c.DST_ID_BROADCAST
     name = dst_name(b"a.b")
@@ -355,14 +355,14 @@ def test_send_25_a_broadcast_has_no_name_is_a_signal_and_expects_nothing(pair):
     assert sender.send(dst=broadcast, items=bloom(), cookie_reply=1) == -EBADMSG
 
 
-def test_send_26_signal_and_bloom_filter_go_together(pair):
+def test_send_26_signal_and_bloom_filter_go_together(pair: Pair) -> None:
     sender, receiver = pair
     for dst in (receiver.id, c.DST_ID_BROADCAST):
         assert sender.send(dst=dst, flags=c.MSG_SIGNAL) == -EBADMSG
         assert sender.send(dst=dst, items=bloom()) == -EBADMSG
 
 
-def test_send_27_id_and_name_together_are_legal(pair):
+def test_send_27_id_and_name_together_are_legal(pair: Pair) -> None:
     sender, receiver = pair
     receiver.acquire(b"a.b")
     assert sender.send(dst=receiver.id, items=dst_name(b"a.b")) == 0
@@ -371,7 +371,7 @@ def test_send_27_id_and_name_together_are_legal(pair):
     assert message.item(c.ITEM_DST_NAME) == b"a.b\0"
 
 
-def test_send_28_src_id_is_0_or_the_own_and_the_senders_buffer_stays(pair):
+def test_send_28_src_id_is_0_or_the_own_and_the_senders_buffer_stays(pair: Pair) -> None:
     sender, receiver = pair
     assert sender.send(dst=receiver.id, src=receiver.id) == -EINVAL
     for src in (0, sender.id):
@@ -381,7 +381,7 @@ def test_send_28_src_id_is_0_or_the_own_and_the_senders_buffer_stays(pair):
         assert bytes(sender.last_call.message) == body
 
 
-def test_send_29_cancel_fd_counts_only_for_sync_replies(pair):
+def test_send_29_cancel_fd_counts_only_for_sync_replies(pair: Pair) -> None:
     sender, receiver = pair
     closed = make_item(c.ITEM_CANCEL_FD, pack("<i", 999))
     assert sender.send(dst=receiver.id, send_items=closed * 2) == 0
@@ -398,7 +398,7 @@ def test_send_29_cancel_fd_counts_only_for_sync_replies(pair):
     assert file.open_count == 1
 
 
-def test_send_29_errors_of_cancel_fds_come_in_the_order_of_the_items(pair):
+def test_send_29_errors_of_cancel_fds_come_in_the_order_of_the_items(pair: Pair) -> None:
     sender, receiver = pair
     process = sender.process
     good, regular = cancel_fd(process, FakeFile()), cancel_fd(process, FakeFile(pollable=False))
@@ -407,7 +407,7 @@ def test_send_29_errors_of_cancel_fds_come_in_the_order_of_the_items(pair):
     assert all(file.open_count == 0 for file in process.files.values())
 
 
-def test_send_30_a_closed_or_path_cancel_fd_is_ebadf(pair):
+def test_send_30_a_closed_or_path_cancel_fd_is_ebadf(pair: Pair) -> None:
     sender, receiver = pair
     path = FakeFile(is_path=True)
     for item in (
@@ -420,7 +420,7 @@ def test_send_30_a_closed_or_path_cancel_fd_is_ebadf(pair):
     assert at_rest(receiver) and at_rest(sender)
 
 
-def test_send_1_the_destination_is_looked_at_after_src_id_and_cancel_fd(pair):
+def test_send_1_the_destination_is_looked_at_after_src_id_and_cancel_fd(pair: Pair) -> None:
     sender, _ = pair
     closed = make_item(c.ITEM_CANCEL_FD, pack("<i", 999))
     assert request(sender, 999, 5, sync=True, send_items=closed) == -EBADF
@@ -435,7 +435,7 @@ def seqnum(client: Client) -> int:
     return int.from_bytes(client.receive().item(c.ITEM_TIMESTAMP)[:8], "little")
 
 
-def test_send_31_every_valid_send_takes_a_sequence_number_even_if_it_fails_later(world):
+def test_send_31_every_valid_send_takes_a_sequence_number_even_if_it_fails_later(world: World) -> None:
     sender, receiver = world.connect(), world.connect(recv=c.ATTACH_TIMESTAMP)
     sender.send(dst=receiver.id)
     first = seqnum(receiver)
@@ -446,7 +446,7 @@ def test_send_31_every_valid_send_takes_a_sequence_number_even_if_it_fails_later
     assert seqnum(receiver) == first + 3
 
 
-def test_send_32_a_broadcast_returns_0_whatever_happens(world):
+def test_send_32_a_broadcast_returns_0_whatever_happens(world: World) -> None:
     sender = world.connect()
     assert signal(sender) == 0
     receiver = observer(world)
@@ -455,7 +455,7 @@ def test_send_32_a_broadcast_returns_0_whatever_happens(world):
     assert receiver.connection.lost > 0
 
 
-def test_send_33_act_3_mon_4_only_ordinary_connections_have_an_address(world):
+def test_send_33_act_3_mon_4_only_ordinary_connections_have_an_address(world: World) -> None:
     sender = world.connect()
     name = make_item(c.ITEM_NAME, b"a.b\0")
     assert sender.send(dst=999) == -ENXIO
@@ -465,7 +465,7 @@ def test_send_33_act_3_mon_4_only_ordinary_connections_have_an_address(world):
         special.close()
 
 
-def test_send_34_a_name_without_owner_is_esrch_and_an_activator_is_an_owner(world):
+def test_send_34_a_name_without_owner_is_esrch_and_an_activator_is_an_owner(world: World) -> None:
     sender = world.connect()
     assert sender.send(items=dst_name(b"a.b")) == -ESRCH
     activator = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.b\0"))
@@ -473,7 +473,7 @@ def test_send_34_a_name_without_owner_is_esrch_and_an_activator_is_an_owner(worl
     assert len(activator.connection.queue) == 1
 
 
-def test_send_35_36_the_id_is_compared_before_no_auto_start_is(world):
+def test_send_35_36_the_id_is_compared_before_no_auto_start_is(world: World) -> None:
     sender, other = world.connect(), world.connect()
     activator = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.b\0"))
     flags, name = c.MSG_NO_AUTO_START, dst_name(b"a.b")
@@ -486,7 +486,7 @@ def test_send_35_36_the_id_is_compared_before_no_auto_start_is(world):
     assert sender.send(dst=other.id, flags=flags) == 0
 
 
-def test_send_37_an_invisible_name_is_eperm_and_a_missing_one_esrch(world):
+def test_send_37_an_invisible_name_is_eperm_and_a_missing_one_esrch(world: World) -> None:
     owner = world.open()
     assert owner.make_endpoint(b"1000-custom", c.MAKE_ACCESS_WORLD) == 0
     world.connect().acquire(b"a.b")
@@ -495,7 +495,7 @@ def test_send_37_an_invisible_name_is_eperm_and_a_missing_one_esrch(world):
     assert client.send(items=dst_name(b"a.c")) == -ESRCH
 
 
-def test_send_38_one_may_send_to_oneself_by_id_and_by_name(world):
+def test_send_38_one_may_send_to_oneself_by_id_and_by_name(world: World) -> None:
     process = FakeProcess(uid=2000, pid=200)
     client = world.connect(process)
     assert client.send(dst=client.id, cookie=7) == 0
@@ -505,7 +505,7 @@ def test_send_38_one_may_send_to_oneself_by_id_and_by_name(world):
     assert (cookies(client), cookies(owner)) == ([7], [8])
 
 
-def test_send_39_metadata_that_cannot_be_gathered_fail_a_unicast_only(world):
+def test_send_39_metadata_that_cannot_be_gathered_fail_a_unicast_only(world: World) -> None:
     process = FakeProcess(uid=1000, pid=300)
     sender = world.connect(process)
     receiver = world.connect(recv=c.ATTACH_CREDS)
@@ -518,7 +518,7 @@ def test_send_39_metadata_that_cannot_be_gathered_fail_a_unicast_only(world):
     assert cookies(receiver) == [9] and cookies(monitor) == [9]
 
 
-def test_send_40_a_request_needs_permission_before_it_needs_a_slot(world):
+def test_send_40_a_request_needs_permission_before_it_needs_a_slot(world: World) -> None:
     receiver = world.connect()
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     assert request(stranger, receiver.id, 1) == -EPERM
@@ -532,7 +532,7 @@ def test_send_40_a_request_needs_permission_before_it_needs_a_slot(world):
     assert process.uid == 1000
 
 
-def test_send_41_a_unicast_signal_needs_a_match_and_the_receivers_right_to_talk(world):
+def test_send_41_a_unicast_signal_needs_a_match_and_the_receivers_right_to_talk(world: World) -> None:
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     receiver = world.connect(FakeProcess(uid=3000, pid=300))
     assert signal(stranger, receiver.id) == -EPERM
@@ -548,7 +548,7 @@ def test_send_41_a_unicast_signal_needs_a_match_and_the_receivers_right_to_talk(
     assert cookies(same) == [4]
 
 
-def test_send_41_the_receivers_right_is_judged_by_its_credentials_of_hello(world):
+def test_send_41_the_receivers_right_is_judged_by_its_credentials_of_hello(world: World) -> None:
     sender = world.connect(FakeProcess(uid=2000, pid=200))
     process = FakeProcess(uid=2000, pid=300)
     receiver = world.connect(process)
@@ -557,7 +557,7 @@ def test_send_41_the_receivers_right_is_judged_by_its_credentials_of_hello(world
     assert signal(sender, receiver.id) == 0
 
 
-def test_send_42_a_reply_needs_a_tracker_and_no_policy(world):
+def test_send_42_a_reply_needs_a_tracker_and_no_policy(world: World) -> None:
     client = world.connect()
     server = world.connect(FakeProcess(uid=2000, pid=200))
     assert reply(server, client.id, 5) == -EPERM
@@ -569,7 +569,7 @@ def test_send_42_a_reply_needs_a_tracker_and_no_policy(world):
     assert reply(server, client.id, 5) == -EPERM
 
 
-def test_send_43_a_plain_message_is_judged_by_the_callers_present_credentials(world):
+def test_send_43_a_plain_message_is_judged_by_the_callers_present_credentials(world: World) -> None:
     receiver = world.connect(FakeProcess(uid=2000, pid=200))
     process = FakeProcess(uid=3000, pid=300)
     sender = world.connect(process)
@@ -578,7 +578,7 @@ def test_send_43_a_plain_message_is_judged_by_the_callers_present_credentials(wo
     assert sender.send(dst=receiver.id) == 0
 
 
-def test_send_44_mon_6_monitors_see_what_is_permitted_even_if_delivery_fails(world):
+def test_send_44_mon_6_monitors_see_what_is_permitted_even_if_delivery_fails(world: World) -> None:
     monitor = world.connect(flags=c.HELLO_MONITOR | c.HELLO_ACCEPT_FD)
     sender, receiver = world.connect(), world.connect(flags=0)
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
@@ -590,7 +590,7 @@ def test_send_44_mon_6_monitors_see_what_is_permitted_even_if_delivery_fails(wor
     assert cookies(monitor) == [1]
 
 
-def test_send_45_delivery_errors_come_in_their_order(world):
+def test_send_45_delivery_errors_come_in_their_order(world: World) -> None:
     sender = world.connect()
     file = FakeFile()
     files = pass_files(sender.process, file)
@@ -612,7 +612,7 @@ def test_send_45_delivery_errors_come_in_their_order(world):
     assert file.open_count == 0
 
 
-def test_send_46_return_flags_and_reply_are_stored_on_success_only(pair):
+def test_send_46_return_flags_and_reply_are_stored_on_success_only(pair: Pair) -> None:
     sender, receiver = pair
     dirty = pack("<QQQQQQQQQ", 0, 0, 7, 7, 7, 0, 7, 7, 7)
     for dst, result in ((receiver.id, 0), (999, -ENXIO)):
@@ -623,7 +623,7 @@ def test_send_46_return_flags_and_reply_are_stored_on_success_only(pair):
         assert [sender.out(at) for at in (48, 56, 64)] == [7, 7, 7]
 
 
-def test_send_47_the_message_is_readable_when_send_returns(pair):
+def test_send_47_the_message_is_readable_when_send_returns(pair: Pair) -> None:
     sender, receiver = pair
     before = receiver.handle.poll()
     sender.world.domain.changed.clear()
@@ -632,7 +632,7 @@ def test_send_47_the_message_is_readable_when_send_returns(pair):
     assert receiver.handle in sender.world.domain.changed
 
 
-def test_send_48_messages_keep_their_order(pair):
+def test_send_48_messages_keep_their_order(pair: Pair) -> None:
     sender, receiver = pair
     other = sender.world.connect()
     for cookie in range(1, 16, 2):
@@ -642,13 +642,13 @@ def test_send_48_messages_keep_their_order(pair):
 
 
 @pytest.mark.parametrize("priority", [-(1 << 63), -1, 0, 1, (1 << 63) - 1])
-def test_send_49_any_signed_priority_travels(pair, priority):
+def test_send_49_any_signed_priority_travels(pair: Pair, priority: int) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id, priority=priority)
     assert receiver.receive().priority == priority
 
 
-def test_a_sync_send_completes_through_the_domain(pair):
+def test_a_sync_send_completes_through_the_domain(pair: Pair) -> None:
     """REP-14: the answer of a blocked SEND comes as a completed call."""
     sender, receiver = pair
     assert request(sender, receiver.id, 3, sync=True) == PENDING

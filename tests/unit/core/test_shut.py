@@ -9,12 +9,12 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.constants import CMD_BYEBYE
 from kdbusfs.base.errors import KdbusError
-from tests.support.core_client import PENDING
+from tests.support.core_client import PENDING, World
 from tests.support.core_scenes import cookies, drain, events, observer, request, results
 from tests.support.fake_host import FakeCaller, FakeMemory
 
 
-def test_shut_1_all_are_gone_and_none_is_told_of_the_others(world):
+def test_shut_1_all_are_gone_and_none_is_told_of_the_others(world: World) -> None:
     first, second, watcher, last = world.connect(), world.connect(), observer(world), world.connect()
     first.acquire(b"a.b")
     request(watcher, first.id, 1)
@@ -28,14 +28,14 @@ def test_shut_1_all_are_gone_and_none_is_told_of_the_others(world):
         assert client.command(0x1234, bytes(8)) == -ECONNRESET
 
 
-def test_shut_1_whoever_looks_in_between_finds_some_gone_and_the_others_as_they_were(world):
+def test_shut_1_whoever_looks_in_between_finds_some_gone_and_the_others_as_they_were(world: World) -> None:
     clients = [world.connect() for _ in range(3)]
     for number, client in enumerate(clients):
         client.acquire(b"a.n%d" % number)
     fresh = world.open()
     seen = []
 
-    def look():
+    def look() -> None:
         world.host.turn.meanwhile = None
         if clients[0].recv() == -ECONNRESET and clients[2].recv() == -EAGAIN:
             seen.append(fresh.hello())
@@ -53,7 +53,7 @@ def test_shut_1_whoever_looks_in_between_finds_some_gone_and_the_others_as_they_
     assert len(world.domain.users) == 0
 
 
-def test_shut_1_everything_comes_to_rest(world):
+def test_shut_1_everything_comes_to_rest(world: World) -> None:
     clients = [world.connect() for _ in range(5)]
     for number, client in enumerate(clients):
         client.acquire(b"a.n%d" % number)
@@ -71,7 +71,7 @@ def test_shut_1_everything_comes_to_rest(world):
     assert world.domain.next_deadline() == 0
 
 
-def test_shut_3_files_opened_before_the_end_fail_cleanly_after_it(world):
+def test_shut_3_files_opened_before_the_end_fail_cleanly_after_it(world: World) -> None:
     fresh, owner = world.open(), world.open()
     assert owner.make_endpoint(b"1000-custom") == 0
     endpoint = world.domain.buses["1000-test"].endpoints["bus"]
@@ -86,7 +86,7 @@ def test_shut_3_files_opened_before_the_end_fail_cleanly_after_it(world):
     fresh.close()
 
 
-def test_shut_3_matches_and_names_of_a_dead_connection_are_gone(world):
+def test_shut_3_matches_and_names_of_a_dead_connection_are_gone(world: World) -> None:
     client = world.connect()
     client.add_match(1)
     world.control.close()
@@ -94,7 +94,7 @@ def test_shut_3_matches_and_names_of_a_dead_connection_are_gone(world):
     assert client.command(CMD_BYEBYE, bytes(8)) == -EALREADY
 
 
-def test_shut_4_the_pool_stays_readable(world):
+def test_shut_4_the_pool_stays_readable(world: World) -> None:
     sender, receiver = world.connect(), world.connect()
     sender.send(dst=receiver.id, items=sender.vec(b"still here"))
     message = receiver.receive()
@@ -105,7 +105,7 @@ def test_shut_4_the_pool_stays_readable(world):
     assert receiver.handle.memory.closed
 
 
-def test_shut_5_a_custom_endpoint_takes_only_its_own_connections_along(world):
+def test_shut_5_a_custom_endpoint_takes_only_its_own_connections_along(world: World) -> None:
     owner = world.open()
     assert owner.make_endpoint(b"1000-custom", c.MAKE_ACCESS_WORLD) == 0
     inside, outside, watcher = world.connect(endpoint="1000-custom"), world.connect(), observer(world)
@@ -123,7 +123,7 @@ def test_shut_5_a_custom_endpoint_takes_only_its_own_connections_along(world):
     assert world.open().make_endpoint(b"1000-custom") == 0
 
 
-def test_fs_29_the_end_of_the_domain_is_the_end_of_every_bus(world):
+def test_fs_29_the_end_of_the_domain_is_the_end_of_every_bus(world: World) -> None:
     other = world.open_control(world.owner)
     assert world.make_bus(other, b"1000-other") == 0
     client = world.connect()

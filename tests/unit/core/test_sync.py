@@ -9,7 +9,7 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
 from kdbusfs.base.call import ERESTARTSYS
-from tests.support.core_client import PENDING, World
+from tests.support.core_client import PENDING, Pair, World
 from tests.support.core_scenes import (
     FAR,
     at_rest,
@@ -33,7 +33,7 @@ def interrupt(world: World) -> None:
         world.domain.interrupt(call)
 
 
-def test_sync_1_only_the_cancel_fd_of_a_blocked_send_is_watched(world, pair):
+def test_sync_1_only_the_cancel_fd_of_a_blocked_send_is_watched(world: World, pair: Pair) -> None:
     client, server = pair
     file = FakeFile()
     cancel = cancel_fd(client.process, file)
@@ -45,7 +45,7 @@ def test_sync_1_only_the_cancel_fd_of_a_blocked_send_is_watched(world, pair):
     assert not world.host.watched[0][2].open
 
 
-def test_sync_2_a_restarted_send_waits_on_and_queues_nothing(world, pair):
+def test_sync_2_a_restarted_send_waits_on_and_queues_nothing(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     assert request(client, server.id, 7, sync=True, timeout=now + 9) == PENDING
@@ -59,7 +59,7 @@ def test_sync_2_a_restarted_send_waits_on_and_queues_nothing(world, pair):
     assert at_rest(client) and at_rest(server)
 
 
-def test_sync_2_a_restarted_send_can_be_interrupted_again_and_answered(world, pair):
+def test_sync_2_a_restarted_send_can_be_interrupted_again_and_answered(world: World, pair: Pair) -> None:
     client, server = pair
     for _ in range(5):
         assert request(client, server.id, 7, sync=True) == PENDING
@@ -73,7 +73,7 @@ def test_sync_2_a_restarted_send_can_be_interrupted_again_and_answered(world, pa
     assert cookies(server) == [7]
 
 
-def test_sync_2_only_the_same_receiver_and_cookie_are_a_restart(world, pair):
+def test_sync_2_only_the_same_receiver_and_cookie_are_a_restart(world: World, pair: Pair) -> None:
     client, server = pair
     other = world.connect()
     request(client, server.id, 7, sync=True)
@@ -85,14 +85,14 @@ def test_sync_2_only_the_same_receiver_and_cookie_are_a_restart(world, pair):
     assert cookies(other) == [7]
 
 
-def test_sync_2_a_blocked_send_of_another_thread_is_no_restart(world, pair):
+def test_sync_2_a_blocked_send_of_another_thread_is_no_restart(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 7, sync=True) == PENDING
     assert request(client, server.id, 7, sync=True) == PENDING
     assert cookies(server) == [7, 7]
 
 
-def test_sync_2_after_the_deadline_the_restart_is_etimedout(world, pair):
+def test_sync_2_after_the_deadline_the_restart_is_etimedout(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     request(client, server.id, 7, sync=True, timeout=now + 5)
@@ -103,7 +103,7 @@ def test_sync_2_after_the_deadline_the_restart_is_etimedout(world, pair):
     assert at_rest(client) and at_rest(server)
 
 
-def test_sync_2_a_take_over_between_interruption_and_restart_does_no_harm(world):
+def test_sync_2_a_take_over_between_interruption_and_restart_does_no_harm(world: World) -> None:
     client = world.connect()
     name = make_item(c.ITEM_NAME, b"a.b\0")
     world.connect(flags=c.HELLO_ACTIVATOR, items=name)
@@ -118,7 +118,7 @@ def test_sync_2_a_take_over_between_interruption_and_restart_does_no_harm(world)
     assert results(world) == [-ERESTARTSYS, 0]
 
 
-def test_sync_3_the_tracker_of_an_interrupted_send_goes_silently_at_its_deadline(world, pair):
+def test_sync_3_the_tracker_of_an_interrupted_send_goes_silently_at_its_deadline(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     file = FakeFile()
@@ -136,7 +136,7 @@ def test_sync_3_the_tracker_of_an_interrupted_send_goes_silently_at_its_deadline
 
 
 @pytest.mark.parametrize("change", [-3, 4])
-def test_sync_3_a_call_that_is_made_again_has_the_deadline_that_it_names(world, pair, change):
+def test_sync_3_a_call_that_is_made_again_has_the_deadline_that_it_names(world: World, pair: Pair, change: int) -> None:
     client, server = pair
     now = world.host.clock.now
     request(client, server.id, 7, sync=True, timeout=now + 5)
@@ -153,7 +153,7 @@ def test_sync_3_a_call_that_is_made_again_has_the_deadline_that_it_names(world, 
 
 
 @pytest.mark.parametrize("deadline", [1, 1 << 63])
-def test_sync_3_a_call_that_is_made_again_too_late_is_etimedout(world, pair, deadline):
+def test_sync_3_a_call_that_is_made_again_too_late_is_etimedout(world: World, pair: Pair, deadline: int) -> None:
     client, server = pair
     world.host.clock.now = 1000
     request(client, server.id, 7, sync=True)
@@ -164,7 +164,7 @@ def test_sync_3_a_call_that_is_made_again_too_late_is_etimedout(world, pair, dea
     assert at_rest(client) and at_rest(server)
 
 
-def test_sync_3_calls_that_are_made_again_for_ever_leave_no_deadlines_behind(world, pair):
+def test_sync_3_calls_that_are_made_again_for_ever_leave_no_deadlines_behind(world: World, pair: Pair) -> None:
     client, server = pair
     for number in range(5000):
         assert request(client, server.id, 7, sync=True, timeout=FAR + number % 2) == PENDING
@@ -173,7 +173,7 @@ def test_sync_3_calls_that_are_made_again_for_ever_leave_no_deadlines_behind(wor
     assert slots(client) == 1
 
 
-def test_sync_3_a_cancel_fd_is_watched_again_after_the_restart(world, pair):
+def test_sync_3_a_cancel_fd_is_watched_again_after_the_restart(world: World, pair: Pair) -> None:
     client, server = pair
     file = FakeFile()
     cancel = cancel_fd(client.process, file)
@@ -188,7 +188,7 @@ def test_sync_3_a_cancel_fd_is_watched_again_after_the_restart(world, pair):
     assert file.open_count == 0
 
 
-def test_sync_4_a_reply_during_the_interruption_is_kept_for_the_restart(world, pair):
+def test_sync_4_a_reply_during_the_interruption_is_kept_for_the_restart(world: World, pair: Pair) -> None:
     client, server = pair
     file = FakeFile()
     request(client, server.id, 7, sync=True)
@@ -210,7 +210,7 @@ def test_sync_4_a_reply_during_the_interruption_is_kept_for_the_restart(world, p
     assert at_rest(client) and at_rest(server)
 
 
-def test_sync_4_a_reply_nobody_fetches_goes_at_the_deadline(world, pair):
+def test_sync_4_a_reply_nobody_fetches_goes_at_the_deadline(world: World, pair: Pair) -> None:
     client, server = pair
     now = world.host.clock.now
     file = FakeFile()
@@ -224,7 +224,7 @@ def test_sync_4_a_reply_nobody_fetches_goes_at_the_deadline(world, pair):
     assert at_rest(client) and at_rest(server)
 
 
-def test_sync_4_a_reply_that_failed_during_the_interruption_fails_the_restart(world):
+def test_sync_4_a_reply_that_failed_during_the_interruption_fails_the_restart(world: World) -> None:
     client, server = world.connect(flags=0), world.connect()
     request(client, server.id, 7, sync=True)
     interrupt(world)
@@ -234,7 +234,7 @@ def test_sync_4_a_reply_that_failed_during_the_interruption_fails_the_restart(wo
     assert at_rest(client) and at_rest(server)
 
 
-def test_sync_4_an_answered_tracker_does_not_hide_an_older_one_of_the_same_cookie(world, pair):
+def test_sync_4_an_answered_tracker_does_not_hide_an_older_one_of_the_same_cookie(world: World, pair: Pair) -> None:
     client, server = pair
     assert request(client, server.id, 7, sync=True) == PENDING
     assert request(client, server.id, 7, sync=True) == PENDING
@@ -247,7 +247,9 @@ def test_sync_4_an_answered_tracker_does_not_hide_an_older_one_of_the_same_cooki
 
 @pytest.mark.parametrize("answered", [False, True])
 @pytest.mark.parametrize("who", ["client", "server", "bus"])
-def test_sync_5_ends_of_connections_during_an_interruption_leave_nothing(world, pair, answered, who):
+def test_sync_5_ends_of_connections_during_an_interruption_leave_nothing(
+    world: World, pair: Pair, answered: bool, who: str
+) -> None:
     client, server = pair
     file = FakeFile()
     request(client, server.id, 7, sync=True)
@@ -264,7 +266,7 @@ def test_sync_5_ends_of_connections_during_an_interruption_leave_nothing(world, 
     assert results(world) == [-ERESTARTSYS]
 
 
-def test_sync_4_a_reply_outlives_its_replier(world, pair):
+def test_sync_4_a_reply_outlives_its_replier(world: World, pair: Pair) -> None:
     """What was accepted from the replier is returned although the replier left meanwhile."""
     client, server = pair
     request(client, server.id, 7, sync=True, items=b"")
@@ -277,7 +279,7 @@ def test_sync_4_a_reply_outlives_its_replier(world, pair):
     assert request(client, server.id, 7, sync=True) == -ENXIO
 
 
-def test_rep_10_rep_11_an_interrupted_send_learns_of_epipe_when_it_is_restarted(world, pair):
+def test_rep_10_rep_11_an_interrupted_send_learns_of_epipe_when_it_is_restarted(world: World, pair: Pair) -> None:
     client, server = pair
     client_2 = world.connect()
     for each in pair[0], client_2:
@@ -290,7 +292,7 @@ def test_rep_10_rep_11_an_interrupted_send_learns_of_epipe_when_it_is_restarted(
     assert at_rest(client) and at_rest(client_2) and at_rest(server)
 
 
-def test_sync_4_dropping_a_request_that_is_answered_does_not_lose_the_answer(world, pair):
+def test_sync_4_dropping_a_request_that_is_answered_does_not_lose_the_answer(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7, sync=True)
     interrupt(world)
@@ -300,7 +302,7 @@ def test_sync_4_dropping_a_request_that_is_answered_does_not_lose_the_answer(wor
     assert client.last_message().cookie == 8
 
 
-def test_sync_2_a_restart_by_name_waits_for_whom_the_request_went_to(world, pair):
+def test_sync_2_a_restart_by_name_waits_for_whom_the_request_went_to(world: World, pair: Pair) -> None:
     client, server = pair
     server.acquire(b"a.b", c.NAME_ALLOW_REPLACEMENT)
     by_name = {"items": dst_name(b"a.b")}
@@ -314,7 +316,7 @@ def test_sync_2_a_restart_by_name_waits_for_whom_the_request_went_to(world, pair
     assert results(world) == [-ERESTARTSYS, 0]
 
 
-def test_sync_5_the_end_of_the_process_ends_the_wait(world, pair):
+def test_sync_5_the_end_of_the_process_ends_the_wait(world: World, pair: Pair) -> None:
     client, server = pair
     request(client, server.id, 7, sync=True)
     client.close()
@@ -323,7 +325,7 @@ def test_sync_5_the_end_of_the_process_ends_the_wait(world, pair):
     assert at_rest(server)
 
 
-def test_shut_2_a_blocked_send_ends_with_econnreset_or_epipe(world, pair):
+def test_shut_2_a_blocked_send_ends_with_econnreset_or_epipe(world: World, pair: Pair) -> None:
     client, server = pair
     other = world.connect()
     request(other, server.id, 1, sync=True)  # server goes before other
@@ -337,7 +339,7 @@ def test_shut_2_a_blocked_send_ends_with_econnreset_or_epipe(world, pair):
     assert results(world) == [-ECONNRESET]
 
 
-def test_interrupting_a_call_that_ended_does_nothing(world, pair):
+def test_interrupting_a_call_that_ended_does_nothing(world: World, pair: Pair) -> None:
     """SYNC-3: the interruption may come too late."""
     client, server = pair
     request(client, server.id, 7, sync=True)
