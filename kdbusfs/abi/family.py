@@ -1,6 +1,6 @@
 """What an ABI of kdbus brings: a family decodes its commands once, and lays out what its connections get.
 
-docs/architecture/families.md lists what a new family has to have.  Decoding raises KdbusError in kdbus' order of
+docs/architecture/families.md lists what a new family has to have.  Decoding raises CommandError in kdbus' order of
 checks: which errno comes first is part of the specification.  The core judges what has been decoded.
 """
 
@@ -41,7 +41,7 @@ class Family:
     def decode(self, kind: int, call: Call) -> list[Item]:
         """The items of a command that has flags and items only, or is looked at in no other way.
 
-        Raises KdbusError: EFAULT, EINVAL, EMSGSIZE, and what its items are refused with.
+        Raises CommandError: EFAULT, EINVAL, EMSGSIZE, and what its items are refused with.
         """
         raise NotImplementedError
 

@@ -133,7 +133,7 @@ class Call:
         """Store a u64 member of the client's struct: the only way in which a result reaches it.
 
         word: index of the member in the fixed part, as u64.  A struct that does not travel back is written to in the
-        client's memory, unless the value is there already.  Raises KdbusError(EFAULT) then.
+        client's memory, unless the value is there already.  Raises CommandError(EFAULT) then.
         """
         fixed = self.fixed
         if fixed is not None:

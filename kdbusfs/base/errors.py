@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno as _errno
 
 
-class KdbusError(Exception):
+class CommandError(Exception):
     """A command failed because of what the client asked for: `errno` is what its ioctl returns.
 
     `reason` is for a reader of tests and traces; nothing of it reaches the client.
@@ -23,10 +23,10 @@ class KdbusError(Exception):
         return f"{name}: {self.reason}" if self.reason else name
 
 
-class AbandonedError(KdbusError):
+class AbandonedError(CommandError):
     """The client was killed while its memory was accessed, and is answered: its command must change nothing more.
 
-    Whoever goes on after a KdbusError passes this one on.  To others it is EFAULT, as a copy that a fatal signal ends.
+    Whoever swallows a CommandError passes this one on.  To others it is EFAULT, like a copy that a fatal signal ends.
     """
 
     __slots__ = ()

@@ -32,7 +32,7 @@ class Handle:
     def freed(self, offset: int) -> None:
         """The slice at `offset` of its pool was given back by a FREE that is answered already.
 
-        Raises KdbusError for a pool that is gone.
+        Raises CommandError for a pool that is gone.
         """
 
     def poll(self) -> int:

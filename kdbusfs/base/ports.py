@@ -83,7 +83,7 @@ class Memory:
     def resize(self, size: int) -> None:
         """Be fresh memory of this size, which nobody can change, at HELLO; again after a HELLO that failed.
 
-        Raises KdbusError (ENOMEM, EINVAL).
+        Raises CommandError (ENOMEM, EINVAL).
         """
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.commands import BUS_MAKE
 from ..abi.limits import BUS_BLOOM_MAX_SIZE, BUS_BLOOM_MIN_SIZE
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.ports import ProcessMetadata
 from .endpoint import Endpoint
 from .match import CLASSES, USER_MESSAGES
@@ -88,9 +88,9 @@ class Bus:
         self.monitors.pop(connection.id, None)
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
-        """Raises KdbusError(EEXIST) for a name that is taken."""
+        """Raises CommandError(EEXIST) for a name that is taken."""
         if endpoint.name in self.endpoints:
-            raise KdbusError(EEXIST, "endpoint exists")
+            raise CommandError(EEXIST, "endpoint exists")
         endpoint.ino = self.domain.take_ino()
         self.endpoints[endpoint.name] = endpoint
 
@@ -124,16 +124,16 @@ class Bus:
 def make_bus(domain: Domain, family: Family, call: Call) -> Bus:
     """KDBUS_CMD_BUS_MAKE (BUS-2 to BUS-12).
 
-    Raises KdbusError: EBADMSG, EEXIST, EINVAL, EMFILE; ENAMETOOLONG for the name.
+    Raises CommandError: EBADMSG, EEXIST, EINVAL, EMFILE; ENAMETOOLONG for the name.
     """
     found = _single_items(family.decode(BUS_MAKE, call))
     name = found.get(c.ITEM_MAKE_NAME)
     bloom = found.get(c.ITEM_BLOOM_PARAMETER)
     if name is None or bloom is None:
-        raise KdbusError(EBADMSG, "name or bloom parameters missing")
+        raise CommandError(EBADMSG, "name or bloom parameters missing")
     bloom_size, n_hash = bloom.numbers
     if not BUS_BLOOM_MIN_SIZE <= bloom_size <= BUS_BLOOM_MAX_SIZE or bloom_size % 8 or n_hash < 1:
-        raise KdbusError(EINVAL, "bad bloom parameters")
+        raise CommandError(EINVAL, "bad bloom parameters")
     required = sanitize_attach_flags(_number(found.get(c.ITEM_ATTACH_FLAGS_RECV)))
     shown = sanitize_attach_flags(_number(found.get(c.ITEM_ATTACH_FLAGS_SEND)))
     caller = call.caller
@@ -149,13 +149,13 @@ def make_bus(domain: Domain, family: Family, call: Call) -> Bus:
     bus.id = domain.next_bus_id()
     bus.id128 = domain.host.random_uuid()
     if bus.name in domain.buses:
-        raise KdbusError(EEXIST, "bus exists")
+        raise CommandError(EEXIST, "bus exists")
     caller.collect(bus.creator_metadata, c.ATTACH_PROCESS)
     # Looked at again: `collect` may be held up by the client.
     if not domain.active:
-        raise KdbusError(ESHUTDOWN, "domain is gone")
+        raise CommandError(ESHUTDOWN, "domain is gone")
     if bus.name in domain.buses:
-        raise KdbusError(EEXIST, "bus exists")
+        raise CommandError(EEXIST, "bus exists")
     domain.add_bus(bus, caller.user)
     bus.add_endpoint(Endpoint(bus, "bus", flags, ids.euid, ids.egid))
     return bus
@@ -165,9 +165,9 @@ def _single_items(items: list[Item]) -> dict[int, Item]:
     found: dict[int, Item] = {}
     for item in items:
         if item.kind not in _SINGLE_ITEMS:
-            raise KdbusError(EINVAL, "item that no BUS_MAKE may have")
+            raise CommandError(EINVAL, "item that no BUS_MAKE may have")
         if item.kind in found:
-            raise KdbusError(EEXIST, "item given twice")
+            raise CommandError(EEXIST, "item given twice")
         found[item.kind] = item
     return found
 

@@ -13,7 +13,7 @@ from ..abi import constants as c
 from ..abi.limits import CONN_MAX_MSGS, CONN_MAX_MSGS_UNACCOUNTED
 from ..abi.values import OwnedNames
 from ..base.call import Installation
-from ..base.errors import AbandonedError, KdbusError
+from ..base.errors import AbandonedError, CommandError
 from .match import MatchDb
 from .metadata import export, held_bytes
 from .names import NAME_COST
@@ -165,9 +165,9 @@ class Connection:
         self.received_bytes = 0
 
     def check_active(self) -> None:
-        """Raises KdbusError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
+        """Raises CommandError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
         if not self.active:
-            raise KdbusError(ECONNRESET, "disconnected")
+            raise CommandError(ECONNRESET, "disconnected")
 
     # Names
 
@@ -219,25 +219,25 @@ class Connection:
         """Queue `message`, of connection `source` or of the bus itself (None).
 
         caller: the sending thread, which the payload is copied from; reply: the tracker of a request, linked with it.
-        Raises KdbusError in the order of SEND-45: ENOBUFS (queue full), ECONNRESET, ECOMM, EXFULL, ENOBUFS (pool),
+        Raises CommandError in the order of SEND-45: ENOBUFS (queue full), ECONNRESET, ECOMM, EXFULL, ENOBUFS (pool),
         EFAULT, ENOBUFS (quota).
         """
         queue = self.queue
         if queue.count >= CONN_MAX_MSGS:
-            raise KdbusError(ENOBUFS, "queue full")
+            raise CommandError(ENOBUFS, "queue full")
         entry = self.make_entry(message, process, metadata, caller)
         # Looked at again: others may have been served during the copy (`Caller.copy_payload`).
         if queue.count >= CONN_MAX_MSGS:
             self.discard(entry)
-            raise KdbusError(ENOBUFS, "queue full")
+            raise CommandError(ENOBUFS, "queue full")
         if reply is not None and not reply.requester.active:
             # Nobody would ever take the tracker out again.
             self.discard(entry)
-            raise KdbusError(ECONNRESET, "requester is gone")
+            raise CommandError(ECONNRESET, "requester is gone")
         if queue.count >= CONN_MAX_MSGS_UNACCOUNTED and source is not None:
             try:
                 queue.quota.take(source.user)
-            except KdbusError:
+            except CommandError:
                 self.discard(entry)
                 raise
             entry.user = source.user
@@ -264,7 +264,7 @@ class Connection:
             self.deliver(message, process, metadata, source, caller)
         except AbandonedError:
             raise
-        except KdbusError:
+        except CommandError:
             return False
         return True
 
@@ -277,30 +277,30 @@ class Connection:
     ) -> QueueEntry:
         """An entry for this connection with the payload in its pool, in no queue yet (POOL-9).
 
-        Raises KdbusError: ECONNRESET, ECOMM, EXFULL, ENOBUFS, EFAULT.
+        Raises CommandError: ECONNRESET, ECOMM, EXFULL, ENOBUFS, EFAULT.
         """
         self.check_active()
         resources = message.resources
         if resources is not None and resources.files and not self.accepts_files:
-            raise KdbusError(ECOMM, "receiver takes no descriptors")
+            raise CommandError(ECOMM, "receiver takes no descriptors")
         payload: Slice | None = None
         size = message.payload_size
         if size:
             pool = self.pool
             available = pool.size - pool.busy
             if available // 2 < size < available:
-                raise KdbusError(EXFULL, "more than half of the receiver's free pool")
+                raise CommandError(EXFULL, "more than half of the receiver's free pool")
             payload = pool.allocate(size)
             assert caller is not None
             try:
                 caller.copy_payload(pool.memory, payload.offset, message.vectors)
-            except KdbusError:
+            except CommandError:
                 pool.release(payload)
                 raise
             if not self.active:
                 # It left the bus during the copy, with its queue emptied for good.
                 pool.release(payload)
-                raise KdbusError(ECONNRESET, "receiver is gone")
+                raise CommandError(ECONNRESET, "receiver is gone")
         if resources is not None:
             resources.retain()
         return QueueEntry(message, payload, process, metadata)
@@ -311,7 +311,7 @@ class Connection:
         """Make and publish the message slice of `entry` as `reader` may see it (LAY-1 to LAY-6, META-2).
 
         Gives back its offset and size in the pool, and the descriptors to install.  The entry keeps its payload.
-        Raises KdbusError(ENOBUFS) when the pool has no room; nothing has happened then.
+        Raises CommandError(ENOBUFS) when the pool has no room; nothing has happened then.
         """
         message = entry.message
         family = self.family
@@ -425,7 +425,7 @@ class Connection:
         turn = self.bus.domain.turn
         try:
             new = pool.allocate(old.size)
-        except KdbusError:
+        except CommandError:
             return False
         done = 0
         whole = entry.message.payload_size
@@ -433,7 +433,7 @@ class Connection:
             size = min(_COPIED_AT_ONCE, whole - done)
             try:
                 pool.memory.copy_from(new.offset + done, size, source.pool.memory, old.offset + done)
-            except KdbusError:
+            except CommandError:
                 pool.release(new)
                 return False
             done += size
@@ -484,11 +484,11 @@ class Connection:
     # The end
 
     def byebye(self) -> None:
-        """BYE-1 to BYE-3.  Raises KdbusError: EALREADY, EBUSY."""
+        """BYE-1 to BYE-3.  Raises CommandError: EALREADY, EBUSY."""
         if not self.active:
-            raise KdbusError(EALREADY, "disconnected already")
+            raise CommandError(EALREADY, "disconnected already")
         if len(self.queue):
-            raise KdbusError(EBUSY, "messages in the queue")
+            raise CommandError(EBUSY, "messages in the queue")
         self.disconnect()
 
     def disconnect(self) -> None:

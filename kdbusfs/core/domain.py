@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..base.call import ERESTARTSYS
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.handle import Handle
 from .deadlines import Deadlines
 from .ends import Ends
@@ -104,19 +104,19 @@ class Domain:
     # The tree
 
     def open_control(self, caller: Caller) -> ControlHandle:
-        """Raises KdbusError(ESHUTDOWN) (FS-21)."""
+        """Raises CommandError(ESHUTDOWN) (FS-21)."""
         if not self.active:
-            raise KdbusError(ESHUTDOWN, "domain is gone")
+            raise CommandError(ESHUTDOWN, "domain is gone")
         return ControlHandle(self)
 
     def open_endpoint(self, endpoint: Endpoint, caller: Caller, memory: Memory) -> EndpointHandle:
-        """Raises KdbusError(ESHUTDOWN) for an endpoint that is gone (FS-21), ESRCH for a caller that is."""
+        """Raises CommandError(ESHUTDOWN) for an endpoint that is gone (FS-21), ESRCH for a caller that is."""
         if not endpoint.active:
-            raise KdbusError(ESHUTDOWN, "endpoint is gone")
+            raise CommandError(ESHUTDOWN, "endpoint is gone")
         return EndpointHandle(endpoint, memory, privileged=is_privileged(endpoint, caller))
 
     def add_bus(self, bus: Bus, uid: int) -> None:
-        """Raises KdbusError(EMFILE) at the user's limit (BUS-7)."""
+        """Raises CommandError(EMFILE) at the user's limit (BUS-7)."""
         user = self.users.get(uid)
         user.add_bus()
         bus.creator = user

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.commands import ENDPOINT_MAKE, ENDPOINT_UPDATE
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from .nodes import access_mode, check_uid_prefix
 from .policy import PolicyDb
 from .quota import User
@@ -81,10 +81,10 @@ class Endpoint:
 def make_endpoint(handle: EndpointHandle, family: Family, call: Call) -> Endpoint:
     """KDBUS_CMD_ENDPOINT_MAKE (EPM-1 to EPM-6).
 
-    Raises KdbusError: EPERM, EBADMSG (no name), EEXIST (two names, or taken), EINVAL, ESHUTDOWN, ENAMETOOLONG.
+    Raises CommandError: EPERM, EBADMSG (no name), EEXIST (two names, or taken), EINVAL, ESHUTDOWN, ENAMETOOLONG.
     """
     if not handle.privileged:
-        raise KdbusError(EPERM, "only for the bus' owner")
+        raise CommandError(EPERM, "only for the bus' owner")
     items = family.decode(ENDPOINT_MAKE, call)
     name = _only_name(items)
     bus = handle.endpoint.bus
@@ -92,7 +92,7 @@ def make_endpoint(handle: EndpointHandle, family: Family, call: Call) -> Endpoin
     ids = caller.ids()
     check_uid_prefix(name, caller.domain_uid(ids.euid))
     if not bus.active:
-        raise KdbusError(ESHUTDOWN, "bus is gone")
+        raise CommandError(ESHUTDOWN, "bus is gone")
     flags = call.flags
     account = bus.domain.users.get(caller.user).account
     user = User(ids.euid, account)
@@ -100,13 +100,13 @@ def make_endpoint(handle: EndpointHandle, family: Family, call: Call) -> Endpoin
     account.charge(ENDPOINT_COST)
     try:
         bus.add_endpoint(endpoint)
-    except KdbusError:
+    except CommandError:
         account.uncharge(ENDPOINT_COST)
         bus.domain.users.forget_if_idle(account)
         raise
     try:
         endpoint.set_policy(items, caller)
-    except KdbusError:
+    except CommandError:
         endpoint.shut_down()
         raise
     return endpoint
@@ -117,10 +117,10 @@ def _only_name(items: list[Item]) -> bytes:
     for item in items:
         if item.kind == c.ITEM_MAKE_NAME:
             if found is not None:
-                raise KdbusError(EEXIST, "second name")
+                raise CommandError(EEXIST, "second name")
             found = item.text
     if found is None:
-        raise KdbusError(EBADMSG, "endpoint without a name")
+        raise CommandError(EBADMSG, "endpoint without a name")
     return found
 
 

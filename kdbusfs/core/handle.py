@@ -11,7 +11,7 @@ from ..abi import commands as k
 from ..abi import constants as c
 from ..abi import families
 from ..abi.limits import CONN_MAX_NAMES
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.handle import Handle
 from .bus import Bus, make_bus
 from .connection import DEAD, Connection
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def _name_acquire(connection: Connection, call: Call) -> int:
-    """NAME-3.  Raises KdbusError: EINVAL, E2BIG, EPERM, and those of `NameRegistry.acquire`."""
+    """NAME-3.  Raises CommandError: EINVAL, E2BIG, EPERM, and those of `NameRegistry.acquire`."""
     family = connection.family
     name = only_name(family.decode(k.NAME_ACQUIRE, call))
     if len(connection.names) >= CONN_MAX_NAMES:
-        raise KdbusError(E2BIG, "owns too many names")
+        raise CommandError(E2BIG, "owns too many names")
     if not connection.may_own(name, call.caller):
-        raise KdbusError(EPERM, "may not own the name")
+        raise CommandError(EPERM, "may not own the name")
     flags = connection.bus.names.acquire(connection, name, call.flags)
     connection.bus.notifier.flush()
     family.acquired(call, flags)
@@ -43,7 +43,7 @@ def _name_acquire(connection: Connection, call: Call) -> int:
 
 
 def _name_release(connection: Connection, call: Call) -> int:
-    """NAME-14.  Raises KdbusError: EINVAL, ESRCH."""
+    """NAME-14.  Raises CommandError: EINVAL, ESRCH."""
     name = only_name(connection.family.decode(k.NAME_RELEASE, call))
     connection.bus.names.release(connection, name)
     connection.bus.notifier.flush()
@@ -142,7 +142,7 @@ class ControlHandle(Handle):
         try:
             self.bus = make_bus(self._domain, family, call)
             self._family = family
-        except KdbusError as error:
+        except CommandError as error:
             return -error.errno
         finally:
             self._busy = False
@@ -202,7 +202,7 @@ class EndpointHandle(Handle):
             if kind not in (k.HELLO, k.ENDPOINT_MAKE):
                 return -ENOTTY
             return self._become(family, kind, call)
-        except KdbusError as error:
+        except CommandError as error:
             return -error.errno
 
     def _become(self, family: Family, kind: int, call: Call) -> int:

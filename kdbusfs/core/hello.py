@@ -6,7 +6,7 @@ from errno import ECONNREFUSED, EFAULT, EINVAL, EOPNOTSUPP, EPERM, ESHUTDOWN
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.ports import ProcessMetadata
 from .connection import Connection
 from .metadata import fake_process, held_bytes, sanitize_attach_flags
@@ -39,11 +39,11 @@ class _Request:
     def __init__(self, handle: EndpointHandle, flags: int, items: list[Item]) -> None:
         special = flags & c.HELLO_SPECIAL
         if special & (special - 1):
-            raise KdbusError(EINVAL, "more than one special role")
+            raise CommandError(EINVAL, "more than one special role")
         if special & c.HELLO_MONITOR and handle.endpoint.policy is not None:
-            raise KdbusError(EOPNOTSUPP, "monitor on a custom endpoint")
+            raise CommandError(EOPNOTSUPP, "monitor on a custom endpoint")
         if special and not handle.privileged:
-            raise KdbusError(EPERM, "special role without privilege")
+            raise CommandError(EPERM, "special role without privilege")
         self._privileged = handle.privileged
         self.takes_name = bool(special & (c.HELLO_ACTIVATOR | c.HELLO_POLICY_HOLDER))
         self.name: bytes | None = None
@@ -55,46 +55,46 @@ class _Request:
 
     def _check_whole(self) -> None:
         if self.takes_name and self.name is None:
-            raise KdbusError(EINVAL, "activator or policy holder without a name")
+            raise CommandError(EINVAL, "activator or policy holder without a name")
 
     def _item(self, item: Item) -> None:
         kind = item.kind
         if kind == c.ITEM_NAME:
             # A wildcard is a name of policies: it cannot be owned, not even by an activator (POL-8).
             if not self.takes_name or self.name is not None or not is_valid_name(item.text, wildcard=True):
-                raise KdbusError(EINVAL, "name not allowed, given twice, or invalid")
+                raise CommandError(EINVAL, "name not allowed, given twice, or invalid")
             self.name = item.text
         elif kind in (c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_SECLABEL):
             if not self._privileged:
-                raise KdbusError(EPERM, "faked identity without privilege")
+                raise CommandError(EPERM, "faked identity without privilege")
             if kind != c.ITEM_SECLABEL and not item.numbers:
-                raise KdbusError(EINVAL, "identity item of wrong length")
+                raise CommandError(EINVAL, "identity item of wrong length")
             self.identity[kind] = item
         elif kind == c.ITEM_CONN_DESCRIPTION:
             if self.description is not None:
-                raise KdbusError(EINVAL, "second description")
+                raise CommandError(EINVAL, "second description")
             self.description = item.text
         elif kind not in _IGNORED_ITEMS:
-            raise KdbusError(EINVAL, "item that no HELLO may have")
+            raise CommandError(EINVAL, "item that no HELLO may have")
 
 
 def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
     """KDBUS_CMD_HELLO: `handle.connection` is set afterwards.
 
-    Raises KdbusError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
+    Raises CommandError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
     """
     wanted = family.decode_hello(call)
     flags, pool_size, items = call.flags, wanted.pool_size, wanted.items
     bus = handle.endpoint.bus
     if not pool_size or pool_size % bus.domain.host.page_size:
-        raise KdbusError(EFAULT, "pool size is no multiple of the page size")
+        raise CommandError(EFAULT, "pool size is no multiple of the page size")
     request = _Request(handle, flags, items)
     if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
-        raise KdbusError(EINVAL, "activator of a wildcard")
+        raise CommandError(EINVAL, "activator of a wildcard")
     attach_send = sanitize_attach_flags(wanted.attach_send)
     attach_recv = sanitize_attach_flags(wanted.attach_recv)
     if bus.attach_flags_required & ~attach_send:
-        raise KdbusError(ECONNREFUSED, "bus requires more metadata")
+        raise CommandError(ECONNREFUSED, "bus requires more metadata")
 
     conn_id = bus.next_connection_id()
     handle.memory.resize(pool_size)
@@ -114,7 +114,7 @@ def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
         user.account.charge(cost)
         charged = cost
         if not handle.endpoint.active:
-            raise KdbusError(ESHUTDOWN, "endpoint is gone")
+            raise CommandError(ESHUTDOWN, "endpoint is gone")
         connection = Connection(
             handle,
             family,
@@ -130,7 +130,7 @@ def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
         )
         offset, items_size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
-    except KdbusError:
+    except CommandError:
         pool.close(bus.domain.turn)
         user.connections -= 1
         user.account.uncharge(charged)
@@ -182,13 +182,13 @@ def _publish_bloom_parameter(connection: Connection) -> tuple[int, int]:
 def _connect(connection: Connection, request: _Request, items: list[Item], call: Call) -> None:
     """Let the bus see the connection (HELLO-14 to HELLO-16, NOTE-7).
 
-    Raises KdbusError: EEXIST, EINVAL; then the connection is gone again.
+    Raises CommandError: EEXIST, EINVAL; then the connection is gone again.
     """
     connection.bus.add_connection(connection)
     connection.active = True
     try:
         _introduce(connection, request, items, call)
-    except KdbusError:
+    except CommandError:
         connection.disconnect()
         raise
 

@@ -9,7 +9,7 @@ from librt.strings import BytesWriter
 
 from ..abi import constants as c
 from ..abi.commands import BUS_CREATOR_INFO, CONN_INFO, LIST, UPDATE
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from .metadata import ConnMetadata, export, sanitize_attach_flags
 from .names import NameEntry, is_valid_name
 from .policy import View
@@ -27,14 +27,14 @@ _RECORDS_IN_A_UNIT: Final = 2
 
 
 def _publish(connection: Connection, data: bytes) -> tuple[int, int]:
-    """Put a result into the asker's pool.  Raises KdbusError(ENOBUFS) (POOL-13)."""
+    """Put a result into the asker's pool.  Raises CommandError(ENOBUFS) (POOL-13)."""
     part = connection.pool.put(data)
     connection.pool.publish(part)
     return part.offset, len(data)
 
 
 def conn_info(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_CONN_INFO (INFO-1 to INFO-8).  Raises KdbusError: EINVAL, ESRCH, ENXIO, ENOBUFS."""
+    """KDBUS_CMD_CONN_INFO (INFO-1 to INFO-8).  Raises CommandError: EINVAL, ESRCH, ENXIO, ENOBUFS."""
     family = connection.family
     query = family.decode_query(call)
     wanted = query.id
@@ -52,7 +52,7 @@ def conn_info(connection: Connection, call: Call) -> int:
 def _peer_by_id(connection: Connection, call: Call, wanted: int) -> Connection:
     peer = connection.bus.connections.get(wanted)
     if peer is None or not connection.may_see(peer, call.caller):
-        raise KdbusError(ENXIO, "no such id, or not visible")
+        raise CommandError(ENXIO, "no such id, or not visible")
     return peer
 
 
@@ -60,20 +60,20 @@ def _peer_by_name(connection: Connection, call: Call, items: list[Item]) -> Conn
     name = only_name(items)
     entry = connection.bus.names.find(name)
     if entry is None or not connection.may_see_name(name, call.caller):
-        raise KdbusError(ESRCH, "name has no owner, or is not visible")
+        raise CommandError(ESRCH, "name has no owner, or is not visible")
     return entry.owner
 
 
 def only_name(items: list[Item]) -> bytes:
-    """The one NAME item of a command, without NUL.  Raises KdbusError(EINVAL): none, several, or invalid."""
+    """The one NAME item of a command, without NUL.  Raises CommandError(EINVAL): none, several, or invalid."""
     names = [item.text for item in items if item.kind == c.ITEM_NAME]
     if len(names) != 1 or not is_valid_name(names[0]):
-        raise KdbusError(EINVAL, "not one valid name")
+        raise CommandError(EINVAL, "not one valid name")
     return names[0]
 
 
 def creator_info(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_BUS_CREATOR_INFO (CRE-1 to CRE-3).  Raises KdbusError(ENOBUFS)."""
+    """KDBUS_CMD_BUS_CREATOR_INFO (CRE-1 to CRE-3).  Raises CommandError(ENOBUFS)."""
     family = connection.family
     flags = family.decode_creator_query(call)
     bus = connection.bus
@@ -85,14 +85,14 @@ def creator_info(connection: Connection, call: Call) -> int:
 
 
 def name_list(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_NAME_LIST (LIST-1 to LIST-10).  Raises KdbusError: EINVAL (any item), ENOBUFS.
+    """KDBUS_CMD_NAME_LIST (LIST-1 to LIST-10).  Raises CommandError: EINVAL (any item), ENOBUFS.
 
     Others may be served between two connections, whose records are each of one moment: a name that changes hands
     meanwhile may be told of twice, or not at all.  ECONNRESET when the asker leaves meanwhile.
     """
     family = connection.family
     if family.decode(LIST, call):
-        raise KdbusError(EINVAL, "NAME_LIST takes no items")
+        raise CommandError(EINVAL, "NAME_LIST takes no items")
     result = _LongResult(connection)
     try:
         _list_all(result, connection, call, call.flags)
@@ -130,7 +130,7 @@ class _LongResult:
         self.writer = BytesWriter()
 
     def cut(self) -> None:
-        """Put aside what was written, once it is a piece.  Raises KdbusError(ENOBUFS)."""
+        """Put aside what was written, once it is a piece.  Raises CommandError(ENOBUFS)."""
         if len(self.writer) >= _PIECE:
             self._cut()
 
@@ -139,7 +139,7 @@ class _LongResult:
         self.writer = BytesWriter()
         self._size += len(piece)
         if self._size > self._connection.pool.size:
-            raise KdbusError(ENOBUFS, "result is larger than the pool")
+            raise CommandError(ENOBUFS, "result is larger than the pool")
         self._connection.user.account.charge(len(piece))
         self._charged += len(piece)
         self._pieces.append(piece)
@@ -147,7 +147,7 @@ class _LongResult:
     def publish(self) -> tuple[int, int]:
         """Put it into the asker's pool; offset and size there.  Others may be served meanwhile.
 
-        Raises KdbusError: ENOBUFS (POOL-13), ENOMEM, ECONNRESET.
+        Raises CommandError: ENOBUFS (POOL-13), ENOMEM, ECONNRESET.
         """
         self._cut()
         connection = self._connection
@@ -164,7 +164,7 @@ class _LongResult:
                 at += len(piece)
                 turn.spend(1 + len(piece) // _BYTES_IN_A_UNIT)
             connection.check_active()
-        except KdbusError:
+        except CommandError:
             pool.release(part)
             raise
         pool.publish(part)
@@ -204,7 +204,7 @@ def _write_records(
 
 
 def conn_update(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_CONN_UPDATE (UPD-1 to UPD-6).  Raises KdbusError: EOPNOTSUPP, EINVAL, and those of policies."""
+    """KDBUS_CMD_CONN_UPDATE (UPD-1 to UPD-6).  Raises CommandError: EOPNOTSUPP, EINVAL, and those of policies."""
     items = connection.family.decode(UPDATE, call)
     send_flags: int | None = None
     recv_flags: int | None = None
@@ -214,7 +214,7 @@ def conn_update(connection: Connection, call: Call) -> int:
         kind = item.kind
         if kind in (c.ITEM_ATTACH_FLAGS_SEND, c.ITEM_ATTACH_FLAGS_RECV):
             if not takes_flags:
-                raise KdbusError(EOPNOTSUPP, "attach flags of a policy holder")
+                raise CommandError(EOPNOTSUPP, "attach flags of a policy holder")
             flags = sanitize_attach_flags(item.numbers[0])
             if kind == c.ITEM_ATTACH_FLAGS_SEND:
                 send_flags = flags
@@ -222,14 +222,14 @@ def conn_update(connection: Connection, call: Call) -> int:
                 recv_flags = flags
         elif kind in (c.ITEM_NAME, c.ITEM_POLICY_ACCESS):
             if not connection.is_policy_holder:
-                raise KdbusError(EOPNOTSUPP, "policy of a connection that holds none")
+                raise CommandError(EOPNOTSUPP, "policy of a connection that holds none")
             policy = True
         else:
-            raise KdbusError(EINVAL, "item that no CONN_UPDATE may have")
+            raise CommandError(EINVAL, "item that no CONN_UPDATE may have")
     connection.check_active()
     bus = connection.bus
     if send_flags is not None and bus.attach_flags_required & ~send_flags:
-        raise KdbusError(EINVAL, "bus requires more metadata")
+        raise CommandError(EINVAL, "bus requires more metadata")
     if policy:
         bus.policy.replace(connection, items, call.caller, connection.user.account, only_one=True, wildcards=True)
     if send_flags is not None:

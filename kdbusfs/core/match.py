@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.limits import MATCH_MAX, MATCH_MAX_RULES
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from .match_index import ANYONE, NO_BIT
 from .names import is_valid_name
 
@@ -59,7 +59,7 @@ class Match:
     )
 
     def __init__(self, connection: Connection, cookie: int, items: list[Item]) -> None:
-        """Raises KdbusError: EINVAL, EDOM (the first rule that is wrong, MATCH-14)."""
+        """Raises CommandError: EINVAL, EDOM (the first rule that is wrong, MATCH-14)."""
         self.connection = connection
         self.cookie = cookie
         self.size = _MATCH_COST + sum(_RULE_COST + 2 * item.size for item in items)
@@ -125,13 +125,13 @@ class _Rules:
         self.name: bytes | None = None
 
     def add(self, item: Item, bloom_size: int) -> None:
-        """Raises KdbusError: EINVAL (no rule, or a bad name), EDOM (length of a mask)."""
+        """Raises CommandError: EINVAL (no rule, or a bad name), EDOM (length of a mask)."""
         kind = item.kind
         if kind == c.ITEM_BLOOM_MASK:
             self._add_mask(item.text, bloom_size)
         elif kind == c.ITEM_NAME:
             if not is_valid_name(item.text):
-                raise KdbusError(EINVAL, "invalid name in a match")
+                raise CommandError(EINVAL, "invalid name in a match")
             self.names[item.text] = None
         elif kind == c.ITEM_ID:
             self.src_id = self._both(self.src_id, item.numbers[0])
@@ -142,13 +142,13 @@ class _Rules:
         elif kind in _NAME_CHANGES:
             self._add_name_change(item)
         else:
-            raise KdbusError(EINVAL, "item that is no match rule")
+            raise CommandError(EINVAL, "item that is no match rule")
         self._kinds.add(USER_MESSAGES if kind in _FOR_MESSAGES else kind)
 
     def _add_mask(self, payload: bytes, bloom_size: int) -> None:
         """Every bit of the mask must be in the filter; one mask for each generation (MATCH-5, MATCH-6)."""
         if not payload or len(payload) % bloom_size:
-            raise KdbusError(EDOM, "bloom mask is no multiple of the bus' bloom size")
+            raise CommandError(EDOM, "bloom mask is no multiple of the bus' bloom size")
         self.masks.append(
             [
                 int.from_bytes(payload[at : at + bloom_size], "little")
@@ -243,15 +243,15 @@ class MatchDb:
     def add(self, connection: Connection, cookie: int, items: list[Item], *, replace: bool) -> None:
         """MATCH_ADD by `connection`, which has these matches (MATCH-14).
 
-        Raises KdbusError: EINVAL, EDOM (rules), EMFILE (257th entry, 1025th rule), ENOBUFS.
+        Raises CommandError: EINVAL, EDOM (rules), EMFILE (257th entry, 1025th rule), ENOBUFS.
         """
         entry = Match(connection, cookie, items)
         if replace:
             self._remove(cookie)
         if len(self._entries) >= MATCH_MAX:
-            raise KdbusError(EMFILE, "too many matches")
+            raise CommandError(EMFILE, "too many matches")
         if self._rule_count + entry.rule_count > MATCH_MAX_RULES:
-            raise KdbusError(EMFILE, "too many rules in the matches")
+            raise CommandError(EMFILE, "too many rules in the matches")
         connection.user.account.charge(entry.size)
         self._entries[entry] = None
         self._rule_count += entry.rule_count
@@ -259,9 +259,9 @@ class MatchDb:
             connection.bus.listeners[rule_class].add(entry)
 
     def remove(self, cookie: int) -> None:
-        """MATCH_REMOVE: all entries with that cookie.  Raises KdbusError(ENOENT) when there is none (MATCH-13)."""
+        """MATCH_REMOVE: all entries with that cookie.  Raises CommandError(ENOENT) when there is none (MATCH-13)."""
         if not self._remove(cookie):
-            raise KdbusError(ENOENT, "no match with that cookie")
+            raise CommandError(ENOENT, "no match with that cookie")
 
     def clear(self, bus: Bus) -> None:
         """The connection is gone.  Others may be served meanwhile; if the bus ends in there `forget` does the rest."""

@@ -25,7 +25,7 @@ from mypy_extensions import mypyc_attr
 from ..abi import constants as c
 from ..abi.limits import MSG_MAX_FDS, MSG_MAX_ITEMS, MSG_MAX_PAYLOAD_VEC_SIZE
 from ..abi.values import ZERO_VEC_OFFSET, Body, Item, Notice, Part
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from .names import is_valid_name
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Resources:
     __slots__ = ("_account", "_cost", "_users", "files", "memfds")
 
     def __init__(self, account: Account, cost: int) -> None:
-        """`account` of the sender is charged with `cost` bytes.  Raises KdbusError(ENOBUFS)."""
+        """`account` of the sender is charged with `cost` bytes.  Raises CommandError(ENOBUFS)."""
         account.charge(cost)
         self._account = account
         self._cost = cost
@@ -139,7 +139,7 @@ def make_message(sent: Sent, caller: Caller, conn_id: int, bloom_size: int, acco
 
     account: of the sender, charged as long as the message lives.
     The files it names are pinned; they are let go of on every error (SEND-23).
-    Raises KdbusError with the errno of the row that is violated.
+    Raises CommandError with the errno of the row that is violated.
     """
     message = Message(
         sent.flags, sent.priority, sent.dst_id, conn_id, sent.cookie, sent.timeout_ns, sent.payload_type
@@ -148,8 +148,8 @@ def make_message(sent: Sent, caller: Caller, conn_id: int, bloom_size: int, acco
     try:
         _Scan(message, message.resources, caller, bloom_size).run(sent.items)
         if sent.src_id and sent.src_id != conn_id:
-            raise KdbusError(EINVAL, "src_id of somebody else")
-    except KdbusError:
+            raise CommandError(EINVAL, "src_id of somebody else")
+    except CommandError:
         message.resources.release()
         raise
     return message
@@ -173,7 +173,7 @@ class _Scan:
     def run(self, items: list[Item]) -> None:
         for number, item in enumerate(items):
             if number == MSG_MAX_ITEMS:
-                raise KdbusError(E2BIG, "too many items")
+                raise CommandError(E2BIG, "too many items")
             kind = item.kind
             if kind == c.ITEM_PAYLOAD_VEC:
                 self._vec(item.numbers[0], item.numbers[1])
@@ -186,7 +186,7 @@ class _Scan:
             elif kind == c.ITEM_DST_NAME:
                 self._dst_name(item.text)
             else:
-                raise KdbusError(EINVAL, "item that no message may have")
+                raise CommandError(EINVAL, "item that no message may have")
         self._check_whole()
 
     def _add(self, part: Part) -> None:
@@ -199,7 +199,7 @@ class _Scan:
         """SEND-10 to SEND-12, LAY-9, LAY-10."""
         self._vec_size += size
         if self._vec_size > MSG_MAX_PAYLOAD_VEC_SIZE:
-            raise KdbusError(EMSGSIZE, "vectors of more than 2 MiB")
+            raise CommandError(EMSGSIZE, "vectors of more than 2 MiB")
         message = self._message
         if address:
             self._add(Part(size, message.payload_size))
@@ -218,71 +218,71 @@ class _Scan:
         """SEND-13, LAY-11."""
         start, size, fd = numbers[0], numbers[1], numbers[2]
         if start + size > c.U64_MAX:
-            raise KdbusError(EMSGSIZE, "memfd range wraps")
+            raise CommandError(EMSGSIZE, "memfd range wraps")
         file = self._caller.take_file(fd)
         self._resources.add_memfd(file)
         self._add(Part(size, start, is_memfd=True))
         if file.is_path:
-            raise KdbusError(EBADF, "O_PATH descriptor as memfd")
+            raise CommandError(EBADF, "O_PATH descriptor as memfd")
         self._pad(size % 8)
         seals = file.seals()
         if seals is None:
-            raise KdbusError(EMEDIUMTYPE, "file that cannot be sealed")
+            raise CommandError(EMEDIUMTYPE, "file that cannot be sealed")
         if seals & F_SEALS_REQUIRED != F_SEALS_REQUIRED:
-            raise KdbusError(ETXTBSY, "memfd not fully sealed")
+            raise CommandError(ETXTBSY, "memfd not fully sealed")
         if start + size > file.size():
-            raise KdbusError(EBADF, "memfd range beyond the file")
+            raise CommandError(EBADF, "memfd range beyond the file")
         self._message.memfd_size += size
 
     def _fds(self, fds: tuple[int, ...]) -> None:
         """SEND-15 to SEND-17."""
         if self._has_fds:
-            raise KdbusError(EEXIST, "second FDS item")
+            raise CommandError(EEXIST, "second FDS item")
         self._has_fds = True
         if self._broadcast:
-            raise KdbusError(ENOTUNIQ, "descriptors in a broadcast")
+            raise CommandError(ENOTUNIQ, "descriptors in a broadcast")
         if len(fds) > MSG_MAX_FDS:
-            raise KdbusError(EMFILE, "too many descriptors")
+            raise CommandError(EMFILE, "too many descriptors")
         for fd in fds:
             if fd < 0:
-                raise KdbusError(EBADF, "negative descriptor")
+                raise CommandError(EBADF, "negative descriptor")
             file = self._caller.take_file(fd)
             self._resources.add_file(file)
             self._message.file_count += 1
             if file.is_bus_file or file.is_unix_socket:
-                raise KdbusError(EOPNOTSUPP, "descriptor that can itself carry descriptors")
+                raise CommandError(EOPNOTSUPP, "descriptor that can itself carry descriptors")
 
     def _bloom_filter(self, generation: int, bits: bytes) -> None:
         """SEND-19."""
         if self._message.bloom is not None:
-            raise KdbusError(EEXIST, "second bloom filter")
+            raise CommandError(EEXIST, "second bloom filter")
         self._message.bloom = (generation, int.from_bytes(bits, "little"))
         if len(bits) % 8:
-            raise KdbusError(EFAULT, "bloom filter is no multiple of 8")
+            raise CommandError(EFAULT, "bloom filter is no multiple of 8")
         if len(bits) != self._bloom_size:
-            raise KdbusError(EDOM, "bloom filter of another size than the bus has")
+            raise CommandError(EDOM, "bloom filter of another size than the bus has")
 
     def _dst_name(self, name: bytes) -> None:
         """SEND-20."""
         if self._message.dst_name is not None:
-            raise KdbusError(EEXIST, "second destination name")
+            raise CommandError(EEXIST, "second destination name")
         self._message.dst_name = name
         if not is_valid_name(name):
-            raise KdbusError(EINVAL, "invalid destination name")
+            raise CommandError(EINVAL, "invalid destination name")
 
     def _check_whole(self) -> None:
         """SEND-24 to SEND-26."""
         message = self._message
         named = message.dst_name is not None
         if message.dst_id == c.DST_ID_NAME and not named:
-            raise KdbusError(EDESTADDRREQ, "neither id nor name")
+            raise CommandError(EDESTADDRREQ, "neither id nor name")
         signal = bool(message.flags & c.MSG_SIGNAL)
         if self._broadcast:
             if named:
-                raise KdbusError(EBADMSG, "broadcast to a name")
+                raise CommandError(EBADMSG, "broadcast to a name")
             if not signal:
-                raise KdbusError(EBADMSG, "broadcast that is no signal")
+                raise CommandError(EBADMSG, "broadcast that is no signal")
             if message.cookie_reply:
-                raise KdbusError(ENOTUNIQ, "broadcast with timeout or cookie_reply")
+                raise CommandError(ENOTUNIQ, "broadcast with timeout or cookie_reply")
         if signal != (message.bloom is not None):
-            raise KdbusError(EBADMSG, "signal without bloom filter, or the reverse")
+            raise CommandError(EBADMSG, "signal without bloom filter, or the reverse")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.values import Metadata, OwnedNames
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.identity import NO_ID, NO_PIDS, Creds, Pids
 from ..base.ports import ProcessMetadata
 
@@ -33,11 +33,11 @@ DEFAULT_MASK: Final = (
 
 
 def sanitize_attach_flags(flags: int) -> int:
-    """~0 means all kinds; other unknown bits raise KdbusError(EINVAL) (GEN-17)."""
+    """~0 means all kinds; other unknown bits raise CommandError(EINVAL) (GEN-17)."""
     if flags == c.ATTACH_ANY:
         return c.ATTACH_ALL
     if flags & ~c.ATTACH_ALL:
-        raise KdbusError(EINVAL, "unknown attach flags")
+        raise CommandError(EINVAL, "unknown attach flags")
     return flags
 
 
@@ -165,7 +165,7 @@ def fake_process(
 ) -> ProcessMetadata:
     """The identity that a privileged connection claims at HELLO (HELLO-11): only the given parts are valid.
 
-    Raises KdbusError(EINVAL) for ids without a mapping and for processes that do not exist.
+    Raises CommandError(EINVAL) for ids without a mapping and for processes that do not exist.
     """
     process = ProcessMetadata()
     if creds is not None:
@@ -188,7 +188,7 @@ def _global_id(value: int, translate: Callable[[int], int | None]) -> int:
         return NO_ID
     result = translate(value)
     if result is None:
-        raise KdbusError(EINVAL, "id without a mapping")
+        raise CommandError(EINVAL, "id without a mapping")
     return result
 
 
@@ -198,7 +198,7 @@ def _global_pids(caller: Caller, pid: int, tid: int, ppid: int) -> dict[int, Pid
         # Their lower 32 bits count, as those of the ids in policies (POL-2).
         view = caller.pids_of(number & 0xFFFFFFFF) if number else {}
         if view is None:
-            raise KdbusError(EINVAL, "no such process")
+            raise CommandError(EINVAL, "no such process")
         views.append(view)
     namespaces = set().union(*views)
     return {ns: Pids(*(view.get(ns, 0) for view in views)) for ns in namespaces}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.limits import CONN_MAX_NAMES, NAME_MAX_LEN
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 
 if TYPE_CHECKING:
     from ..base.ports import Turn
@@ -78,7 +78,7 @@ class NameRegistry:
     def acquire(self, connection: Connection, name: bytes, flags: int) -> int:
         """Own `name`, or wait for it; gives back `flags`, with NAME_IN_QUEUE for a waiter (NAME-4 to NAME-9).
 
-        Permission has been checked.  Others may be served while messages of an activator move.  Raises KdbusError:
+        Permission has been checked.  Others may be served while messages of an activator move.  Raises CommandError:
         EALREADY (owner already), EEXIST (taken), E2BIG (waits for 256 names), ENOBUFS (memory of the user),
         ECONNRESET (it left meanwhile).
         """
@@ -89,7 +89,7 @@ class NameRegistry:
             self._add(connection, name, flags)
             return flags
         if connection in (entry.owner, entry.heir):
-            raise KdbusError(EALREADY, "owns the name already")
+            raise CommandError(EALREADY, "owns the name already")
         if connection.is_activator:
             self._register_activator(entry, connection)
             return flags
@@ -106,24 +106,24 @@ class NameRegistry:
             return flags
         if flags & c.NAME_QUEUE:
             if len(connection.waiting_for) >= CONN_MAX_NAMES and connection not in entry.waiters:
-                raise KdbusError(E2BIG, "waits for too many names")
+                raise CommandError(E2BIG, "waits for too many names")
             self._wait(entry, connection, flags)
             return flags | c.NAME_IN_QUEUE
-        raise KdbusError(EEXIST, "name is taken")
+        raise CommandError(EEXIST, "name is taken")
 
     def release(self, connection: Connection, name: bytes) -> None:
-        """Give `name` up, or wait for it no more.  Raises KdbusError(ESRCH) for anybody else (NAME-14).
+        """Give `name` up, or wait for it no more.  Raises CommandError(ESRCH) for anybody else (NAME-14).
 
         Others may be served while messages move back to an activator.
         """
         self._check(connection)
         entry = self._entries.get(name)
         if entry is None:
-            raise KdbusError(ESRCH, "nobody owns the name")
+            raise CommandError(ESRCH, "nobody owns the name")
         if entry.owner is connection and entry.heir is None:
             self._pass_on(entry)
         elif not self._stop_waiting(entry, connection):
-            raise KdbusError(ESRCH, "neither owner nor waiting")
+            raise CommandError(ESRCH, "neither owner nor waiting")
 
     def forward(self, receiver: Connection, name: bytes) -> None:
         """Let a message that was queued at `receiver` go where it had gone if it had come sooner.
@@ -197,9 +197,9 @@ class NameRegistry:
     def _register_activator(self, entry: NameEntry, connection: Connection) -> None:
         """ACT-1, ACT-2: one activator for each name, one name for each activator."""
         if connection.activator_of is not None:
-            raise KdbusError(EINVAL, "activator of another name")
+            raise CommandError(EINVAL, "activator of another name")
         if entry.activator is not None:
-            raise KdbusError(EEXIST, "name has an activator")
+            raise CommandError(EEXIST, "name has an activator")
         entry.activator = connection
         connection.activator_of = entry
 
@@ -278,10 +278,10 @@ class NameRegistry:
         return True
 
     def _check(self, connection: Connection) -> None:
-        """A bus that ends keeps no order of its names.  Raises KdbusError(ECONNRESET)."""
+        """A bus that ends keeps no order of its names.  Raises CommandError(ECONNRESET)."""
         connection.check_active()
         if self._notifier.is_over:
-            raise KdbusError(ECONNRESET, "bus is gone")
+            raise CommandError(ECONNRESET, "bus is gone")
 
     def _owns(self, connection: Connection, entry: NameEntry) -> bool:
         """Whether that has not changed while others were served."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EINVAL
 
 from ..abi.constants import MAKE_ACCESS_GROUP, MAKE_ACCESS_WORLD
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 
 
 def access_mode(access: int, owner: int, group: int, world: int) -> int:
@@ -19,6 +19,6 @@ def access_mode(access: int, owner: int, group: int, world: int) -> int:
 
 
 def check_uid_prefix(name: bytes, uid: int | None) -> None:
-    """Names of buses and endpoints start with the maker's uid and '-' (BUS-5).  Raises KdbusError(EINVAL)."""
+    """Names of buses and endpoints start with the maker's uid and '-' (BUS-5).  Raises CommandError(EINVAL)."""
     if uid is None or not name.startswith(b"%d-" % uid):
-        raise KdbusError(EINVAL, "name lacks the uid of its maker")
+        raise CommandError(EINVAL, "name lacks the uid of its maker")

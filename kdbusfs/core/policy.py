@@ -7,7 +7,7 @@ from errno import E2BIG, EEXIST, EINVAL
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..abi import constants as c
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from .names import is_valid_name
 from .quota import Account
 
@@ -229,7 +229,7 @@ class PolicyDb:
     ) -> None:
         """Put the NAME and POLICY_ACCESS groups of `items` in the place of all that `owner` had (POL-4, POL-6).
 
-        account: is charged for them.  Raises KdbusError: EINVAL (access before a name, invalid name, access or id),
+        account: is charged for them.  Raises CommandError: EINVAL (access before a name, invalid name, access or id),
         E2BIG (second name where `only_one`), EEXIST (an entry of that name exists), ENOBUFS (memory of the account);
         then the old entries stay.
         """
@@ -239,7 +239,7 @@ class PolicyDb:
         seen: set[_Key] = set()
         for key, _ in wanted:
             if key in seen or (key in self._entries and key not in mine):
-                raise KdbusError(EEXIST, "policy entry exists")
+                raise CommandError(EEXIST, "policy entry exists")
             seen.add(key)
         cost = sum(ENTRY_COST + len(key[0]) + ACCESS_COST * entry.accesses for key, entry in wanted)
         account.charge(cost)
@@ -296,24 +296,24 @@ def _parse(
     for item in items:
         if item.kind == c.ITEM_NAME:
             if only_one and groups:
-                raise KdbusError(E2BIG, "more than one name")
+                raise CommandError(E2BIG, "more than one name")
             name = item.text
             if not is_valid_name(name, wildcard=wildcards):
-                raise KdbusError(EINVAL, "invalid name in a policy")
+                raise CommandError(EINVAL, "invalid name in a policy")
             wildcard = name.endswith(b".*")
             groups.append(((name[:-2] if wildcard else name, wildcard), _Entry()))
         elif item.kind == c.ITEM_POLICY_ACCESS:
             if not groups:
-                raise KdbusError(EINVAL, "access before any name")
+                raise CommandError(EINVAL, "access before any name")
             _grant(groups[-1][1], item.numbers, caller)
     return groups
 
 
 def _grant(entry: _Entry, numbers: tuple[int, ...], caller: Caller) -> None:
-    """Add an access item to `entry` (POL-2).  Raises KdbusError(EINVAL)."""
+    """Add an access item to `entry` (POL-2).  Raises CommandError(EINVAL)."""
     kind, level, wanted = numbers
     if level not in (c.POLICY_SEE, c.POLICY_TALK, c.POLICY_OWN):
-        raise KdbusError(EINVAL, "unknown access")
+        raise CommandError(EINVAL, "unknown access")
     translated: int | None
     if kind == c.POLICY_ACCESS_USER:
         translated = caller.uid_to_global(wanted & 0xFFFFFFFF)
@@ -322,7 +322,7 @@ def _grant(entry: _Entry, numbers: tuple[int, ...], caller: Caller) -> None:
     elif kind == c.POLICY_ACCESS_WORLD:
         translated = 0
     else:
-        raise KdbusError(EINVAL, "unknown kind of access")
+        raise CommandError(EINVAL, "unknown kind of access")
     if translated is None:
-        raise KdbusError(EINVAL, "id without a mapping")
+        raise CommandError(EINVAL, "id without a mapping")
     entry.grant(kind, level, translated)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 
 if TYPE_CHECKING:
     from ..base.ports import Memory, Turn
@@ -85,14 +85,14 @@ class Pool:
     def allocate(self, size: int) -> Slice:
         """A slice of ALIGN8(size) bytes, held by the core.  `size` is greater than 0.
 
-        Raises KdbusError(ENOBUFS) when no free part is big enough, or the user's memory limit is reached.
+        Raises CommandError(ENOBUFS) when no free part is big enough, or the user's memory limit is reached.
         """
         size = (size + 7) & ~7
         free = self._free
         # Most pools are free in one piece.
         index = 0 if len(free) == 1 and free[0].size >= size else self._place(size, 0)
         if index == len(free):
-            raise KdbusError(ENOBUFS, "no room in the pool")
+            raise CommandError(ENOBUFS, "no room in the pool")
         part = free[index]
         found = part.size
         offset = part.offset
@@ -123,11 +123,11 @@ class Pool:
         return part
 
     def put(self, data: bytes) -> Slice:
-        """A held slice with `data` in it.  Raises KdbusError(ENOBUFS), or ENOMEM when the host has no memory."""
+        """A held slice with `data` in it.  Raises CommandError(ENOBUFS), or ENOMEM when the host has no memory."""
         part = self.allocate(len(data))
         try:
             self.memory.store(part.offset, data)
-        except KdbusError:
+        except CommandError:
             self.release(part)
             raise
         return part
@@ -148,10 +148,10 @@ class Pool:
             self._drop(part)
 
     def free(self, offset: int) -> None:
-        """The client's FREE of a published slice (FREE-1).  Raises KdbusError(ENXIO) for every other offset."""
+        """The client's FREE of a published slice (FREE-1).  Raises CommandError(ENXIO) for every other offset."""
         part = self._published.pop(offset, None)
         if part is None:
-            raise KdbusError(ENXIO, "no published slice there")
+            raise CommandError(ENXIO, "no published slice there")
         part.published = False
         self._drop(part)
 
@@ -178,7 +178,7 @@ class Pool:
         self._charged = 0
 
     def _grow(self, end: int) -> None:
-        """Charge for memory up to `end`, with room for the slice that wants it.  Raises KdbusError(ENOBUFS)."""
+        """Charge for memory up to `end`, with room for the slice that wants it.  Raises CommandError(ENOBUFS)."""
         amount = end - self._high
         self.account.check(amount + SLICE_COST)
         self.account.charge(amount)

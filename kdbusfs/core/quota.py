@@ -8,7 +8,7 @@ from __future__ import annotations
 from errno import EMFILE, ENOBUFS
 
 from ..abi.limits import CONN_MAX_MSGS_PER_USER, USER_MAX_BUSES, USER_MAX_CONN
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 
 
 class Total:
@@ -38,20 +38,20 @@ class Account:
         self.used = 0
 
     def charge(self, size: int) -> None:
-        """Raises KdbusError(ENOBUFS) beyond the limit."""
+        """Raises CommandError(ENOBUFS) beyond the limit."""
         used = self.used + size
         total = self.total
         total_used = total.used + size
         if used > self.limit or used > total.limit - total_used:
-            raise KdbusError(ENOBUFS, "memory limit of this user")
+            raise CommandError(ENOBUFS, "memory limit of this user")
         self.used = used
         total.used = total_used
 
     def check(self, size: int) -> None:
-        """Whether there is room for `size` bytes.  Raises KdbusError(ENOBUFS)."""
+        """Whether there is room for `size` bytes.  Raises CommandError(ENOBUFS)."""
         used = self.used + size
         if used > self.limit or used > self.total.limit - self.total.used - size:
-            raise KdbusError(ENOBUFS, "memory limit of this user")
+            raise CommandError(ENOBUFS, "memory limit of this user")
 
     def add(self, size: int) -> None:
         """Charge what cannot be refused any more."""
@@ -75,15 +75,15 @@ class User:
         self.buses = 0
 
     def add_connection(self) -> None:
-        """Raises KdbusError(EMFILE) beyond 1024 connections (HELLO-13)."""
+        """Raises CommandError(EMFILE) beyond 1024 connections (HELLO-13)."""
         if self.connections >= USER_MAX_CONN:
-            raise KdbusError(EMFILE, "too many connections of this user")
+            raise CommandError(EMFILE, "too many connections of this user")
         self.connections += 1
 
     def add_bus(self) -> None:
-        """Raises KdbusError(EMFILE) beyond 16 buses (BUS-7)."""
+        """Raises CommandError(EMFILE) beyond 16 buses (BUS-7)."""
         if self.buses >= USER_MAX_BUSES:
-            raise KdbusError(EMFILE, "too many buses of this user")
+            raise CommandError(EMFILE, "too many buses of this user")
         self.buses += 1
 
     @property
@@ -100,10 +100,10 @@ class QueueQuota:
         self._counts: dict[User, int] = {}
 
     def take(self, user: User) -> None:
-        """Raises KdbusError(ENOBUFS) for the 17th accounted message of a user."""
+        """Raises CommandError(ENOBUFS) for the 17th accounted message of a user."""
         count = self._counts.get(user, 0)
         if count >= CONN_MAX_MSGS_PER_USER:
-            raise KdbusError(ENOBUFS, "too many messages of this user in the queue")
+            raise CommandError(ENOBUFS, "too many messages of this user in the queue")
         self._counts[user] = count + 1
 
     def give_back(self, user: User) -> None:

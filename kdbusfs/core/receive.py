@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..abi import constants as c
 from ..abi.commands import FREE
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from .sync import fail
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def recv(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_RECV: 0, -EAGAIN or -EOVERFLOW.
 
-    Raises KdbusError: ENOMSG (nothing as urgent), ENOBUFS (no room for the message slice; it stays queued).
+    Raises CommandError: ENOMSG (nothing as urgent), ENOBUFS (no room for the message slice; it stays queued).
     """
     family = connection.family
     priority = family.decode_recv(call)
@@ -28,7 +28,7 @@ def recv(connection: Connection, call: Call) -> int:
     if flags & c.RECV_USE_PRIORITY:
         entry = queue.most_urgent()
         if entry is not None and entry.message.priority > priority:
-            raise KdbusError(ENOMSG, "no message of that priority")
+            raise CommandError(ENOMSG, "no message of that priority")
     else:
         entry = queue.oldest()
     if entry is None:
@@ -69,7 +69,7 @@ def _drop(connection: Connection, entry: QueueEntry) -> None:
 
 
 def free(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_FREE.  Raises KdbusError: EINVAL (any item), ENXIO (no published slice at that offset)."""
+    """KDBUS_CMD_FREE.  Raises CommandError: EINVAL (any item), ENXIO (no published slice at that offset)."""
     connection.pool.free(connection.family.decode_free(call))
     connection.family.done(FREE, call)
     return 0

@@ -14,7 +14,7 @@ from errno import EMLINK
 from typing import TYPE_CHECKING
 
 from ..abi.limits import CONN_MAX_REQUESTS_PENDING
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 
 if TYPE_CHECKING:
     from ..base.call import Call
@@ -52,9 +52,9 @@ class Reply:
     def __init__(
         self, replying: Connection, requester: Connection, message: Message, *, sync: bool
     ) -> None:
-        """Takes one of the requester's slots.  Raises KdbusError(EMLINK) when there is none (REP-2)."""
+        """Takes one of the requester's slots.  Raises CommandError(EMLINK) when there is none (REP-2)."""
         if requester.request_count >= CONN_MAX_REQUESTS_PENDING:
-            raise KdbusError(EMLINK, "too many pending requests")
+            raise CommandError(EMLINK, "too many pending requests")
         requester.request_count += 1
         self.replying = replying
         self.requester = requester

@@ -22,7 +22,7 @@ from mypy_extensions import mypyc_attr
 from ..abi import constants as c
 from ..abi.commands import SEND
 from ..base.call import PENDING
-from ..base.errors import AbandonedError, KdbusError
+from ..base.errors import AbandonedError, CommandError
 from ..base.ports import ProcessMetadata
 from .audience import Audience
 from .message import Message, make_message
@@ -86,7 +86,7 @@ class Outgoing:
         """Gather what this receiver wants and the sender agrees to (META-2).
 
         The domain's mask counts when a message is received (MASK-1); kinds that cost a look at the process are not
-        even gathered while it hides them.  Raises KdbusError when a kind cannot be gathered.
+        even gathered while it hides them.  Raises CommandError when a kind cannot be gathered.
         """
         source = self.source
         domain = source.bus.domain
@@ -123,7 +123,7 @@ class Outgoing:
             self.collect(receiver)
         except AbandonedError:
             raise
-        except KdbusError:
+        except CommandError:
             pass  # a copy that lacks metadata is better than none (SEND-39)
         if not receiver.try_deliver(
             self.message, self.process, self.metadata, self.source, self.call.caller
@@ -134,7 +134,7 @@ class Outgoing:
 def send(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_SEND: 0, or PENDING for a synchronous call that waits for its reply.
 
-    Raises KdbusError with the errno of the row of SEND-1's order that fails first.
+    Raises CommandError with the errno of the row of SEND-1's order that fails first.
     """
     sent = connection.family.decode_send(call)
     sync = bool(call.flags & c.SEND_SYNC_REPLY)
@@ -169,19 +169,19 @@ def send(connection: Connection, call: Call) -> int:
 def _watch_cancel_fd(
     connection: Connection, call: Call, items: list[Item], token: CancelToken
 ) -> Cancellation | None:
-    """SEND-29, SEND-30.  Raises KdbusError: EINVAL, EEXIST, EBADF."""
+    """SEND-29, SEND-30.  Raises CommandError: EINVAL, EEXIST, EBADF."""
     sync = call.flags & c.SEND_SYNC_REPLY
     watched: Cancellation | None = None
     try:
         for item in items:
             if item.kind != c.ITEM_CANCEL_FD:
-                raise KdbusError(EINVAL, "item that no SEND may have")
+                raise CommandError(EINVAL, "item that no SEND may have")
             if not sync:
                 continue
             if watched is not None:
-                raise KdbusError(EEXIST, "second CANCEL_FD")
+                raise CommandError(EEXIST, "second CANCEL_FD")
             watched = _watch(connection, call, item.numbers[0], token)
-    except KdbusError:
+    except CommandError:
         if watched is not None:
             watched.close()
         raise
@@ -190,13 +190,13 @@ def _watch_cancel_fd(
 
 def _watch(connection: Connection, call: Call, fd: int, token: CancelToken) -> Cancellation:
     if fd < 0:
-        raise KdbusError(EBADF, "negative CANCEL_FD")
+        raise CommandError(EBADF, "negative CANCEL_FD")
     file = call.caller.take_file(fd)
     try:
         if file.is_path:
-            raise KdbusError(EBADF, "O_PATH descriptor as CANCEL_FD")
+            raise CommandError(EBADF, "O_PATH descriptor as CANCEL_FD")
         return connection.bus.domain.host.watch(file, token)
-    except KdbusError:
+    except CommandError:
         file.close()
         raise
 
@@ -245,15 +245,15 @@ def _unicast(
     awaited: Reply | None = None
     if message.flags & c.MSG_EXPECT_REPLY:
         if not source.may_talk(receiver, call.caller):
-            raise KdbusError(EPERM, "may not talk to the receiver")
+            raise CommandError(EPERM, "may not talk to the receiver")
         request = Reply(receiver, source, message, sync=sync)
     elif message.flags & c.MSG_SIGNAL:
         if not receiver.matches.accept_signal(message, source) or not receiver.may_talk(source):
-            raise KdbusError(EPERM, "receiver does not want the signal, or may not talk to the sender")
+            raise CommandError(EPERM, "receiver does not want the signal, or may not talk to the sender")
     elif message.cookie_reply:
         awaited = _consume_tracker(source, receiver, message.cookie_reply)
     elif not source.may_talk(receiver, call.caller):
-        raise KdbusError(EPERM, "may not talk to the receiver")
+        raise CommandError(EPERM, "may not talk to the receiver")
 
     _show_monitors(outgoing)
     if awaited is not None:
@@ -263,7 +263,7 @@ def _unicast(
         return 0
     try:
         receiver.deliver(message, outgoing.process, outgoing.metadata, source, call.caller, request)
-    except KdbusError:
+    except CommandError:
         if request is not None:
             request.drop()
         raise
@@ -278,22 +278,22 @@ def _unicast(
 
 
 def _find_receiver(outgoing: Outgoing) -> Connection:
-    """SEND-33 to SEND-36.  Raises KdbusError: ENXIO, ESRCH, EREMCHG, EADDRNOTAVAIL."""
+    """SEND-33 to SEND-36.  Raises CommandError: ENXIO, ESRCH, EREMCHG, EADDRNOTAVAIL."""
     message = outgoing.message
     bus = outgoing.source.bus
     name = message.dst_name
     if name is None:
         receiver = bus.connections.get(message.dst_id)
         if receiver is None or not receiver.is_ordinary:
-            raise KdbusError(ENXIO, "no ordinary connection has that id")
+            raise CommandError(ENXIO, "no ordinary connection has that id")
         return receiver
     entry = bus.names.find(name)
     if entry is None:
-        raise KdbusError(ESRCH, "nobody owns the name")
+        raise CommandError(ESRCH, "nobody owns the name")
     if message.dst_id not in (c.DST_ID_NAME, entry.owner.id):
-        raise KdbusError(EREMCHG, "name is owned by another id")
+        raise CommandError(EREMCHG, "name is owned by another id")
     if message.flags & c.MSG_NO_AUTO_START and entry.owner.is_activator:
-        raise KdbusError(EADDRNOTAVAIL, "name is owned by an activator")
+        raise CommandError(EADDRNOTAVAIL, "name is owned by an activator")
     message.name_id = entry.id
     return entry.owner
 
@@ -301,11 +301,11 @@ def _find_receiver(outgoing: Outgoing) -> Connection:
 def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> Reply | None:
     """The right to reply (SEND-42, REP-7): the tracker of a blocked SEND, or None where the reply is queued.
 
-    Raises KdbusError(EPERM) when `source` owes no such reply.
+    Raises CommandError(EPERM) when `source` owes no such reply.
     """
     reply = find_reply(source, receiver, cookie)
     if reply is None:
-        raise KdbusError(EPERM, "no such reply is expected")
+        raise CommandError(EPERM, "no such reply is expected")
     if reply.sync:
         return reply
     reply.unlink()
@@ -324,19 +324,19 @@ def _expect(request: Reply, call: Call, token: CancelToken | None, cancellation:
         return _take_result(request, call)
     if not request.linked:
         request.drop()
-        raise KdbusError(ECONNRESET, "requester is gone")
+        raise CommandError(ECONNRESET, "requester is gone")
     return _block(request, call, token, cancellation)
 
 
 def _block(request: Reply, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
-    """Wait until the deadline, which is signed here.  Raises KdbusError(ETIMEDOUT) when it is over."""
+    """Wait until the deadline, which is signed here.  Raises CommandError(ETIMEDOUT) when it is over."""
     domain = request.requester.bus.domain
     deadline = request.deadline_ns
     if deadline & _SIGN_BIT or deadline <= domain.host.clock.monotonic():
         request.interrupted = False
         request.unlink()
         request.drop()
-        raise KdbusError(ETIMEDOUT, "deadline is in the past")
+        raise CommandError(ETIMEDOUT, "deadline is in the past")
     domain.deadlines.add(request)
     wait(request, call, cancellation)
     if token is not None:
@@ -358,12 +358,12 @@ def _resume(
 
 
 def _take_result(reply: Reply, call: Call) -> int:
-    """The result of a SEND that was answered while it did not wait.  Raises KdbusError for a failure."""
+    """The result of a SEND that was answered while it did not wait.  Raises CommandError for a failure."""
     failure = reply.failure
     reply.interrupted = False
     reply.unlink()
     result = take_answer(reply, call) if reply.answer is not None else -failure
     reply.drop()
     if result:
-        raise KdbusError(-result, "delivery of the reply failed")
+        raise CommandError(-result, "delivery of the reply failed")
     return 0

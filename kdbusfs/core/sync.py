@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import ECOMM, ECONNRESET, EPERM, EREMOTEIO
 from typing import TYPE_CHECKING
 
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 
 if TYPE_CHECKING:
     from ..base.call import Call
@@ -50,9 +50,9 @@ def take_answer(reply: Reply, call: Call) -> int:
     requester = reply.requester
     try:
         if not requester.active:
-            raise KdbusError(ECONNRESET, "requester is gone")
+            raise CommandError(ECONNRESET, "requester is gone")
         offset, size, call.installation = requester.install(entry, call.caller, with_files=True)
-    except KdbusError as error:
+    except CommandError as error:
         return -error.errno
     finally:
         requester.discard(entry)
@@ -69,19 +69,19 @@ def answer(
 ) -> None:
     """Attach the reply `message` to a blocked or interrupted SEND; it never enters the queue (REP-15).
 
-    Raises KdbusError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).  EPERM when
-    the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and then not by this reply.
+    Raises CommandError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).  EPERM
+    when the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and not by this reply.
     """
     _check_awaited(reply)
     try:
         entry = reply.requester.make_entry(message, process, metadata, caller)
-    except KdbusError as error:
+    except CommandError as error:
         _check_awaited(reply)
         _end(reply, EREMOTEIO if error.errno == ECOMM else error.errno)
         raise
     try:
         _check_awaited(reply)
-    except KdbusError:
+    except CommandError:
         reply.requester.discard(entry)
         raise
     reply.answer = entry
@@ -92,7 +92,7 @@ def answer(
 
 def _check_awaited(reply: Reply) -> None:
     if not reply.linked or reply.answered:
-        raise KdbusError(EPERM, "reply is not expected any more")
+        raise CommandError(EPERM, "reply is not expected any more")
 
 
 def fail(reply: Reply, errno: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EMFILE
 from typing import Final, Protocol
 
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.handle import Handle
 from ..native.calls import set_events
 from .protocol import OpenAnswer
@@ -65,9 +65,9 @@ class OpenFiles:
         return self._count
 
     def check_room(self, user: int) -> None:
-        """Raises KdbusError(EMFILE) when `user` has as many open as he may."""
+        """Raises CommandError(EMFILE) when `user` has as many open as he may."""
         if self._held.get(user, 0) >= self._per_user:
-            raise KdbusError(EMFILE, "user has too many files open")
+            raise CommandError(EMFILE, "user has too many files open")
 
     def charge(self, user: int) -> None:
         """`user` has one more open."""

@@ -9,7 +9,7 @@ import select
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.handle import Handle
 
 _U64_MAX = (1 << 64) - 1
@@ -42,8 +42,8 @@ class TextFile(Handle):
         raise NotImplementedError
 
     def write(self, data: bytes) -> int:
-        """Take `data` as the new content, wherever it is written to.  KdbusError(EINVAL) if it is none."""
-        raise KdbusError(errno.EINVAL, "not writable")
+        """Take `data` as the new content, wherever it is written to.  CommandError(EINVAL) if it is none."""
+        raise CommandError(errno.EINVAL, "not writable")
 
     def ioctl(self, call: object) -> int:
         """No command is known here."""
@@ -88,10 +88,10 @@ class GrowingFile(TextFile):
         self._text = bytearray()
 
     def read(self, offset: int, size: int) -> bytes:
-        """As above.  KdbusError(EINVAL) beyond what was read before: it is to be read from its start on."""
+        """As above.  CommandError(EINVAL) beyond what was read before: it is to be read from its start on."""
         text = self._text
         if offset > len(text):
-            raise KdbusError(errno.EINVAL, "not read from its start on")
+            raise CommandError(errno.EINVAL, "not read from its start on")
         wanted = offset + min(size, _TEXT_AT_ONCE)
         while len(text) < wanted:
             piece = next(self._pieces, None)
@@ -139,18 +139,18 @@ class Connections(GrowingFile):
 def parse_u64(data: bytes) -> int:
     """A number as the kernel's module parameters take it.
 
-    KdbusError: EINVAL if it is none, ERANGE beyond 64 bits.
+    CommandError: EINVAL if it is none, ERANGE beyond 64 bits.
     """
     if len(data) > _WRITE_MAX:
-        raise KdbusError(errno.EINVAL, "too long for a number")
+        raise CommandError(errno.EINVAL, "too long for a number")
     match = _NUMBER.match(data)
     if match is None:
-        raise KdbusError(errno.EINVAL, "no number")
+        raise CommandError(errno.EINVAL, "no number")
     digits = match[1].lower()
     base = 16 if digits.startswith(b"0x") else 8 if digits.startswith(b"0") else 10
     if len(digits) > 32:
-        raise KdbusError(errno.ERANGE, "beyond 64 bits")
+        raise CommandError(errno.ERANGE, "beyond 64 bits")
     value = int(digits, base)
     if value > _U64_MAX:
-        raise KdbusError(errno.ERANGE, "beyond 64 bits")
+        raise CommandError(errno.ERANGE, "beyond 64 bits")
     return value

@@ -13,7 +13,7 @@ from librt.strings import read_i32_le
 from mypy_extensions import mypyc_attr
 
 from ..base.call import IOC_READ, PENDING, Call
-from ..base.errors import KdbusError
+from ..base.errors import CommandError
 from ..base.handle import Handle
 from ..base.ports import Caller
 from ..base.words import u32, u64
@@ -339,7 +339,7 @@ class Requests:
             if handle is not None:
                 try:
                     handle.freed(offset)
-                except KdbusError:
+                except CommandError:
                     pass  # its pool is gone by now
 
     def interrupt(self) -> None:
@@ -408,7 +408,7 @@ class Requests:
         }
 
     def _errno_of(self, fault: Exception) -> int:
-        if isinstance(fault, KdbusError):
+        if isinstance(fault, CommandError):
             return -fault.errno
         self._faults.report("a command failed unexpectedly")
         return -EIO
@@ -504,7 +504,7 @@ class Requests:
                 context=JobContext(installation, handle, pinned),
             )
             self._installer.submit(job)
-        except KdbusError:
+        except CommandError:
             # The caller is no more, or there is no memory to map: the command itself has been carried out.
             return False
         except Exception:

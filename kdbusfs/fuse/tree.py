@@ -17,7 +17,7 @@ from typing import Any, Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, 
 
 import pyfuse3
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
     WORLD,
@@ -122,7 +122,7 @@ def _handler(
             return await function(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
-        except KdbusError as fault:
+        except CommandError as fault:
             raise pyfuse3.FUSEError(fault.errno) from None
         except Exception as fault:
             want = _want(fault)

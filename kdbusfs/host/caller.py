@@ -12,7 +12,7 @@ from errno import EACCES, ENOTTY, EPERM, ESRCH
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import NO_ID, Creds, Pids
 from kdbusfs.base.ports import Caller, Memory, ProcessMetadata
 from kdbusfs.native._native import ffi, lib
@@ -42,7 +42,7 @@ Root = tuple[int, int, int]
 
 def root_of(tid: int) -> Root | None:
     """Identity of the thread's root directory; None where the daemon may not see it.  Raises
-    KdbusError(ESRCH).
+    CommandError(ESRCH).
     """
     r: int = lib.kfs_proc_root(tid, _identity)
     if r == 0:
@@ -123,13 +123,13 @@ class LinuxCaller(Caller):
         """A pidfd of the thread, or of its process where the kernel has none of threads (native/thread.c): only
         together with `tid` does it say who is meant.
 
-        Raises KdbusError(ESRCH, EMFILE); ESRCH also for thread 0, which is how FUSE names one that the daemon's
+        Raises CommandError(ESRCH, EMFILE); ESRCH also for thread 0, which is how FUSE names one that the daemon's
         pid namespace cannot see.
         """
         if self._pidfd < 0:
             fd: int = lib.kfs_thread_open(self.tid)
             if fd < 0:
-                raise KdbusError(-fd, "pidfd")
+                raise CommandError(-fd, "pidfd")
             self._pidfd = fd
             self._owned = True
         return self._pidfd
@@ -148,25 +148,25 @@ class LinuxCaller(Caller):
         # The kernel does not tell by pidfd, or not of this thread: the number has to be the thread's at the end too.
         status = self.status()
         if lib.kfs_thread_is_alive(self._pidfd, self.tid) != 1:
-            raise KdbusError(ESRCH, "credentials")
+            raise CommandError(ESRCH, "credentials")
         self._ids = ids = status.ids()
         self._numbers = Pids(*status.numbers(b"Tgid"), *status.numbers(b"Pid"), *status.numbers(b"PPid"))
         return ids
 
     def ids(self) -> Creds:
-        """Its credentials now (POL-13).  Raises KdbusError(ESRCH)."""
+        """Its credentials now (POL-13).  Raises CommandError(ESRCH)."""
         ids = self._ids
         return ids if ids is not None else self._load()
 
     def pids(self) -> Pids:
-        """Its numbers in the daemon's pid namespace.  Raises KdbusError(ESRCH)."""
+        """Its numbers in the daemon's pid namespace.  Raises CommandError(ESRCH)."""
         if self._numbers is None:
             self._load()
         assert self._numbers is not None
         return self._numbers
 
     def status(self) -> Status:
-        """/proc/TID/status, read once for a request.  Raises KdbusError(ESRCH)."""
+        """/proc/TID/status, read once for a request.  Raises CommandError(ESRCH)."""
         status = self._status
         if status is None:
             self._status = status = meta.status_of(self.tid)
@@ -197,14 +197,14 @@ class LinuxCaller(Caller):
 
     @property
     def user_ns(self) -> int:
-        """Identity of its user namespace.  Raises KdbusError(ESRCH)."""
+        """Identity of its user namespace.  Raises CommandError(ESRCH)."""
         if not self._user_ns:
             self._user_ns = self.namespaces.user_of(self.tid)
         return self._user_ns
 
     @property
     def pid_ns(self) -> int:
-        """Identity of its pid namespace.  Raises KdbusError(ESRCH)."""
+        """Identity of its pid namespace.  Raises CommandError(ESRCH)."""
         if not self._pid_ns:
             self._pid_ns = self.namespaces.pid_of(self.tid)
         return self._pid_ns
@@ -282,7 +282,7 @@ class LinuxCaller(Caller):
             if found is None:
                 return None
             return meta.numbers_of(found, self.namespaces.pid_chain(found)) or None
-        except KdbusError as error:
+        except CommandError as error:
             if error.errno in (ESRCH, EPERM, EACCES):
                 return None
             raise
@@ -296,7 +296,7 @@ class LinuxCaller(Caller):
     # Memory and descriptors
 
     def write(self, address: int, data: bytes) -> None:
-        """Store `data` in the caller's memory.  Raises KdbusError: EFAULT, ESRCH, EPERM (not ours to write
+        """Store `data` in the caller's memory.  Raises CommandError: EFAULT, ESRCH, EPERM (not ours to write
         to).
         """
         pidfd = self._pidfd
@@ -308,7 +308,7 @@ class LinuxCaller(Caller):
         """Read (address, size) vectors one after the other into `memory` from `offset` on; address 0: zero
         bytes.
 
-        Each byte is copied once.  Raises KdbusError: EFAULT when any of it is unreadable, ESRCH, EPERM,
+        Each byte is copied once.  Raises CommandError: EFAULT when any of it is unreadable, ESRCH, EPERM,
         ENOMEM.
         """
         assert isinstance(memory, PoolMemory)
@@ -355,7 +355,7 @@ class LinuxCaller(Caller):
         return end
 
     def take_file(self, fd: int) -> LinuxFile:
-        """The caller's descriptor `fd`, pinned.  Raises KdbusError: EBADF, EMFILE at the limits, ESRCH,
+        """The caller's descriptor `fd`, pinned.  Raises CommandError: EBADF, EMFILE at the limits, ESRCH,
         EPERM.
         """
         return self._descriptors.take(self.tid, self.pidfd, fd, self.user)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from errno import EBADF, EMFILE, ENFILE
 from typing import Any, Final, Protocol
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.native._native import ffi, lib
 
 from .credentials import mount_type
@@ -101,16 +101,16 @@ class Descriptors:
     def take(self, tid: int, pidfd: int, fd: int, user: int) -> LinuxFile:
         """Descriptor `fd` of thread `tid`, accounted to `user`.
 
-        Raises KdbusError: EBADF; EMFILE at the limits; ESRCH, EPERM when the client cannot be reached.
+        Raises CommandError: EBADF; EMFILE at the limits; ESRCH, EPERM when the client cannot be reached.
         """
         if not 0 <= fd <= _INT_MAX:
-            raise KdbusError(EBADF, "no descriptor number")
+            raise CommandError(EBADF, "no descriptor number")
         held = self.held(user)
         if self._total_held >= self._total:
             for other in tuple(self._closing):
                 self._settle(other)
         if held >= self._per_user or self._total_held >= self._total:
-            raise KdbusError(EMFILE, "too many descriptors in flight")
+            raise CommandError(EMFILE, "too many descriptors in flight")
         own: int = lib.kfs_thread_take(pidfd, tid, fd)
         if own < 0:
             if own == -ENFILE:
@@ -213,9 +213,9 @@ class LinuxFile:
         return self._seals
 
     def size(self) -> int:
-        """Its size in bytes.  Raises KdbusError(EBADF) unless it can be sealed: others might block."""
+        """Its size in bytes.  Raises CommandError(EBADF) unless it can be sealed: others might block."""
         if self.seals() is None:
-            raise KdbusError(EBADF, "size of a file that cannot be sealed")
+            raise CommandError(EBADF, "size of a file that cannot be sealed")
         return os.fstat(self.fd).st_size
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ def _is_bus_mount(fd: int, tid: int) -> bool:
     for process in (own, tid):
         try:
             kind = mount_type(read(process, b"mountinfo", MAX_MOUNTINFO), mount)
-        except KdbusError:
+        except CommandError:
             continue
         if kind is not None:
             return kind == BUS_TYPE

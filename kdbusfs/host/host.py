@@ -68,7 +68,7 @@ class LinuxHost:
     def watch(self, file: ports.File, token: Any) -> LinuxWatch:
         """Have `cancelled` give `token` when `file` gets readable.
 
-        Raises KdbusError(EINVAL), and leaves the file to its owner, for one that cannot be polled, or whose
+        Raises CommandError(EINVAL), and leaves the file to its owner, for one that cannot be polled, or whose
         answer its file system could hold back.
         """
         assert isinstance(file, LinuxFile)

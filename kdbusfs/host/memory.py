@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Final
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Memory
 from kdbusfs.native._native import ffi, lib
 from kdbusfs.native.calls import address_of, copy
@@ -49,7 +49,7 @@ class Mapping:
         out = ffi.new("char **")
         r: int = lib.kfs_map(fd, size, out)
         if r < 0:
-            raise KdbusError(ENOMEM, "no address space for a pool")
+            raise CommandError(ENOMEM, "no address space for a pool")
         self.base = out[0]
         self.address = address_of(self.base)
         self.size = size
@@ -101,7 +101,7 @@ class Passthrough:
         self.is_refused = fuse_fd < 0
 
     def open(self, fd: int) -> int:
-        """A backing id for `fd`; 0 where there are none.  Raises KdbusError."""
+        """A backing id for `fd`; 0 where there are none.  Raises CommandError."""
         if self.is_refused:
             return 0
         r: int = lib.kfs_backing_open(self._fuse_fd, fd)
@@ -109,7 +109,7 @@ class Passthrough:
             self._is_given = True
             return r
         if self._is_given or -r not in _REFUSED:
-            raise KdbusError(ENOMEM if -r in _NO_MEMORY else -r, "passthrough backing")
+            raise CommandError(ENOMEM if -r in _NO_MEMORY else -r, "passthrough backing")
         self.is_refused = True
         return 0
 
@@ -139,15 +139,15 @@ class PoolMemory(Memory):
     def resize(self, size: int) -> None:
         """Have fresh memory of this size in bytes.
 
-        Raises KdbusError: EINVAL for what the kernel refuses, ENOMEM.
+        Raises CommandError: EINVAL for what the kernel refuses, ENOMEM.
         """
         if not 0 < size <= _SIZE_MAX:
-            raise KdbusError(EINVAL, "pool size")
+            raise CommandError(EINVAL, "pool size")
         self.close()
         try:
             fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError:
-            raise KdbusError(ENOMEM, "memfd") from None
+            raise CommandError(ENOMEM, "memfd") from None
         try:
             os.ftruncate(fd, size)
             # Nobody who gets hold of the memfd can cut pages off that the daemon may touch.
@@ -157,19 +157,19 @@ class PoolMemory(Memory):
         except OSError as error:
             os.close(fd)
             code = ENOMEM if error.errno in _NO_MEMORY else EINVAL
-            raise KdbusError(code, "pool size") from None
-        except KdbusError:
+            raise CommandError(code, "pool size") from None
+        except CommandError:
             os.close(fd)
             raise
         self.fd = fd
         self.size = size
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at `offset`.  Raises KdbusError(ENOMEM) when the host has no memory for it."""
+        """Put `data` at `offset`.  Raises CommandError(ENOMEM) when the host has no memory for it."""
         size = len(data)
         end = offset + size
         if end > self.size:
-            raise KdbusError(ENOMEM, "store beyond the pool")
+            raise CommandError(ENOMEM, "store beyond the pool")
         mapping = self._mapping
         if type(data) is bytes and end <= self._filled and mapping is not None and end <= mapping.size:
             r = copy(mapping.address, offset, data)
@@ -180,10 +180,10 @@ class PoolMemory(Memory):
         self.written(offset, size)
 
     def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
-        """Move `size` bytes from another pool (ACT-4).  Raises KdbusError(ENOMEM)."""
+        """Move `size` bytes from another pool (ACT-4).  Raises CommandError(ENOMEM)."""
         assert isinstance(source, PoolMemory)
         if offset + size > self.size:
-            raise KdbusError(ENOMEM, "store beyond the pool")
+            raise CommandError(ENOMEM, "store beyond the pool")
         mapping = source.mapped(source_offset + size)
         r: int = lib.kfs_store(self.fd, offset, mapping.base + source_offset, size)
         if r < 0:
@@ -199,7 +199,7 @@ class PoolMemory(Memory):
 
     def mapped(self, end: int) -> Mapping:
         """The pool, mapped at least up to `end`; valid as long as it is referred to.  Raises
-        KdbusError(ENOMEM).
+        CommandError(ENOMEM).
         """
         mapping = self._mapping
         if mapping is None or mapping.size < end:
@@ -208,7 +208,7 @@ class PoolMemory(Memory):
 
     def _map(self, end: int) -> Mapping:
         if end > self.size or self.fd < 0:
-            raise KdbusError(ENOMEM, "beyond the pool")
+            raise CommandError(ENOMEM, "beyond the pool")
         size = max(_FIRST, 1 << (end - 1).bit_length())
         # A mapping may not end beyond the last page; a pool's size need not be a power of two.
         size = min(size, -(-self.size // _PAGE) * _PAGE)
@@ -219,7 +219,7 @@ class PoolMemory(Memory):
     def pin(self, offset: int) -> tuple[Any, object]:
         """An int32 pointer to `offset`, and what keeps it valid as long as it is referred to.
 
-        Works for a thread of its own, also after `close`.  Raises KdbusError(ENOMEM).
+        Works for a thread of its own, also after `close`.  Raises CommandError(ENOMEM).
         """
         mapping = self.mapped(offset + 4)
         return ffi.cast("int32_t *", mapping.base + offset), mapping
@@ -265,7 +265,7 @@ class PoolMemory(Memory):
         """All that was changed since the last time; None: the copies are up to date.
 
         slots: offsets of int32 that will be written later, and whose pages go first.
-        Raises KdbusError(ENOMEM); then they are still to be taken.
+        Raises CommandError(ENOMEM); then they are still to be taken.
         """
         copies = self._copies
         if copies is None or not copies.nodeids or self.fd < 0 or not (copies.changed or slots):
@@ -281,6 +281,6 @@ class PoolMemory(Memory):
         return Stores(ffi.new("struct kfs_store[]", rows), len(rows), slot_rows, mapping)
 
 
-def _store_error(result: int) -> KdbusError:
+def _store_error(result: int) -> CommandError:
     code = ENOMEM if -result in _NO_MEMORY or result == -EFBIG else -result
-    return KdbusError(code, "pool store")
+    return CommandError(code, "pool store")

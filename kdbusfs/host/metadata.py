@@ -12,7 +12,7 @@ from errno import EACCES, EFAULT, EINVAL, ENAMETOOLONG, ENOENT, EPERM, ESRCH
 from typing import TYPE_CHECKING
 
 from kdbusfs.abi import constants as c
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import Pids
 from kdbusfs.base.ports import ProcessMetadata
 
@@ -32,7 +32,7 @@ def collect(caller: LinuxCaller, metadata: ProcessMetadata, kinds: int) -> None:
     """Add those process kinds of `kinds` to `metadata` that it has not collected yet.
 
     Kinds that the thread does not have, or that the daemon may not see, are left out (META-21).
-    Raises KdbusError: ESRCH when the thread is gone; EINVAL, EFAULT for an argument area without a string
+    Raises CommandError: ESRCH when the thread is gone; EINVAL, EFAULT for an argument area without a string
     (HELLO-12).
     """
     wanted = kinds & ~metadata.collected & c.ATTACH_PROCESS
@@ -46,12 +46,12 @@ def collect(caller: LinuxCaller, metadata: ProcessMetadata, kinds: int) -> None:
 
 
 def status_of(tid: int) -> Status:
-    """/proc/TID/status.  Raises KdbusError(ESRCH)."""
+    """/proc/TID/status.  Raises CommandError(ESRCH)."""
     return Status(read(tid, b"status", MAX_STATUS, at_once=True))
 
 
 def pids_in(caller: LinuxCaller) -> dict[int, Pids]:
-    """The thread's three numbers by pid namespace.  Raises KdbusError(ESRCH)."""
+    """The thread's three numbers by pid namespace.  Raises CommandError(ESRCH)."""
     namespaces = caller.namespaces
     own = caller.pids()
     chain = namespaces.pid_chain(caller.tid)
@@ -73,7 +73,7 @@ def _parent_numbers(tid: int, parent: int) -> tuple[int, ...]:
             return ()
         try:
             numbers = status_of(parent).numbers(b"NStgid")
-        except KdbusError:
+        except CommandError:
             numbers = ()
         # As long as the thread still has that parent, the number was not used again in between.
         now = int(status_of(tid).field(b"PPid") or b"0")
@@ -97,7 +97,7 @@ def executable(caller: LinuxCaller) -> bytes | None:
         if caller.root == caller.own_root:
             return path
         return strip_root(path, link(caller.tid, b"root"))
-    except KdbusError as error:
+    except CommandError as error:
         # A path that is too long would fail the receiver's RECV in kdbus; a sender must not be able to do
         # that.
         if error.errno in (ENOENT, EACCES, EPERM, ENAMETOOLONG):
@@ -157,11 +157,11 @@ def _cmdline(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
         if not text and not area_end:
             return False
         if not text:
-            raise KdbusError(EFAULT, "argument area is not readable")
+            raise CommandError(EFAULT, "argument area is not readable")
         if area_end and len(text) > area_end - area_start:
-            raise KdbusError(EINVAL, "argument area is not terminated")
+            raise CommandError(EINVAL, "argument area is not terminated")
     elif end < 0:
-        raise KdbusError(EINVAL, "argument area is not terminated")
+        raise CommandError(EINVAL, "argument area is not terminated")
     metadata.cmdline = text[:end]
     return True
 
@@ -169,7 +169,7 @@ def _cmdline(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
 def _cgroup(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
     try:
         path = parse_cgroup(read(caller.tid, b"cgroup", MAX_TEXT))
-    except KdbusError as error:
+    except CommandError as error:
         # Without cgroups in the kernel there is no such file; a thread that is gone has no status either.
         if error.errno != ESRCH:
             raise
@@ -190,7 +190,7 @@ def _seclabel(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
         return False
     try:
         label = read(caller.tid, b"attr/current", 4096).rstrip(b"\n\0")
-    except KdbusError as error:
+    except CommandError as error:
         if error.errno == ESRCH:
             caller.status()
         # No security module provides a label (META-14).
@@ -205,7 +205,7 @@ def _audit(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
     try:
         metadata.sessionid = int(read(caller.tid, b"sessionid", 32))
         metadata.loginuid = int(read(caller.tid, b"loginuid", 32))
-    except KdbusError as error:
+    except CommandError as error:
         # A kernel without auditing has no such files.
         if error.errno != ESRCH:
             raise

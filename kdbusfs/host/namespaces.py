@@ -170,20 +170,20 @@ class Namespaces:
             os.close(fd)
 
     def user_of(self, tid: int) -> int:
-        """Identity of the thread's user namespace.  Raises KdbusError(ESRCH, EPERM)."""
+        """Identity of the thread's user namespace.  Raises CommandError(ESRCH, EPERM)."""
         if self._inode(tid, b"ns/user") == self._own_user_inode:
             return self.user
         return self._foreign(tid, b"ns/user")
 
     def pid_of(self, tid: int) -> int:
-        """Identity of the thread's pid namespace.  Raises KdbusError(ESRCH, EPERM)."""
+        """Identity of the thread's pid namespace.  Raises CommandError(ESRCH, EPERM)."""
         if self._inode(tid, b"ns/pid") == self._own_pid_inode:
             return self.pid
         return self._foreign(tid, b"ns/pid")
 
     def maps_of(self, tid: int, user_ns: int) -> Maps:
         """The maps of the foreign namespace `user_ns`, in which thread `tid` lives.  Raises
-        KdbusError(ESRCH).
+        CommandError(ESRCH).
         """
         maps = self._cached.get(user_ns)
         if maps is None:
@@ -201,7 +201,7 @@ class Namespaces:
     def pid_chain(self, tid: int) -> tuple[int, ...]:
         """The pid namespaces in which the thread has a number, from the daemon's own inwards.
 
-        Raises KdbusError(ESRCH), also for a thread that is not below the daemon's namespace.
+        Raises CommandError(ESRCH), also for a thread that is not below the daemon's namespace.
         """
         if self._inode(tid, b"ns/pid") == self._own_pid_inode:
             return (self.pid,)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from kdbusfs.base.errors import AbandonedError, KdbusError
+from kdbusfs.base.errors import AbandonedError, CommandError
 from kdbusfs.native._native import ffi, lib
 
 _SIZE: Final = 16384
@@ -16,14 +16,14 @@ _new: Final[Any] = ffi.new_allocator(should_clear_after_alloc=False)
 _unpack: Final[Any] = ffi.unpack
 
 
-def fail(result: int, what: str) -> KdbusError:
+def fail(result: int, what: str) -> CommandError:
     """The error for the negative errno `result` of a call on a thread.
 
     No entry in /proc means no thread; ECANCELED, that it was killed during an access (native/ownership.c).
     """
     if result == -ECANCELED:
         return AbandonedError(what)
-    return KdbusError(ESRCH if result == -ENOENT else -result, what)
+    return CommandError(ESRCH if result == -ENOENT else -result, what)
 
 
 def read(tid: int, name: bytes, limit: int, partial: bool = False, at_once: bool = False) -> bytes:
@@ -32,7 +32,7 @@ def read(tid: int, name: bytes, limit: int, partial: bool = False, at_once: bool
     `partial`: the first `limit` bytes are enough; otherwise a file that may be longer is read again in full.
     `at_once`: the buffer has room for all of it, because the kernel may take long to write it; what is not
     written to costs nothing.
-    Raises KdbusError: ESRCH when the thread is gone (or has no such file), or the errno of the read.
+    Raises CommandError: ESRCH when the thread is gone (or has no such file), or the errno of the read.
     """
     size = limit if at_once else min(limit, _SIZE)
     # Of this call alone: while the text of one client is awaited, others are read (fuse.ownership).
@@ -50,13 +50,13 @@ def read(tid: int, name: bytes, limit: int, partial: bool = False, at_once: bool
 
 
 def link(tid: int, name: bytes) -> bytes:
-    """What link /proc/TID/`name` shows.  Raises KdbusError; ENOENT where it leads nowhere or the thread is
+    """What link /proc/TID/`name` shows.  Raises CommandError; ENOENT where it leads nowhere or the thread is
     gone.
     """
     buffer = _new("char[]", _LINK_MAX)
     n: int = lib.kfs_proc_link(tid, name, buffer, _LINK_MAX)
     if n < 0:
-        raise KdbusError(-n, name.decode())
+        raise CommandError(-n, name.decode())
     text: bytes = _unpack(buffer, n)
     return text
 

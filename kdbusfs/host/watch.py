@@ -16,7 +16,7 @@ from collections import deque
 from errno import EBADF, EINVAL
 from typing import Any, Final
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 
 from .files import LinuxFile
 from .threads import new_thread
@@ -67,20 +67,20 @@ class Watcher:
     def add(self, file: LinuxFile, token: Any) -> LinuxWatch:
         """Watch `file`, which the watch owns from then on.
 
-        Raises KdbusError, and leaves the file to its owner: EINVAL for a file that cannot be polled or must
+        Raises CommandError, and leaves the file to its owner: EINVAL for a file that cannot be polled or must
         not be, EBADF for an O_PATH descriptor.
         """
         if file.is_path:
-            raise KdbusError(EBADF, "O_PATH descriptor")
+            raise CommandError(EBADF, "O_PATH descriptor")
         if not _is_safe(file):
-            raise KdbusError(EINVAL, "file that cannot be watched")
+            raise CommandError(EINVAL, "file that cannot be watched")
         with self._lock:
             epoll = self._start()
             try:
                 # Not by level: a hang-up alone is reported for ever, and is no reason to end the wait (SYNC-1).
                 epoll.register(file.fd, select.EPOLLIN | select.EPOLLET)
             except OSError:
-                raise KdbusError(EINVAL, "file that cannot be polled") from None
+                raise CommandError(EINVAL, "file that cannot be polled") from None
             watch = LinuxWatch(self, file, token)
             self._watches[file.fd] = watch
             return watch

@@ -1,6 +1,6 @@
 """Commands and messages from bytes, with atheris: `python -m tests.fuzz.decode [libFuzzer options] CORPUS`.
 
-Whatever the bytes are, decoding and judging them raises KdbusError and nothing else, gives the same when done again,
+Whatever the bytes are, decoding and judging them raises CommandError and nothing else, gives the same when done again,
 and does not depend on what stands behind them.  A refused message leaves no file open and no charge.
 
 Input: a byte that chooses what is decoded, a u16 that says how much of the rest is a command (the others are its
@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["kdbusfs.abi", "kdbusfs.core", "kdbusfs
     from kdbusfs.abi.v3.family import V3
     from kdbusfs.abi.v3.items import check_items, decode_items, parse_items
     from kdbusfs.base.call import Call
-    from kdbusfs.base.errors import KdbusError
+    from kdbusfs.base.errors import CommandError
     from kdbusfs.core.message import make_message
     from kdbusfs.core.quota import Account
 
@@ -52,11 +52,11 @@ def outcome_of_items(data: bytes, size: int) -> object:
     """What the items in the first `size` bytes are, or the errno."""
     try:
         check_items(data, 0, size)
-    except KdbusError as error:
+    except CommandError as error:
         for decode in (parse_items, decode_items):
             try:
                 decode(data, 0, size)  # type: ignore[operator]
-            except KdbusError as again:
+            except CommandError as again:
                 assert again.errno == error.errno
             else:
                 raise AssertionError("decoded what the check refuses") from error
@@ -92,7 +92,7 @@ def outcome_of_command(kind: int, command: bytes, message: bytes | None) -> obje
             return [(item.kind, item.text, item.numbers) for item in _family.decode(kind, call)]
         sent = _family.decode_send(call)
         made = make_message(sent, call.caller, 1, BLOOM, account)
-    except KdbusError as error:
+    except CommandError as error:
         assert not any(file.open_count for file in files), "a refused message keeps files open"
         assert account.used == 0, "a refused message is charged"
         return error.errno

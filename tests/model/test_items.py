@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdbusfs.abi.v3.items import RawItem, make_item, parse_items
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 
 STRING = re.compile(rb"[^\0]*\0", re.DOTALL)
 SYSNAME = re.compile(rb"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\0")
@@ -104,7 +104,7 @@ def model_parse(data: bytes) -> int | list[RawItem]:
 def parse(data: bytes, before: bytes = b"") -> int | list[RawItem]:
     try:
         return parse_items(before + data + b"behind", len(before), len(before) + len(data))
-    except KdbusError as error:
+    except CommandError as error:
         return error.errno
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdbusfs.abi.v3.items import decode_items
 from kdbusfs.abi.values import Item
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import Creds
 from kdbusfs.core.policy import PinnedCredentials, PolicyDb
 from kdbusfs.core.quota import Account
@@ -119,7 +119,7 @@ def test_the_database_answers_as_the_model_does(
             errno = 0
             try:
                 database.replace(owner, to_items(items), CALLER, ACCOUNT, only_one=only_one, wildcards=wildcards)
-            except KdbusError as error:
+            except CommandError as error:
                 errno = error.errno
             assert errno == model.replace(owner, items, only_one, wildcards)
         assert len(database) == len(model.entries)

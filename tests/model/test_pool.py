@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.core.pool import Pool, Slice
 from kdbusfs.core.quota import Account
 from tests.support.fake_host import FakeMemory, FakeTurn
@@ -57,7 +57,7 @@ class PoolMachine(RuleBasedStateMachine):
         aligned = -(-size // 8) * 8
         fitting = sorted(gap for gap in self.gaps() if gap[0] >= aligned)
         if not fitting:
-            with pytest.raises(KdbusError):
+            with pytest.raises(CommandError):
                 self.pool.allocate(size)
             return multiple()
         part = self.pool.allocate(size)
@@ -95,7 +95,7 @@ class PoolMachine(RuleBasedStateMachine):
     def free_something_else(self, offset: int) -> None:
         if any(used.offset == offset and used.published for used in self.used):
             return
-        with pytest.raises(KdbusError):
+        with pytest.raises(CommandError):
             self.pool.free(offset)
 
     def collect(self) -> None:

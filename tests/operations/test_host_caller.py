@@ -10,7 +10,7 @@ from errno import EBADF, EFAULT, EMFILE, ESRCH
 
 import pytest
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import Creds
 from kdbusfs.base.ports import NO_ID
 from kdbusfs.host.caller import LinuxCaller
@@ -48,7 +48,7 @@ def child() -> Iterator[Child]:
 
 
 def errno_of(call: object, *arguments: object) -> int:
-    with pytest.raises(KdbusError) as info:
+    with pytest.raises(CommandError) as info:
         call(*arguments)  # type: ignore[operator]
     return info.value.errno
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_fuse import FuseChild
 
@@ -92,9 +92,9 @@ def test_a_silent_server_holds_up_nothing_but_the_close_of_its_own_user(client: 
         assert not (file.is_bus_file or file.is_unix_socket or file.is_path)
         assert file.seals() is None
         for call in (file.size, lambda: host.watch(file, None)):
-            with pytest.raises(KdbusError):
+            with pytest.raises(CommandError):
                 call()
-        with pytest.raises(KdbusError) as info:
+        with pytest.raises(CommandError) as info:
             host.watch(file, None)
         assert info.value.errno == EINVAL
         file.close()

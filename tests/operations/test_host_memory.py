@@ -13,7 +13,7 @@ from errno import EINVAL, ENOMEM
 
 import pytest
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.host.memory import PoolMemory
 from kdbusfs.native import calls
 
@@ -27,7 +27,7 @@ def pool_maps() -> int:
 
 
 def errno_of(call: object, *arguments: object) -> int:
-    with pytest.raises(KdbusError) as info:
+    with pytest.raises(CommandError) as info:
         call(*arguments)  # type: ignore[operator]
     return info.value.errno
 

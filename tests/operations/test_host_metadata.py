@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kdbusfs.abi.v3 import constants as c
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import Creds, Pids
 from kdbusfs.base.ports import ProcessMetadata
 from kdbusfs.host.host import LinuxHost
@@ -266,7 +266,7 @@ ctypes.memset(start, ord("t"), end - start + 1)
 """
     with Child(text) as child:
         child.ask("1")
-        with pytest.raises(KdbusError) as info:
+        with pytest.raises(CommandError) as info:
             collected(host, child.pid, c.ATTACH_CMDLINE)
         assert info.value.errno == EINVAL
 
@@ -278,7 +278,7 @@ def test_a_thread_that_vanished_is_esrch(host: LinuxHost) -> None:
     for bit in range(14):
         kind = 1 << bit
         if kind & c.ATTACH_PROCESS & ~c.ATTACH_EXE:
-            with pytest.raises(KdbusError) as info:
+            with pytest.raises(CommandError) as info:
                 host.caller(child.pid).collect(ProcessMetadata(), kind)
             assert info.value.errno == ESRCH, kind
 

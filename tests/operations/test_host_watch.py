@@ -13,7 +13,7 @@ from errno import EBADF, EINVAL
 
 import pytest
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.host.files import LinuxFile
 from kdbusfs.host.host import LinuxHost
 
@@ -167,7 +167,7 @@ def test_files_that_cannot_or_must_not_be_polled_are_einval(bench: Bench, tmp_pa
     assert all(fd >= 0 for fd in kinds)
     for fd, errno in kinds.items():
         file = bench.take(fd)
-        with pytest.raises(KdbusError) as info:
+        with pytest.raises(CommandError) as info:
             bench.host.watch(file, None)
         assert info.value.errno == errno
         assert file.fd >= 0

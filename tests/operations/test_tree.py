@@ -16,7 +16,7 @@ import pyfuse3
 import pytest
 import trio
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.fuse import tree as tree_module
 from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP
 from kdbusfs.fuse.tree import FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, Tree
@@ -341,7 +341,7 @@ class TestOpen:
         [
             (OSError(errno.EMFILE, "too many"), errno.ENFILE),
             (OSError(errno.ENOMEM, "none left"), errno.ENOMEM),
-            (KdbusError(errno.EPERM, "not allowed"), errno.EPERM),
+            (CommandError(errno.EPERM, "not allowed"), errno.EPERM),
         ],
     )
     def test_what_the_host_wants(self, mount: Mount, bus: FakeBus, fault: Exception, number: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.call import PENDING, Call
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Caller as CoreCaller
 from kdbusfs.core.handle import Handle as CoreHandle
 
@@ -115,7 +115,7 @@ class Handle(CoreHandle):
         action = _ACTIONS.get(call.number)
         try:
             return action(self, call) if action is not None else -errno.ENOTTY
-        except KdbusError as fault:
+        except CommandError as fault:
             return -fault.errno
 
 
@@ -153,19 +153,19 @@ def _free(handle: Handle, call: Call) -> int:
 def _recv(handle: Handle, call: Call) -> int:
     """Tells in return_flags what was copied, beside an error: the struct travels back with it."""
     if call.error:
-        raise KdbusError(call.error)
+        raise CommandError(call.error)
     call.command[24:32] = len(call.command).to_bytes(8, "little")
     return -errno.EAGAIN
 
 
 def _send(handle: Handle, call: Call) -> int:
     if call.error:
-        raise KdbusError(call.error)
+        raise CommandError(call.error)
     if call.command[8] & c.SEND_SYNC_REPLY:
         handle.domain.waiting.append(call.defer())
         return PENDING
     if call.message_error:
-        raise KdbusError(call.message_error)
+        raise CommandError(call.message_error)
     assert call.message is not None
     call.command[32:40] = len(call.message).to_bytes(8, "little")
     call.command[48:56] = sum(call.message).to_bytes(8, "little")
@@ -175,7 +175,7 @@ def _send(handle: Handle, call: Call) -> int:
 def _info(handle: Handle, call: Call) -> int:
     """The sum of all bytes behind the fixed struct, and the last of them."""
     if call.error:
-        raise KdbusError(call.error)
+        raise CommandError(call.error)
     call.command[40:48] = sum(call.command[56:]).to_bytes(8, "little")
     return 0
 

@@ -9,7 +9,7 @@ from struct import pack
 from time import thread_time_ns
 
 from kdbusfs.abi.v3 import constants as c
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import Creds, Pids
 from kdbusfs.base.ports import NO_ID, Caller, Memory, ProcessMetadata, Turn
 
@@ -28,12 +28,12 @@ class FakeMemory(Memory):
 
     def resize(self, size: int) -> None:
         if self.resize_errno:
-            raise KdbusError(self.resize_errno, "no such size")
+            raise CommandError(self.resize_errno, "no such size")
         self.data = bytearray(size)
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         if self.failing:
-            raise KdbusError(self.failing, "no memory to map")
+            raise CommandError(self.failing, "no memory to map")
         assert offset + len(data) <= len(self.data)
         self.data[offset : offset + len(data)] = data
 
@@ -112,7 +112,7 @@ class FakeProcess:
         for start, data in self.memory.items():
             if start <= address and address + size <= start + len(data):
                 return bytes(data[address - start : address - start + size])
-        raise KdbusError(EFAULT, "not mapped")
+        raise CommandError(EFAULT, "not mapped")
 
     def current_ids(self) -> Creds:
         euid = self.uid if self.euid is None else self.euid
@@ -165,7 +165,7 @@ class FakeCaller(Caller):
 
     def ids(self) -> Creds:
         if not self.process.alive:
-            raise KdbusError(ESRCH, "gone")
+            raise CommandError(ESRCH, "gone")
         return self.process.current_ids()
 
     def groups(self) -> tuple[int, ...]:
@@ -193,7 +193,7 @@ class FakeCaller(Caller):
         process = self.process
         process.hold_up()
         if kinds & process.failing & ~metadata.collected:
-            raise KdbusError(EFAULT, "cannot be collected")
+            raise CommandError(EFAULT, "cannot be collected")
         kinds &= ~metadata.collected
         metadata.collected |= kinds
         metadata.valid |= kinds & ~(c.ATTACH_SECLABEL | c.ATTACH_AUDIT)
@@ -217,12 +217,12 @@ class FakeCaller(Caller):
     def write(self, address: int, data: bytes) -> None:
         self.process.hold_up()
         if not self.process.writable:
-            raise KdbusError(EFAULT, "read-only")
+            raise CommandError(EFAULT, "read-only")
         for start, region in self.process.memory.items():
             if start <= address and address + len(data) <= start + len(region):
                 region[address - start : address - start + len(data)] = data
                 return
-        raise KdbusError(EFAULT, "not mapped")
+        raise CommandError(EFAULT, "not mapped")
 
     def copy_payload(self, memory: FakeMemory, offset: int, vectors: list[tuple[int, int]]) -> None:
         self.process.hold_up()
@@ -233,7 +233,7 @@ class FakeCaller(Caller):
     def take_file(self, fd: int) -> FakeFile:
         file = self.process.files.get(fd)
         if file is None:
-            raise KdbusError(EBADF, "closed")
+            raise CommandError(EBADF, "closed")
         file.open_count += 1
         return file
 
@@ -319,7 +319,7 @@ class FakeHost:
 
     def watch(self, file: FakeFile, token: object) -> FakeCancellation:
         if not file.pollable:
-            raise KdbusError(EINVAL, "cannot be polled")
+            raise CommandError(EINVAL, "cannot be polled")
         cancellation = FakeCancellation(file)
         self.watched.append((file, token, cancellation))
         return cancellation

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ class FakeFiles:
 
     def check_room(self, user: int) -> None:
         if self.room.get(user, 1) <= 0:
-            raise KdbusError(errno.EMFILE)
+            raise CommandError(errno.EMFILE)
 
     def charge(self, user: int) -> None:
         if user in self.room:
@@ -136,13 +136,13 @@ class FakeDomain:
 
     def open_control(self, caller: object) -> FakeHandle:
         if not self.is_active:
-            raise KdbusError(errno.ESHUTDOWN)
+            raise CommandError(errno.ESHUTDOWN)
         self.openers.append(caller)
         return FakeHandle()
 
     def open_endpoint(self, endpoint: FakeEndpoint, caller: object, memory: FakeMemory) -> FakeHandle:
         if not self.is_active:
-            raise KdbusError(errno.ESHUTDOWN)
+            raise CommandError(errno.ESHUTDOWN)
         self.openers.append(caller)
         return FakeHandle(endpoint, memory)
 

@@ -20,7 +20,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.call import Call, Installation
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Memory
 from kdbusfs.core.message import Resources
 from kdbusfs.core.quota import Account
@@ -543,19 +543,19 @@ def test_a_user_has_a_bounded_number_of_files_open(kernel: Kernel) -> None:
     first, second = files.add(handle, 1, 0, 1000), files.add(handle, 1, 0, 0)
     files.check_room(1000)
     files.charge(1000)
-    with pytest.raises(KdbusError) as caught:
+    with pytest.raises(CommandError) as caught:
         files.check_room(1000)
     assert caught.value.errno == errno.EMFILE
     files.check_room(0)
     files.remove(first)
-    with pytest.raises(KdbusError):
+    with pytest.raises(CommandError):
         files.check_room(1000)
     files.remove(second)
     files.check_room(1000)
     files.discharge(1000)
     for _ in range(2):
         files.charge(1000)
-    with pytest.raises(KdbusError):
+    with pytest.raises(CommandError):
         files.check_room(1000)
 
 
@@ -1035,7 +1035,7 @@ class Installer:
 
     def submit(self, job: Job) -> None:
         if self.refuses:
-            raise KdbusError(errno.EAGAIN)
+            raise CommandError(errno.EAGAIN)
         self.jobs.append(job)
 
     def finished(self) -> list[Job]:

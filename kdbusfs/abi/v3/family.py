@@ -9,7 +9,7 @@ from typing import Final
 from librt.strings import BytesWriter, read_i64_le, write_i64_le
 
 from ...base.call import Call
-from ...base.errors import KdbusError
+from ...base.errors import CommandError
 from ...base.words import I64, U64, align8, u64
 from .. import commands as k
 from .. import constants as n
@@ -111,7 +111,7 @@ class V3(Family):
         # Tell which flags are valid, then refuse the others (GEN-9, GEN-11).
         call.put(command.kernel_flags_word, command.offered)
         if flags & ~command.flags:
-            raise KdbusError(EINVAL, "unknown flags")
+            raise CommandError(EINVAL, "unknown flags")
         if length == command.size:
             return NO_ITEMS
         return decode_items(data, command.size, length)
@@ -133,7 +133,7 @@ class V3(Family):
         """SEND-1 to SEND-9: of the message what can be judged without the sender."""
         command_items = self._begin(SEND, call)
         if call.message_error or call.message is None:
-            raise KdbusError(call.message_error or EFAULT, "message not readable")
+            raise CommandError(call.message_error or EFAULT, "message not readable")
         data = call.message
         size = len(data)
         if size < MSG_SIZE or size > MSG_MAX_SIZE or size != u64(data, 0):
@@ -141,7 +141,7 @@ class V3(Family):
         flags = u64(data, 8)
         call.put(_KERNEL_MSG_FLAGS, _OFFERED_MSG_FLAGS)
         if flags & ~n.MSG_FLAGS_ALL:
-            raise KdbusError(EINVAL, "unknown message flags")
+            raise CommandError(EINVAL, "unknown message flags")
         items = decode_items(data, MSG_SIZE, size)
         sent = Sent(
             size,
@@ -165,7 +165,7 @@ class V3(Family):
 
     def decode_free(self, call: Call) -> int:
         if self._begin(FREE, call):
-            raise KdbusError(EINVAL, "FREE takes no items")
+            raise CommandError(EINVAL, "FREE takes no items")
         return u64(call.data, CMD_FREE_OFFSET)
 
     def decode_query(self, call: Call) -> Query:
@@ -349,37 +349,37 @@ def _signed(value: int) -> int:
 def _refuse_size(command: Command, call: Call) -> None:
     """GEN-5 to GEN-7."""
     if call.error:
-        raise KdbusError(call.error, "command not readable")
+        raise CommandError(call.error, "command not readable")
     if len(call.data) < 8:
-        raise KdbusError(EFAULT, "command struct without a size")
+        raise CommandError(EFAULT, "command struct without a size")
     size = u64(call.data, 0)
     if size < command.size:
-        raise KdbusError(EINVAL, "command struct too small")
+        raise CommandError(EINVAL, "command struct too small")
     if size > command.max_size:
-        raise KdbusError(EMSGSIZE, "command struct too big")
-    raise KdbusError(EFAULT, "command struct cut off")
+        raise CommandError(EMSGSIZE, "command struct too big")
+    raise CommandError(EFAULT, "command struct cut off")
 
 
-def _bad_message_size(data: bytes) -> KdbusError:
+def _bad_message_size(data: bytes) -> CommandError:
     """What is wrong with a message whose size is not that of `data`, or out of range."""
     if len(data) >= 8 and MSG_SIZE <= u64(data, 0) <= MSG_MAX_SIZE:
-        return KdbusError(EFAULT, "message cut off")
-    return KdbusError(EINVAL, "message too small or too big")
+        return CommandError(EFAULT, "message cut off")
+    return CommandError(EINVAL, "message too small or too big")
 
 
 def _check_header(sent: Sent, *, sync: bool) -> None:
     """SEND-5 to SEND-7."""
     if sent.payload_type == n.PAYLOAD_KERNEL:
-        raise KdbusError(EINVAL, "payload type of the kernel")
+        raise CommandError(EINVAL, "payload type of the kernel")
     if sent.flags & n.MSG_EXPECT_REPLY:
         if sent.timeout_ns == 0 or sent.cookie == 0:
-            raise KdbusError(EINVAL, "request without timeout or cookie")
+            raise CommandError(EINVAL, "request without timeout or cookie")
         if sent.dst_id == n.DST_ID_BROADCAST:
-            raise KdbusError(ENOTUNIQ, "request as broadcast")
+            raise CommandError(ENOTUNIQ, "request as broadcast")
         if sent.flags & n.MSG_SIGNAL:
-            raise KdbusError(EINVAL, "request as signal")
+            raise CommandError(EINVAL, "request as signal")
     elif sync:
-        raise KdbusError(EINVAL, "SYNC_REPLY without EXPECT_REPLY")
+        raise CommandError(EINVAL, "SYNC_REPLY without EXPECT_REPLY")
 
 
 def _write_items(writer: BytesWriter, body: Body, payload_offset: int) -> list[int]:

@@ -10,7 +10,7 @@ from errno import EBADF, EINVAL, ENAMETOOLONG
 from struct import Struct
 from typing import Final
 
-from ...base.errors import KdbusError
+from ...base.errors import CommandError
 from ...base.words import I32, U64, align8, u64
 from .. import constants as c
 from ..limits import SYSNAME_MAX_LEN
@@ -39,7 +39,7 @@ _SYSNAME_INSIDE = _SYSNAME_ANYWHERE | frozenset(b"-.")
 def _check_exact(size: int) -> Callable[[bytes], None]:
     def check(payload: bytes) -> None:
         if len(payload) != size:
-            raise KdbusError(EINVAL, f"payload of {len(payload)} bytes, {size} expected")
+            raise CommandError(EINVAL, f"payload of {len(payload)} bytes, {size} expected")
 
     return check
 
@@ -47,44 +47,44 @@ def _check_exact(size: int) -> Callable[[bytes], None]:
 def _check_multiple(unit: int) -> Callable[[bytes], None]:
     def check(payload: bytes) -> None:
         if len(payload) % unit:
-            raise KdbusError(EINVAL, f"payload of {len(payload)} bytes is no multiple of {unit}")
+            raise CommandError(EINVAL, f"payload of {len(payload)} bytes is no multiple of {unit}")
 
     return check
 
 
 def _check_vec(payload: bytes) -> None:
     if len(payload) != VEC.size or VEC.unpack(payload)[0] == 0:
-        raise KdbusError(EINVAL, "vector of wrong length or size 0")
+        raise CommandError(EINVAL, "vector of wrong length or size 0")
 
 
 def _check_memfd(payload: bytes) -> None:
     if len(payload) != MEMFD.size:
-        raise KdbusError(EINVAL, "memfd item of wrong length")
+        raise CommandError(EINVAL, "memfd item of wrong length")
     _, size, fd, _ = MEMFD.unpack(payload)
     if size == 0:
-        raise KdbusError(EINVAL, "memfd of size 0")
+        raise CommandError(EINVAL, "memfd of size 0")
     if fd < 0:
-        raise KdbusError(EBADF, "negative memfd")
+        raise CommandError(EBADF, "negative memfd")
 
 
 def _check_at_least(size: int) -> Callable[[bytes], None]:
     def check(payload: bytes) -> None:
         if len(payload) < size:
-            raise KdbusError(EINVAL, f"payload of {len(payload)} bytes, at least {size} expected")
+            raise CommandError(EINVAL, f"payload of {len(payload)} bytes, at least {size} expected")
 
     return check
 
 
 def _check_string(payload: bytes) -> None:
     if not payload or payload.find(0) != len(payload) - 1:
-        raise KdbusError(EINVAL, "not one NUL-terminated string")
+        raise CommandError(EINVAL, "not one NUL-terminated string")
 
 
 def _check_sysname(payload: bytes) -> None:
     if len(payload) < 2:
-        raise KdbusError(EINVAL, "empty name")
+        raise CommandError(EINVAL, "empty name")
     if len(payload) > SYSNAME_MAX_LEN + 1:
-        raise KdbusError(ENAMETOOLONG, "name of more than 63 characters")
+        raise CommandError(ENAMETOOLONG, "name of more than 63 characters")
     _check_string(payload)
     name = payload[:-1]
     if (
@@ -92,12 +92,12 @@ def _check_sysname(payload: bytes) -> None:
         or name[-1] not in _SYSNAME_ANYWHERE
         or not _SYSNAME_INSIDE.issuperset(name)
     ):
-        raise KdbusError(EINVAL, "character that a name may not have there")
+        raise CommandError(EINVAL, "character that a name may not have there")
 
 
 def _check_name_change(payload: bytes) -> None:
     if len(payload) < 32:
-        raise KdbusError(EINVAL, "name change of wrong length")
+        raise CommandError(EINVAL, "name change of wrong length")
     if len(payload) > 32:
         _check_string(payload[32:])
 
@@ -141,15 +141,15 @@ _CHECKS: dict[int, Callable[[bytes], None]] = {
 def check_items(data: bytes, start: int, end: int) -> None:
     """The items in `data[start:end]`, checked one after the other (ITEM-1 to ITEM-11).  Unknown types pass (ITEM-3).
 
-    Raises KdbusError: EINVAL, EBADF (negative memfd), ENAMETOOLONG (names of buses, endpoints, descriptions).
+    Raises CommandError: EINVAL, EBADF (negative memfd), ENAMETOOLONG (names of buses, endpoints, descriptions).
     """
     at = start
     while at < end:
         if end - at < ITEM_HEADER_SIZE:
-            raise KdbusError(EINVAL, "item header cut off")
+            raise CommandError(EINVAL, "item header cut off")
         size = u64(data, at)
         if size < ITEM_HEADER_SIZE or size > end - at:
-            raise KdbusError(EINVAL, "item does not fit")
+            raise CommandError(EINVAL, "item does not fit")
         kind = u64(data, at + 8)
         # What nearly every message has: a vector of the right length that is not empty.
         if kind != c.ITEM_PAYLOAD_VEC or size != VEC_ITEM_SIZE or not u64(data, at + ITEM_HEADER_SIZE):

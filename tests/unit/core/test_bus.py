@@ -21,7 +21,7 @@ from struct import pack, unpack_from
 import pytest
 
 from kdbusfs.abi.v3 import constants as c
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.core.domain import Domain
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
@@ -299,11 +299,11 @@ def test_fs_21_a_domain_or_endpoint_that_is_gone_cannot_be_opened(world: World) 
     """FS-21"""
     endpoint = world.domain.buses["1000-test"].endpoints["bus"]
     world.control.close()
-    with pytest.raises(KdbusError) as error:
+    with pytest.raises(CommandError) as error:
         world.domain.open_endpoint(endpoint, FakeCaller(world.owner), FakeMemory())
     assert error.value.errno == ESHUTDOWN
     world.domain.shutdown()
-    with pytest.raises(KdbusError) as error:
+    with pytest.raises(CommandError) as error:
         world.open_control(world.owner)
     assert error.value.errno == ESHUTDOWN
 

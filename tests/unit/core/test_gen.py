@@ -24,7 +24,7 @@ from kdbusfs.abi import commands as k
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.family import V3
 from kdbusfs.base.call import PENDING, Call
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 
@@ -523,6 +523,6 @@ def test_a_command_without_its_size_is_refused(length: int) -> None:
     """No channel gives less than the fixed part; whoever does is told so, and gets no traceback."""
     call = Call()
     call.data = bytes(length)
-    with pytest.raises(KdbusError) as refused:
+    with pytest.raises(CommandError) as refused:
         V3().decode(k.NAME_ACQUIRE, call)
     assert refused.value.errno == EFAULT

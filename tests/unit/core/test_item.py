@@ -9,7 +9,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item, parse_items
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from tests.support import items as i
 from tests.support.core_client import World
 
@@ -32,7 +32,7 @@ def outcome(data: bytes) -> int:
     """0 or the errno of the walk over `data` as the items of a struct."""
     try:
         parse_items(bytes(32) + data, 32, 32 + len(data))
-    except KdbusError as error:
+    except CommandError as error:
         return error.errno
     return 0
 

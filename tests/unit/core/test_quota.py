@@ -6,7 +6,7 @@ from errno import EAGAIN, ENOBUFS
 
 import pytest
 
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.quota import Account, Total
 from tests.support.core_client import FakeProcess, World
@@ -20,7 +20,7 @@ def take_all(account: Account) -> int:
         try:
             account.check(1)
             account.charge(1)
-        except KdbusError as refused:
+        except CommandError as refused:
             assert refused.errno == ENOBUFS
             return count
         count += 1

@@ -8,7 +8,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.constants import CMD_BYEBYE
-from kdbusfs.base.errors import KdbusError
+from kdbusfs.base.errors import CommandError
 from tests.support.core_client import PENDING, World
 from tests.support.core_scenes import cookies, drain, events, observer, request, results
 from tests.support.fake_host import FakeCaller, FakeMemory
@@ -79,7 +79,7 @@ def test_shut_3_files_opened_before_the_end_fail_cleanly_after_it(world: World) 
     assert fresh.hello() == -ESHUTDOWN
     assert fresh.make_endpoint(b"1000-other") == -ESHUTDOWN
     assert owner.update_endpoint() == 0
-    with pytest.raises(KdbusError) as caught:
+    with pytest.raises(CommandError) as caught:
         world.domain.open_endpoint(endpoint, FakeCaller(world.owner), FakeMemory())
     assert caught.value.errno == ESHUTDOWN
     owner.close()
