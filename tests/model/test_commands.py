@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 from struct import pack, pack_into, unpack_from
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -197,7 +198,7 @@ KINDS = (
 OTHERS = ("close", "interrupt", "interrupt", "cancel", "expire", "hello", "hello")
 
 
-def sound_command(random: Random) -> dict[str, object]:
+def sound_command(random: Random) -> dict[str, Any]:
     """A command that could succeed in some state of the scene."""
     number = random.choice(NUMBERS)
     flags = (
@@ -217,7 +218,7 @@ def sound_command(random: Random) -> dict[str, object]:
     }
 
 
-def request(random: Random) -> dict[str, object]:
+def request(random: Random) -> dict[str, Any]:
     """A command of the connections that talk to each other."""
     dst = random.choice((1, 2, 3, 1, 2, 3, 1, 2, 3, random.randrange(11), c.U64_MAX))
     return {
@@ -282,6 +283,7 @@ class Scene:
     def take(self, call: Call) -> None:
         if call.installation is not None:
             for file, memory, offset in call.installation.entries:
+                assert isinstance(file, FakeFile)
                 assert file.open_count > 0
                 memory.store(offset, pack("<i", 77))
             call.installation.done()
@@ -297,7 +299,7 @@ class Scene:
             assert handle.poll() >= 0
         domain.changed.clear()
 
-    def command(self, action: dict[str, object]) -> None:
+    def command(self, action: dict[str, Any]) -> None:
         """As the channel gives it: the fixed part always, the tail only where its size is legal."""
         number = action["number"]
         assert isinstance(number, int)
@@ -329,7 +331,7 @@ class Scene:
         call.caller = FakeCaller(client.process)
         self.run(client, call)
 
-    def request(self, action: dict[str, object]) -> None:
+    def request(self, action: dict[str, Any]) -> None:
         """A command that would mostly succeed."""
         client = self.clients[(4, 5, 6, 4, 5, 6, 7, 8, 11)[action["who"] % 9]]
         kind, cookie = action["kind"], action["cookie"]
@@ -392,7 +394,7 @@ class Scene:
 
 @given(st.lists(commands, max_size=12))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_hostile_commands_are_answered_and_leave_nothing_behind(todo: list[dict[str, object]]) -> None:
+def test_hostile_commands_are_answered_and_leave_nothing_behind(todo: list[dict[str, Any]]) -> None:
     """SEND-23, and all that GEN says: 0, -errno or PENDING, never an exception."""
     scene = Scene()
     for action in todo:

@@ -86,6 +86,7 @@ class Id:
     def accepts(self, message: Message, source: Client | None) -> bool:
         if self.id == ANY:
             return True
+        assert message.notice is not None
         return self.id == (message.notice.new_id if self.kind == c.ITEM_ID_ADD else message.notice.old_id)
 
 
@@ -100,6 +101,7 @@ class Name:
         return name_change(self.kind, self.old, self.new, self.name)
 
     def accepts(self, message: Message, source: Client | None) -> bool:
+        assert message.notice is not None
         if self.name is not None and self.name != message.notice.name:
             return False
         return self.old in (ANY, message.notice.old_id) and self.new in (ANY, message.notice.new_id)
@@ -177,7 +179,7 @@ class MatchesMachine(RuleBasedStateMachine):
 
     def compare(self, kind: int, message: Message, source: Client | None) -> None:
         index = self.world.domain.buses["1000-test"].listeners[kind]
-        found = index.receivers(message, source and source.connection)
+        found = index.receivers(message, source.connection if source else None)
         wanted = [self.wanted(number, kind, message, source) for number in range(len(self.clients))]
         assert sorted(connection.id for connection in found) == sorted(
             client.id for client, wants in zip(self.clients, wanted, strict=True) if wants

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from errno import E2BIG, EEXIST, EINVAL
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +84,7 @@ class Model:
         return max(granted, default=-1)
 
 
-def to_items(items: list[tuple[object, ...]]) -> list[Item]:
+def to_items(items: list[tuple[Any, ...]]) -> list[Item]:
     data = b"".join(i.name(*item[1:]) if item[0] == "name" else i.access(*item[1:]) for item in items)
     return decode_items(data, 0, len(data))
 
@@ -106,7 +107,7 @@ subjects = st.tuples(st.sampled_from((*IDS, 9)), st.sampled_from((*IDS, 9)), st.
 @given(steps, st.lists(subjects, min_size=1, max_size=3))
 @settings(max_examples=600)
 def test_the_database_answers_as_the_model_does(
-    actions: list[tuple[str, list[tuple[object, ...]] | None, bool, bool]],
+    actions: list[tuple[str, list[tuple[Any, ...]] | None, bool, bool]],
     who: list[tuple[int, int, set[int]]],
 ) -> None:
     """POL-1 to POL-7, POL-19, POL-23"""

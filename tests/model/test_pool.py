@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.core.pool import Pool, Slice
@@ -53,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
         return result
 
     @rule(target=held, size=st.integers(1, 700))
-    def allocate(self, size: int):
+    def allocate(self, size: int) -> Used | MultipleResults[Used]:
         aligned = -(-size // 8) * 8
         fitting = sorted(gap for gap in self.gaps() if gap[0] >= aligned)
         if not fitting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import pack, unpack_from
+from typing import TypedDict, Unpack
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.commands import COMMANDS
@@ -57,6 +58,30 @@ class Received:
         return [kind for kind, _ in self.items]
 
 
+class MessageFields(TypedDict, total=False):
+    """Members of struct kdbus_msg, and its items."""
+
+    dst: int
+    flags: int
+    priority: int
+    src: int
+    payload_type: int
+    cookie: int
+    cookie_reply: int
+    items: bytes
+
+
+class HelloFields(TypedDict, total=False):
+    """Arguments of Client.hello."""
+
+    flags: int
+    send: int
+    recv: int
+    pool_size: int
+    items: bytes
+    free: bool
+
+
 class Client:
     """A file of a process, with one method for each command; results are 0, -errno or PENDING."""
 
@@ -66,7 +91,30 @@ class Client:
         self.handle = handle
         self.id = 0
         self.last: bytes = b""
-        self.last_call: Call | None = None
+        self._last_call: Call | None = None
+
+    @property
+    def last_call(self) -> Call:
+        """The last command, which there must have been."""
+        assert self._last_call is not None, "no command yet"
+        return self._last_call
+
+    @last_call.setter
+    def last_call(self, call: Call) -> None:
+        self._last_call = call
+
+    @property
+    def endpoint(self) -> EndpointHandle:
+        """The file, which must be one of an endpoint."""
+        assert isinstance(self.handle, EndpointHandle)
+        return self.handle
+
+    @property
+    def memory(self) -> FakeMemory:
+        """What backs the pool."""
+        memory = self.endpoint.memory
+        assert isinstance(memory, FakeMemory)
+        return memory
 
     # Raw commands
 
@@ -100,7 +148,6 @@ class Client:
 
     def in_memory(self, offset: int) -> int:
         """The u64 at `offset` of the last command's struct in the client's own memory."""
-        assert self.last_call is not None
         return int.from_bytes(self.process.read(self.last_call.address + offset, 8), "little")
 
     def out(self, offset: int) -> int:
@@ -147,8 +194,8 @@ class Client:
         header = pack("<QqQQQQQ", flags, priority, dst, src, payload_type, cookie, cookie_reply)
         return pack("<Q", 64 + len(items)) + header + items
 
-    def send(self, *, send_flags: int = 0, send_items: bytes = b"", **message: object) -> int:
-        body = self.message(**message)  # type: ignore[arg-type]
+    def send(self, *, send_flags: int = 0, send_items: bytes = b"", **message: Unpack[MessageFields]) -> int:
+        body = self.message(**message)
         return self.send_raw(body, send_flags=send_flags, send_items=send_items)
 
     def send_raw(self, body: bytes, *, send_flags: int = 0, send_items: bytes = b"") -> int:
@@ -172,19 +219,17 @@ class Client:
 
     def last_message(self) -> Received:
         """The message that the last command was a RECV or sync SEND of."""
-        assert self.last_call is not None
         return self.read_message(*unpack_from("<QQQ", self.last_call.returned(72), 48))
 
     @property
     def connection(self) -> Connection:
-        assert isinstance(self.handle, EndpointHandle)
-        assert self.handle.connection is not None
-        return self.handle.connection
+        connection = self.endpoint.connection
+        assert connection is not None
+        return connection
 
     def read_message(self, offset: int, size: int, return_flags: int) -> Received:
         data = self.pool[offset : offset + size]
         header = unpack_from("<QQqQQQQQ", data)
-        assert self.last_call is not None
         items = walk_items(data, 64, size)
         return Received(offset, size, return_flags, header, items, self.last_call.installation)
 
@@ -199,10 +244,7 @@ class Client:
 
     @property
     def pool(self) -> bytearray:
-        assert isinstance(self.handle, EndpointHandle)
-        memory = self.handle.memory
-        assert isinstance(memory, FakeMemory)
-        return memory.data
+        return self.memory.data
 
     def free(self, offset: int) -> int:
         return self.command(c.CMD_FREE, pack("<QQQQQ", 0, offset, 0, 0, 0))
@@ -285,9 +327,11 @@ class World:
         handle = self.domain.open_endpoint(node, FakeCaller(process), FakeMemory())
         return Client(self, process, handle)
 
-    def connect(self, process: FakeProcess | None = None, *, endpoint: str = "bus", **hello: object) -> Client:
+    def connect(
+        self, process: FakeProcess | None = None, *, endpoint: str = "bus", **hello: Unpack[HelloFields]
+    ) -> Client:
         client = self.open(process, endpoint=endpoint)
-        result = client.hello(**hello)  # type: ignore[arg-type]
+        result = client.hello(**hello)
         assert result == 0, result
         return client
 
@@ -295,4 +339,16 @@ class World:
 Pair = tuple[Client, Client]
 Trio = tuple[Client, Client, Client]
 
-__all__ = ["COMMANDS", "PENDING", "POOL_SIZE", "Client", "FakeProcess", "Pair", "Received", "Trio", "World"]
+__all__ = [
+    "COMMANDS",
+    "PENDING",
+    "POOL_SIZE",
+    "Client",
+    "FakeProcess",
+    "HelloFields",
+    "MessageFields",
+    "Pair",
+    "Received",
+    "Trio",
+    "World",
+]

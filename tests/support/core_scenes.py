@@ -4,12 +4,49 @@ from __future__ import annotations
 
 from errno import EAGAIN
 from struct import pack, unpack
+from typing import Any, TypedDict, Unpack
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
 
 from .core_client import Client, Received, World
 from .fake_host import FakeFile, FakeProcess, sealed_memfd
+
+
+class RequestFields(TypedDict, total=False):
+    """What a request may have beside its destination, cookie and deadline."""
+
+    priority: int
+    src: int
+    payload_type: int
+    items: bytes
+    send_items: bytes
+
+
+class ReplyFields(TypedDict, total=False):
+    """What a reply may have beside its destination and the cookie of its request."""
+
+    flags: int
+    priority: int
+    src: int
+    payload_type: int
+    cookie: int
+    items: bytes
+    send_flags: int
+    send_items: bytes
+
+
+class SignalFields(TypedDict, total=False):
+    """What a signal may have beside its destination and its items."""
+
+    priority: int
+    src: int
+    payload_type: int
+    cookie: int
+    cookie_reply: int
+    send_flags: int
+    send_items: bytes
+
 
 FAR = 10**15
 """A deadline that no test reaches, in ns of the fake clock."""
@@ -32,14 +69,16 @@ def cookies(client: Client) -> list[int]:
     return [message.cookie for message in drain(client)]
 
 
-def request(client: Client, dst: int, cookie: int, *, timeout: int = FAR, sync: bool = False, **more: object) -> int:
+def request(
+    client: Client, dst: int, cookie: int, *, timeout: int = FAR, sync: bool = False, **more: Unpack[RequestFields]
+) -> int:
     flags = c.SEND_SYNC_REPLY if sync else 0
     return client.send(
         dst=dst, flags=c.MSG_EXPECT_REPLY, cookie=cookie, cookie_reply=timeout, send_flags=flags, **more
     )
 
 
-def reply(client: Client, dst: int, to: int, **more: object) -> int:
+def reply(client: Client, dst: int, to: int, **more: Unpack[ReplyFields]) -> int:
     return client.send(dst=dst, cookie_reply=to, **more)
 
 
@@ -51,7 +90,14 @@ def mask(*bits: int, size: int = 64) -> bytes:
     return make_item(c.ITEM_BLOOM_MASK, b"".join(each.to_bytes(size, "little") for each in bits))
 
 
-def signal(client: Client, dst: int = c.DST_ID_BROADCAST, *, items: bytes = b"", bits: int = 0, **more: object) -> int:
+def signal(
+    client: Client,
+    dst: int = c.DST_ID_BROADCAST,
+    *,
+    items: bytes = b"",
+    bits: int = 0,
+    **more: Unpack[SignalFields],
+) -> int:
     return client.send(dst=dst, flags=c.MSG_SIGNAL, items=items + bloom(bits), **more)
 
 
@@ -98,7 +144,7 @@ def _open(process: FakeProcess, file: FakeFile) -> int:
     return number
 
 
-def event(message: Received) -> tuple[object, ...]:
+def event(message: Received) -> tuple[Any, ...]:
     """A notification as a tuple: its item type, then ids and flags, then the name if it has one."""
     kind, payload = message.items[0]
     if kind in (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE):
@@ -108,7 +154,7 @@ def event(message: Received) -> tuple[object, ...]:
     return (kind, message.cookie_reply)
 
 
-def events(client: Client) -> list[tuple[object, ...]]:
+def events(client: Client) -> list[tuple[Any, ...]]:
     """All that is queued, as `event` has it."""
     return [event(message) for message in drain(client)]
 

@@ -10,8 +10,9 @@ from time import thread_time_ns
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.errors import CommandError
-from kdbusfs.base.identity import Creds, Pids
-from kdbusfs.base.ports import NO_ID, Caller, Memory, ProcessMetadata, Turn
+from kdbusfs.base.identity import NO_ID, Creds, Pids
+from kdbusfs.base.ports import Caller, File, Memory, ProcessMetadata, Turn
+from kdbusfs.core.send import CancelToken
 
 ALL_SEALS = 0xF
 OVERFLOW_ID = 65534
@@ -37,7 +38,8 @@ class FakeMemory(Memory):
         assert offset + len(data) <= len(self.data)
         self.data[offset : offset + len(data)] = data
 
-    def copy_from(self, offset: int, size: int, source: FakeMemory, source_offset: int) -> None:
+    def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
+        assert isinstance(source, FakeMemory)
         self.store(offset, source.data[source_offset : source_offset + size])
 
     def close(self) -> None:
@@ -224,7 +226,7 @@ class FakeCaller(Caller):
                 return
         raise CommandError(EFAULT, "not mapped")
 
-    def copy_payload(self, memory: FakeMemory, offset: int, vectors: list[tuple[int, int]]) -> None:
+    def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
         self.process.hold_up()
         for address, size in vectors:
             memory.store(offset, self.process.read(address, size) if address else bytes(size))
@@ -310,14 +312,15 @@ class FakeHost:
         self.clock = FakeClock()
         self.turn = FakeTurn()
         self.page_size = 4096
-        self.watched: list[tuple[FakeFile, object, FakeCancellation]] = []
+        self.watched: list[tuple[FakeFile, CancelToken, FakeCancellation]] = []
         self._uuids = 0
 
     def random_uuid(self) -> bytes:
         self._uuids += 1
         return self._uuids.to_bytes(16, "big")
 
-    def watch(self, file: FakeFile, token: object) -> FakeCancellation:
+    def watch(self, file: File, token: CancelToken) -> FakeCancellation:
+        assert isinstance(file, FakeFile)
         if not file.pollable:
             raise CommandError(EINVAL, "cannot be polled")
         cancellation = FakeCancellation(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EEXIST, EINVAL, ENXIO, EOPNOTSUPP, EPERM, EPIPE
 from struct import pack
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ BY_NAME = dst_name(N)
 FLAG = c.NAME_ACTIVATOR
 
 
-def activator(world: World, name: bytes = N, *, access: bytes = b"", flags: int = 0, **more: object) -> Client:
+def activator(world: World, name: bytes = N, *, access: bytes = b"", flags: int = 0, **more: Any) -> Client:
     items = make_item(c.ITEM_NAME, name + b"\0") + access
     return world.connect(flags=c.HELLO_ACTIVATOR | flags, items=items, **more)
 

@@ -128,7 +128,7 @@ def test_bc_1_connections_that_want_something_else_cost_nothing(world: World) ->
 
     def looked_at(message: Message, source: Client | None) -> list[int]:
         kind = message.notice.kind if message.notice is not None else USER_MESSAGES
-        found = listeners[kind].candidates(message, source and source.connection)
+        found = listeners[kind].candidates(message, source.connection if source else None)
         return [connection.id for group in found for connection, entries in group.members.items() for _ in entries]
 
     message = Message(src_id=sender.id)

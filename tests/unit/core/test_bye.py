@@ -11,6 +11,7 @@ from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.call import PENDING
 from tests.support import items as i
 from tests.support.core_client import Client, World
+from tests.support.core_scenes import request
 
 
 @pytest.fixture
@@ -71,8 +72,7 @@ def test_bye_6_it_ends_blocked_sends_of_the_same_connection(world: World, client
     peer = world.connect()
     timeout = world.host.clock.now + 10**9
     for cookie in (1, 2):
-        request = {"dst": peer.id, "cookie": cookie, "cookie_reply": timeout, "flags": c.MSG_EXPECT_REPLY}
-        assert client.send(send_flags=c.SEND_SYNC_REPLY, **request) == PENDING
+        assert request(client, peer.id, cookie, sync=True, timeout=timeout) == PENDING
     assert client.byebye() == 0
     assert [call.result for call in world.domain.completed] == [-ECONNRESET] * 2
     assert world.domain.stats()["waiting"] == 0
@@ -86,7 +86,7 @@ def test_bye_7_the_pool_stays(client: Client) -> None:
     message = client.receive()
     assert client.byebye() == 0
     assert client.payloads(message) == [b"payload"]
-    memory = client.handle.memory
+    memory = client.memory
     assert not memory.closed
     client.close()
     assert memory.closed

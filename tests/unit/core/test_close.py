@@ -29,7 +29,7 @@ from tests.support.fake_host import FakeFile, sealed_memfd
 
 def test_close_1_the_last_close_disconnects_and_lets_go_of_the_memory(world: World) -> None:
     client, other = world.connect(), world.connect()
-    memory = client.handle.memory
+    memory = client.memory
     client.close()
     assert memory.closed
     assert other.send(dst=client.id) == -ENXIO

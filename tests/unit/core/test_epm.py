@@ -20,6 +20,7 @@ from struct import pack
 import pytest
 
 from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 
@@ -59,7 +60,7 @@ def test_epm_2_exactly_one_name_is_needed(owner: Client) -> None:
     assert make(owner, SEE_ALL) == -EBADMSG
     assert make(owner, named + named) == -EEXIST
     assert make(owner, named + i.string(c.ITEM_MAKE_NAME, b"1000-ep2")) == -EEXIST
-    assert make(owner, i.string(c.ITEM_SECLABEL, b"odd") + named + i.make_item(0x4242, b"")) == 0
+    assert make(owner, i.string(c.ITEM_SECLABEL, b"odd") + named + make_item(0x4242, b"")) == 0
 
 
 def test_epm_2_name_and_access_items_are_the_first_policy(world: World, owner: Client) -> None:
@@ -188,8 +189,8 @@ def test_epm_7_the_user_of_a_file_is_who_made_the_connection(world: World, owner
     """EPM-7: not the account, so that work for one user of an endpoint delays no other."""
     assert owner.make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD) == 0
     client = world.connect(FakeProcess(uid=2000, euid=1000), endpoint="1000-ep")
-    assert client.handle.user == 2000
-    assert world.connect(FakeProcess(uid=2000, euid=1000)).handle.user == 2000
+    assert client.endpoint.user == 2000
+    assert world.connect(FakeProcess(uid=2000, euid=1000)).endpoint.user == 2000
 
 
 def sees(client: Client, name: bytes) -> bool:
@@ -208,7 +209,7 @@ def test_epu_1_an_update_replaces_the_whole_policy(world: World, owner: Client) 
     more = b"".join(i.name(name) + i.world(c.POLICY_SEE) for name in names[1:])
     assert owner.update_endpoint(more) == 0
     assert [sees(client, name) for name in names] == [False, True, True]
-    assert owner.update_endpoint(i.make_item(0x4242, b"ignored")) == 0
+    assert owner.update_endpoint(make_item(0x4242, b"ignored")) == 0
     assert [sees(client, name) for name in names] == [False, False, False]
     assert owner.update_endpoint(more) == 0
     assert owner.update_endpoint() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from errno import ENOBUFS, EOVERFLOW, EPERM
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def figures(world: World, client: Client) -> dict[str, object]:
     return found
 
 
-def traffic(world: World, client: Client) -> tuple[object, ...]:
+def traffic(world: World, client: Client) -> tuple[Any, ...]:
     found = figures(world, client)
     return found["sent"], found["sent_bytes"], found["received"], found["received_bytes"]
 

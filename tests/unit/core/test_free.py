@@ -30,7 +30,7 @@ def test_free_1_every_published_slice_can_be_freed_once(world: World) -> None:
     published.append(client.out(40))
     assert request(client, sender.id, 1, sync=True) == PENDING
     assert reply(sender, client.id, 1) == 0
-    published.append(int.from_bytes(world.domain.completed[0].fixed[48:56], "little"))
+    published.append(int.from_bytes(world.domain.completed[0].returned(72)[48:56], "little"))
     assert len(set(published)) == 7
     for offset in published:
         assert client.free(offset) == 0

@@ -17,16 +17,20 @@ from errno import (
     EPERM,
 )
 from struct import pack_into
+from typing import Any
 
 import pytest
 
 from kdbusfs.abi import commands as k
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.family import V3
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.base.call import PENDING, Call
 from kdbusfs.base.errors import CommandError
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
+from tests.support.core_scenes import request
+from tests.support.fake_host import FakeCaller
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def put(call: Call, offset: int, value: int) -> None:
     """Change a member of a struct that is not given yet, in the Call and in the client's memory."""
     pack_into("<Q", call.command, offset, value)
     call.data = bytes(call.command)
+    assert isinstance(call.caller, FakeCaller)
     for start, region in call.caller.process.memory.items():
         if start == call.address:
             pack_into("<Q", region, offset, value)
@@ -147,7 +152,7 @@ class Scene:
             call.message = bytes(self.message)
         return call
 
-    def run(self, **how: object) -> int:
+    def run(self, **how: Any) -> int:
         return self.client.run(self.call(**how))
 
     def member(self, offset: int) -> int:
@@ -304,13 +309,12 @@ def test_gen_7_a_struct_of_exactly_its_limit_is_looked_at(spec: Spec) -> None:
     """GEN-7: with one unpadded item that fills it; whatever becomes of it, the flags were negotiated."""
     scene = Scene(spec)
     room = spec.max_size - spec.size
-    item = b""
+    item = bytearray(room)
     if room:
-        item = bytearray(room)
         pack_into("<QQ", item, 0, room, 0x4242)
     assert scene.run(items=bytes(item)) != -EMSGSIZE
-    assert scene.client.last_call is not None and len(scene.client.last_call.command) == spec.max_size
-    restored = spec.number == c.CMD_HELLO and scene.client.handle.connection is not None
+    assert len(scene.client.last_call.command) == spec.max_size
+    restored = spec.number == c.CMD_HELLO and scene.client.endpoint.connection is not None
     assert restored or scene.kernel_flags == spec.flags | 1 << 63
 
 
@@ -478,7 +482,7 @@ def test_gen_18_unknown_items_are_refused_by_some_and_ignored_by_others(spec: Sp
     if spec.max_size == spec.size:
         return
     scene = Scene(spec)
-    unknown = i.make_item(0x4242, b"odd")
+    unknown = make_item(0x4242, b"odd")
     expected = 0 if spec.number in IGNORING else -EINVAL
     assert scene.run(items=scene.items + unknown) == expected
     if expected:
@@ -488,7 +492,7 @@ def test_gen_18_unknown_items_are_refused_by_some_and_ignored_by_others(spec: Sp
 def test_gen_18_unknown_items_in_a_message_are_refused() -> None:
     """GEN-18"""
     client = World().connect()
-    assert client.send(dst=client.id, items=i.make_item(0x4242, b"odd")) == -EINVAL
+    assert client.send(dst=client.id, items=make_item(0x4242, b"odd")) == -EINVAL
 
 
 def test_gen_19_no_struct_has_padding_or_pointers_of_another_size() -> None:
@@ -502,12 +506,11 @@ def test_gen_20_a_blocked_send_does_not_block_its_file() -> None:
     world = World()
     client, peer = world.connect(), world.connect()
     deadline = world.host.clock.now + 10**9
-    request = {"dst": peer.id, "flags": c.MSG_EXPECT_REPLY, "cookie": 7, "cookie_reply": deadline}
-    assert client.send(send_flags=c.SEND_SYNC_REPLY, **request) == PENDING
+    assert request(client, peer.id, 7, sync=True, timeout=deadline) == PENDING
     assert client.acquire(b"a.b") == 0
     assert client.send(dst=client.id) == 0
     assert client.receive().src_id == client.id
-    assert client.send(send_flags=c.SEND_SYNC_REPLY, **{**request, "cookie": 8}) == PENDING
+    assert request(client, peer.id, 8, sync=True, timeout=deadline) == PENDING
     assert peer.receive().cookie == 7
     assert peer.send(dst=client.id, cookie_reply=7) == 0
     assert [call.result for call in world.domain.completed] == [0]

@@ -100,13 +100,13 @@ def test_hello_2_the_page_size_is_that_of_the_host(world: World, fresh: Client) 
 def test_hello_2_a_size_that_cannot_be_had_fails(world: World, fresh: Client) -> None:
     """HELLO-2: what the memory says; the file can try again, and nothing stays accounted."""
     before = world.domain.stats()
-    fresh.handle.memory.resize_errno = EINVAL
+    fresh.memory.resize_errno = EINVAL
     assert fresh.hello(pool_size=1 << 62) == -EINVAL
-    fresh.handle.memory.resize_errno = 0
-    fresh.handle.memory.failing = ENOMEM
+    fresh.memory.resize_errno = 0
+    fresh.memory.failing = ENOMEM
     assert fresh.hello() == -ENOMEM
     assert world.domain.stats() == before
-    fresh.handle.memory.failing = 0
+    fresh.memory.failing = 0
     assert fresh.hello() == 0
     fresh.close()
     world.control.close()
@@ -115,7 +115,7 @@ def test_hello_2_a_size_that_cannot_be_had_fails(world: World, fresh: Client) ->
 
 def test_hello_2_a_size_that_cannot_be_had_is_told_before_the_rest(world: World, fresh: Client) -> None:
     """HELLO-1, HELLO-2: the pool is made before the maker is looked at, and before the endpoint."""
-    fresh.handle.memory.resize_errno = ENOMEM
+    fresh.memory.resize_errno = ENOMEM
     assert fresh.hello(send=1 << 30) == -EINVAL
     assert fresh.hello(items=make_item(c.ITEM_PIDS, pack("<QQQ", 2_000_000, 0, 0))) == -ENOMEM
     world.control.close()

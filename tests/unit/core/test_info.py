@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL, ENOBUFS, ENXIO, ESRCH
 from struct import pack, unpack_from
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def result(client: Client) -> tuple[int, int, list[tuple[int, bytes]]]:
     return id, flags, items
 
 
-def info(client: Client, flags: int = 0, **whom: object) -> tuple[int, int, list[tuple[int, bytes]]]:
+def info(client: Client, flags: int = 0, **whom: Any) -> tuple[int, int, list[tuple[int, bytes]]]:
     assert client.conn_info(flags=flags, **whom) == 0
     return result(client)
 

@@ -206,7 +206,7 @@ def test_lay_14_a_memfd_item_is_as_sent_with_a_new_descriptor(pair: Pair) -> Non
     assert message.installation is not None
     ((file, memory, place),) = message.installation.entries
     assert file is sender.process.files[max(sender.process.files)]
-    assert memory is receiver.handle.memory
+    assert memory is receiver.memory
     assert place == message.offset + 64 + 16 + 16
 
 

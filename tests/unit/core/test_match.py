@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EDOM, EINVAL, EMFILE, EMSGSIZE, ENOENT, EOPNOTSUPP
 from struct import pack
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def pair(world: World) -> tuple[Client, Client]:
     return world.connect(), world.connect()
 
 
-def gets(sender: Client, receiver: Client, **more: object) -> bool:
+def gets(sender: Client, receiver: Client, **more: Any) -> bool:
     """Whether the receiver gets a signal of the sender."""
     assert signal(sender, **more) == 0
     return len([message for message in drain(receiver) if message.src_id == sender.id]) == 1

@@ -10,12 +10,12 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.call import PENDING
 from tests.support import items as i
-from tests.support.core_client import Client, FakeProcess, Received, World
+from tests.support.core_client import Client, FakeProcess, MessageFields, Received, World
 from tests.support.fake_host import OVERFLOW_ID
 
 NONE = 0xFFFFFFFF
 DESCRIPTION = i.string(c.ITEM_CONN_DESCRIPTION, b"sender")
-BROADCAST = {"dst": c.DST_ID_BROADCAST, "flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
+BROADCAST: MessageFields = {"dst": c.DST_ID_BROADCAST, "flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
 ORDER = [
     c.ITEM_CREDS,
     c.ITEM_PIDS,
@@ -287,13 +287,13 @@ def test_meta_20_also_for_the_reply_of_a_blocked_send(world: World) -> None:
     asking = FakeProcess(uid_map={3: 1000}, user_ns=2)
     client, peer = world.connect(asking, recv=c.ATTACH_CREDS), world.connect(FakeProcess(uid=1000))
     timeout = world.host.clock.now + 10**9
-    request = {"dst": peer.id, "cookie": 9, "cookie_reply": timeout, "flags": c.MSG_EXPECT_REPLY}
+    request: MessageFields = {"dst": peer.id, "cookie": 9, "cookie_reply": timeout, "flags": c.MSG_EXPECT_REPLY}
     assert client.send(send_flags=c.SEND_SYNC_REPLY, **request) == PENDING
     peer.receive()
     assert peer.send(dst=client.id, cookie_reply=9) == 0
     (call,) = world.domain.completed
     assert call.result == 0
-    offset, size, _ = unpack("<QQQ", call.fixed[48:72])
+    offset, size, _ = unpack("<QQQ", call.returned(72)[48:])
     assert client.read_message(offset, size, 0).item(c.ITEM_CREDS) == pack("<8I", *[3] * 8)
 
 

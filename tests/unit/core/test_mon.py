@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import ENXIO, EOPNOTSUPP, EOVERFLOW
 from struct import unpack
+from typing import Any
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
@@ -27,7 +28,7 @@ from tests.support.fake_host import FakeFile
 MONITOR, FILES = c.HELLO_MONITOR, c.HELLO_ACCEPT_FD
 
 
-def monitor(world: World, flags: int = FILES, **more: object) -> Client:
+def monitor(world: World, flags: int = FILES, **more: Any) -> Client:
     return world.connect(flags=MONITOR | flags, **more)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from errno import E2BIG, EEXIST, EINVAL, EOPNOTSUPP, EPERM
+from typing import Any
 
 import pytest
 
 from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3.items import make_item
 from kdbusfs.base.ports import Reader
 from tests.support import items as i
-from tests.support.core_client import Client, FakeProcess, World
+from tests.support.core_client import Client, FakeProcess, MessageFields, World
+from tests.support.core_scenes import signal
 
 SEE, TALK, OWN = c.POLICY_SEE, c.POLICY_TALK, c.POLICY_OWN
-BROADCAST = {"dst": c.DST_ID_BROADCAST, "flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
+BROADCAST: MessageFields = {"dst": c.DST_ID_BROADCAST, "flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
 
 
 def hold(world: World, name: bytes, *accesses: bytes, process: FakeProcess | None = None) -> Client:
@@ -27,7 +30,7 @@ def own(client: Client, name: bytes = b"a.b") -> int:
     return result
 
 
-def stranger(world: World, uid: int = 2000, **how: object) -> Client:
+def stranger(world: World, uid: int = 2000, **how: Any) -> Client:
     return world.connect(FakeProcess(uid=uid, **how))
 
 
@@ -94,7 +97,7 @@ def test_pol_2_ids_are_cut_to_32_bits_and_world_ignores_them(world: World) -> No
     ],
 )
 def test_pol_3_users_by_euid_groups_by_egid_and_supplementary_groups(
-    world: World, who: dict[str, object], granted: bool
+    world: World, who: dict[str, Any], granted: bool
 ) -> None:
     """POL-3"""
     hold(world, b"a.b", i.user(OWN, 2000), i.group(OWN, 77))
@@ -120,7 +123,7 @@ def test_pol_4_accesses_belong_to_the_name_before_them(world: World) -> None:
     peer = world.connect()
     for name in (b"a.b", b"c.d", b"e.f"):
         assert peer.acquire(name) == 0
-    assert world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, items + i.make_item(0x4242, b"")) == 0
+    assert world.open().make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD, items + make_item(0x4242, b"")) == 0
     client = world.connect(FakeProcess(uid=2), endpoint="1000-ep")
     assert [client.conn_info(name=name) == 0 for name in (b"a.b", b"c.d", b"e.f")] == [False, False, True]
     for bad in (
@@ -290,9 +293,8 @@ def test_pol_14_what_a_connection_receives_is_judged_by_those_of_hello(world: Wo
     for client in (receiver, later):
         assert client.add_match(1, i.u64(c.ITEM_ID, sender.id)) == 0
     assert sender.send(**BROADCAST) == 0
-    signal = {"flags": c.MSG_SIGNAL, "items": i.bloom_filter()}
-    assert sender.send(dst=receiver.id, **signal) == 0
-    assert sender.send(dst=later.id, **signal) == -EPERM
+    assert signal(sender, receiver.id) == 0
+    assert signal(sender, later.id) == -EPERM
     assert [len(client.connection.queue) for client in (receiver, later)] == [2, 0]
 
 
@@ -457,7 +459,7 @@ def test_cep_5_updates_act_at_once(world: World) -> None:
 
 def test_ns_1_rights_go_by_global_ids(world: World) -> None:
     """NS-1, NS-3: uid 0 of a child namespace is an ordinary foreign user."""
-    child = {"uid": 100000, "user_ns": 2, "uid_map": {0: 100000, 1000: 101000}}
+    child: dict[str, Any] = {"uid": 100000, "user_ns": 2, "uid_map": {0: 100000, 1000: 101000}}
     client = stranger(world, **child)
     assert own(client) == -EPERM
     assert client.send(dst=world.connect().id) == -EPERM

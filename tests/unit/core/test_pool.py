@@ -22,11 +22,11 @@ def send(sender: Client, receiver: Client, size: int) -> int:
 
 def test_pool_1_the_memory_has_exactly_the_size_of_hello(world: World) -> None:
     client = world.connect(pool_size=3 * PAGE)
-    memory = client.handle.memory
+    memory = client.memory
     assert len(memory.data) == client.connection.pool.size == 3 * PAGE
     failed = world.open()
     assert failed.hello(pool_size=PAGE + 1) == -EFAULT
-    assert not failed.handle.memory.data
+    assert not failed.memory.data
 
 
 def test_pool_7_a_published_message_does_not_change_until_it_is_freed(world: World) -> None:
@@ -54,6 +54,7 @@ def test_pool_8_slices_are_aligned_and_disjoint_and_holes_are_filled_best_fit(wo
         assert receiver.free(messages[index].offset) == 0
     assert send(sender, receiver, 480) == 0
     third = receiver.connection.queue.oldest()
+    assert third is not None and third.payload is not None
     assert third.payload.offset == holes[4] - 504  # the hole of the 500 byte message fits best
     assert third.payload.offset % 8 == 0
 

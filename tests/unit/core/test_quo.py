@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from errno import EMLINK, ENOBUFS
+from typing import Any
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
@@ -15,7 +16,7 @@ def user(world: World, uid: int) -> Client:
     return world.connect(FakeProcess(uid=uid, pid=uid, ipc_owner=True))
 
 
-def fill(client: Client, receiver: Client, **more: object) -> int:
+def fill(client: Client, receiver: Client, **more: Any) -> int:
     """Send until it fails with ENOBUFS; how many got through."""
     count = 0
     while (result := client.send(dst=receiver.id, **more)) == 0:

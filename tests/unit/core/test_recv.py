@@ -158,7 +158,10 @@ def test_recv_9_what_counts_as_lost(world: World) -> None:
     sender = world.connect()
     receiver = world.connect(pool_size=4096, flags=0)
     receiver.add_match(1)
-    lost = lambda: receiver.connection.lost  # noqa: E731
+
+    def lost() -> int:
+        return receiver.connection.lost
+
     assert sender.send(dst=receiver.id, items=sender.vec(bytes(3000))) != 0
     assert sender.send(dst=receiver.id, items=pass_files(sender.process, FakeFile())) != 0
     assert lost() == 0
@@ -237,6 +240,7 @@ def test_recv_13_the_files_of_an_installation_outlive_the_connection(pair: Pair)
     file = FakeFile()
     sender.send(dst=receiver.id, items=pass_files(sender.process, file))
     installation = receiver.receive().installation
+    assert installation is not None
     receiver.close()
     assert file.open_count == 1
     installation.done()

@@ -58,7 +58,7 @@ def sync_reply(client: Client) -> Received:
     client.world.domain.completed.clear()
     assert call.result == 0
     client.last_call = call
-    client.last = call.fixed
+    client.last = call.returned(72)
     return client.last_message()
 
 
@@ -353,7 +353,7 @@ def test_rep_14_sync_1_a_readable_cancel_fd_is_ecanceled(world: World, pair: Pai
     assert cancellation.open
     world.domain.cancelled(token)
     assert results(world) == [-ECANCELED]
-    assert not cancellation.open and file.open_count == 0
+    assert (cancellation.open, file.open_count) == (False, 0)
     world.domain.cancelled(token)  # a late event
     assert results(world) == []
     assert reply(server, client.id, 7) == -EPERM

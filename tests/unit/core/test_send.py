@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import (
     E2BIG,
     EADDRNOTAVAIL,
@@ -322,7 +323,7 @@ def test_send_23_files_are_let_go_of_on_every_error(world: World) -> None:
     items = pass_files(sender.process, file) + pass_memfd(sender.process, 8, file=memfd)
     foreign = FakeProcess(uid=2000, pid=200, files=sender.process.files)
     stranger = world.connect(foreign)
-    for result, attempt in (
+    attempts: tuple[tuple[int, Callable[[], int]], ...] = (
         (-EINVAL, lambda: sender.send(dst=receiver.id, items=items + make_item(99, b""))),
         (-EINVAL, lambda: sender.send(dst=receiver.id, items=items, src=77)),
         (-EDESTADDRREQ, lambda: sender.send(items=items)),
@@ -331,7 +332,8 @@ def test_send_23_files_are_let_go_of_on_every_error(world: World) -> None:
         (-ECOMM, lambda: sender.send(dst=receiver.id, items=items)),
         (-EPERM, lambda: reply(sender, receiver.id, 5, items=items)),
         (-EINVAL, lambda: sender.send(dst=receiver.id, items=items, send_items=make_item(99, b""))),
-    ):
+    )
+    for result, attempt in attempts:
         assert attempt() == result
         assert (file.open_count, memfd.open_count) == (0, 0)
     assert at_rest(receiver)
@@ -378,7 +380,7 @@ def test_send_28_src_id_is_0_or_the_own_and_the_senders_buffer_stays(pair: Pair)
         body = sender.message(dst=receiver.id, src=src)
         assert sender.send_raw(body) == 0
         assert receiver.receive().src_id == sender.id
-        assert bytes(sender.last_call.message) == body
+        assert sender.last_call.message == body
 
 
 def test_send_29_cancel_fd_counts_only_for_sync_replies(pair: Pair) -> None:

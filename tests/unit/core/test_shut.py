@@ -100,9 +100,9 @@ def test_shut_4_the_pool_stays_readable(world: World) -> None:
     message = receiver.receive()
     world.control.close()
     assert receiver.payloads(message) == [b"still here"]
-    assert not receiver.handle.memory.closed
+    assert not receiver.memory.closed
     receiver.close()
-    assert receiver.handle.memory.closed
+    assert receiver.memory.closed
 
 
 def test_shut_5_a_custom_endpoint_takes_only_its_own_connections_along(world: World) -> None:

@@ -12,6 +12,7 @@ from kdbusfs.base.call import ERESTARTSYS
 from tests.support.core_client import PENDING, Pair, World
 from tests.support.core_scenes import (
     FAR,
+    RequestFields,
     at_rest,
     cancel_fd,
     cookies,
@@ -107,7 +108,7 @@ def test_sync_2_a_take_over_between_interruption_and_restart_does_no_harm(world:
     client = world.connect()
     name = make_item(c.ITEM_NAME, b"a.b\0")
     world.connect(flags=c.HELLO_ACTIVATOR, items=name)
-    by_name = {"items": dst_name(b"a.b")}
+    by_name: RequestFields = {"items": dst_name(b"a.b")}
     assert request(client, 0, 7, sync=True, **by_name) == PENDING
     interrupt(world)
     taker = world.connect()
@@ -305,7 +306,7 @@ def test_sync_4_dropping_a_request_that_is_answered_does_not_lose_the_answer(wor
 def test_sync_2_a_restart_by_name_waits_for_whom_the_request_went_to(world: World, pair: Pair) -> None:
     client, server = pair
     server.acquire(b"a.b", c.NAME_ALLOW_REPLACEMENT)
-    by_name = {"items": dst_name(b"a.b")}
+    by_name: RequestFields = {"items": dst_name(b"a.b")}
     assert request(client, 0, 7, sync=True, **by_name) == PENDING
     interrupt(world)
     other = world.connect()

@@ -291,7 +291,7 @@ def test_act_7_the_waiter_leaves_while_messages_go_back(world: World, waker: Cli
     assert not waiter.connection.active
     assert list(waker.connection.names) == [b"a.act"]
     assert at_rest(taker) and at_rest(waiter)
-    assert taker.handle.memory.closed == leaves
+    assert taker.memory.closed == leaves
 
 
 @pytest.mark.parametrize("at", range(1, 6))
@@ -431,7 +431,7 @@ def test_close_1_the_ends_of_a_user_come_one_after_the_other(world: World) -> No
     assert len(world.domain.ends) == 0
     ids = [each[1] for each in events(watcher) if each[0] == c.ITEM_ID_REMOVE]
     assert ids == [foreign.id, first.id, second.id] or ids == [first.id, foreign.id, second.id]
-    assert second.handle.memory.closed
+    assert second.memory.closed
 
 
 def test_hello_13_a_connection_counts_until_its_end_is_over(world: World) -> None:
@@ -461,14 +461,14 @@ def test_close_1_a_file_is_closed_while_its_bus_ends(world: World) -> None:
     def others() -> None:
         if client.connection.is_ending and not closed:
             client.close()
-            closed.append(client.handle.memory.closed)
+            closed.append(client.memory.closed)
         world.host.turn.meanwhile = others
 
     world.host.turn.meanwhile = others
     world.control.close()
     world.host.turn.meanwhile = None
     assert closed == [False]
-    assert client.handle.memory.closed and at_rest(client)
+    assert client.memory.closed and at_rest(client)
     sender.close()
     assert len(world.domain.users) == 0
 
