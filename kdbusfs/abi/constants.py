@@ -36,6 +36,8 @@ ITEM_ATTACH_FLAGS_SEND: Final = 11
 ITEM_ATTACH_FLAGS_RECV: Final = 12
 ITEM_ID: Final = 13
 ITEM_NAME: Final = 14
+ITEM_DST_ID: Final = 15  # in matches: whom a message is addressed to
+ITEM_NEGOTIATE: Final = 16  # asks which kinds there are; no command takes it for anything else
 
 # Kinds of metadata; ITEM_TIMESTAMP + n belongs to attach flag 1 << n.
 ITEM_TIMESTAMP: Final = 0x1000
@@ -99,6 +101,7 @@ RECV_PEEK: Final = 1 << 0
 RECV_DROP: Final = 1 << 1
 RECV_USE_PRIORITY: Final = 1 << 2
 RECV_RETURN_INCOMPLETE_FDS: Final = 1 << 0
+RECV_RETURN_DROPPED_MSGS: Final = 1 << 1
 HELLO_ACCEPT_FD: Final = 1 << 0
 HELLO_ACTIVATOR: Final = 1 << 1
 HELLO_POLICY_HOLDER: Final = 1 << 2
@@ -111,6 +114,8 @@ NAME_ALLOW_REPLACEMENT: Final = 1 << 1
 NAME_QUEUE: Final = 1 << 2
 NAME_IN_QUEUE: Final = 1 << 3
 NAME_ACTIVATOR: Final = 1 << 4
+NAME_PRIMARY: Final = 1 << 5  # of an owner
+NAME_ACQUIRED: Final = 1 << 6  # this very command made it owner, or put it into the queue
 NAME_LIST_UNIQUE: Final = 1 << 0
 NAME_LIST_NAMES: Final = 1 << 1
 NAME_LIST_ACTIVATORS: Final = 1 << 2
