@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from librt.strings import BytesWriter
 
     from ..base.call import Call
+    from .rules import Rules
     from .values import Body, Hello, Item, MatchRequest, Metadata, Query, Sent
 
 
 class Family:
     """One ABI.  Stateless, and shared by all connections that speak it.
 
-    name: for people; receive_flags_offset, incomplete_files: where the structs of RECV and SEND that travel back have
-    their return flags for the message, and the flag that says that descriptors are missing.
+    name: for people; rules: what the core does otherwise for it; received_flags_offset, replied_flags_offset,
+    incomplete_files: where the structs of RECV and SEND have their return flags for the message, and the flag that says
+    that descriptors are missing.
     """
 
     name: str
-    receive_flags_offset: int
+    rules: Rules
+    received_flags_offset: int
+    replied_flags_offset: int
     incomplete_files: int
 
     def commands(self) -> list[k.Command]:
@@ -116,8 +120,9 @@ class Family:
     def write_message(self, writer: BytesWriter, body: Body, payload_offset: int, metadata: bytes) -> list[int]:
         """Append a message, every descriptor being -1 (LAY-1 to LAY-20).
 
-        payload_offset: of the payload slice in the pool.  Gives back where in the message the numbers of descriptors
-        go: of memfds in their order, then of the FDS item.
+        payload_offset: of the payload slice in the pool; with `Rules.one_slice` the payload goes behind what is
+        written, which is a multiple of 8.  Gives back where in the message the numbers of descriptors go: of memfds in
+        their order, then of the FDS item.
         """
         raise NotImplementedError
 

@@ -155,14 +155,19 @@ class Body:
     """A message as a receiver's family lays it out (`Family.write_message`).
 
     payload_type and cookie_reply as sent; dst_name: None for a message to an id; parts: its payload in the order of
-    the sender; file_count: descriptors in its FDS item; notice: of the bus' own messages, which have nothing else.
+    the sender; file_count: descriptors in its FDS item; bloom: filter as (generation, bits), of bloom_size bytes;
+    extras: where those three stand that are there: the number of parts before each, and its kind;
+    notice: of the bus' own messages, which have nothing else.
     """
 
     __slots__ = (
+        "bloom",
+        "bloom_size",
         "cookie",
         "cookie_reply",
         "dst_id",
         "dst_name",
+        "extras",
         "file_count",
         "flags",
         "notice",
@@ -192,10 +197,14 @@ class Body:
         self.dst_name: bytes | None = None
         self.parts: list[Part] = NO_PARTS
         self.file_count = 0
+        self.bloom: tuple[int, int] | None = None
+        self.bloom_size = 0
+        self.extras: list[tuple[int, int]] = NO_EXTRAS
         self.notice: Notice | None = None
 
 
 NO_PARTS: Final[list[Part]] = []
+NO_EXTRAS: Final[list[tuple[int, int]]] = []
 
 
 class OwnedNames:

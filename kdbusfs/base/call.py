@@ -136,16 +136,33 @@ class Call:
         client's memory, unless the value is there already.  Raises CommandError(EFAULT) then.
         """
         fixed = self.fixed
-        if fixed is not None:
+        if not self.number & IOC_READ:
+            self._write(word, _U64.pack(value))
+        elif fixed is not None:
             _U64.pack_into(fixed, 8 * word, value)
-        elif self.number & IOC_READ:
-            self.words[word] = value
         else:
-            at = 8 * word
-            if _U64.unpack_from(self.command, at)[0] != value:
-                data = _U64.pack(value)
+            self.words[word] = value
+
+    def put_all(self, word: int, values: tuple[int, ...]) -> None:
+        """Store neighbours from `word` on, with one access to the client's memory where that is needed."""
+        if self.number & IOC_READ:
+            for index, value in enumerate(values):
+                self.put(word + index, value)
+        else:
+            self._write(word, b"".join([_U64.pack(value) for value in values]))
+
+    def _write(self, word: int, data: bytes) -> None:
+        """Into the client's memory, where that does not hold it already."""
+        at = 8 * word
+        end = at + len(data)
+        fixed = self.fixed
+        if fixed is not None:
+            if fixed[at:end] != data:
                 self.caller.write(self.address + at, data)
-                self.command[at : at + 8] = data
+                fixed[at:end] = data
+        elif self.command[at:end] != data:
+            self.caller.write(self.address + at, data)
+            self.command[at:end] = data
 
     def defer(self) -> Call:
         """A copy of this call that outlives the present request."""

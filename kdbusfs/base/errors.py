@@ -33,3 +33,12 @@ class AbandonedError(CommandError):
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(_errno.EFAULT, reason)
+
+
+class OnlyNegotiated(CommandError):  # noqa: N818 - a success
+    """The command asked what there is and was told: it succeeds and has no effect (L-14)."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(0, "negotiation")

@@ -333,7 +333,7 @@ class Connection:
         entries = [
             (file, pool.memory, part.offset + place) for file, place in zip(files, places, strict=True)
         ]
-        flags_offset = family.receive_flags_offset
+        flags_offset = family.received_flags_offset
         return (
             part.offset,
             size,

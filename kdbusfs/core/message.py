@@ -96,11 +96,11 @@ class Message(Body):
     """A message, of a connection or a notification of the bus (src_id 0).
 
     cookie_reply is the union with timeout_ns.  vectors: (address, size) in the sender's memory, address 0 for zeros;
-    payload_size: bytes they fill in a pool; memfd_size: bytes of payload in memfds; bloom: filter as (generation,
-    bits); name_id: of the name that it was addressed to.  A notification has no `resources`.
+    payload_size: bytes they fill in a pool; memfd_size: bytes of payload in memfds; name_id: of the name that it was
+    addressed to.  A notification has no `resources`.
     """
 
-    __slots__ = ("bloom", "memfd_size", "name_id", "payload_size", "resources", "seqnum", "vectors")
+    __slots__ = ("memfd_size", "name_id", "payload_size", "resources", "seqnum", "vectors")
 
     def __init__(
         self,
@@ -119,7 +119,6 @@ class Message(Body):
         self.vectors: list[tuple[int, int]] = []
         self.payload_size = 0
         self.memfd_size = 0
-        self.bloom: tuple[int, int] | None = None
         self.name_id = 0
         self.seqnum = 0
 

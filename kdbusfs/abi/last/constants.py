@@ -85,6 +85,11 @@ from ..constants import SEND_SYNC_REPLY as SEND_SYNC_REPLY
 from ..constants import SRC_ID_KERNEL as SRC_ID_KERNEL
 from ..constants import U64_MAX as U64_MAX
 
+LIST_UNIQUE: Final = n.NAME_LIST_UNIQUE
+LIST_NAMES: Final = n.NAME_LIST_NAMES
+LIST_ACTIVATORS: Final = n.NAME_LIST_ACTIVATORS
+LIST_QUEUED: Final = n.NAME_LIST_QUEUED
+
 FLAG_NEGOTIATE: Final = 1 << 63
 """In the flags of a command or a message: tell which flags there are, and do nothing else (L-13)."""
 

@@ -15,6 +15,7 @@ from .. import commands as k
 from .. import constants as n
 from ..family import Family
 from ..limits import MSG_MAX_SIZE
+from ..rules import Rules
 from ..values import NO_ITEMS, ZERO_VEC_OFFSET, Body, Hello, Item, MatchRequest, Metadata, Notice, Query, Sent
 from . import constants as c
 from .commands import (
@@ -48,6 +49,7 @@ from .layouts import (
     VEC_ITEM_SIZE,
 )
 
+_NAME_FLAGS: Final = ~(n.NAME_PRIMARY | n.NAME_ACQUIRED)
 _OFFERED_MSG_FLAGS: Final = n.MSG_FLAGS_ALL | n.FLAG_KERNEL
 _MEMFD_ITEM: Final = Struct("<QQQQiI")  # item header and kdbus_memfd
 _MEMFD_ITEM_FD_OFFSET: Final = 32
@@ -76,7 +78,8 @@ class V3(Family):
 
     def __init__(self) -> None:
         self.name = "v3"
-        self.receive_flags_offset = 64  # of kdbus_msg_info.return_flags, in RECV as in SEND
+        self.rules = Rules()
+        self.received_flags_offset = self.replied_flags_offset = 64  # of kdbus_msg_info.return_flags
         self.incomplete_files = n.RECV_RETURN_INCOMPLETE_FDS
         # The low byte is enough to find a command of this family, and the whole number is compared.
         self._by_low_byte: list[Command | None] = [None] * 256
@@ -211,7 +214,7 @@ class V3(Family):
 
     def acquired(self, call: Call, flags: int) -> None:
         self.done(k.NAME_ACQUIRE, call)
-        call.put(NAME_ACQUIRE.flags_offset // 8, flags)
+        call.put(NAME_ACQUIRE.flags_offset // 8, flags & _NAME_FLAGS)
 
     def received(self, call: Call, lost: int, offset: int, size: int) -> None:
         call.put(_RECV_DROPPED, lost)
