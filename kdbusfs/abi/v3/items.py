@@ -13,7 +13,8 @@ from ...base.errors import CommandError
 from ...base.words import U64, u64
 from .. import constants as c
 from ..items import CHECKS as _COMMON_CHECKS
-from ..items import NUMBERS, STRINGS, RawItem, check_exact
+from ..items import NUMBERS, STRINGS, check_exact
+from ..items import RawItem as RawItem
 from ..items import make_item as make_item
 from ..values import Item
 from .layouts import CREDS, ITEM_HEADER_SIZE, NAME_CHANGE, VEC, VEC_ITEM_SIZE
