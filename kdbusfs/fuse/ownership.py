@@ -18,8 +18,8 @@ So the reader does its copies itself, and is *deposed* when one lasts too long.
   and starts the next spare.
 - The deposed thread goes on whenever its page comes.  Before anything else, still in C, it gets the core back: it
   queues, wakes the owner by the event descriptor, and the owner hands over between two requests and becomes a spare
-  (or ends: KFS_SPARES are enough).  The request then goes on as if nothing had happened, is answered with what it has
-  come to, and its thread is the reader.  Should it get stuck again, it is deposed again.
+  (or ends: KFS_SPARES_MAX are enough).  The request then goes on as if nothing had happened, is answered with what it
+  has come to, and its thread is the reader.  Should it get stuck again, it is deposed again.
 
 The owner of a turn that takes long, like a broadcast to a thousand, *steps aside* by itself: when the turn has had
 KFS_TURN_US and is about to begin another access, or tells of work that it has done (`ports.Turn`), it gives the core to
@@ -66,6 +66,9 @@ from .channel import OWNER, Channel
 log = logging.getLogger(__name__)
 
 SPARES: Final[int] = lib.KFS_SPARES
+_LAST_SPARES: Final = 2
+"""With so few left the owner waits until there are more: it must know whether it has a successor."""
+_ALL_SIGNALS: Final = signal.valid_signals()
 _RETRY_FIRST: Final = 0.05  # s, then twice as long each time
 _RETRY_LAST: Final = 1.0
 
@@ -73,7 +76,7 @@ _RETRY_LAST: Final = 1.0
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
     """Threads that are started meanwhile get no signals: those are the main thread's, which waits for them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
     try:
         yield
     finally:
@@ -100,7 +103,7 @@ class Readers:
         self._threads: set[threading.Thread] = set()
         self._starving = False
         self._ended = threading.Event()
-        self._attention = threading.Event()  # the end, or threads that could not be started
+        self._attention = threading.Event()  # the end, or threads to be started
 
     def start(self) -> None:
         """Start a thread, which becomes the owner when there is none, and else a spare.
@@ -117,8 +120,16 @@ class Readers:
             thread.start()
         self._threads.add(thread)
 
+    def ask_for_spares(self) -> None:
+        """Have as many spares again as there should be, soon.  For an owner that has just become it."""
+        spares = self._channel.owners()["spares"]
+        if spares <= _LAST_SPARES:
+            self.refill()
+        elif spares < SPARES:
+            self._attention.set()
+
     def refill(self) -> bool:
-        """Have as many spares again as there should be.  For an owner that has just become it.
+        """Have as many spares again as there should be.
 
         False where the system gives no thread, by a limit or for lack of memory.  `watch` tries again then, and who is
         the last accesses no memory of clients.
@@ -142,12 +153,13 @@ class Readers:
         return True
 
     def watch(self) -> None:
-        """Return at the end.  Until then start what could not be started when it was to be, at growing intervals."""
+        """Return at the end.  Until then start spares; what cannot be started is tried again at growing intervals."""
         while not self._ended.is_set():
             self._attention.wait()
             self._attention.clear()
             pause = _RETRY_FIRST
-            while not self._ended.wait(pause) and not self.refill():
+            while not self._ended.is_set() and not self.refill():
+                self._ended.wait(pause)
                 pause = min(2 * pause, _RETRY_LAST)
 
     def end(self) -> None:

@@ -252,7 +252,7 @@ class Server:
                 for action in self._on_event:
                     action()
             elif kind == OWNER:
-                self._readers.refill()
+                self._readers.ask_for_spares()
         except Exception:
             self._faults.report("a request failed unexpectedly")
         self._drain(requests)

@@ -522,7 +522,7 @@ int kfs_seat_pass(struct kfs_seat *seat)
 	pthread_mutex_lock(&o->lock);
 	if (o->owner == seat && o->returning.first) {
 		let_returning_own(o);
-		r = o->count.spares >= (uint32_t)KFS_SPARES ? KFS_END : wait_as_spare(seat);
+		r = o->count.spares >= (uint32_t)KFS_SPARES_MAX ? KFS_END : wait_as_spare(seat);
 	}
 	pthread_mutex_unlock(&o->lock);
 	return r;

@@ -22,10 +22,12 @@ static const int KFS_DEPOSED_MAX = 10;
 static const int KFS_DEPOSED_MS = 10000;
 static const int KFS_SHUNNED_MS = 60000;
 /*
- * Threads that wait to become the owner; who would be one more ends instead.  They are there before they are needed, more
- * than one user can hold up: when they are, no further one may be to be had.
+ * Threads that wait to become the owner.  They are there before they are needed, more than one user can hold up: when they
+ * are, no further one may be to be had.  Who comes back stays as a spare, so that none has to be started for the next turn
+ * that steps aside, but ends where there are SPARES_MAX.
  */
 static const int KFS_SPARES = 10;
+static const int KFS_SPARES_MAX = 20;
 /* A turn that gets long steps aside after this time, and others are served for as long, if there are any. */
 static const int KFS_TURN_US = 1000;
 /* The cpu time of turns shorter than MEASURED is not looked at; that of others may come out too high by SLACK. */
