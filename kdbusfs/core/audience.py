@@ -24,7 +24,7 @@ class _Answers:
 
 
 class Audience:
-    """`Connection.may_talk` from many receivers to one sender, with the receivers' credentials of HELLO (POL-14).
+    """`rights.may_talk` from many receivers to one sender, with the receivers' credentials of HELLO (POL-14).
 
     An answer of a database counts for all receivers with the same credentials, until that database or the names of
     the sender change: others may be served between two questions (POL-18).
@@ -41,7 +41,7 @@ class Audience:
         self.work = 0
 
     def admits(self, receiver: Connection) -> bool:
-        """The same as `receiver.may_talk(source)` now (POL-10)."""
+        """The same as `may_talk(receiver, source)` now (POL-10)."""
         custom = receiver.endpoint.policy
         if custom is not None and not self._grants(custom, receiver.credentials):
             return False

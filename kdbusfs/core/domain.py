@@ -20,6 +20,7 @@ from .metadata import DEFAULT_MASK
 from .policy import SharedCredentials
 from .quota import Account, Total, User
 from .send import CancelToken
+from .shutdown import shut_down_bus
 from .sync import finish, forget, interrupt
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Domain:
         """The mount goes: every bus goes as if its owner had closed it (FS-29)."""
         self.active = False
         for bus in list(self.buses.values()):
-            bus.shut_down()
+            shut_down_bus(bus)
 
     def figures(self, pid_ns: int) -> Iterator[dict[str, object]]:
         """The figures of every connection that there is now, each as it is when it is asked for (`core/figures.py`)."""

@@ -9,15 +9,19 @@ from ..abi import constants as c
 from ..base.errors import CommandError
 from ..base.ports import ProcessMetadata
 from .connection import Connection
+from .disconnect import disconnect
 from .metadata import fake_process, held_bytes, sanitize_attach_flags
 from .names import is_valid_name
 from .pool import Pool
+from .split_delivery import SplitDelivery
 
 if TYPE_CHECKING:
     from ..abi.family import Family
     from ..abi.values import Item
     from ..base.call import Call
-    from .handle import EndpointHandle
+    from ..base.handle import Handle
+    from ..base.ports import Memory
+    from .endpoint import Endpoint
 
 _IGNORED_ITEMS: Final = frozenset(
     (
@@ -36,15 +40,15 @@ _IGNORED_ITEMS: Final = frozenset(
 class _Request:
     """The items of a HELLO, checked in their order (HELLO-3 to HELLO-7)."""
 
-    def __init__(self, handle: EndpointHandle, flags: int, items: list[Item]) -> None:
+    def __init__(self, endpoint: Endpoint, flags: int, items: list[Item], *, privileged: bool) -> None:
         special = flags & c.HELLO_SPECIAL
         if special & (special - 1):
             raise CommandError(EINVAL, "more than one special role")
-        if special & c.HELLO_MONITOR and handle.endpoint.policy is not None:
+        if special & c.HELLO_MONITOR and endpoint.policy is not None:
             raise CommandError(EOPNOTSUPP, "monitor on a custom endpoint")
-        if special and not handle.privileged:
+        if special and not privileged:
             raise CommandError(EPERM, "special role without privilege")
-        self._privileged = handle.privileged
+        self._privileged = privileged
         self.takes_name = bool(special & (c.HELLO_ACTIVATOR | c.HELLO_POLICY_HOLDER))
         self.name: bytes | None = None
         self.description: bytes | None = None
@@ -78,17 +82,21 @@ class _Request:
             raise CommandError(EINVAL, "item that no HELLO may have")
 
 
-def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
-    """KDBUS_CMD_HELLO: `handle.connection` is set afterwards.
+def hello(
+    handle: Handle, endpoint: Endpoint, memory: Memory, family: Family, call: Call, *, privileged: bool
+) -> tuple[Connection, int, int]:
+    """KDBUS_CMD_HELLO, given on `endpoint` by an open file: `memory` becomes the pool.
 
+    Returns the connection, and the offset and size of the slice that `answer_hello` tells of.
     Raises CommandError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
     """
     wanted = family.decode_hello(call)
     flags, pool_size, items = call.flags, wanted.pool_size, wanted.items
-    bus = handle.endpoint.bus
-    if not pool_size or pool_size % bus.domain.host.page_size:
+    bus = endpoint.bus
+    domain = bus.domain
+    if not pool_size or pool_size % domain.host.page_size:
         raise CommandError(EFAULT, "pool size is no multiple of the page size")
-    request = _Request(handle, flags, items)
+    request = _Request(endpoint, flags, items, privileged=privileged)
     if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
         raise CommandError(EINVAL, "activator of a wildcard")
     attach_send = sanitize_attach_flags(wanted.attach_send)
@@ -97,15 +105,15 @@ def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
         raise CommandError(ECONNREFUSED, "bus requires more metadata")
 
     conn_id = bus.next_connection_id()
-    handle.memory.resize(pool_size)
+    memory.resize(pool_size)
     metadata, faked = _identity(call, request)
     caller = call.caller
     ids = caller.ids()
     groups = caller.groups()
-    user = handle.endpoint.user or bus.domain.users.get(caller.user)
+    user = endpoint.user or domain.users.get(caller.user)
     user.add_connection()
-    pool = Pool(pool_size, handle.memory, user.account)
-    credentials = bus.domain.credentials.take(ids, groups)
+    pool = Pool(pool_size, memory, user.account)
+    credentials = domain.credentials.take(ids, groups)
     if metadata.auxgroups == groups:
         metadata.auxgroups = credentials.groups()
     cost = held_bytes(metadata)
@@ -113,11 +121,13 @@ def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
     try:
         user.account.charge(cost)
         charged = cost
-        if not handle.endpoint.active:
+        if not endpoint.active:
             raise CommandError(ESHUTDOWN, "endpoint is gone")
         connection = Connection(
             handle,
+            endpoint,
             family,
+            SplitDelivery(),
             conn_id,
             flags,
             (attach_send, attach_recv),
@@ -127,27 +137,32 @@ def hello(handle: EndpointHandle, family: Family, call: Call) -> int:
             user,
             pool,
             faked=faked,
+            privileged=privileged,
         )
-        offset, items_size = _publish_bloom_parameter(connection)
+        offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except CommandError:
-        pool.close(bus.domain.turn)
+        pool.close(domain.turn)
         user.connections -= 1
         user.account.uncharge(charged)
-        bus.domain.credentials.give_back(credentials)
-        bus.domain.users.forget_if_idle(user.account)
+        domain.credentials.give_back(credentials)
+        domain.users.forget_if_idle(user.account)
         raise
-    handle.connection = connection
-    family.hello_done(
+    return connection, offset, size
+
+
+def answer_hello(connection: Connection, call: Call, offset: int, size: int) -> None:
+    """Tell the client of its connection (HELLO-17).  Raises CommandError(EFAULT) when its struct is not writable."""
+    bus = connection.bus
+    connection.family.hello_done(
         call,
         required=bus.attach_flags_required,
         bus_flags=bus.flags,
-        connection_id=conn_id,
+        connection_id=connection.id,
         bus_id=bus.id128,
         offset=offset,
-        size=items_size,
+        size=size,
     )
-    return 0
 
 
 def _identity(call: Call, request: _Request) -> tuple[ProcessMetadata, bool]:
@@ -189,7 +204,7 @@ def _connect(connection: Connection, request: _Request, items: list[Item], call:
     try:
         _introduce(connection, request, items, call)
     except CommandError:
-        connection.disconnect()
+        disconnect(connection)
         raise
 
 

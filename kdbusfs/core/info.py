@@ -11,8 +11,9 @@ from ..abi import constants as c
 from ..abi.commands import BUS_CREATOR_INFO, CONN_INFO, LIST, UPDATE
 from ..base.errors import CommandError
 from .metadata import ConnMetadata, export, sanitize_attach_flags
-from .names import NameEntry, is_valid_name
+from .names import NameEntry, only_name
 from .policy import View
+from .rights import may_see, may_see_name
 
 if TYPE_CHECKING:
     from ..abi.family import Family
@@ -51,7 +52,7 @@ def conn_info(connection: Connection, call: Call) -> int:
 
 def _peer_by_id(connection: Connection, call: Call, wanted: int) -> Connection:
     peer = connection.bus.connections.get(wanted)
-    if peer is None or not connection.may_see(peer, call.caller):
+    if peer is None or not may_see(connection, peer, call.caller):
         raise CommandError(ENXIO, "no such id, or not visible")
     return peer
 
@@ -59,17 +60,9 @@ def _peer_by_id(connection: Connection, call: Call, wanted: int) -> Connection:
 def _peer_by_name(connection: Connection, call: Call, items: list[Item]) -> Connection:
     name = only_name(items)
     entry = connection.bus.names.find(name)
-    if entry is None or not connection.may_see_name(name, call.caller):
+    if entry is None or not may_see_name(connection, name, call.caller):
         raise CommandError(ESRCH, "name has no owner, or is not visible")
     return entry.owner
-
-
-def only_name(items: list[Item]) -> bytes:
-    """The one NAME item of a command, without NUL.  Raises CommandError(EINVAL): none, several, or invalid."""
-    names = [item.text for item in items if item.kind == c.ITEM_NAME]
-    if len(names) != 1 or not is_valid_name(names[0]):
-        raise CommandError(EINVAL, "not one valid name")
-    return names[0]
 
 
 def creator_info(connection: Connection, call: Call) -> int:

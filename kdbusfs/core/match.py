@@ -6,6 +6,7 @@ from errno import EDOM, EINVAL, EMFILE, ENOENT
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
+from ..abi.commands import MATCH_ADD, MATCH_REMOVE
 from ..abi.limits import MATCH_MAX, MATCH_MAX_RULES
 from ..base.errors import CommandError
 from .match_index import ANYONE, NO_BIT
@@ -13,6 +14,7 @@ from .names import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Item
+    from ..base.call import Call
     from .bus import Bus
     from .connection import Connection
     from .message import Message
@@ -290,3 +292,21 @@ class MatchDb:
         connection.user.account.uncharge(entry.size)
         for rule_class in entry.classes:
             connection.bus.listeners[rule_class].remove(entry)
+
+
+def match_add(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_MATCH_ADD.  Raises CommandError: ECONNRESET, and those of `MatchDb.add`."""
+    match = connection.family.decode_match(MATCH_ADD, call)
+    connection.check_active()
+    connection.matches.add(connection, match.cookie, match.items, replace=bool(call.flags & c.MATCH_REPLACE))
+    connection.family.done(MATCH_ADD, call)
+    return 0
+
+
+def match_remove(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_MATCH_REMOVE.  Raises CommandError: ECONNRESET, ENOENT (MATCH-13)."""
+    match = connection.family.decode_match(MATCH_REMOVE, call)
+    connection.check_active()
+    connection.matches.remove(match.cookie)
+    connection.family.done(MATCH_REMOVE, call)
+    return 0

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.limits import CONN_MAX_NAMES, NAME_MAX_LEN
 from ..base.errors import CommandError
+from .takeover import owed_by_name, take_over_messages
 
 if TYPE_CHECKING:
+    from ..abi.values import Item
     from ..base.ports import Turn
     from .connection import Connection
     from .notify import Notifier
@@ -37,6 +39,14 @@ def is_valid_name(name: bytes, *, wildcard: bool = False) -> bool:
     if len(name) > NAME_MAX_LEN:
         return False
     return bool(_NAME.fullmatch(name) or (wildcard and _WILDCARD.fullmatch(name)))
+
+
+def only_name(items: list[Item]) -> bytes:
+    """The one NAME item of a command, without NUL.  Raises CommandError(EINVAL): none, several, or invalid."""
+    names = [item.text for item in items if item.kind == c.ITEM_NAME]
+    if len(names) != 1 or not is_valid_name(names[0]):
+        raise CommandError(EINVAL, "not one valid name")
+    return names[0]
 
 
 class NameEntry:
@@ -174,9 +184,9 @@ class NameRegistry:
             if owner is None or owner is receiver:
                 return
             if receiver.is_activator:
-                owner.take_over_messages(receiver, 0)
+                take_over_messages(owner, receiver, 0)
             elif owner.is_activator:
-                owner.take_over_messages(receiver, entry.id)
+                take_over_messages(owner, receiver, entry.id)
             else:
                 return
             if owner.active:
@@ -194,7 +204,7 @@ class NameRegistry:
         owed: dict[int, list[Reply]] | None = None
         for entry in list(connection.names.values()):
             if entry.activator is not None and owed is None:
-                owed = connection.owed_by_name()
+                owed = owed_by_name(connection)
             # Others may have been served.  Where the bus has ended meanwhile, `forget_connection` does the rest.
             if self._owns(connection, entry):
                 self._pass_on(entry, owed)
@@ -253,7 +263,7 @@ class NameRegistry:
         heir, heir_flags = connection, flags
         while True:
             entry.heir, entry.heir_flags = heir, heir_flags
-            heir.take_over_messages(activator, 0)
+            take_over_messages(heir, activator, 0)
             entry.heir = None
             if not self._owns(activator, entry):
                 break  # it has left, and the heir has inherited
@@ -261,7 +271,7 @@ class NameRegistry:
                 self._stop_waiting(entry, heir)
                 self._change_owner(entry, heir, heir_flags)
                 # More has come in than was waited for.
-                heir.take_over_messages(activator, 0)
+                take_over_messages(heir, activator, 0)
                 break
             waiter = self._first_waiter(entry)
             if waiter is None:
@@ -296,7 +306,7 @@ class NameRegistry:
         if activator is None or activator is owner:
             return False
         entry.heir, entry.heir_flags = activator, c.NAME_ACTIVATOR
-        activator.take_over_messages(owner, entry.id, None if owed is None else owed.get(entry.id, []))
+        take_over_messages(activator, owner, entry.id, None if owed is None else owed.get(entry.id, []))
         entry.heir = None
         if not self._owns(owner, entry):
             return True  # it left in the middle of this, and has passed the name on

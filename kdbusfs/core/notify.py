@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..abi.values import Notice
+from .delivery import try_deliver
 from .message import Message
 from .metadata import ConnMetadata
+from .rights import may_see_notice
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -45,7 +47,7 @@ class _Delivery:
             return True
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            receiver.try_deliver(self.message, None, self.metadata, None)
+            try_deliver(receiver, self.message, None, self.metadata, None)
             return True
         if not self.listeners:
             return False
@@ -54,7 +56,7 @@ class _Delivery:
             self._served.add(listener)
             notice = self.message.notice
             assert notice is not None
-            if listener.may_see_notice(notice):
+            if may_see_notice(listener, notice):
                 self._offer(listener)
         return True
 
@@ -62,7 +64,7 @@ class _Delivery:
         return any(entry.accepts(self.message, None) for entry in entries)
 
     def _offer(self, receiver: Connection) -> None:
-        if receiver.active and not receiver.try_deliver(self.message, None, self.metadata, None):
+        if receiver.active and not try_deliver(receiver, self.message, None, self.metadata, None):
             receiver.lost += 1
 
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
-from .quota import QueueQuota
-
 if TYPE_CHECKING:
     from ..base.ports import ProcessMetadata
     from .message import Message
@@ -77,7 +75,7 @@ class Queue:
     count: of entries, the same as len().
     """
 
-    __slots__ = ("_first", "_lanes", "_last", "_plain", "count", "quota")
+    __slots__ = ("_first", "_lanes", "_last", "_plain", "count")
 
     def __init__(self) -> None:
         self._first: QueueEntry | None = None
@@ -85,7 +83,6 @@ class Queue:
         self._plain = _Lane()  # of priority 0, which most messages have; it stays when it is empty
         self._lanes: dict[int, _Lane] = {}  # of the other priorities, as long as they have entries
         self.count = 0
-        self.quota = QueueQuota()
 
     def __len__(self) -> int:
         return self.count
@@ -129,7 +126,7 @@ class Queue:
         return self._lanes[lowest].first if plain is None or lowest < 0 else plain
 
     def remove(self, entry: QueueEntry) -> None:
-        """Take `entry` out and give its quota back (QUO-4)."""
+        """Take `entry` out."""
         self.count -= 1
         entry.queue = None
         before, after = entry.before, entry.after
@@ -156,11 +153,6 @@ class Queue:
             after.equal_before = before
         if priority and lane.first is None:
             del self._lanes[priority]
-        if entry.user is not None:
-            self.quota.give_back(entry.user)
-            entry.user = None
-        if not self.count:
-            self.quota.clear()
 
     def payload_bytes(self) -> int:
         """What the payload of all entries takes in the pool."""

@@ -112,8 +112,3 @@ class QueueQuota:
             self._counts[user] = count - 1
         else:
             self._counts.pop(user, None)
-
-    def clear(self) -> None:
-        """The queue is empty: nobody has anything in it."""
-        if self._counts:
-            self._counts.clear()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, ENOMSG, EOVERFLOW, EPIPE
+from errno import EAGAIN, ENOMSG, EOVERFLOW
 from typing import TYPE_CHECKING
 
 from ..abi import constants as c
 from ..abi.commands import FREE
 from ..base.errors import CommandError
-from .sync import fail
+from .delivery import discard
+from .sync import end_request
 
 if TYPE_CHECKING:
     from ..base.call import Call
@@ -42,11 +43,12 @@ def recv(connection: Connection, call: Call) -> int:
         connection.lost_before += lost
         family.received(call, lost, 0, 0)
         return -EOVERFLOW
+    delivery = connection.delivery
     peek = bool(flags & c.RECV_PEEK)
-    offset, size, call.installation = connection.install(entry, call.caller, with_files=not peek)
+    offset, size, call.installation = delivery.install(connection, entry, call.caller, with_files=not peek)
     if not peek:
-        queue.remove(entry)
-        connection.discard(entry)
+        delivery.take_out(connection, entry)
+        discard(connection, entry)
         if not queue.count:
             connection.wake()
     family.received(call, 0, offset, size)
@@ -56,15 +58,11 @@ def recv(connection: Connection, call: Call) -> int:
 def _drop(connection: Connection, entry: QueueEntry) -> None:
     """RECV-5; a request that will have no answer now ends for its sender (REP-10)."""
     reply = entry.reply
-    connection.queue.remove(entry)
+    connection.delivery.take_out(connection, entry)
     connection.wake()
     if reply is not None and reply.linked and not reply.answered:
-        if reply.sync:
-            fail(reply, EPIPE)
-        else:
-            connection.bus.notifier.reply(c.ITEM_REPLY_DEAD, reply.requester.id, reply.cookie)
-            reply.unlink()
-    connection.discard(entry)
+        end_request(reply)
+    discard(connection, entry)
     connection.bus.notifier.flush()
 
 

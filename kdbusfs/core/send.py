@@ -25,9 +25,11 @@ from ..base.call import PENDING
 from ..base.errors import AbandonedError, CommandError
 from ..base.ports import ProcessMetadata
 from .audience import Audience
+from .delivery import deliver, try_deliver
 from .message import Message, make_message
 from .metadata import ConnMetadata, held_bytes
 from .reply import Reply, find_interrupted, find_reply
+from .rights import may_talk
 from .sync import answer, finish, take_answer, wait
 
 if TYPE_CHECKING:
@@ -125,8 +127,8 @@ class Outgoing:
             raise
         except CommandError:
             pass  # a copy that lacks metadata is better than none (SEND-39)
-        if not receiver.try_deliver(
-            self.message, self.process, self.metadata, self.source, self.call.caller
+        if not try_deliver(
+            receiver, self.message, self.process, self.metadata, self.source, self.call.caller
         ):
             receiver.lost += 1
 
@@ -244,15 +246,15 @@ def _unicast(
     request: Reply | None = None
     awaited: Reply | None = None
     if message.flags & c.MSG_EXPECT_REPLY:
-        if not source.may_talk(receiver, call.caller):
+        if not may_talk(source, receiver, call.caller):
             raise CommandError(EPERM, "may not talk to the receiver")
         request = Reply(receiver, source, message, sync=sync)
     elif message.flags & c.MSG_SIGNAL:
-        if not receiver.matches.accept_signal(message, source) or not receiver.may_talk(source):
+        if not receiver.matches.accept_signal(message, source) or not may_talk(receiver, source):
             raise CommandError(EPERM, "receiver does not want the signal, or may not talk to the sender")
     elif message.cookie_reply:
         awaited = _consume_tracker(source, receiver, message.cookie_reply)
-    elif not source.may_talk(receiver, call.caller):
+    elif not may_talk(source, receiver, call.caller):
         raise CommandError(EPERM, "may not talk to the receiver")
 
     _show_monitors(outgoing)
@@ -262,7 +264,7 @@ def _unicast(
         source.sent_bytes += message.payload_size + message.memfd_size
         return 0
     try:
-        receiver.deliver(message, outgoing.process, outgoing.metadata, source, call.caller, request)
+        deliver(receiver, message, outgoing.process, outgoing.metadata, source, call.caller, request)
     except CommandError:
         if request is not None:
             request.drop()

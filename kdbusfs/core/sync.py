@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from errno import ECOMM, ECONNRESET, EPERM, EREMOTEIO
+from errno import ECOMM, ECONNRESET, EPERM, EPIPE, EREMOTEIO
 from typing import TYPE_CHECKING
 
+from ..abi import constants as c
 from ..base.errors import CommandError
+from .delivery import discard
 
 if TYPE_CHECKING:
     from ..base.call import Call
@@ -51,11 +53,11 @@ def take_answer(reply: Reply, call: Call) -> int:
     try:
         if not requester.active:
             raise CommandError(ECONNRESET, "requester is gone")
-        offset, size, call.installation = requester.install(entry, call.caller, with_files=True)
+        offset, size, call.installation = requester.delivery.install(requester, entry, call.caller, with_files=True)
     except CommandError as error:
         return -error.errno
     finally:
-        requester.discard(entry)
+        discard(requester, entry)
     requester.family.replied(call, offset, size)
     return 0
 
@@ -73,8 +75,9 @@ def answer(
     when the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and not by this reply.
     """
     _check_awaited(reply)
+    requester = reply.requester
     try:
-        entry = reply.requester.make_entry(message, process, metadata, caller)
+        entry = requester.delivery.make_entry(requester, message, process, metadata, reply.replying, caller)
     except CommandError as error:
         _check_awaited(reply)
         _end(reply, EREMOTEIO if error.errno == ECOMM else error.errno)
@@ -82,11 +85,11 @@ def answer(
     try:
         _check_awaited(reply)
     except CommandError:
-        reply.requester.discard(entry)
+        discard(requester, entry)
         raise
     reply.answer = entry
-    reply.requester.received += 1
-    reply.requester.received_bytes += message.payload_size + message.memfd_size
+    requester.received += 1
+    requester.received_bytes += message.payload_size + message.memfd_size
     _end(reply, 0)
 
 
@@ -126,8 +129,18 @@ def forget(reply: Reply) -> None:
     """Drop a tracker that nobody waits on, with a reply that was kept for a restart (REP-13, SYNC-3)."""
     entry, reply.answer = reply.answer, None
     if entry is not None:
-        reply.requester.discard(entry)
+        discard(reply.requester, entry)
     was_interrupted, reply.interrupted = reply.interrupted, False
     reply.unlink()
     if was_interrupted:
         reply.drop()
+
+
+def end_request(reply: Reply) -> None:
+    """There will be no reply: the blocked SEND gets EPIPE, an asynchronous requester REPLY_DEAD (REP-10, REP-11)."""
+    if reply.sync:
+        fail(reply, EPIPE)
+    else:
+        requester = reply.requester
+        requester.bus.notifier.reply(c.ITEM_REPLY_DEAD, requester.id, reply.cookie)
+        reply.unlink()

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.core.audience import Audience
+from kdbusfs.core.rights import may_talk
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 
@@ -115,7 +116,7 @@ class AudienceMachine(RuleBasedStateMachine):
         for receiver, place in self.receivers:
             expected = self.may_hear(receiver, place)
             assert self.audience.admits(receiver.connection) is expected
-            assert receiver.connection.may_talk(source) is expected
+            assert may_talk(receiver.connection, source) is expected
 
     @invariant()
     def shares_the_credentials_that_are_equal(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from kdbusfs.abi import constants as c
 from kdbusfs.abi.v3.items import make_item
+from kdbusfs.core.disconnect import disconnect
 from tests.support.core_client import PENDING, Client, FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,
@@ -234,7 +235,7 @@ def test_act_4_the_taker_leaves_in_the_middle(world: World, waker: Client, at: i
 
     def others() -> None:
         assert late.acquire(b"a.act", c.NAME_QUEUE) == 0
-        taker.byebye() if not len(taker.connection.queue) else taker.connection.disconnect()
+        taker.byebye() if not len(taker.connection.queue) else disconnect(taker.connection)
 
     Meanwhile(world, others, at)
     assert taker.acquire(b"a.act") == -ECONNRESET
@@ -259,7 +260,7 @@ def test_act_8_the_activator_leaves_in_the_middle(world: World, waker: Client, a
 def test_name_17_the_owner_leaves_while_messages_go_back(world: World, waker: Client) -> None:
     taker = world.connect()
     assert taker.acquire(b"a.act") == 0
-    Meanwhile(world, taker.connection.disconnect)
+    Meanwhile(world, lambda: disconnect(taker.connection))
     assert taker.release_name(b"a.act") == 0
     assert list(waker.connection.names) == [b"a.act"]
     again = world.connect()
@@ -279,7 +280,7 @@ def test_act_7_the_waiter_leaves_while_messages_go_back(world: World, waker: Cli
         if entry.heir is waker.connection and not entry.waiters:
             assert waiter.acquire(b"a.act", c.NAME_QUEUE) == 0
         elif entry.heir is waiter.connection and waiter.connection.active:
-            waiter.connection.disconnect()
+            disconnect(waiter.connection)
 
     world.host.turn.meanwhile = others
     if leaves:
@@ -341,7 +342,7 @@ def test_act_4_the_owner_leaves_while_a_late_message_follows_the_name(world: Wor
     def taken() -> None:
         assert first.acquire(b"a.act") == 0
         assert second.acquire(b"a.act", c.NAME_QUEUE) == 0
-        Meanwhile(world, first.connection.disconnect)
+        Meanwhile(world, lambda: disconnect(first.connection))
 
     sender.process.meanwhile = taken
     assert sender.send(items=dst_name(b"a.act") + sender.vec(b"late"), cookie=3) == 0

@@ -1,0 +1,128 @@
+"""The end of a connection, with all its effects on others (BYE-1 to BYE-3, CLOSE-1 to CLOSE-5, REP-11 to REP-13)."""
+
+from __future__ import annotations
+
+from errno import EALREADY, EBUSY, ECONNRESET, EPIPE
+from typing import TYPE_CHECKING, Final
+
+from ..abi import constants as c
+from ..base.errors import CommandError
+from .delivery import discard
+from .metadata import held_bytes
+from .reply import newest_first
+from .sync import end_request, fail, finish, forget
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .reply import Reply
+
+_REPLIES_OF_A_CONNECTION: Final = 100
+"""Units of work that ending all requests of one connection takes."""
+
+
+def byebye(connection: Connection) -> None:
+    """BYE-1 to BYE-3.  Raises CommandError: EALREADY, EBUSY."""
+    if not connection.active:
+        raise CommandError(EALREADY, "disconnected already")
+    if connection.queue.count:
+        raise CommandError(EBUSY, "messages in the queue")
+    disconnect(connection)
+
+
+def disconnect(connection: Connection) -> None:
+    """Leave the bus, with every effect on others before this returns (CLOSE-2).  Idempotent.
+
+    Others may be served meanwhile.  From the first moment on they find nobody with this id, and a connection that
+    answers every command with ECONNRESET; names, trackers and notifications follow, in this order.
+    """
+    if not connection.active:
+        return
+    bus = connection.bus
+    connection.active = False
+    connection.is_ending = True
+    connection.wake()
+    for reply in [reply for reply in connection.replies if reply.call is not None]:
+        finish(reply, ECONNRESET)
+    bus.policy.remove(connection)
+    bus.remove_connection(connection)
+    if bus.active:
+        bus.names.remove_connection(connection)
+        bus.notifier.flush()
+    unread = _discard_queue(connection)
+    for reply in list(connection.replies):
+        forget(reply)
+    bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
+    if bus.active:
+        _end_owed(connection, unread)
+        connection.matches.clear(bus)
+        if not connection.is_monitor:
+            bus.notifier.id_change(c.ITEM_ID_REMOVE, connection.id, connection.flags)
+        bus.notifier.flush()
+    if not bus.active:
+        _vanish(connection)
+    connection.is_ending = False
+    if connection.when_ended is not None:
+        connection.when_ended()
+
+
+def close(connection: Connection) -> None:
+    """The last file of the connection is closed and it has left its bus: the pool goes too (FREE-5)."""
+    domain = connection.bus.domain
+    connection.pool.close(domain.turn)
+    # What is left of it refers to nothing that refers back: no cycles for the garbage collector.
+    connection.handle = None
+    connection.when_ended = None
+    connection.user.connections -= 1
+    domain.credentials.give_back(connection.credentials)
+    connection.user.account.uncharge(held_bytes(connection.metadata))
+    domain.users.forget_if_idle(connection.user.account)
+
+
+def _vanish(connection: Connection) -> None:
+    """The bus ends as well: nobody is told, and what belongs to the bus goes with it.
+
+    Whoever waits for a reply from here leaves the bus, too, and takes its trackers along; only blocked calls end now.
+    """
+    bus = connection.bus
+    bus.names.forget_connection(connection)
+    owed = connection.owed
+    while owed:
+        reply, _ = owed.popitem()
+        if reply.sync:
+            fail(reply, EPIPE)
+        bus.domain.turn.spend()
+    connection.matches.forget(connection.user.account)
+
+
+def _discard_queue(connection: Connection) -> list[Reply]:
+    """Empty the queue.  Returns the trackers of unread requests, oldest first: they are reported first (REP-12)."""
+    unread: list[Reply] = []
+    turn = connection.bus.domain.turn
+    queue = connection.queue
+    entry = queue.oldest()
+    while entry is not None:
+        connection.delivery.take_out(connection, entry)
+        if entry.reply is not None:
+            unread.append(entry.reply)
+        discard(connection, entry)
+        resources = entry.message.resources
+        turn.spend(2 + (len(resources.files) if resources is not None else 0))
+        entry = queue.oldest()
+    return unread
+
+
+def _end_owed(connection: Connection, unread: list[Reply]) -> None:
+    """Tell those who wait for a reply that there will be none (REP-11), each the newest request first."""
+    bus = connection.bus
+    owed = connection.owed
+    for reply in unread:
+        if reply in owed:
+            end_request(reply)
+    bus.notifier.flush()
+    while owed:
+        last, _ = owed.popitem()
+        owed[last] = None
+        for reply in newest_first([reply for reply in last.requester.replies if reply in owed]):
+            end_request(reply)
+        bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
+        bus.notifier.flush()

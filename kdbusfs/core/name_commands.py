@@ -1,0 +1,38 @@
+"""NAME_ACQUIRE and NAME_RELEASE (NAME-3, NAME-14): the checks before the registry (`core/names.py`) decides."""
+
+from __future__ import annotations
+
+from errno import E2BIG, EPERM
+from typing import TYPE_CHECKING
+
+from ..abi.commands import NAME_ACQUIRE, NAME_RELEASE
+from ..abi.limits import CONN_MAX_NAMES
+from ..base.errors import CommandError
+from .names import only_name
+from .rights import may_own
+
+if TYPE_CHECKING:
+    from ..base.call import Call
+    from .connection import Connection
+
+
+def name_acquire(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_NAME_ACQUIRE.  Raises CommandError: EINVAL, E2BIG, EPERM, and those of `NameRegistry.acquire`."""
+    family = connection.family
+    name = only_name(family.decode(NAME_ACQUIRE, call))
+    if len(connection.names) >= CONN_MAX_NAMES:
+        raise CommandError(E2BIG, "owns too many names")
+    if not may_own(connection, name, call.caller):
+        raise CommandError(EPERM, "may not own the name")
+    flags = connection.bus.names.acquire(connection, name, call.flags)
+    connection.bus.notifier.flush()
+    family.acquired(call, flags)
+    return 0
+
+
+def name_release(connection: Connection, call: Call) -> int:
+    """KDBUS_CMD_NAME_RELEASE.  Raises CommandError: EINVAL, ESRCH."""
+    name = only_name(connection.family.decode(NAME_RELEASE, call))
+    connection.bus.names.release(connection, name)
+    connection.bus.notifier.flush()
+    return 0

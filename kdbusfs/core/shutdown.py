@@ -1,0 +1,51 @@
+"""The end of endpoints and buses (FS-24, FS-26, SHUT-1 to SHUT-5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .disconnect import disconnect
+
+if TYPE_CHECKING:
+    from .bus import Bus
+    from .endpoint import Endpoint
+
+
+def shut_down_endpoint(endpoint: Endpoint) -> None:
+    """Disconnect all its connections, one after the other, then remove it (FS-26, SHUT-5).  Idempotent.
+
+    Others may be served between two of them; nobody comes in any more.
+    """
+    if not endpoint.active:
+        return
+    endpoint.active = False
+    for connection in list(endpoint.connections.values()):
+        disconnect(connection)
+    endpoint.remove()
+
+
+def shut_down_bus(bus: Bus) -> None:
+    """Remove all connections, then the endpoints, then the directory (FS-24, FS-26, SHUT-1).  Idempotent.
+
+    From the first moment on nobody comes in, and nobody is told of those who leave.  Others may be served while
+    the connections end one after the other.
+    """
+    if not bus.active:
+        return
+    bus.active = False
+    bus.notifier.drop()
+    turn = bus.domain.turn
+    endpoints = list(bus.endpoints.values())
+    for endpoint in endpoints:
+        endpoint.active = False
+    for connection in list(bus.connections.values()):
+        disconnect(connection)
+        turn.spend()
+    for endpoint in endpoints:
+        endpoint.remove()
+        turn.spend()
+    bus.domain.remove_bus(bus)
+    # Break the reference cycles: the garbage collector need not.
+    bus.names.forget(turn)
+    for index in bus.listeners.values():
+        index.forget()
