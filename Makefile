@@ -107,7 +107,7 @@ lint: venv lint-shell lint-c
 include tests/native/checks.mk
 
 types: venv
-	@$(BIN)/mypy --strict --no-error-summary kdbusfs
+	@$(BIN)/mypy --strict --no-error-summary
 
 pure:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/base/*.so kdbusfs/abi/*.so kdbusfs/abi/*/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so

@@ -55,7 +55,7 @@ def outcome_of_items(data: bytes, size: int) -> object:
     except CommandError as error:
         for decode in (parse_items, decode_items):
             try:
-                decode(data, 0, size)  # type: ignore[operator]
+                decode(data, 0, size)
             except CommandError as again:
                 assert again.errno == error.errno
             else:

@@ -123,7 +123,7 @@ class Scene:
 
     def heard(self) -> set[int]:
         """Who sent what the monitor has heard of."""
-        sources = set()
+        sources: set[int] = set()
         while True:
             try:
                 message = self.monitor.recv()
@@ -218,8 +218,9 @@ def test_what_is_not_allowed_on_a_bus_in_full_use(domain_mount: DomainMount, act
             wants("reply that another owes", errno.EPERM, errno_of(client.send, asking, reply_to=asked))
             wants("reply to nobody", errno.EPERM, errno_of(client.send, service, reply_to=1))
             wants("signal to who wants none", errno.EPERM, errno_of(client.send, service, bloom=client.bloom()))
-            holder = {"flags": c.HELLO_POLICY_HOLDER, "name": "org.example.Other"}
-            with Connection(path, pool_size=POOL, **holder) as other:
+            with Connection(
+                path, pool_size=POOL, flags=c.HELLO_POLICY_HOLDER, name="org.example.Other"
+            ) as other:
                 wants("policy of another", errno.EEXIST, errno_of(other.update, name=HELD))
                 bad = [(c.ITEM_POLICY_ACCESS, struct.pack("<QQQ", 9, 9, 9))]
                 wants("bad policy", errno.EINVAL, errno_of(other.update, name=HELD, items=bad))

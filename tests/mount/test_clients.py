@@ -26,6 +26,7 @@ from kdbusfs.client import (
     Message,
     NameChange,
     NoReply,
+    ReceivedMemfd,
     Zero,
     bloom_rule,
     deadline,
@@ -291,6 +292,8 @@ def test_memfds_and_descriptors_travel(bus: Bus, actors: Actors) -> None:
             with client.receive(PATIENT) as message:
                 assert message.return_flags == 0
                 head, body, zeroes, tail = message.payload
+                assert isinstance(head, memoryview) and isinstance(tail, memoryview)
+                assert isinstance(body, ReceivedMemfd)
                 assert bytes(head) == b"head" and bytes(tail) == b"tail" and zeroes == Zero(5)
                 assert body.read() == bytes(range(256)) * 400
                 files = [file.take() for file in message.fds]

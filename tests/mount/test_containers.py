@@ -78,7 +78,7 @@ class Shell:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"set -e\n{script}\necho {_END}\n")
             self._process.stdin.flush()
-        lines = []
+        lines: list[str] = []
         for line in self._process.stdout:
             if line.rstrip() == _END:
                 return "".join(lines)

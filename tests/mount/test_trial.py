@@ -68,14 +68,15 @@ def test_nothing_of_it_is_left(domain_mount: DomainMount) -> None:
 
 def test_first_client_gets_the_first_numbers(domain_mount: DomainMount) -> None:
     """BUS-9, FS-11, META-22"""
-    with make_bus(domain_mount.path, "x") as bus:
-        flags = {"attach_send": c.ATTACH_ALL, "attach_recv": c.ATTACH_ALL}
-        with Connection(bus.path, **flags) as one:
-            assert (one.id, one.creator_info().id) == (1, 1)
-            assert os.stat(Path(bus.path).parent).st_ino == 3
-            one.send(one.id, b"x")
-            timestamp = one.receive(5).metadata.timestamp
-            assert timestamp is not None and timestamp.seqnum == 2, "after the notification of its own HELLO"
+    with (
+        make_bus(domain_mount.path, "x") as bus,
+        Connection(bus.path, attach_send=c.ATTACH_ALL, attach_recv=c.ATTACH_ALL) as one,
+    ):
+        assert (one.id, one.creator_info().id) == (1, 1)
+        assert os.stat(Path(bus.path).parent).st_ino == 3
+        one.send(one.id, b"x")
+        timestamp = one.receive(5).metadata.timestamp
+        assert timestamp is not None and timestamp.seqnum == 2, "after the notification of its own HELLO"
 
 
 # It is there in all ways of mounting.

@@ -6,7 +6,7 @@ import json
 import select
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Self
 
 TIMEOUT = 240.0
 
@@ -66,7 +66,7 @@ class Child:
         self.process.stdout.close()
         self.process.wait(TIMEOUT)
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

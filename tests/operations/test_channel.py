@@ -401,7 +401,8 @@ def test_interrupted_call_is_restarted_by_the_kernel(mount: Mount, fd: int) -> N
         for count in range(1, 4):
             until(lambda: deferred(fd) == 1)
             client.send_signal(signal.SIGUSR1)
-            until(lambda count=count: ioctl(fd, fakes.INTERRUPTS) == fakes.BASE + count)
+            expected = fakes.BASE + count
+            until(lambda expected=expected: ioctl(fd, fakes.INTERRUPTS) == expected)  # type: ignore[misc]
         until(lambda: deferred(fd) == 1)
         ioctl(fd, fakes.COMPLETE, 0)
         assert line(client) == "0"

@@ -11,8 +11,7 @@ from errno import EBADF, EFAULT, EMFILE, ESRCH
 import pytest
 
 from kdbusfs.base.errors import CommandError
-from kdbusfs.base.identity import Creds
-from kdbusfs.base.ports import NO_ID
+from kdbusfs.base.identity import NO_ID, Creds
 from kdbusfs.host.caller import LinuxCaller
 from kdbusfs.host.host import LinuxHost
 from tests.operations.host_child import Child

@@ -149,7 +149,8 @@ def test_an_event_of_a_watch_closed_before_it_was_asked_for(bench: Bench) -> Non
 def signalfd() -> int:
     """A signalfd without signals."""
     libc = ctypes.CDLL(None, use_errno=True)
-    return libc.signalfd(-1, ctypes.create_string_buffer(128), os.O_CLOEXEC)
+    fd: int = libc.signalfd(-1, ctypes.create_string_buffer(128), os.O_CLOEXEC)
+    return fd
 
 
 def test_files_that_cannot_or_must_not_be_polled_are_einval(bench: Bench, tmp_path: os.PathLike[str]) -> None:

@@ -110,7 +110,8 @@ class Daemon:
     def stop(self) -> dict[str, Any]:
         out, err = self.process.communicate(timeout=TIMEOUT)  # closes its input
         assert self.process.returncode == 0 and not err, err
-        return json.loads(out)
+        found: dict[str, Any] = json.loads(out)
+        return found
 
 
 @contextlib.contextmanager
@@ -298,7 +299,7 @@ class TestBlockedMemory:
 class Files:
     """An Installer whose /dev/fuse is one end of a socket pair."""
 
-    def __init__(self, **bounds: int) -> None:
+    def __init__(self, **bounds: Any) -> None:
         self.fuse, self.answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.answers.settimeout(TIMEOUT)
         self.event = os.eventfd(0)

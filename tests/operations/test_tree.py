@@ -17,9 +17,8 @@ import pytest
 import trio
 
 from kdbusfs.base.errors import CommandError
-from kdbusfs.fuse import tree as tree_module
-from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP
-from kdbusfs.fuse.tree import FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, Tree
+from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP, FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH
+from kdbusfs.fuse.tree import Tree
 from tests.support.fake_tree import FakeBus, FakeDomain, FakeFiles, FakeHost, FakeInstaller
 
 ROOT = 1
@@ -108,7 +107,7 @@ def listing(
         entries.append((name.decode(), attributes.st_ino, stat.S_IFMT(attributes.st_mode)))
         return True
 
-    monkeypatch.setattr(tree_module.pyfuse3, "readdir_reply", reply)
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     fh = run(mount.tree.opendir, nodeid, mount.context())
     count = -1
     while count != len(entries):
@@ -510,7 +509,12 @@ class TestForgetting:
     def test_the_kernel_is_asked_in_pieces(self) -> None:
         """Many thousands of node ids are not asked about in one lookup."""
         asked: list[list[int]] = []
-        mount = Mount(prune=lambda nodeids: asked.append(nodeids) or True)
+
+        def prune(nodeids: list[int]) -> bool:
+            asked.append(nodeids)
+            return True
+
+        mount = Mount(prune=prune)
         buses = [mount.domain.make_bus(f"0-{number}") for number in range(1100)]
         for bus in buses:
             mount.lookup(bus.name)
@@ -522,7 +526,12 @@ class TestForgetting:
 
     def test_a_kernel_that_cannot_is_asked_once(self) -> None:
         asked: list[list[int]] = []
-        mount = Mount(prune=lambda nodeids: bool(asked.append(nodeids)))
+
+        def prune(nodeids: list[int]) -> bool:
+            asked.append(nodeids)
+            return False
+
+        mount = Mount(prune=prune)
         for number in range(1100):
             mount.domain.make_bus(f"0-{number}")
             mount.lookup(f"0-{number}")

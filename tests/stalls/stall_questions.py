@@ -204,14 +204,14 @@ def test_info_5_the_most_metadata_of_a_connection() -> None:
     asker.world.domain.attach_flags_mask = c.ATTACH_ALL
 
     def info() -> None:
-        owner.connection.owned_items = None
+        owner.connection.owned_names = None
         assert asker.conn_info(id=owner.id, flags=c.ATTACH_ALL) == 0
         assert asker.free(asker.out(40)) == 0
 
     stretch(world, "CONN_INFO: 256 long names, 65536 groups", info)
 
     def send() -> None:
-        owner.connection.owned_items = None
+        owner.connection.owned_names = None
         assert owner.send(dst=asker.id) == 0
 
     stretch(world, "SEND: 256 long names, 65536 groups", send)

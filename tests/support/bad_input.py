@@ -124,8 +124,13 @@ class Memory:
         os.close(zero)
         self._address, self._pin = raw.pin(self._view)
         raw._ffi.cdef("int mprotect(void *address, size_t size, int protection);")
-        libc = raw._ffi.dlopen(None)
-        self._protect = lambda at, how: libc.mprotect(raw._ffi.cast("void *", at), page, how)
+        libc: Any = raw._ffi.dlopen(None)
+
+        def protect(at: int, how: int) -> int:
+            result: int = libc.mprotect(raw._ffi.cast("void *", at), page, how)
+            return result
+
+        self._protect = protect
         self.unmapped = self._address + 4 * page
         self.edge = self.unmapped
         self.read_only = self._address + 6 * page
@@ -215,12 +220,13 @@ def try_everything(files: Files) -> tuple[int, list[str]]:
                     wrong.append(f"{kind}, {command.name}, {name}: {errno.errorcode.get(error, error)}, not {wanted}")
                 if (error == 0 or name == "read-only") and kind != "bus owner":
                     files.renew(kind)
-        for number, wanted_error, arguments in (
+        odd: tuple[tuple[int, int, tuple[bytes | int, ...]], ...] = (
             # It does not look at its argument (BYE-5).
             *[(c.CMD_BYEBYE, refusal(kind, c.CMD_BYEBYE), (0, KERNEL_ADDRESS)) for _ in (0,) if kind != "ordinary"],
             # Unknown, or of another size (FS-22, GEN-1).
             *[(each, errno.ECONNRESET if kind == "dead" else errno.ENOTTY, (bytes(4096),)) for each in _UNKNOWN],
-        ):
+        )
+        for number, wanted_error, arguments in odd:
             for argument in arguments:
                 error, _ = raw.raw_ioctl(files.fd(kind), number, argument)
                 if error != wanted_error:

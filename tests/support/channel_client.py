@@ -28,7 +28,7 @@ def aligned(data: bytes, offset: int = 0) -> Any:
     start = ((ctypes.addressof(raw) + 7) & ~7) + offset
     buffer = (ctypes.c_char * len(data)).from_address(start)
     buffer._keep = raw  # type: ignore[attr-defined]
-    buffer.raw = data  # type: ignore[misc]
+    buffer.raw = data
     return buffer
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.call import PENDING, Call
 from kdbusfs.base.errors import CommandError
+from kdbusfs.base.handle import Handle as CoreHandle
 from kdbusfs.base.ports import Caller as CoreCaller
-from kdbusfs.core.handle import Handle as CoreHandle
 
 INTERRUPTED = -512
 
@@ -43,7 +43,7 @@ class Caller(CoreCaller):
     pidfd = -1
     user = 1000
 
-    def reset(self, tid: int, pidfd: int) -> None:
+    def reset(self, tid: int, pidfd: int = -1) -> None:
         self.tid = tid
         self.pidfd = pidfd
 
@@ -180,6 +180,11 @@ def _info(handle: Handle, call: Call) -> int:
     return 0
 
 
+def _thread(handle: Handle, call: Call) -> int:
+    assert isinstance(call.caller, Caller)
+    return call.caller.tid
+
+
 _ACTIONS: dict[int, Callable[[Handle, Call], int]] = {
     PUSH: _readable,
     POP: _readable,
@@ -191,7 +196,7 @@ _ACTIONS: dict[int, Callable[[Handle, Call], int]] = {
     DESCRIPTORS: lambda handle, call: BASE + len(os.listdir("/proc/self/fd")),
     INTERRUPTS: lambda handle, call: BASE + handle.domain.interrupts,
     DEFERRED: lambda handle, call: BASE + len(handle.domain.waiting),
-    THREAD: lambda handle, call: call.caller.tid,
+    THREAD: _thread,
     c.CMD_FREE: _free,
     c.CMD_RECV: _recv,
     c.CMD_SEND: _send,

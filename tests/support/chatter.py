@@ -21,13 +21,17 @@ def chatter(path: str) -> Callable[[Link], int]:
         with Connection(path, pool_size=1 << 16) as one, Connection(path, pool_size=1 << 16) as other:
             link.say((one.id, other.id))
             ended = threading.Event()
-            waiting = threading.Thread(target=lambda: (link.hear("the end", 600), ended.set()), daemon=True)
-            waiting.start()
+
+            def wait() -> None:
+                link.hear("the end", 600)
+                ended.set()
+
+            threading.Thread(target=wait, daemon=True).start()
             while not ended.is_set():
                 one.send(other.id, b"%d" % rounds)
                 with other.receive(PATIENT) as message:
                     assert message.data() == b"%d" % rounds
-                    other.send(one.id, message.payload)
+                    other.send(one.id, message.data())
                 with one.receive(PATIENT) as message:
                     assert message.data() == b"%d" % rounds
                 rounds += 1

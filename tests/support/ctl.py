@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from tests.support.forked import forked
 
@@ -162,7 +162,7 @@ class Running:
         """What it has written beside what was read, once it has ended."""
         return list(self._lines.queue), list(self._errors.queue)
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdbusfs.base.errors import CommandError
 
@@ -121,12 +122,12 @@ class FakeDomain:
         self.is_active = True
         self._next_ino = 3
 
-    def make_bus(self, name: str, **attributes: int) -> FakeBus:
+    def make_bus(self, name: str, **attributes: Any) -> FakeBus:
         bus = self.buses[name] = FakeBus(name, self._ino(), **attributes)
         self.make_endpoint(bus, "bus")
         return bus
 
-    def make_endpoint(self, bus: FakeBus, name: str, **attributes: int) -> FakeEndpoint:
+    def make_endpoint(self, bus: FakeBus, name: str, **attributes: Any) -> FakeEndpoint:
         endpoint = bus.endpoints[name] = FakeEndpoint(name, self._ino(), bus, **attributes)
         return endpoint
 

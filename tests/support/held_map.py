@@ -8,6 +8,7 @@ input, and "done".
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -15,7 +16,7 @@ import threading
 import time
 
 from kdbusfs.client import Connection
-from tests.support.hostile_memory import PAGE, _libc, memory, put_file
+from tests.support.hostile_memory import _libc, memory, put_file
 
 STILL = 0.5  # seconds without progress
 
@@ -31,13 +32,13 @@ def main() -> None:
     def map_on() -> None:
         nonlocal count
         while True:
-            address = _libc.mmap(None, PAGE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-            _libc.munmap(address, PAGE)
+            address = _libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+            _libc.munmap(address, mmap.PAGESIZE)
             count += 1
             time.sleep(0.001)
 
-    _libc.munmap.argtypes = [_libc.mmap.restype, _libc.mmap.argtypes[1]]
-    _libc.strlen.argtypes = [_libc.mmap.restype]
+    _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    _libc.strlen.argtypes = [ctypes.c_void_p]
     threading.Thread(target=_libc.strlen, args=(page,), daemon=True).start()
     threading.Thread(target=map_on, daemon=True).start()
     print("ready", flush=True)

@@ -22,8 +22,12 @@ _POOL = 1 << 16
 
 def _until_told(link: Link) -> threading.Event:
     ended = threading.Event()
-    waiting = threading.Thread(target=lambda: (link.hear("the end", 3600), ended.set()), daemon=True)
-    waiting.start()
+
+    def wait() -> None:
+        link.hear("the end", 3600)
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     return ended
 
 
@@ -105,7 +109,8 @@ class Steady:
 
     @property
     def name(self) -> str:
-        return os.path.basename(os.path.dirname(self.path))
+        name: str = os.path.basename(os.path.dirname(self.path))
+        return name
 
     def end(self) -> None:
         """AssertionError unless all calls were answered, and there were some."""

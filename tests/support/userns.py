@@ -62,11 +62,11 @@ def _open_the_way(paths: list[str]) -> None:
         for parent in reversed(at.parents):
             if not os.stat(parent).st_mode & stat.S_IXOTH:
                 steps.setdefault(str(parent), set()).add(at.relative_to(parent).parts[0])
-    for parent in sorted(steps):
-        old = os.open(parent, os.O_PATH)
-        _mount("none", parent, "tmpfs", data="mode=755")
-        for name in steps[parent]:
-            source, target = f"/proc/self/fd/{old}/{name}", os.path.join(parent, name)
+    for directory in sorted(steps):
+        old = os.open(directory, os.O_PATH)
+        _mount("none", directory, "tmpfs", data="mode=755")
+        for name in steps[directory]:
+            source, target = f"/proc/self/fd/{old}/{name}", os.path.join(directory, name)
             if stat.S_ISDIR(os.stat(source).st_mode):
                 os.mkdir(target)
             else:

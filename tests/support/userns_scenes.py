@@ -239,8 +239,13 @@ def _ended(root: str, number: int) -> dict[str, object]:
         helpers = [_repeat(drop), _repeat(touch)]
         threading.Timer(1.0, os.kill, (int(os.environ["DAEMON"]), number)).start()
         code: int | None = None
+
+        def exchange() -> None:
+            client.send(service.id, bytes(50_000))
+            service.receive(120).free()
+
         while code is None:
-            code = failure(lambda: (client.send(service.id, bytes(50_000)), service.receive(120).free()))
+            code = failure(exchange)
         for pid in helpers:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import kdbusfs.ctl.commands
-from kdbusfs.ctl import complete, main
+from kdbusfs.ctl import main, places
 from kdbusfs.ctl.arguments import ATTACH, END, NAME
 from kdbusfs.ctl.context import Context
 from kdbusfs.ctl.failure import EXIT_CODES, EXIT_USAGE, Failure, exit_code_of, failing
@@ -263,7 +263,7 @@ def test_commands_and_options_are_completed(
 def test_completion_says_nothing_where_there_is_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(complete.places, "mounts", list)
+    monkeypatch.setattr(places, "mounts", list)
     for words in (("status", ""), ("--bus", ""), ("--mount", ""), ("list", "--endpoint", ""), ("wait", "org.")):
         assert completed(*words, monkeypatch=monkeypatch, capsys=capsys) == []
 

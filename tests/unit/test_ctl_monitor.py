@@ -296,7 +296,8 @@ def test_after_losses_the_names_are_listed_again_but_not_all_the_time() -> None:
 
 
 def test_what_is_older_and_still_on_its_way_holds_back_what_is_newer() -> None:
-    order, placed = Order(2), []
+    order = Order(2)
+    placed: list[Any] = []
     order.begin(0)
     order.begin(1)
     order.note(2, 0)
@@ -387,7 +388,7 @@ def run_through(system: FakeSystem, helpers: int, **limits: Any) -> tuple[Collec
     cast = Cast(FakeBus())  # type: ignore[arg-type]
     tap.start()
     try:
-        follow(tap, cast, Filter(), collector, course, **{"duration": 20, **limits})  # type: ignore[arg-type]
+        follow(tap, cast, Filter(), collector, course, **{"duration": 20, **limits})
     finally:
         tap.close()
         sys.setswitchinterval(before)

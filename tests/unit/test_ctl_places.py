@@ -44,7 +44,7 @@ def domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def fails(code: int, *arguments: str | None) -> str:
     with pytest.raises(Failure) as caught:
-        find_bus(*arguments)  # type: ignore[arg-type]
+        find_bus(*arguments)
     assert caught.value.exit_code == code, caught.value.message
     assert "\n" not in caught.value.message
     return caught.value.message
@@ -163,7 +163,7 @@ def test_a_mount_without_its_daemon_says_what_to_do(domain: Path, monkeypatch: p
     def stat(path: str, *arguments: object, **options: object) -> os.stat_result:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    monkeypatch.setattr(places.os, "stat", stat)
+    monkeypatch.setattr(os, "stat", stat)
     with pytest.raises(Failure) as caught:
         check_domain(str(domain))
     assert caught.value.exit_code == EXIT_NO_MOUNT

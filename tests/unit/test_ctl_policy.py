@@ -57,7 +57,7 @@ def name(text: str) -> str:
     return f'[[name]]\nname = "org.example.A"\n{text}'
 
 
-MISTAKES = {
+MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "no TOML": ("[[name]", "no TOML"),
     "no UTF-8": (b"\xff", "no TOML"),
     "nested": ("x=" + "[" * 100_000, "no TOML"),

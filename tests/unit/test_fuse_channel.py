@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -296,7 +297,12 @@ def test_caller_outside_of_the_pid_namespace(kernel: Kernel) -> None:
 def test_caller_that_is_gone(kernel: Kernel) -> None:
     done = threading.Event()
     tids: list[int] = []
-    thread = threading.Thread(target=lambda: (tids.append(threading.get_native_id()), done.wait()))
+
+    def wait() -> None:
+        tids.append(threading.get_native_id())
+        done.wait()
+
+    thread = threading.Thread(target=wait)
     thread.start()
     while not tids:
         time.sleep(0.001)
@@ -395,7 +401,7 @@ def test_struct_travels_back_with_an_error(kernel: Kernel) -> None:
     kernel.step(-errno.EAGAIN, timeout_ms=0)
     expected = bytearray(recv_struct().raw)
     expected[24:32] = b"returned"
-    assert kernel.result() == (unique, -errno.EAGAIN, expected)
+    assert kernel.result() == (unique, -errno.EAGAIN, bytes(expected))
 
 
 def test_write_only_command_answers_without_a_struct(kernel: Kernel) -> None:
@@ -601,7 +607,8 @@ def test_amended_answer_waits_for_the_next_step(kernel: Kernel) -> None:
         def set_up(self, granted: int) -> None:
             raise AssertionError
 
-    amendments = Amendments(Tree(), {}.get, passthrough=False)
+    no_opens: dict[int, tuple[int, int]] = {}
+    amendments = Amendments(Tree(), no_opens.get, passthrough=False)
     unique = kernel.ask(FUSE_LOOKUP, b"bus\0")
     body = struct.pack("<Q32xQ80x", 1000, 1000)
     thread = serve_tree(kernel, tree_answer(body))
@@ -1018,9 +1025,8 @@ def installation_of(account: Account) -> tuple[Installation, Pool]:
     return Installation(entries, Resources(account, 1), 64, 1), pool
 
 
-class Job:
-    def __init__(self, **kwargs: Any) -> None:
-        self.__dict__.update(kwargs)
+class Job(SimpleNamespace):
+    """An installer.Job whose members the tests look at."""
 
 
 class Installer:
@@ -1181,7 +1187,7 @@ def receive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Account
     account = Account(0, 1)
     installation, pool = installation_of(account)
 
-    def recv(handle: fakes.Handle, call: fakes.Call) -> int:
+    def recv(handle: fakes.Handle, call: Call) -> int:
         call.installation = installation
         return 0
 

@@ -8,6 +8,9 @@ import pytest
 
 from kdbusfs.fuse import protocol as p
 
+NO_INODES: dict[int, int] = {}
+NO_OPENS: dict[int, tuple[int, int]] = {}
+
 HEADER = struct.pack("<IiQ", 0, 0, 9)
 INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
 KERNEL_FLAGS = p.INIT_EXT | p.PASSTHROUGH | p.WRITEBACK_CACHE
@@ -94,7 +97,7 @@ def test_lookup_shows_the_inode_number_and_keeps_the_node_id() -> None:
 def test_lookup_that_found_nothing_stays() -> None:
     before = HEADER + entry(0, 0)
     reply = memoryview(bytearray(before))
-    p.amend_lookup(reply, {}.__getitem__)
+    p.amend_lookup(reply, NO_INODES.__getitem__)
     assert reply == before
 
 
@@ -121,9 +124,9 @@ def test_short_answers_are_refused() -> None:
     with pytest.raises(p.ProtocolError):
         p.amend_init(init_request(KERNEL_FLAGS), short, passthrough=True)
     with pytest.raises(p.ProtocolError):
-        p.amend_open(short, {}.get)
+        p.amend_open(short, NO_OPENS.get)
     with pytest.raises(p.ProtocolError):
-        p.amend_lookup(short, {}.__getitem__)
+        p.amend_lookup(short, NO_INODES.__getitem__)
     with pytest.raises(p.ProtocolError):
         p.amend_readdirplus(short)
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbusfs.base.identity import Creds
-from kdbusfs.base.ports import NO_ID
+from kdbusfs.base.identity import NO_ID, Creds
 from kdbusfs.host.credentials import (
     Status,
     mount_type,

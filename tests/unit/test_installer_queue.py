@@ -114,7 +114,12 @@ def test_a_signal_that_does_not_kill_changes_nothing_but_the_next_may(scene: Sce
     assert scene.answered() == []
     scene.lib.dying = {2}
     found: list[tuple[int, int]] = []
-    until(lambda: bool(found.extend(scene.answered()) or found))
+
+    def look() -> bool:
+        found.extend(scene.answered())
+        return bool(found)
+
+    until(look)
     assert found == [(errno.EINTR, second.unique)]
     scene.end()
     assert scene.lib.begun == [1]

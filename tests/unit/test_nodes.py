@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -22,15 +23,15 @@ def endpoint() -> FakeEndpoint:
     return FakeDomain().make_bus("0-a").endpoints["bus"]
 
 
-def open_first(table: NodeTable, node: PooledNode, fh: int, backing_id: int = 1) -> FakeHandle:
+def open_first(table: NodeTable, node: PooledNode, fh: int, backing_id: int = 1) -> Any:
     """An open that is alone on its node."""
     assert isinstance(node.endpoint, FakeEndpoint)
-    handle = FakeHandle(node.endpoint, FakeMemory(backing_id))
+    handle: Any = FakeHandle(node.endpoint, FakeMemory(backing_id))
     table.opened(node, fh, handle)
     return handle
 
 
-def private_node(table: NodeTable, handle: FakeHandle) -> PoolNode:
+def private_node(table: NodeTable, handle: Any) -> PoolNode:
     node = table.look_up_pool(handle)
     assert node is not None
     return node
@@ -246,7 +247,7 @@ def test_many_nodes_without_an_open_are_a_crowd(table: NodeTable) -> None:
     """Files before their buses; and not again before there are many more, forgotten or not."""
     domain = FakeDomain()
     files = []
-    buses = []
+    buses: list[int] = []
     opened = 0
     while not (crowd := table.crowd()):
         bus = domain.make_bus(f"0-{len(buses)}")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kdbusfs.host import proc
+from kdbusfs.native._native import ffi
 
 SOURCES = Path(proc.__file__).resolve().parents[1]
 FUNCTION = re.compile(r"^(?:static )?[\w ]+[ *](\w+)\([^;]*?\)\n\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
@@ -90,7 +91,7 @@ class SlowLib:
 
     def kfs_proc_read(self, tid: int, name: bytes, buffer: Any, size: int) -> int:
         text = b"text of %d: " % tid + name
-        proc.ffi.memmove(buffer, text, len(text))
+        ffi.memmove(buffer, text, len(text))
         if tid == 1:
             self.meanwhile = proc.read(2, b"status", 4096)
         return len(text)
