@@ -36,7 +36,7 @@ class Installation:
     """Descriptors that the calling process must hold before its command returns (RECV-13, REP-15).
 
     entries: the file, the pool memory, and where in it the number of the new descriptor goes (an int32).
-    flags_offset, incomplete_flag: where the struct that travels back has its u64 of return flags, and the bit that
+    flags_offset, incomplete_flag: where the struct of the command has its u64 of return flags, and the bit of them that
     tells the client that descriptors are missing.
     """
 
@@ -50,13 +50,20 @@ class Installation:
         self.incomplete_flag = incomplete_flag
         self._pinned: Pinned | None = pinned
 
-    def refuse(self, out: bytearray, errno: int) -> None:
-        """Install nothing: every slot gets -errno, and the struct in `out` the flag."""
-        for _, memory, offset in self.entries:
-            memory.store(offset, _I32.pack(-errno))
-        flags: int = _U64.unpack_from(out, self.flags_offset)[0]
-        _U64.pack_into(out, self.flags_offset, flags | self.incomplete_flag)
-        self.done()
+    def incomplete_flags(self, call: Call) -> int:
+        """The return flags of `call` if descriptors are missing: no other code sets that flag (RECV-14)."""
+        struct = call.fixed if call.fixed is not None else call.command
+        flags: int = _U64.unpack_from(struct, self.flags_offset)[0]
+        return flags | self.incomplete_flag
+
+    def refuse(self, call: Call, errno: int) -> None:
+        """Install nothing: every slot gets -errno, the struct of `call` the flag.  Raises what `Call.put` raises."""
+        try:
+            for _, memory, offset in self.entries:
+                memory.store(offset, _I32.pack(-errno))
+            call.put(self.flags_offset // 8, self.incomplete_flags(call))
+        finally:
+            self.done()
 
     def done(self) -> None:
         """Unpin the files: the client has its own descriptors, or never will.  Idempotent."""
@@ -77,7 +84,9 @@ class Call:
     for a message that the struct points to; result: of a deferred call, and fixed: the fixed part of its struct, the
     only part that it has; installation: descriptors to install; tells_offset: whether the answer tells where in the
     caller's pool something is; becomes_connection: whether the file is a connection from now on; tag: a number of the
-    server's; deferred: the copy that the last `defer()` made.
+    server's; deferred: the copy that the last `defer()` made; writes: of a deferred call whose struct does not travel
+    back, (address, bytes) to be stored in the client's memory before its answer.  Storing may block, so it is not done
+    in the turn of another client, in which the result is put.
     """
 
     __slots__ = (
@@ -98,6 +107,7 @@ class Call:
         "tag",
         "tells_offset",
         "words",
+        "writes",
     )
 
     number: int
@@ -117,6 +127,7 @@ class Call:
     result: int
     installation: Installation | None
     deferred: Call | None
+    writes: list[tuple[int, bytes]]
 
     def __init__(self) -> None:
         self.fixed = None
@@ -128,12 +139,14 @@ class Call:
         self.result = 0
         self.installation = None
         self.deferred = None
+        self.writes = []
 
     def put(self, word: int, value: int) -> None:
         """Store a u64 member of the client's struct: the only way in which a result reaches it.
 
         word: index of the member in the fixed part, as u64.  A struct that does not travel back is written to in the
-        client's memory, unless the value is there already.  Raises CommandError(EFAULT) then.
+        client's memory, unless the value is there already; for a deferred call that is left to `writes`.  Raises
+        CommandError(EFAULT) for memory that cannot be written.
         """
         fixed = self.fixed
         if not self.number & IOC_READ:
@@ -152,13 +165,13 @@ class Call:
             self._write(word, b"".join([_U64.pack(value) for value in values]))
 
     def _write(self, word: int, data: bytes) -> None:
-        """Into the client's memory, where that does not hold it already."""
+        """Into the client's memory, where that does not hold it already; of a deferred call into `writes`."""
         at = 8 * word
         end = at + len(data)
         fixed = self.fixed
         if fixed is not None:
             if fixed[at:end] != data:
-                self.caller.write(self.address + at, data)
+                self.writes.append((self.address + at, data))
                 fixed[at:end] = data
         elif self.command[at:end] != data:
             self.caller.write(self.address + at, data)
@@ -178,4 +191,4 @@ class Call:
     def returned(self, size: int) -> bytes:
         """The struct of `size` bytes that travels back with the answer."""
         fixed = self.fixed
-        return bytes(fixed) if fixed is not None else self.command[:size].tobytes()
+        return bytes(fixed[:size]) if fixed is not None else self.command[:size].tobytes()

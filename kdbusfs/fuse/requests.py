@@ -169,7 +169,8 @@ class Requests:
     The object belongs to the thread that has `channel`; other threads of the mount have a `twin`.
 
     installer, make_job: None where nothing can be installed into clients.  make_job takes the keywords
-    tid, user, unique, result, out, entries, flags_offset, swap, swapped_node, unswapped, stores and context.
+    tid, user, unique, result, out, entries, address, flags_offset, incomplete_flags, caller, writes, swap,
+    swapped_node, unswapped, stores and context.
     swap_path: gives the path of the private file of an fh's connection; None: connections keep their file.
     node_of: gives the node id that an fh is an open of; only_node_of: 0 where others have it open as well.
     make_caller: gives a caller of the thread's own.
@@ -421,16 +422,19 @@ class Requests:
         if call.becomes_connection:
             swap = None if self._swap_path is None else self._swap_path(fh)
             unswapped = self._size_of(handle, fh)
-        if installation is None and swap is None and (handle is None or not handle.is_copied):
+        must_be_alone = installation is not None or swap is not None or bool(call.writes)
+        if not must_be_alone and (handle is None or not handle.is_copied):
             answer(self._address, fh, call.number, unique, result, call.returned(out_size))
             return
-        out = bytearray(call.returned(out_size))
-        if installation is not None or swap is not None:
+        if must_be_alone:
             swapping = None if swap is None else (swap, self._node_of(fh), unswapped)
-            if self._submit(unique, call, result, handle, tid, bytes(out), swapping, installation):
+            if self._submit(unique, call, result, handle, tid, call.returned(out_size), swapping, installation):
                 return
             if installation is not None:
-                installation.refuse(out, EPERM)
+                installation.refuse(call, EPERM)
+            for address, data in call.writes:
+                call.caller.write(address, data)
+        out = bytearray(call.returned(out_size))
         stores = self._take_stores(handle, None) if unswapped is None else unswapped
         if stores is None or self._storer is None or not self._storer.answer(stores, unique, result, out):
             self._channel.answer(unique, result, out, fh, call.number)
@@ -490,6 +494,9 @@ class Requests:
             swap, swapped_node, unswapped = (None, 0, None) if swapping is None else swapping
             if unswapped is not None:
                 more["unswapped"] = unswapped
+            if call.writes or (installation is not None and not call.number & IOC_READ):
+                more["caller"] = call.caller if call.fixed is not None else call.caller.defer()
+                more["writes"] = call.writes
             job = self._make_job(
                 **more,
                 tid=tid,
@@ -498,7 +505,9 @@ class Requests:
                 result=result,
                 out=out,
                 entries=entries,
+                address=call.address,
                 flags_offset=installation.flags_offset if installation is not None else -1,
+                incomplete_flags=installation.incomplete_flags(call) if installation is not None else 0,
                 swap=swap,
                 swapped_node=swapped_node,
                 context=JobContext(installation, handle, pinned),

@@ -16,9 +16,12 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, cast
 
+from kdbusfs.base.errors import CommandError
+from kdbusfs.base.ports import Caller
 from kdbusfs.native import _native
 
 from .copies import Stores
@@ -36,7 +39,6 @@ _IDLE: Final = 1.0  # seconds
 _LIMBO_POLL: Final = 0.05
 _DYING_POLL: Final = 0.05
 _REST: Final = -1  # among a worker's jobs: there is nothing to wait for
-_RETURN_INCOMPLETE_FDS: Final = 1
 _FLAGS: Final = struct.Struct("=Q")
 _NOTIFY_INVAL_ENTRY: Final = 3
 _ROOT: Final = 1  # node id
@@ -70,8 +72,11 @@ class Job:
     tid: the thread, blocked in the request `unique`; user: real uid whose thread does the job;
     result: what the ioctl returns, 0 or -errno; out: the struct that travels back with it;
     entries: (descriptor of the daemon, `int32_t *` for the client's number), installed in this order;
-    flags_offset: of the return_flags (u64) in `out`, or -1; they get RECV_RETURN_INCOMPLETE_FDS when an entry
-    fails (RECV-14);
+    address: of the command struct in the client's memory;
+    flags_offset: of the return flags (u64) in that struct, or -1; they become `incomplete_flags` when an entry fails
+    (RECV-14), in `out` if they are in there, and in the client's memory otherwise;
+    writes: (address, bytes) to be stored in the client's memory before the answer; where that fails the ioctl returns
+    the errno; caller: the client, for the writes and flags that do not travel back in `out`; None: there are none;
     swap: path of a file to take the place of the descriptor that the ioctl was made with, opened read-only;
     swapped_node: the node id that descriptor is of, on the same mount; with any other file at its number, which a
     sibling has put there meanwhile, nothing is swapped;
@@ -87,10 +92,13 @@ class Job:
 
     __slots__ = (
         "abandoned",
+        "address",
+        "caller",
         "context",
         "entries",
         "error",
         "flags_offset",
+        "incomplete_flags",
         "installed",
         "out",
         "result",
@@ -102,6 +110,7 @@ class Job:
         "unique",
         "unswapped",
         "user",
+        "writes",
     )
 
     def __init__(
@@ -113,7 +122,11 @@ class Job:
         result: int,
         out: bytes | bytearray | memoryview,
         entries: list[tuple[int, Any]],
+        address: int = 0,
         flags_offset: int = -1,
+        incomplete_flags: int = 0,
+        caller: Caller | None = None,
+        writes: Sequence[tuple[int, bytes]] = (),
         swap: str | None = None,
         swapped_node: int = 0,
         unswapped: Stores | None = None,
@@ -126,7 +139,11 @@ class Job:
         self.result = result
         self.out = out
         self.entries = entries
+        self.address = address
         self.flags_offset = flags_offset
+        self.incomplete_flags = incomplete_flags
+        self.caller = caller
+        self.writes = writes
         self.swap = swap
         self.swapped_node = swapped_node
         self.unswapped = unswapped
@@ -141,6 +158,35 @@ class Job:
         """The whole answer as /dev/fuse takes it."""
         head = _REPLY.pack(_REPLY.size + len(self.out), 0, self.unique, self.result, 0, 0, 0)
         return bytearray(head) + self.out
+
+    @property
+    def tells_incomplete(self) -> bool:
+        """Whether the client is to be told of entries that fail."""
+        return bool(self.entries) and self.flags_offset >= 0
+
+    def write(self) -> None:
+        """Store `writes` in the client's memory."""
+        if self.caller is not None:
+            try:
+                for address, data in self.writes:
+                    self.caller.write(address, data)
+            except CommandError as fault:
+                self.result = -fault.errno
+
+    def reply_without(self, error: int) -> bytearray:
+        """The whole answer where every entry has failed with `error`."""
+        for _, slot in self.entries:
+            slot[0] = -error
+        reply = self.reply()
+        if self.tells_incomplete:
+            at = _REPLY.size + self.flags_offset
+            if at + _FLAGS.size <= len(reply):
+                _FLAGS.pack_into(reply, at, self.incomplete_flags)
+            elif self.caller is not None:
+                # The ioctl has taken effect: its result stays, whatever the client's memory is like.
+                with contextlib.suppress(CommandError):
+                    self.caller.write(self.address + self.flags_offset, _FLAGS.pack(self.incomplete_flags))
+        return reply
 
 
 def _close(fd: int) -> int:
@@ -199,8 +245,9 @@ class Installer:
     def submit(self, job: Job) -> None:
         """Have `job` done.  It turns up in `finished` in any case.
 
-        Beyond the bounds (threads of all users together, jobs of this one) its ioctl is answered at once,
-        without descriptors: every entry is -EAGAIN, and nothing is swapped.
+        Beyond the bounds (threads of all users together, jobs of this one) its ioctl is answered at once, without
+        descriptors: every entry is -EAGAIN, and nothing is swapped.  The reader does not wait for the client's memory
+        then: an ioctl with `writes` returns -EAGAIN, and flags that do not travel back stay as they are.
         """
         with self._lock:
             worker = self._installing.get(job.user)
@@ -213,6 +260,9 @@ class Installer:
                 self._queued[job.unique] = job
                 worker.queue.put(job)
         if not accepted:
+            job.caller = None
+            if job.writes:
+                job.result = -errno.EAGAIN
             self._answer_without(job, errno.EAGAIN)
 
     def finished(self) -> list[Job]:
@@ -336,12 +386,7 @@ class Installer:
 
     def _answer_without(self, job: Job, error: int) -> None:
         """Answer the ioctl with all entries failed; where the client is gone meanwhile, that is all."""
-        for _, slot in job.entries:
-            slot[0] = -error
-        reply = job.reply()
-        at = _REPLY.size + job.flags_offset
-        if job.entries and job.flags_offset >= 0 and at + _FLAGS.size <= len(reply):
-            _FLAGS.pack_into(reply, at, _FLAGS.unpack_from(reply, at)[0] | _RETURN_INCOMPLETE_FDS)
+        reply = job.reply_without(error)
         job.error = error
         stores = job.stores if job.unswapped is None else job.unswapped
         if stores is not None and self._storer is not None and self._storer.send(stores, reply):
@@ -350,7 +395,7 @@ class Installer:
         try:
             os.write(self._fuse_fd, reply)
         except OSError as fault:
-            job.error = fault.errno or errno.EIO
+            job.error = job.error or fault.errno or errno.EIO
         self._finish(job)
 
     def _do(self, tracer: Any, injection: Any, job: Job) -> None:
@@ -362,6 +407,7 @@ class Installer:
             except OSError as fault:
                 error = fault.errno or errno.EIO
         try:
+            job.write()
             if tracer == _ffi.NULL or (swap < 0 and not job.entries):
                 swap = _close(swap)
                 self._answer_without(job, error if tracer != _ffi.NULL else errno.ENOMEM)
@@ -378,7 +424,8 @@ class Installer:
             injection.slots = slots
             injection.swap, swap = swap, -1  # kfs_inject closes it
             injection.swapped_node = job.swapped_node
-            injection.flags_offset = job.flags_offset
+            injection.flags_address = job.address + job.flags_offset if job.tells_incomplete else 0
+            injection.incomplete_flags = job.incomplete_flags
             stores = job.stores
             injection.stores = _ffi.NULL if stores is None else stores.array
             injection.store_count = 0 if stores is None else stores.count
@@ -386,7 +433,11 @@ class Installer:
             unswapped = job.unswapped
             injection.unswapped = _ffi.NULL if unswapped is None else unswapped.array
             injection.unswapped_count = 0 if unswapped is None else unswapped.count
-            job.error = -_lib.kfs_inject(tracer, injection) or error
+            failure = -_lib.kfs_inject(tracer, injection)
+            if not injection.answered:
+                self._answer_without(job, failure)
+                return
+            job.error = failure or error
             job.installed = injection.installed
             job.swapped = bool(injection.swapped)
         except Exception:

@@ -57,7 +57,6 @@
 #define LIMIT_NS 2000000000ull
 #define FILES_PER_MESSAGE 253 /* SCM_MAX_FD */
 #define OUT_MAX 256
-#define RETURN_INCOMPLETE_FDS 1
 
 enum call {
 	CALL_SOCKETPAIR,
@@ -131,7 +130,7 @@ struct client {
 	uint64_t scratch;
 	size_t scratch_len;
 	size_t control_len; /* of the message being received */
-	int flags_offset;
+	uint64_t flags_address, flags; /* of the return flags, and what to store there at the end; 0: nothing */
 	size_t out_len;
 	unsigned char out[OUT_MAX];
 };
@@ -797,17 +796,6 @@ static int install(struct kfs_tracer *tracer, struct client *client, struct kfs_
 	return error;
 }
 
-static void mark_incomplete(unsigned char *out, size_t out_len, int flags_offset)
-{
-	uint64_t flags;
-
-	if (flags_offset < 0 || (size_t)flags_offset + sizeof(flags) > out_len)
-		return;
-	memcpy(&flags, out + flags_offset, sizeof(flags));
-	flags |= RETURN_INCOMPLETE_FDS;
-	memcpy(out + flags_offset, &flags, sizeof(flags));
-}
-
 /* Gives the stopped thread back all that is its own, and lets it go. */
 static void release(struct kfs_tracer *tracer, struct client *client)
 {
@@ -826,6 +814,8 @@ static void release(struct kfs_tracer *tracer, struct client *client)
 		identify(client);
 	if (client->store && client->abi)
 		poke(client, client->command, client->out, client->out_len);
+	if (client->flags_address)
+		poke(client, client->flags_address, &client->flags, sizeof(client->flags));
 	if (client->caught &&
 	    (arch_restore(client->tid, &client->saved) < 0 ||
 	     ptrace(PTRACE_SETSIGMASK, client->tid, (void *)sizeof(client->sigmask), &client->sigmask) < 0)) {
@@ -883,6 +873,7 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 	memcpy(&expected, job->reply + sizeof(struct fuse_out_header), sizeof(expected));
 	if (job->swap >= 0)
 		client->noted = arch_note_first_argument(client->tid);
+	job->answered = 1;
 	job->reply_error = -write_reply(job);
 	error = wait_stop(tracer, client, &status);
 	if (!error && job->reply_error)
@@ -894,8 +885,8 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 	if (job->installed < job->count) {
 		fail_rest(job, error);
 		if (!job->reply_error) {
-			mark_incomplete(client->out, client->out_len, client->flags_offset);
-			client->store = true;
+			client->flags_address = job->flags_address;
+			client->flags = job->incomplete_flags;
 		}
 	}
 	if (job->count)
@@ -907,17 +898,18 @@ static int serve(struct kfs_tracer *tracer, struct client *client, struct kfs_in
 }
 
 /*
- * Does one job: answers the ioctl that thread `tid` blocks in with `reply` (a whole FUSE answer; its output struct may
- * be changed), and has the thread go on with the files installed.
+ * Does one job: answers the ioctl that thread `tid` blocks in with `reply` (a whole FUSE answer), and has the thread go on
+ * with the files installed.
  *
- * slots[i] gets the number of files[i], or -errno; then bit 0 of the 64-bit flags at `flags_offset` of the output
- * struct (-1: none) is set too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
+ * slots[i] gets the number of files[i], or -errno; then `incomplete_flags` are stored at `flags_address` of the client (0:
+ * nowhere) too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with; it is
  * closed in every case but -EINVAL, and not put anywhere where that descriptor is not of node `swapped_node` any more.
  * Entries that the kernel refuses to pass on are counted in `refused`; their slots have the -errno.
  * `unswapped` are stored where nothing was swapped.
  * Where the client has copies of its pool, `stores` bring them up to date before the answer; the first `slot_stores` of
  * them are of the pages with the slots, and are made again when those have their numbers.
- * The answer is written in every case; `reply_error` is what that gave.  `held`: the thread is in limbo now, and has to
+ * `answered`: the answer was written, and `reply_error` is what that gave; otherwise the thread could not be seized, nothing
+ * but closing `swap` was done, and the answer is for the caller of this function to write.  `held`: the thread is in limbo now, and has to
  * be looked after by kfs_tracer_sweep().  Returns 0, or -errno of what went wrong first.
  */
 int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
@@ -929,6 +921,7 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 	job->installed = 0;
 	job->refused = 0;
 	job->swapped = 0;
+	job->answered = 0;
 	job->reply_error = 0;
 	job->held = 0;
 	if (job->reply_len < head)
@@ -937,17 +930,11 @@ int kfs_inject(struct kfs_tracer *tracer, struct kfs_injection *job)
 	set_ticking(tracer, true);
 	error = client ? seize(tracer, job->tid) : -ENOMEM;
 	if (error) {
-		fail_rest(job, error);
-		if (job->count)
-			mark_incomplete(job->reply + head, job->reply_len - head, job->flags_offset);
 		drop_swap(job);
-		show_unswapped(job);
-		job->reply_error = -write_reply(job);
 	} else {
 		client->tid = job->tid;
 		client->held = true;
 		memset(client->open, -1, sizeof(client->open));
-		client->flags_offset = job->flags_offset;
 		client->out_len = job->reply_len - head < OUT_MAX ? job->reply_len - head : OUT_MAX;
 		memcpy(client->out, job->reply + head, client->out_len);
 		error = serve(tracer, client, job);

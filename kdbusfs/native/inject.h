@@ -17,7 +17,8 @@ struct kfs_injection {
 	int32_t **slots;
 	int swap;
 	uint64_t swapped_node;
-	int flags_offset;
+	uint64_t flags_address;
+	uint64_t incomplete_flags;
 	const struct kfs_store *stores;
 	uint32_t store_count;
 	uint32_t slot_stores;
@@ -26,6 +27,7 @@ struct kfs_injection {
 	uint32_t installed;
 	uint32_t refused;
 	int swapped;
+	int answered;
 	int reply_error;
 	int held;
 };

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <linux/ioctl.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -91,11 +92,49 @@ static int tie(struct kfs_channel *ch, struct slot *slot)
 	return 0;
 }
 
+/* Whether the kernel has put the struct of such a command into its request. */
+static int comes_with_request(const struct command *command)
+{
+	return (_IOC_DIR(command->number) & _IOC_WRITE) != 0;
+}
+
+/* Of a struct that says to be of `size` bytes; 0 or an errno. */
+static int check_size(const struct kfs_channel *ch, const struct command *command, uint64_t size)
+{
+	if (size < command->size)
+		return EINVAL;
+	if (size > command->max_size)
+		return EMSGSIZE;
+	return ch->arg + size < ch->arg ? EFAULT : 0;
+}
+
+/*
+ * Reads the fixed struct of a command that does not come with its request.  Its size is the one in the copy: what the
+ * client makes of it afterwards is not looked at.  Returns 0 or an errno.
+ */
+static int fetch_fixed(struct kfs_channel *ch, const struct command *command, uint64_t *size)
+{
+	int error = -read_client(ch->tid, ch->arg, ch->command, command->size);
+
+	/* A struct that is too short may end where its memory does. */
+	if (error == EFAULT && read_client(ch->tid, ch->arg, ch->command, sizeof(*size)) == 0) {
+		memcpy(size, ch->command, sizeof(*size));
+		return *size < command->size ? EINVAL : *size > command->max_size ? EMSGSIZE : EFAULT;
+	}
+	memcpy(size, ch->command, sizeof(*size));
+	return error ? error : check_size(ch, command, *size);
+}
+
 static void fetch(struct kfs_channel *ch, const struct command *command, uint64_t size)
 {
 	uint64_t address;
 
 	ch->command_len = command->size;
+	if (!comes_with_request(command)) {
+		ch->command_error = fetch_fixed(ch, command, &size);
+		if (ch->command_error)
+			return;
+	}
 	if (size > command->size) {
 		ch->command_error = -read_client(ch->tid, ch->arg + command->size, ch->command + command->size,
 						 size - command->size);
@@ -167,22 +206,20 @@ int kfs_tie_alive(struct kfs_channel *ch)
 static void read_command(struct kfs_channel *ch, const struct command *command)
 {
 	struct kfs_channel_private *p = ch->private_;
-	uint64_t size;
+	const int is_here = comes_with_request(command);
+	uint64_t size = 0;
 	int r;
 
 	ch->command_len = command->size;
-	memcpy(&size, ch->command, sizeof(size));
+	if (is_here)
+		memcpy(&size, ch->command, sizeof(size));
 	if (ch->arg & 7)
 		ch->command_error = EFAULT;
-	else if (size < command->size)
-		ch->command_error = EINVAL;
-	else if (size > command->max_size)
-		ch->command_error = EMSGSIZE;
-	else if (ch->arg + size < ch->arg)
-		ch->command_error = EFAULT;
+	else if (is_here)
+		ch->command_error = check_size(ch, command, size);
 	if (ch->command_error)
 		return;
-	if (size == command->size && !command->pointer_offset) {
+	if (is_here && size == command->size && !command->pointer_offset) {
 		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
 		if (!ch->out_size)
 			ch->pidfd = p->pidfd = kfs_tie_alive(ch);
@@ -249,10 +286,17 @@ int kfs_serve_ioctl(struct kfs_channel *ch)
 	}
 	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
 	command = kfs_find_command(ch->private_->mount, slot->kind, ch->cmd);
-	if (command && ch->in_size >= command->size) {
+	if (command && comes_with_request(command) && ch->in_size >= command->size) {
 		if (command->is_free && kfs_serve_free(ch, command))
 			return AGAIN;
 		read_command(ch, command);
+	} else if (command && !comes_with_request(command)) {
+		/* What an earlier request left there is nothing that this one was given. */
+		memset(ch->command, 0, command->size);
+		read_command(ch, command);
+		/* A struct that could not be read stays as the client has it. */
+		if (ch->command_error)
+			ch->out_size = 0;
 	}
 	if (kfs_seat_request_ends(ch->private_->seat)) {
 		kfs_let_go(ch);

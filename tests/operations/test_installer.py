@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from kdbusfs.base.errors import CommandError
+from kdbusfs.base.ports import Caller
 from kdbusfs.host.installer import Installer, Job
 from kdbusfs.native import _native
 from tests.support import old_kernel
@@ -209,6 +211,36 @@ class TestInstallation:
         daemon.run(*mode, client=client32)
 
 
+class TestOneWay:
+    """A command whose struct the kernel does not copy back: results and return flags go into the client's memory."""
+
+    pytestmark = mounts
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def one_way(cls, serving: Daemon) -> Path:
+        path = serving.results.with_name("client-one-way")
+        assert compile_client(path, "-DONE_WAY")
+        return path
+
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            ("basic",),
+            ("rlimits",),
+            ("traced",),
+            ("seccomp",),
+            ("signals", 4, 250),
+            ("stops", 2, 200),
+            ("exec-during", 10),
+        ],
+        ids=lambda mode: mode[0],
+    )
+    def test_results_and_flags(self, daemon: Daemon, one_way: Path, mode: tuple[object, ...]) -> None:
+        """RECV-13, RECV-14."""
+        daemon.run(*mode, client=one_way)
+
+
 class TestSwap:
     pytestmark = mounts
 
@@ -315,6 +347,7 @@ class Files:
             "out": bytes(64) + struct.pack("=Q", 4),
             "entries": [(self.event, self.slots + index) for index in range(2)],
             "flags_offset": 64,
+            "incomplete_flags": 4 | 1,
         }
         return Job(**{**values, **changed})
 
@@ -344,6 +377,17 @@ def make_files() -> Iterator[Callable[..., Files]]:
         files.fuse.close()
         files.answers.close()
         os.close(files.event)
+
+
+class NoMemory(Caller):
+    """A client that has none at its addresses."""
+
+    def __init__(self) -> None:
+        self.accesses = 0
+
+    def write(self, address: int, data: bytes) -> None:
+        self.accesses += 1
+        raise CommandError(errno.EFAULT)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
@@ -409,6 +453,23 @@ class TestBounds:
         assert files.finished() == [job]  # at once
         assert files.answer() == (42, 0, 5)
         assert list(files.slots)[:2] == [-errno.EAGAIN] * 2 and job.error == errno.EAGAIN
+
+    def test_memory_that_cannot_be_written(self, make_files: Callable[..., Files]) -> None:
+        """The client's fault is its errno; a flag that cannot be stored changes no result."""
+        files = make_files()
+        for writes, result in (([], 0), ([(8, b"results")], -errno.EFAULT)):
+            files.installer.submit(files.job(out=b"", caller=NoMemory(), writes=writes))
+            data = files.answers.recv(4096)
+            assert struct.unpack_from("=IiQi", data) == (32, 0, 42, result)
+            assert files.finished()[0].error == errno.ESRCH
+
+    def test_the_reader_does_not_wait_for_the_memory_of_a_client(self, make_files: Callable[..., Files]) -> None:
+        files = make_files(max_workers=0)
+        memory = NoMemory()
+        for writes, result in (([], 0), ([(8, b"results")], -errno.EAGAIN)):
+            files.installer.submit(files.job(out=b"", caller=memory, writes=writes))
+            assert struct.unpack_from("=IiQi", files.answers.recv(4096)) == (32, 0, 42, result)
+        assert memory.accesses == 0
 
     def test_threads_end_when_there_is_no_work(self, make_files: Callable[..., Files]) -> None:
         files = make_files()

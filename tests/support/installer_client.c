@@ -43,7 +43,11 @@ struct command {
 enum { SWAP = 1, KEPT = 2, STATS = 4 };
 enum { SLOT_SIZE = 8192, SLOTS = 64, MAX_FILES = 400, LIMIT = 2048 };
 
+#ifdef ONE_WAY
+#define COMMAND _IOW(0x95, 0x31, struct command) /* the daemon writes what it answers into our memory */
+#else
 #define COMMAND _IOWR(0x95, 0x31, struct command)
+#endif
 
 #define CHECK(condition, ...)                                                   \
 	do {                                                                    \

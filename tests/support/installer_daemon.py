@@ -19,6 +19,8 @@ import sys
 import time
 from typing import Any
 
+from kdbusfs.base.errors import CommandError
+from kdbusfs.base.ports import Caller
 from kdbusfs.host.installer import Installer, Job
 from kdbusfs.native import _native
 
@@ -29,10 +31,31 @@ LOOKUP, FORGET, GETATTR, OPEN, STATFS, RELEASE, FLUSH, INIT = 1, 2, 3, 14, 17, 1
 INTERRUPT, DESTROY, IOCTL, BATCH_FORGET = 36, 38, 39, 42
 NOFLUSH = 1 << 5
 SWAP, KEPT, STATS = 1, 2, 4
+INCOMPLETE = 1
 IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
 COMMAND = struct.Struct("=QIIiIQQQQQQ")
 COMMAND_NUMBER = 0xC0489531
+ONE_WAY_NUMBER = 0x40489531
+"""The same, but the struct does not travel back with the answer."""
+TOKEN = 24
+"""Its offset in the struct."""
+
+
+class Client(Caller):
+    """A client's memory, for what does not travel back."""
+
+    def __init__(self, tid: int) -> None:
+        self.tid = tid
+
+    def write(self, address: int, data: bytes) -> None:
+        pidfd = _native.lib.kfs_thread_open(self.tid)
+        if pidfd < 0:
+            raise CommandError(-pidfd)
+        result = _native.lib.kfs_client_write(pidfd, self.tid, address, data, len(data))
+        os.close(pidfd)
+        if result < 0:
+            raise CommandError(-result)
 
 
 class Daemon:
@@ -78,8 +101,8 @@ class Daemon:
         return made
 
     def ioctl(self, unique: int, uid: int, pid: int, node: int, data: bytes) -> None:
-        _, _, number, _, _, out_size = struct.unpack_from("=QIIQII", data)
-        if number != COMMAND_NUMBER:
+        _, _, number, address, _, out_size = struct.unpack_from("=QIIQII", data)
+        if number not in (COMMAND_NUMBER, ONE_WAY_NUMBER):
             return self.answer(unique, struct.pack("=iIII", -errno.ENOTTY, 0, 0, 0))
         request = COMMAND.unpack_from(data, 32)
         slot, _, _, result, mode, token, *_, delay, flags = request
@@ -97,14 +120,19 @@ class Daemon:
         ]
         if mode & STATS:
             return self.answer(unique, struct.pack("=iIII", 0, 0, 0, 0) + out)
+        is_one_way = number == ONE_WAY_NUMBER
         job = Job(
             tid=pid,
             user=uid,
             unique=unique,
             result=result,
-            out=out,
+            out=b"" if is_one_way else out,
             entries=entries,
+            address=address,
             flags_offset=64,
+            incomplete_flags=flags | INCOMPLETE,
+            caller=Client(pid) if is_one_way else None,
+            writes=[(address + TOKEN, struct.pack("=Q", token + 1))] if is_one_way else [],
             swap=f"{self.mountpoint}/private" if mode & SWAP else None,
             swapped_node=node,
             context=None if mode & KEPT else files,

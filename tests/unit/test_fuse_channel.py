@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import logging
+import mmap
 import os
 import queue
 import select
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from kdbusfs.abi.v3 import constants as c
-from kdbusfs.base.call import Call, Installation
+from kdbusfs.base.call import PENDING, Call, Installation
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Memory
 from kdbusfs.core.message import Resources
@@ -71,6 +72,7 @@ FUSE_NOTIFY_RETRIEVE = 5  # a code of notifications
 NODEID = 7
 SCHEDULE_NOTIFY = 1
 IOCTL_DIR = 16
+libc = ctypes.CDLL(None)
 SAME_UNIQUE = b"\xab" * 8
 
 
@@ -1206,6 +1208,7 @@ def test_descriptors_are_installed_by_a_job(kernel: Kernel, monkeypatch: pytest.
     (job,) = installer.jobs
     assert (job.unique, job.entries, job.swap) == (unique, [(42, "pointer to 128")], None)
     assert job.flags_offset == 64
+    assert job.incomplete_flags == 1
     assert account.used == 1
     installer.through = [job]
     bench.requests.finish_jobs()
@@ -1239,6 +1242,144 @@ def test_deferred_call_with_descriptors_is_answered_by_a_job(kernel: Kernel) -> 
     (job,) = installer.jobs
     assert (job.unique, job.tid, len(job.out)) == (unique, threading.get_native_id(), 72)
     assert job.flags_offset == 64
+
+
+# A family whose structs do not travel as v3's do
+
+
+ONE_WAY = 0x40489530
+"""A request like SEND, but the kernel does not copy the struct back."""
+READ_ONLY = 0x80489531
+"""A request like RECV, but the kernel does not copy the struct in."""
+
+
+class Client(fakes.Caller):
+    """Its memory is ours."""
+
+    def __init__(self) -> None:
+        self.is_torn = False
+
+    def write(self, address: int, data: bytes) -> None:
+        if self.is_torn:
+            raise CommandError(errno.EFAULT)
+        ctypes.memmove(address, data, len(data))
+
+
+def foreign(bench: Bench, number: int) -> None:
+    """Give the channel of `bench` command `number`, with a struct as RECV's."""
+    assert lib.kfs_channel_command(bench.kernel.channel.native, 0, number, 72, 256, 0) == 0
+
+
+def refuse_files(bench: Bench, monkeypatch: pytest.MonkeyPatch, client: Client, defers: bool) -> Any:
+    """The struct of a one-way command after an answer whose descriptors could not be installed."""
+    foreign(bench, ONE_WAY)
+    bench.requests._call.caller = client
+    account = Account(0, 1)
+
+    def send(handle: fakes.Handle, call: Call) -> int:
+        waiting = call.defer() if defers else call
+        waiting.put(7, 0x200)
+        waiting.installation, _ = installation_of(account)
+        if not defers:
+            return 0
+        bench.domain.waiting.append(waiting)
+        return PENDING
+
+    monkeypatch.setitem(fakes._ACTIONS, ONE_WAY, send)
+    monkeypatch.setattr(bench.requests._caller, "reset", lambda *_: None)
+    command = aligned(struct.pack("<9Q", 72, *[0] * 7, 0x100))
+    bench.kernel.command(bench.fh, ONE_WAY, command)
+    bench.turn()
+    if defers:
+        assert command.raw == struct.pack("<9Q", 72, *[0] * 7, 0x100)
+        bench.domain.complete(0)
+        bench.requests.drain()
+    return command
+
+
+@pytest.mark.parametrize("defers", [False, True])
+def test_missing_descriptors_are_told_in_a_struct_that_does_not_travel_back(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, defers: bool
+) -> None:
+    """RECV-14."""
+    bench = Bench(kernel)
+    command = refuse_files(bench, monkeypatch, Client(), defers)
+    assert kernel.result() == (kernel.unique, 0, b"")
+    assert command.raw == struct.pack("<9Q", 72, *[0] * 6, 0x200, 0x101)
+
+
+def test_memory_that_the_results_do_not_fit_in_is_the_clients_fault(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client()
+    client.is_torn = True
+    refuse_files(Bench(kernel), monkeypatch, client, defers=True)
+    assert kernel.result() == (kernel.unique, -errno.EFAULT, b"")
+
+
+@pytest.mark.parametrize("defers", [False, True])
+def test_results_that_do_not_travel_back_go_with_the_job(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, defers: bool
+) -> None:
+    """Never by the reader for a deferred call: the client may block that."""
+    installer = Installer()
+    client = Client()
+    command = refuse_files(Bench(kernel, installer), monkeypatch, client, defers)
+    address = ctypes.addressof(command)
+    (job,) = installer.jobs
+    assert (job.out, job.address, job.flags_offset, job.incomplete_flags) == (b"", address, 64, 0x101)
+    assert job.caller is client
+    assert job.writes == ([(address + 56, struct.pack("<Q", 0x200))] if defers else [])
+    assert command.raw[56:] == struct.pack("<QQ", 0 if defers else 0x200, 0x100)
+
+
+def ask_to_read(bench: Bench, address: int) -> tuple[int, bytes]:
+    """Errno and struct of a command that the kernel copies nothing in for."""
+    bench.kernel.ioctl(bench.fh, READ_ONLY, address)
+    assert bench.kernel.step() == IOCTL
+    head, data, _ = calls.described(bench.kernel.channel.address)
+    return HEAD.unpack(head)[6], data
+
+
+@pytest.mark.parametrize("tail", [b"", b"t" * 24])
+def test_a_struct_that_is_not_in_its_request_is_read(kernel: Kernel, tail: bytes) -> None:
+    bench = Bench(kernel)
+    foreign(bench, READ_ONLY)
+    command = aligned(struct.pack("<Q", 72 + len(tail)) + b"r" * 64 + tail)
+    assert ask_to_read(bench, ctypes.addressof(command)) == (0, command.raw)
+    kernel.channel.flush(0)
+    assert kernel.result() == (kernel.unique, 0, command.raw[:72])
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(0, errno.EINVAL), (71, errno.EINVAL), (257, errno.EMSGSIZE), (1 << 64 - 1, errno.EMSGSIZE)]
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_size_that_is_refused_travels_nowhere(kernel: Kernel, size: int, error: int, is_cut: bool) -> None:
+    """GEN-6: also where the memory ends behind the size."""
+    bench = Bench(kernel)
+    foreign(bench, READ_ONLY)
+    with mmap.mmap(-1, 2 * mmap.PAGESIZE) as pages:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        at = mmap.PAGESIZE - (8 if is_cut else 1024)
+        pages[at : at + 8] = struct.pack("<Q", size)
+        if is_cut:
+            libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0)
+        assert ask_to_read(bench, start + at)[0] == error
+        kernel.channel.flush(-error)
+        assert kernel.result() == (kernel.unique, -error, b"")
+
+
+@pytest.mark.parametrize("address", [8, 4, (1 << 64) - 64])
+def test_a_struct_that_cannot_be_read(kernel: Kernel, address: int) -> None:
+    """GEN-5; and what an earlier request left in the buffer is not shown."""
+    bench = Bench(kernel)
+    foreign(bench, READ_ONLY)
+    kernel.command(bench.fh, c.CMD_RECV, aligned(struct.pack("<Q", 72) + b"s" * 64))
+    assert kernel.step() == IOCTL
+    assert ask_to_read(bench, address) == (errno.EFAULT, bytes(72))
+    kernel.channel.flush(-errno.EFAULT)
+    assert kernel.result() == (kernel.unique, -errno.EFAULT, b"")
 
 
 # The loop
