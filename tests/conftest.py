@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kdbusfs.fuse.mount import Mount, unmount, visible_mount
 from tests.support import account, old_kernel
@@ -33,6 +34,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _libc = ctypes.CDLL(None, use_errno=True)
+
+# How long an example takes, or what makes one, says how busy the machine is.
+settings.register_profile("kdbusfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kdbusfs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -123,9 +128,7 @@ class DomainMount:
                 self._mount = Mount(entry.path, entry.device)
             if entry is not None and is_ready:
                 # Another process looks: one that is not answered could not be ended from here.
-                subprocess.run(
-                    ["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=120
-                )
+                subprocess.run(["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=120)
                 return
         raise AssertionError(f"the daemon does not mount (exit code {self.process.poll()}):\n{self.log()}")
 
@@ -133,10 +136,6 @@ class DomainMount:
         """What the `stats` file shows."""
         found: dict[str, Any] = json.loads((self.path / ".kdbusfs/stats").read_bytes())
         return found
-
-    def open_descriptors(self) -> int:
-        """How many descriptors the daemon has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def log(self) -> str:
         """What the daemon has printed so far."""

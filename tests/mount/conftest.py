@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from tests.support.actors import Actors, Link
 from tests.support.chatter import chatter
 from tests.support.commands import connection_of
 from tests.support.footprint import Footprint
+
+REST_PATIENCE = 240.0  # seconds until a daemon that has just started must have nothing to do
 
 if TYPE_CHECKING:
     from tests.conftest import DomainMount
@@ -35,8 +38,10 @@ def actors(domain_mount: DomainMount) -> Iterator[Actors]:
 @pytest.fixture
 def footprint(domain_mount: DomainMount) -> Footprint:
     """What the daemon holds before the test begins."""
-    found = Footprint(domain_mount)
-    assert found.is_idle
+    limit = time.monotonic() + REST_PATIENCE
+    while not (found := Footprint(domain_mount)).is_idle:
+        assert time.monotonic() < limit, f"waited {REST_PATIENCE:g} s for the daemon to rest: {domain_mount.stats()}"
+        time.sleep(0.02)
     return found
 
 

@@ -45,7 +45,7 @@ def inner_pid(child: Child) -> int:
 def spawned(program: str | Path, arguments: list[str], **options: Any) -> int:
     """A process that has got through execve(2)."""
     process = os.posix_spawn(program, arguments, {}, **options)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 240
     while not Path(f"/proc/{process}/cmdline").read_bytes() and time.monotonic() < deadline:
         time.sleep(0.001)
     return process

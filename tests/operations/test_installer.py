@@ -393,7 +393,7 @@ class NoMemory(Caller):
 def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, f"{condition} did not hold within {seconds:g} s"
         time.sleep(0.01)
 
 
@@ -473,10 +473,14 @@ class TestBounds:
 
     def test_threads_end_when_there_is_no_work(self, make_files: Callable[..., Files]) -> None:
         files = make_files()
-        for user in range(3):
-            files.installer.submit(files.job(user=user))
-            files.answer()
-        assert len(files.installer.tids) == 3
+
+        def each_user_has_one() -> bool:
+            for user in range(3):
+                files.installer.submit(files.job(user=user))
+                files.answer()
+            return len(files.installer.tids) == 3
+
+        wait_until(each_user_has_one)  # it takes less than a second at some time
         wait_until(lambda: not files.installer.tids)
         wait_until(lambda: not any(thread.name == "user-1" for thread in threading.enumerate()))
         files.installer.submit(files.job(user=1))

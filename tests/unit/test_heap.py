@@ -10,7 +10,7 @@ import pytest
 from kdbusfs.host import heap
 from kdbusfs.host.heap import STEP, Heap
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 240.0  # seconds
 
 
 class Lib:

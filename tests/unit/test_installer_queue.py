@@ -15,7 +15,7 @@ import pytest
 from kdbusfs.host import installer
 from kdbusfs.host.installer import Installer, Job
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 240.0  # seconds
 HEADER = struct.Struct("=IiQ")
 
 
