@@ -71,22 +71,26 @@ def check(as_json: bool) -> int:
 
 def examine() -> Report:
     """Try everything.  What is mounted meanwhile nobody else sees, where there may be a mount namespace for it."""
-    with _place() as place:
+    with _places() as (first, second):
         system = os.uname()
-        trial = _try(place)
+        trial = _try(first)
         found = confinement()
-        mountable = place if found.has(CAP_SYS_ADMIN) else None
+        mountable = second if found.has(CAP_SYS_ADMIN) else None
         return Report(
             f"{system.sysname} {system.release} {system.machine}", features(mountable), _limits(found), found, trial
         )
 
 
 @contextlib.contextmanager
-def _place() -> Iterator[str]:
+def _places() -> Iterator[tuple[str, str]]:
+    """Two directories: the daemon that was tried may still be unmounting at one while the other is used."""
     if _libc.unshare(_CLONE_NEWNS) == 0:
         _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
     with tempfile.TemporaryDirectory(prefix="kdbusfs-check-") as place:
-        yield place
+        first, second = os.path.join(place, "1"), os.path.join(place, "2")
+        os.mkdir(first)
+        os.mkdir(second)
+        yield first, second
 
 
 def _try(place: str) -> Trial:

@@ -43,6 +43,9 @@ settings.load_profile("kdbusfs")
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test what was compiled of older sources; take away from the kernel what is asked for."""
     old_kernel.enter(config)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell has it for what runs in the background; programs that are started here would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _refuse_stale_builds()
 
 

@@ -116,6 +116,8 @@ def _fuse_features(place: str) -> tuple[bool | None, bool | None]:
         request = os.read(fuse_fd, protocol.MAX_WRITE + (1 << 12))
         offered = _begin(fuse_fd, request)
         return offered and _has_backing(fuse_fd), _prunes(fuse_fd)
+    except OSError:  # somebody else has unmounted it
+        return None, None
     finally:
         # Whoever looks at the mount gets an error instead of waiting for an answer.
         os.close(fuse_fd)

@@ -6,6 +6,7 @@ How the daemon does that: kdbusfs/fuse/ownership.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -93,7 +94,8 @@ def _signal_threads(client: Undead) -> bool:
     """Send a signal to the thread of the command; False."""
     pid = client.process.pid
     for task in Path(f"/proc/{pid}/task").iterdir():
-        subprocess.run(["kill", "-USR1", task.name], check=False, timeout=PATIENCE)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(task.name), signal.SIGUSR1)
     return False
 
 
