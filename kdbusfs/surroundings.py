@@ -30,7 +30,7 @@ def memory_total(proc: Path = Path("/proc")) -> int:
 
     Three quarters of what is left for it now: of the machine's memory, or of the least limit of the control groups that
     it is in, less what the daemon has itself.  The rest is for what no account counts.  One user gets half of that
-    (core/quota.py).  A limit that changes later is not seen.
+    (base/account.py).  A limit that changes later is not seen.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     limit = min([page * os.sysconf("SC_PHYS_PAGES"), *_group_limits(proc)])

@@ -12,14 +12,14 @@ from .match import CLASSES, USER_MESSAGES
 from .match_index import MatchIndex
 from .names import NameRegistry
 from .nodes import access_mode
-from .notify import Notifier
+from .notifications import Notifications
 from .policy import PolicyDb
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .domain import Domain
+    from .domain_state import DomainState
     from .endpoint import Endpoint
-    from .quota import User
+    from .users import User
 
 
 class Bus:
@@ -30,7 +30,7 @@ class Bus:
     connections; monitors, connections: by id.
     """
 
-    def __init__(self, domain: Domain, name: str, flags: int, uid: int, gid: int) -> None:
+    def __init__(self, domain: DomainState, name: str, flags: int, uid: int, gid: int) -> None:
         self.domain = domain
         self.name = name
         self.flags = flags
@@ -53,8 +53,8 @@ class Bus:
         self.listeners = {rule_class: MatchIndex(domain.turn) for rule_class in CLASSES}
         self.user_listeners = self.listeners[USER_MESSAGES]
         self.policy = PolicyDb()
-        self.notifier = Notifier(domain, self.connections, self.monitors, self.listeners)
-        self.names = NameRegistry(self.notifier)
+        self.notifications = Notifications()
+        self.names = NameRegistry(self.notifications)
         self._connection_ids = count(1)
 
     def next_connection_id(self) -> int:
@@ -77,5 +77,5 @@ class Bus:
         """Raises CommandError(EEXIST) for a name that is taken."""
         if endpoint.name in self.endpoints:
             raise CommandError(EEXIST, "endpoint exists")
-        endpoint.ino = self.domain.take_ino()
+        endpoint.ino = self.domain.inos.take()
         self.endpoints[endpoint.name] = endpoint

@@ -17,14 +17,15 @@ from .queue import Queue
 if TYPE_CHECKING:
     from ..abi.family import Family
     from ..base.handle import Handle
+    from ..base.pool import Pool
     from ..base.ports import ProcessMetadata
     from .delivery import Delivery
     from .endpoint import Endpoint
+    from .metadata import ConnMetadata
     from .names import NameEntry
     from .policy import PinnedCredentials
-    from .pool import Pool
-    from .quota import User
     from .reply import Reply
+    from .users import User
 
 _READY_TO_SEND: Final = POLLOUT | POLLWRNORM
 _READY_TO_RECEIVE: Final = POLLIN | POLLRDNORM | _READY_TO_SEND
@@ -190,7 +191,7 @@ class Connection:
         self.names[entry.name] = entry
         self.name_changes += 1
         self.owned_names = None
-        self.user.account.add(NAME_COST)
+        self.user.account.charge_unchecked(NAME_COST)
 
     def disown(self, entry: NameEntry) -> None:
         del self.names[entry.name]
@@ -204,6 +205,21 @@ class Connection:
         if names is None:
             names = self.owned_names = OwnedNames([(entry.flags, name) for name, entry in self.names.items()])
         return names
+
+    def describe(self, metadata: ConnMetadata, kinds: int) -> bool:
+        """Put into `metadata` what it lacks of `kinds`: names, description.  Returns whether names were among them."""
+        kinds &= ~metadata.collected
+        if kinds & c.ATTACH_NAMES:
+            metadata.collected |= c.ATTACH_NAMES
+            if self.names:
+                metadata.names = self.names_now()
+                metadata.valid |= c.ATTACH_NAMES
+        if kinds & c.ATTACH_CONN_DESCRIPTION:
+            metadata.collected |= c.ATTACH_CONN_DESCRIPTION
+            if self.description is not None:
+                metadata.description = self.description
+                metadata.valid |= c.ATTACH_CONN_DESCRIPTION
+        return bool(kinds & c.ATTACH_NAMES)
 
     # Readiness
 

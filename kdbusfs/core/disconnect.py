@@ -9,6 +9,7 @@ from ..abi import constants as c
 from ..base.errors import CommandError
 from .delivery import discard
 from .metadata import held_bytes
+from .notify import flush
 from .reply import newest_first
 from .sync import end_request, fail, finish, forget
 
@@ -47,7 +48,7 @@ def disconnect(connection: Connection) -> None:
     bus.remove_connection(connection)
     if bus.active:
         bus.names.remove_connection(connection)
-        bus.notifier.flush()
+        flush(bus)
     unread = _discard_queue(connection)
     for reply in list(connection.replies):
         forget(reply)
@@ -56,8 +57,8 @@ def disconnect(connection: Connection) -> None:
         _end_owed(connection, unread)
         connection.matches.clear(bus)
         if not connection.is_monitor:
-            bus.notifier.id_change(c.ITEM_ID_REMOVE, connection.id, connection.flags)
-        bus.notifier.flush()
+            bus.notifications.id_change(c.ITEM_ID_REMOVE, connection.id, connection.flags)
+        flush(bus)
     if not bus.active:
         _vanish(connection)
     connection.is_ending = False
@@ -118,11 +119,11 @@ def _end_owed(connection: Connection, unread: list[Reply]) -> None:
     for reply in unread:
         if reply in owed:
             end_request(reply)
-    bus.notifier.flush()
+    flush(bus)
     while owed:
         last, _ = owed.popitem()
         owed[last] = None
         for reply in newest_first([reply for reply in last.requester.replies if reply in owed]):
             end_request(reply)
         bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
-        bus.notifier.flush()
+        flush(bus)

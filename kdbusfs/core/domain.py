@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from errno import ESHUTDOWN, ETIMEDOUT
-from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
+from ..base.account import Total
 from ..base.call import ERESTARTSYS
 from ..base.errors import CommandError
-from ..base.handle import Handle
-from .deadlines import Deadlines
-from .ends import Ends
+from .domain_state import DomainState
 from .figures import connection_stats, figures
 from .handle import ControlHandle, EndpointHandle, is_privileged
-from .metadata import DEFAULT_MASK
-from .policy import SharedCredentials
-from .quota import Account, Total, User
+from .notify import flush
 from .send import CancelToken
 from .shutdown import shut_down_bus
 from .sync import finish, forget, interrupt
@@ -26,81 +22,23 @@ from .sync import finish, forget, interrupt
 if TYPE_CHECKING:
     from ..base.call import Call
     from ..base.ports import Caller, Host, Memory
-    from .bus import Bus
     from .connection import Connection
     from .endpoint import Endpoint
     from .reply import Reply
 
-ROOT_INO: Final = 1
-CONTROL_INO: Final = 2
 DEFAULT_MEMORY_LIMIT: Final = 4 << 30
 _LOOK_AT_REQUESTS: Final = 50
 """Units of work that ending all requests of one connection takes."""
 
 
-class Users:
-    """The accounts of a domain by real uid (NS-5); one exists while it has anything on it."""
-
-    __slots__ = ("_users", "memory", "memory_limit")
-
-    def __init__(self, memory_limit: int, memory: Total) -> None:
-        self.memory_limit = memory_limit
-        self.memory = memory
-        self._users: dict[int, User] = {}
-
-    def __len__(self) -> int:
-        self._forget_idle()
-        return len(self._users)
-
-    def get(self, uid: int) -> User:
-        user = self._users.get(uid)
-        if user is None:
-            self._forget_idle()
-            user = self._users[uid] = User(uid, Account(uid, self.memory_limit, self.memory))
-        return user
-
-    def forget_if_idle(self, account: Account) -> None:
-        """Something of `account` was given back: perhaps it was the last."""
-        user = self._users.get(account.uid)
-        if user is not None and user.account is account and user.idle:
-            del self._users[account.uid]
-
-    def _forget_idle(self) -> None:
-        """A message may have been the last that was on the account of somebody who left long ago."""
-        for uid in [uid for uid, user in self._users.items() if user.idle]:
-            del self._users[uid]
-
-
-class Domain:
-    """One domain.  Everything is called by one thread at a time.
-
-    host: the world; turn: of the host; memory_limit: bytes that the connections of one user may make the daemon hold,
-    and memory_total: those of all users, which is never less than twice as much;
-    attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
-    changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
-    caller to take after every entry; waiting: the blocked SENDs; ends: of files that were closed.
-    """
+class Domain(DomainState):
+    """One domain.  Everything is called by one thread at a time."""
 
     def __init__(self, host: Host, memory_limit: int = DEFAULT_MEMORY_LIMIT, memory_total: int = 0) -> None:
-        self.host = host
-        self.turn = host.turn
-        self.users = Users(memory_limit, Total(max(memory_total, 2 * memory_limit)))
-        self.credentials = SharedCredentials()
-        self.active = True
-        self.attach_flags_mask = DEFAULT_MASK
-        self.buses: dict[str, Bus] = {}
-        self.changed: list[Handle] = []
-        self.completed: list[Call] = []
-        self.waiting: dict[Call, Reply] = {}
-        self.deadlines = Deadlines()
-        self.ends = Ends()
+        """memory_limit: bytes that the connections of one user may make the daemon hold, and memory_total: those of all
+        users, which is never less than twice as much."""
+        super().__init__(host, Total(max(memory_total, 2 * memory_limit)), memory_limit)
         self._is_expiring = False
-        self._seqnum = 0
-        self._bus_ids = count(1)
-        # A byte for each number, 1 where it is free.  A list would keep an object of each that was ever in use, and
-        # with it the whole arena of memory that the object is in.
-        self._inos = bytearray(CONTROL_INO + 1)
-        self._free_ino = CONTROL_INO + 1  # none below it is
 
     # The tree
 
@@ -115,47 +53,6 @@ class Domain:
         if not endpoint.active:
             raise CommandError(ESHUTDOWN, "endpoint is gone")
         return EndpointHandle(endpoint, memory, privileged=is_privileged(endpoint, caller))
-
-    def add_bus(self, bus: Bus, uid: int) -> None:
-        """Raises CommandError(EMFILE) at the user's limit (BUS-7)."""
-        user = self.users.get(uid)
-        user.add_bus()
-        bus.creator = user
-        bus.ino = self.take_ino()
-        self.buses[bus.name] = bus
-
-    def remove_bus(self, bus: Bus) -> None:
-        del self.buses[bus.name]
-        self.give_ino(bus.ino)
-        assert bus.creator is not None
-        bus.creator.buses -= 1
-        self.users.forget_if_idle(bus.creator.account)
-
-    def take_ino(self) -> int:
-        """The smallest number that no node has (FS-11)."""
-        ino = self._inos.find(b"\1", self._free_ino)
-        if ino < 0:
-            ino = len(self._inos)
-            self._inos.append(0)
-        else:
-            self._inos[ino] = 0
-        self._free_ino = ino + 1
-        return ino
-
-    def give_ino(self, ino: int) -> None:
-        self._inos[ino] = 1
-        self._free_ino = min(self._free_ino, ino)
-
-    # Numbers
-
-    def next_seqnum(self) -> int:
-        """One for every SEND and every notification of the domain (META-22)."""
-        self._seqnum += 1
-        return self._seqnum
-
-    def next_bus_id(self) -> int:
-        """BUS-9."""
-        return next(self._bus_ids)
 
     # What happens without a command
 
@@ -214,14 +111,14 @@ class Domain:
             connection = self.deadlines.pop(now)
 
     def _tell_of_timeouts(self, connection: Connection, replies: list[Reply]) -> None:
-        notifier = connection.bus.notifier
+        notifications = connection.bus.notifications
         for reply in replies:
             # It may have been answered, or be dead, since it was found.
             if reply.linked:
-                notifier.reply(c.ITEM_REPLY_TIMEOUT, connection.id, reply.cookie)
+                notifications.reply(c.ITEM_REPLY_TIMEOUT, connection.id, reply.cookie)
                 reply.unlink()
         self.turn.spend(_LOOK_AT_REQUESTS)
-        notifier.flush()
+        flush(connection.bus)
 
     def shutdown(self) -> None:
         """The mount goes: every bus goes as if its owner had closed it (FS-29)."""

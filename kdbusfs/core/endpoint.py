@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..base.ports import Caller
     from .bus import Bus
     from .connection import Connection
-    from .quota import User
+    from .users import User
 
 ENDPOINT_COST: Final = 2048
 """What a custom endpoint is charged with, in bytes."""
@@ -53,7 +53,7 @@ class Endpoint:
         if self.bus.endpoints.get(self.name) is not self:
             return
         del self.bus.endpoints[self.name]
-        self.bus.domain.give_ino(self.ino)
+        self.bus.domain.inos.give(self.ino)
         if self.user is not None:
             self.user.account.uncharge(ENDPOINT_COST)
         self._drop_policy()

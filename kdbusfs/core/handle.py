@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..base.ports import Caller, Memory
     from .bus import Bus
     from .connection import Connection
-    from .domain import Domain
+    from .domain_state import DomainState
     from .endpoint import Endpoint
 
 
@@ -32,7 +32,7 @@ class ControlHandle(Handle):
 
     __slots__ = ("_busy", "_domain", "_family", "bus")
 
-    def __init__(self, domain: Domain) -> None:
+    def __init__(self, domain: DomainState) -> None:
         super().__init__(k.CONTROL_FILE)
         self._domain = domain
         self._busy = False

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..base.errors import CommandError
+from ..base.pool import Pool
 from ..base.ports import ProcessMetadata
 from .connection import Connection
 from .disconnect import disconnect
 from .metadata import fake_process, held_bytes, sanitize_attach_flags
-from .names import is_valid_name
-from .pool import Pool
+from .name_syntax import is_valid_name
+from .notify import flush
 from .split_delivery import SplitDelivery
 
 if TYPE_CHECKING:
@@ -211,11 +212,11 @@ def _connect(connection: Connection, request: _Request, items: list[Item], call:
 def _introduce(connection: Connection, request: _Request, items: list[Item], call: Call) -> None:
     bus = connection.bus
     if not connection.is_monitor:
-        bus.notifier.id_change(c.ITEM_ID_ADD, connection.id, connection.flags)
+        bus.notifications.id_change(c.ITEM_ID_ADD, connection.id, connection.flags)
     if connection.is_activator:
         assert request.name is not None
         bus.names.acquire(connection, request.name, c.NAME_ACTIVATOR)
-    bus.notifier.flush()
+    flush(bus)
     # Looked at again: others may have been served meanwhile.
     connection.check_active()
     if request.takes_name:

@@ -11,7 +11,8 @@ from ..abi import constants as c
 from ..abi.commands import BUS_CREATOR_INFO, CONN_INFO, LIST, UPDATE
 from ..base.errors import CommandError
 from .metadata import ConnMetadata, export, sanitize_attach_flags
-from .names import NameEntry, only_name
+from .name_syntax import only_name
+from .names import NameEntry
 from .policy import View
 from .rights import may_see, may_see_name
 
@@ -42,7 +43,7 @@ def conn_info(connection: Connection, call: Call) -> int:
     peer = _peer_by_id(connection, call, wanted) if wanted else _peer_by_name(connection, call, query.items)
     mask = query.attach_flags & peer.attach_flags_send
     metadata = ConnMetadata()
-    metadata.collect(mask, peer, connection.bus.domain.host.clock, None)
+    peer.describe(metadata, mask)  # no timestamp (INFO-6)
     mask &= connection.bus.domain.attach_flags_mask
     body = export(peer.metadata, metadata, mask, call.caller, family)
     offset, size = _publish(connection, family.connection_info(peer.id, peer.flags, body))

@@ -13,14 +13,14 @@ from .bus import Bus
 from .endpoint import ENDPOINT_COST, Endpoint
 from .metadata import sanitize_attach_flags
 from .nodes import check_uid_prefix
-from .quota import User
 from .shutdown import shut_down_endpoint
+from .users import User
 
 if TYPE_CHECKING:
     from ..abi.family import Family
     from ..abi.values import Item
     from ..base.call import Call
-    from .domain import Domain
+    from .domain_state import DomainState
 
 _SINGLE_ITEMS: Final = (
     c.ITEM_MAKE_NAME,
@@ -30,7 +30,7 @@ _SINGLE_ITEMS: Final = (
 )
 
 
-def make_bus(domain: Domain, family: Family, call: Call) -> Bus:
+def make_bus(domain: DomainState, family: Family, call: Call) -> Bus:
     """KDBUS_CMD_BUS_MAKE (BUS-2 to BUS-12).
 
     Raises CommandError: EBADMSG, EEXIST, EINVAL, EMFILE; ENAMETOOLONG for the name.

@@ -10,15 +10,15 @@ from ..abi.commands import MATCH_ADD, MATCH_REMOVE
 from ..abi.limits import MATCH_MAX, MATCH_MAX_RULES
 from ..base.errors import CommandError
 from .match_index import ANYONE, NO_BIT
-from .names import is_valid_name
+from .name_syntax import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Item
+    from ..base.account import Account
     from ..base.call import Call
     from .bus import Bus
     from .connection import Connection
     from .message import Message
-    from .quota import Account
 
 USER_MESSAGES: Final = 0
 """The class of rules for messages of connections; a notification's class is its item type."""

@@ -26,12 +26,12 @@ from ..abi import constants as c
 from ..abi.limits import MSG_MAX_FDS, MSG_MAX_ITEMS, MSG_MAX_PAYLOAD_VEC_SIZE
 from ..abi.values import ZERO_VEC_OFFSET, Body, Item, Notice, Part
 from ..base.errors import CommandError
-from .names import is_valid_name
+from .name_syntax import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Sent
+    from ..base.account import Account
     from ..base.ports import Caller, File
-    from .quota import Account
 
 F_SEALS_REQUIRED: Final = 0x0001 | 0x0002 | 0x0004 | 0x0008  # SEAL, SHRINK, GROW, WRITE
 MESSAGE_COST: Final = 2048
@@ -72,7 +72,7 @@ class Resources:
 
     def charge(self, cost: int) -> None:
         """What turned up later and lives as long as the message."""
-        self._account.add(cost)
+        self._account.charge_unchecked(cost)
         self._cost += cost
 
     def retain(self) -> Resources:

@@ -15,7 +15,6 @@ from ..base.ports import ProcessMetadata
 if TYPE_CHECKING:
     from ..abi.family import Family
     from ..base.ports import Caller, Clock, Reader
-    from .connection import Connection
 
 _NAME_COST: Final = 24
 """What a name that travels with a message is charged with beside its length, in bytes."""
@@ -69,29 +68,12 @@ class ConnMetadata:
         self.description = b""
         self.timestamp = (0, 0, 0)
 
-    def collect(self, kinds: int, connection: Connection | None, clock: Clock, seqnum: int | None) -> bool:
-        """Gather those of `kinds` that are missing; whether names are among them.
-
-        Without `seqnum` there is no timestamp (INFO-6).
-        """
-        kinds &= ~self.collected
-        if kinds & c.ATTACH_TIMESTAMP and seqnum is not None:
+    def stamp(self, seqnum: int, clock: Clock) -> None:
+        """Take the time, unless that was done; `seqnum` is the number of the message (META-22)."""
+        if not self.collected & c.ATTACH_TIMESTAMP:
             self.timestamp = (seqnum, clock.monotonic(), clock.realtime())
             self.valid |= c.ATTACH_TIMESTAMP
             self.collected |= c.ATTACH_TIMESTAMP
-        if connection is None:
-            return False
-        if kinds & c.ATTACH_NAMES:
-            self.collected |= c.ATTACH_NAMES
-            if connection.names:
-                self.names = connection.names_now()
-                self.valid |= c.ATTACH_NAMES
-        if kinds & c.ATTACH_CONN_DESCRIPTION:
-            self.collected |= c.ATTACH_CONN_DESCRIPTION
-            if connection.description is not None:
-                self.description = connection.description
-                self.valid |= c.ATTACH_CONN_DESCRIPTION
-        return bool(kinds & c.ATTACH_NAMES)
 
     @property
     def names_cost(self) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ..abi.commands import NAME_ACQUIRE, NAME_RELEASE
 from ..abi.limits import CONN_MAX_NAMES
 from ..base.errors import CommandError
-from .names import only_name
+from .name_syntax import only_name
+from .notify import flush
 from .rights import may_own
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def name_acquire(connection: Connection, call: Call) -> int:
     if not may_own(connection, name, call.caller):
         raise CommandError(EPERM, "may not own the name")
     flags = connection.bus.names.acquire(connection, name, call.flags)
-    connection.bus.notifier.flush()
+    flush(connection.bus)
     family.acquired(call, flags)
     return 0
 
@@ -34,5 +35,5 @@ def name_release(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_NAME_RELEASE.  Raises CommandError: EINVAL, ESRCH."""
     name = only_name(connection.family.decode(NAME_RELEASE, call))
     connection.bus.names.release(connection, name)
-    connection.bus.notifier.flush()
+    flush(connection.bus)
     return 0

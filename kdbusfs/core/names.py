@@ -6,20 +6,17 @@ Sources: NAME-1 to NAME-21, ACT-1 to ACT-8.
 from __future__ import annotations
 
 from errno import E2BIG, EALREADY, ECONNRESET, EEXIST, EINVAL, ESRCH
-from re import ASCII
-from re import compile as compile_pattern
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
-from ..abi.limits import CONN_MAX_NAMES, NAME_MAX_LEN
+from ..abi.limits import CONN_MAX_NAMES
 from ..base.errors import CommandError
 from .takeover import owed_by_name, take_over_messages
 
 if TYPE_CHECKING:
-    from ..abi.values import Item
     from ..base.ports import Turn
     from .connection import Connection
-    from .notify import Notifier
+    from .notifications import Notifications
     from .reply import Reply
 
 NAME_COST: Final = 1024
@@ -28,25 +25,6 @@ NAME_COST: Final = 1024
 _PARTS: Final = 64
 _MAX_FORWARDS: Final = 16
 """How often a message follows its name in one command.  Clients that pass a name on for ever cannot hold up a SEND."""
-
-_ELEMENT: Final = rb"[A-Za-z_-][A-Za-z0-9_-]*"
-_NAME: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")+", ASCII)
-_WILDCARD: Final = compile_pattern(_ELEMENT + rb"(?:\." + _ELEMENT + rb")*\.\*", ASCII)
-
-
-def is_valid_name(name: bytes, *, wildcard: bool = False) -> bool:
-    """Whether `name` (without NUL) is a well-known name (NAME-1), or with `wildcard` also one like a.b.* (NAME-2)."""
-    if len(name) > NAME_MAX_LEN:
-        return False
-    return bool(_NAME.fullmatch(name) or (wildcard and _WILDCARD.fullmatch(name)))
-
-
-def only_name(items: list[Item]) -> bytes:
-    """The one NAME item of a command, without NUL.  Raises CommandError(EINVAL): none, several, or invalid."""
-    names = [item.text for item in items if item.kind == c.ITEM_NAME]
-    if len(names) != 1 or not is_valid_name(names[0]):
-        raise CommandError(EINVAL, "not one valid name")
-    return names[0]
 
 
 class NameEntry:
@@ -105,10 +83,10 @@ class _Entries:
 class NameRegistry:
     """The names of one bus, shared by all its endpoints (NAME-20)."""
 
-    __slots__ = ("_entries", "_last_id", "_notifier")
+    __slots__ = ("_entries", "_last_id", "_notifications")
 
-    def __init__(self, notifier: Notifier) -> None:
-        self._notifier = notifier
+    def __init__(self, notifications: Notifications) -> None:
+        self._notifications = notifications
         self._entries = _Entries()
         self._last_id = 0
 
@@ -233,7 +211,7 @@ class NameRegistry:
             self._register_activator(entry, connection)
         self._entries.add(entry)
         connection.own(entry)
-        self._notifier.name_change(c.ITEM_NAME_ADD, 0, 0, connection.id, flags, name)
+        self._notifications.name_change(c.ITEM_NAME_ADD, 0, 0, connection.id, flags, name)
 
     def _register_activator(self, entry: NameEntry, connection: Connection) -> None:
         """ACT-1, ACT-2: one activator for each name, one name for each activator."""
@@ -246,7 +224,7 @@ class NameRegistry:
 
     def _change_owner(self, entry: NameEntry, connection: Connection, flags: int) -> None:
         old = entry.owner
-        self._notifier.name_change(
+        self._notifications.name_change(
             c.ITEM_NAME_CHANGE, old.id, entry.flags, connection.id, flags, entry.name
         )
         old.disown(entry)
@@ -293,7 +271,7 @@ class NameRegistry:
             self._stop_waiting(entry, heir)
             self._change_owner(entry, heir, flags)
             return
-        self._notifier.name_change(c.ITEM_NAME_REMOVE, owner.id, entry.flags, 0, 0, entry.name)
+        self._notifications.name_change(c.ITEM_NAME_REMOVE, owner.id, entry.flags, 0, 0, entry.name)
         owner.disown(entry)
         self._entries.remove(entry)
 
@@ -321,12 +299,12 @@ class NameRegistry:
     def _check(self, connection: Connection) -> None:
         """A bus that ends keeps no order of its names.  Raises CommandError(ECONNRESET)."""
         connection.check_active()
-        if self._notifier.is_over:
+        if self._notifications.is_over:
             raise CommandError(ECONNRESET, "bus is gone")
 
     def _owns(self, connection: Connection, entry: NameEntry) -> bool:
         """Whether that has not changed while others were served."""
-        return entry.owner is connection and self._entries.get(entry.name) is entry and not self._notifier.is_over
+        return entry.owner is connection and self._entries.get(entry.name) is entry and not self._notifications.is_over
 
     def _first_heir(self, entry: NameEntry) -> Connection | None:
         """Who inherits but the activator: who is just taking over from that, else the first who waits."""
@@ -346,7 +324,7 @@ class NameRegistry:
         """Join the waiters; who waits already gets new flags and keeps its place (NAME-11)."""
         if connection not in entry.waiters:
             connection.waiting_for[entry.name] = entry
-            connection.user.account.add(NAME_COST)
+            connection.user.account.charge_unchecked(NAME_COST)
         entry.waiters[connection] = flags
 
     def _stop_waiting(self, entry: NameEntry, connection: Connection) -> bool:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from mypy_extensions import mypyc_attr
 
 if TYPE_CHECKING:
+    from ..base.pool import Slice
     from ..base.ports import ProcessMetadata
     from .message import Message
     from .metadata import ConnMetadata
-    from .pool import Slice
-    from .quota import User
     from .reply import Reply
+    from .users import User
 
 
 @mypyc_attr(free_list_len=1)

@@ -9,6 +9,7 @@ from ..abi import constants as c
 from ..abi.commands import FREE
 from ..base.errors import CommandError
 from .delivery import discard
+from .notify import flush
 from .sync import end_request
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _drop(connection: Connection, entry: QueueEntry) -> None:
     if reply is not None and reply.linked and not reply.answered:
         end_request(reply)
     discard(connection, entry)
-    connection.bus.notifier.flush()
+    flush(connection.bus)
 
 
 def free(connection: Connection, call: Call) -> int:

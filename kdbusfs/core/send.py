@@ -109,7 +109,9 @@ class Outgoing:
         if kinds & ~c.ATTACH_PROCESS:
             if self.metadata is None:
                 self.metadata = ConnMetadata()
-            if self.metadata.collect(kinds, source, domain.host.clock, self.message.seqnum):
+            if kinds & c.ATTACH_TIMESTAMP:
+                self.metadata.stamp(self.message.seqnum, domain.host.clock)
+            if source.describe(self.metadata, kinds):
                 assert self.message.resources is not None
                 self.message.resources.charge(self.metadata.names_cost)
 

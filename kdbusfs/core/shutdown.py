@@ -33,7 +33,7 @@ def shut_down_bus(bus: Bus) -> None:
     if not bus.active:
         return
     bus.active = False
-    bus.notifier.drop()
+    bus.notifications.drop()
     turn = bus.domain.turn
     endpoints = list(bus.endpoints.values())
     for endpoint in endpoints:

@@ -20,11 +20,11 @@ from .queue import QueueEntry
 from .quota import QueueQuota
 
 if TYPE_CHECKING:
+    from ..base.pool import Slice
     from ..base.ports import Caller, ProcessMetadata, Reader
     from .connection import Connection
     from .message import Message
     from .metadata import ConnMetadata
-    from .pool import Slice
 
 _COPIED_AT_ONCE: Final = 1 << 16
 """Bytes of a payload that are moved from pool to pool before others may be served."""

@@ -142,5 +142,5 @@ def end_request(reply: Reply) -> None:
         fail(reply, EPIPE)
     else:
         requester = reply.requester
-        requester.bus.notifier.reply(c.ITEM_REPLY_DEAD, requester.id, reply.cookie)
+        requester.bus.notifications.reply(c.ITEM_REPLY_DEAD, requester.id, reply.cookie)
         reply.unlink()

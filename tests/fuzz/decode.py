@@ -18,10 +18,10 @@ with atheris.instrument_imports(include=["kdbusfs.abi", "kdbusfs.core", "kdbusfs
     from kdbusfs.abi.v3.commands import COMMANDS
     from kdbusfs.abi.v3.family import V3
     from kdbusfs.abi.v3.items import check_items, decode_items, parse_items
+    from kdbusfs.base.account import Account
     from kdbusfs.base.call import Call
     from kdbusfs.base.errors import CommandError
     from kdbusfs.core.message import make_message
-    from kdbusfs.core.quota import Account
 
 from struct import pack_into, unpack_from
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from kdbusfs.abi.v3.items import decode_items
 from kdbusfs.abi.values import Item
+from kdbusfs.base.account import Account
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import Creds
 from kdbusfs.core.policy import PinnedCredentials, PolicyDb
-from kdbusfs.core.quota import Account
 from tests.support import items as i
 from tests.support.fake_host import FakeCaller, FakeProcess
 

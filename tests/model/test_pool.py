@@ -8,9 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from kdbusfs.base.account import Account
 from kdbusfs.base.errors import CommandError
-from kdbusfs.core.pool import Pool, Slice
-from kdbusfs.core.quota import Account
+from kdbusfs.base.pool import Pool, Slice
 from tests.support.fake_host import FakeMemory, FakeTurn
 
 SIZE = 2048

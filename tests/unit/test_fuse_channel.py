@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from kdbusfs.abi.v3 import constants as c
+from kdbusfs.base.account import Account
 from kdbusfs.base.call import PENDING, Call, Installation
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Memory
 from kdbusfs.core.message import Resources
-from kdbusfs.core.quota import Account
 from kdbusfs.fuse.channel import (
     EVENT,
     FORGET,

@@ -9,7 +9,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from kdbusfs.core.pool import SLICE_COST
+from kdbusfs.base.pool import SLICE_COST
 from tests.support.core_client import Client, FakeProcess, World
 from tests.support.core_scenes import dst_name, pass_memfd
 

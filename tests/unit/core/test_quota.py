@@ -1,4 +1,4 @@
-"""What users together make the daemon hold, in bytes (core/quota.py)."""
+"""What users together make the daemon hold, in bytes (base/account.py)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from errno import EAGAIN, ENOBUFS
 
 import pytest
 
+from kdbusfs.base.account import Account, Total
 from kdbusfs.base.errors import CommandError
 from kdbusfs.core.domain import Domain
-from kdbusfs.core.quota import Account, Total
 from tests.support.core_client import FakeProcess, World
 from tests.support.fake_host import FakeHost
 
@@ -39,7 +39,7 @@ def test_nor_more_than_he_leaves_for_others() -> None:
 def test_what_cannot_be_refused_counts_for_all() -> None:
     total = Total(1000)
     first, second = Account(1, 500, total), Account(2, 500, total)
-    first.add(900)
+    first.charge_unchecked(900)
     assert take_all(second) == 50
     first.uncharge(900)
     assert take_all(second) == 450

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from ..base.errors import CommandError
+from .errors import CommandError
 
 if TYPE_CHECKING:
-    from ..base.ports import Memory, Turn
-    from .quota import Account
+    from .account import Account
+    from .ports import Memory, Turn
 
 SLICE_COST: Final = 256
 """What the bookkeeping of one slice is charged with, in bytes."""
