@@ -34,8 +34,9 @@ class Command:
     name: as in the header, without KDBUS_CMD_;
     size: bytes of the fixed struct, which is also the least legal size; max_size: the greatest legal size;
     flags: mask of valid flags; flags_offset: of the flags in the struct;
-    message_pointer: offset of the address of a message, 0: there is none; slice_offset_at: of a FREE, offset of the
-    slice's offset, and offered: what is stored behind its flags;
+    message_pointer: offset of the address of a message, 0: there is none; message_max: the greatest legal size of that;
+    slice_offset_at: of a FREE, offset of the slice's offset; tells_flags_at: of what is stored: offered, unless that is
+    0, then the return flags;
     tells_offset_at: offset in the struct that travels back of where a slice of the pool is, 0: not told; with
     `tells_offset_flag` only if the client has set that flag.
     """
@@ -46,12 +47,14 @@ class Command:
         "flags_offset",
         "kind",
         "max_size",
+        "message_max",
         "message_pointer",
         "name",
         "number",
         "offered",
         "size",
         "slice_offset_at",
+        "tells_flags_at",
         "tells_offset_at",
         "tells_offset_flag",
     )
@@ -67,7 +70,9 @@ class Command:
         flags_offset: int,
         *,
         message_pointer: int = 0,
+        message_max: int = 0,
         slice_offset_at: int = 0,
+        tells_flags_at: int = 0,
         offered: int = 0,
         tells_offset_at: int = 0,
         tells_offset_flag: int = 0,
@@ -81,6 +86,8 @@ class Command:
         self.flags = flags
         self.flags_offset = flags_offset
         self.message_pointer = message_pointer
+        self.message_max = message_max
+        self.tells_flags_at = tells_flags_at
         self.slice_offset_at = slice_offset_at
         self.offered = offered
         self.tells_offset_at = tells_offset_at

@@ -36,14 +36,16 @@ class Rules:
     one_slice: a message is laid out, with its metadata, when it is sent, in one slice; files_first: descriptors get
     numbers before memfds; shares_quota: a third of what is left of half of the pool for each user, 256 messages, 16
     descriptors; basic_metadata: kinds that a sender cannot withhold, and others as far as the receiver's /proc shows
-    them; lost_with_message: what was lost is told of together with the next message; empty_at_end: "nothing" is where
+    them; foreign_caps: capabilities of another user namespace are shown as none, instead of not at all;
+    lost_with_message: what was lost is told of together with the next message; empty_at_end: "nothing" is where
     the pool ends, and may be freed; monitors_get_files: a monitor gets messages with descriptors, without those;
     ids_everywhere: ID_ADD and ID_REMOVE also on custom endpoints.
 
     Names:
     acquires_again: an owner or waiter may ask again, with other flags; name_check_late: the number of names is judged
     after the right to own; releases_any: NAME_RELEASE does not look at the syntax; queues_replaced_first: who is
-    replaced is the next to own; lists_entries: LIST shows entries, and no monitors.
+    replaced is the next to own; lists_entries: LIST shows entries, and no monitors; checks_both: CONN_INFO with an id
+    and a name wants both to be of the same connection.
     """
 
     __slots__ = (
@@ -52,6 +54,7 @@ class Rules:
         "agrees_to_all",
         "bad_pool_size",
         "basic_metadata",
+        "checks_both",
         "checks_byebye",
         "control_polls_ready",
         "drops_signals",
@@ -59,6 +62,7 @@ class Rules:
         "endpoint_ends",
         "examines_late",
         "files_first",
+        "foreign_caps",
         "hears_itself",
         "hello_items_first",
         "ids_everywhere",
@@ -96,12 +100,14 @@ class Rules:
         self.acquires_again = False
         self.activators_update = False
         self.agrees_to_all = False
+        self.checks_both = False
         self.checks_byebye = False
         self.drops_signals = False
         self.empty_at_end = False
         self.endpoint_ends = False
         self.examines_late = False
         self.files_first = False
+        self.foreign_caps = False
         self.hears_itself = False
         self.hello_items_first = False
         self.ids_everywhere = False

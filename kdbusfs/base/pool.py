@@ -47,7 +47,7 @@ class Pool:
     """The allocator of one pool (POOL-8): best fit, lowest part of it, neighbours merged on release.
 
     `account` is charged for the part of the memory that was ever in use and for the bookkeeping.
-    slices: how many slices are allocated.
+    full: errno where no free part is big enough; slices: how many slices are allocated.
     """
 
     __slots__ = (
@@ -59,13 +59,15 @@ class Pool:
         "_published",
         "account",
         "busy",
+        "full",
         "memory",
         "size",
         "slices",
     )
 
-    def __init__(self, size: int, memory: Memory, account: Account) -> None:
+    def __init__(self, size: int, memory: Memory, account: Account, full: int = ENOBUFS) -> None:
         self.size = size
+        self.full = full
         self.memory = memory
         self.account = account
         self.busy = 0
@@ -85,14 +87,14 @@ class Pool:
     def allocate(self, size: int) -> Slice:
         """A slice of ALIGN8(size) bytes, held by the core.  `size` is greater than 0.
 
-        Raises CommandError(ENOBUFS) when no free part is big enough, or the user's memory limit is reached.
+        Raises CommandError: `full` when no free part is big enough, ENOBUFS when the user's memory limit is reached.
         """
         size = (size + 7) & ~7
         free = self._free
         # Most pools are free in one piece.
         index = 0 if len(free) == 1 and free[0].size >= size else self._place(size, 0)
         if index == len(free):
-            raise CommandError(ENOBUFS, "no room in the pool")
+            raise CommandError(self.full, "no room in the pool")
         part = free[index]
         found = part.size
         offset = part.offset
@@ -140,6 +142,11 @@ class Pool:
         if payload is not None:
             part.child = payload
             payload.parents += 1
+
+    def show(self, part: Slice) -> None:
+        """Hand a held slice to the client while the core goes on to need it: it stays until both have let go of it."""
+        part.published = True
+        self._published[part.offset] = part
 
     def release(self, part: Slice) -> None:
         """The core needs a held slice no more."""

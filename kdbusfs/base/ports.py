@@ -225,6 +225,10 @@ class Caller:
         """The caller's descriptor `fd`, pinned.  Raises CommandError(EBADF), or EMFILE at the daemon's limits."""
         raise NotImplementedError
 
+    def reader(self) -> Reader:
+        """Its namespaces as they are now, for as long as anybody wants to know.  Raises CommandError(ESRCH)."""
+        raise NotImplementedError
+
     def defer(self) -> Caller:
         """This caller in a form that outlives the present request: for a command that is answered later."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..abi.family import Family
     from ..base.handle import Handle
     from ..base.pool import Pool
-    from ..base.ports import ProcessMetadata
+    from ..base.ports import ProcessMetadata, Reader
     from .delivery import Delivery
     from .endpoint import Endpoint
     from .metadata import ConnMetadata
@@ -61,6 +61,7 @@ class Connection:
     payload;
     is_ending: it has left its bus, and others are served before all effects of that are there; when_ended: what to do
     then;
+    reader: the namespaces that it sees everything in, whoever gives its commands; None: those of who does;
     metadata: of its maker at HELLO, or what it faked; credentials: of its maker, for passive checks (POL-14).
     """
 
@@ -94,6 +95,7 @@ class Connection:
         "pool",
         "privileged",
         "queue",
+        "reader",
         "received",
         "received_bytes",
         "replies",
@@ -141,6 +143,7 @@ class Connection:
         self.pool = pool
         self.faked = faked
         self.privileged = privileged
+        self.reader: Reader | None = None
         self.active = False
         self.is_ending = False
         self.when_ended: Callable[[], None] | None = None
@@ -224,10 +227,18 @@ class Connection:
     # Readiness
 
     def poll(self) -> int:
-        """POLL-2, POLL-3."""
+        """POLL-2, POLL-3; L-9."""
         if not self.active:
             return DEAD
-        return _READY_TO_RECEIVE if self.queue.count else _READY_TO_SEND
+        if self.queue.count or (self.lost and self.family.rules.poll_tells_lost):
+            return _READY_TO_RECEIVE
+        return _READY_TO_SEND
+
+    def lose(self) -> None:
+        """A message for it could not be queued, and nobody else hears of that."""
+        self.lost += 1
+        if self.lost == 1 and self.family.rules.poll_tells_lost:
+            self.wake()
 
     def wake(self) -> None:
         """Have the pollers look again."""

@@ -61,9 +61,14 @@ class Delivery:
         """Remove `entry` from the queue and give its quota back."""
         raise NotImplementedError
 
-    def adopt_payload(self, receiver: Connection, entry: QueueEntry, source: Connection) -> bool:
-        """Move the payload of `entry`, queued at `source`, into the receiver's pool; False when it does not fit.
+    def give_back(self, entry: QueueEntry) -> None:
+        """Give back what is accounted for `entry`, which goes elsewhere or nowhere.  Idempotent."""
+        raise NotImplementedError
 
+    def adopt_payload(self, receiver: Connection, entry: QueueEntry, source: Connection) -> bool:
+        """Move the payload of `entry`, queued at `source`, into the receiver's pool, and what is accounted for it.
+
+        False, with nothing changed, when it does not fit.
         Others may be served meanwhile: False also when the entry left the queue of `source`, or the receiver its bus.
         """
         raise NotImplementedError
@@ -141,6 +146,8 @@ def try_deliver(
 
 def discard(receiver: Connection, entry: QueueEntry) -> None:
     """Release everything that a queue entry holds; it is in no queue any more."""
+    if entry.user is not None:
+        receiver.delivery.give_back(entry)
     payload = entry.payload
     if payload is not None:
         receiver.pool.release(payload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ECONNRESET, ENOTTY, EOPNOTSUPP
+from errno import EBADFD, ECONNRESET, ENOTTY, EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
 from ..abi import commands as k
@@ -50,7 +50,7 @@ _COMMANDS: Final = _by_kind(
     _Entry(k.LIST, _ANY, name_list),
     _Entry(k.CONN_INFO, _ANY, conn_info),
     _Entry(k.BUS_CREATOR_INFO, _ANY, creator_info),
-    _Entry(k.UPDATE, ORDINARY | POLICY_HOLDER | MONITOR, conn_update),
+    _Entry(k.UPDATE, _ANY, conn_update),
     _Entry(k.MATCH_ADD, ORDINARY, match_add),
     _Entry(k.MATCH_REMOVE, ORDINARY, match_remove),
 )
@@ -63,15 +63,39 @@ def dispatch(connection: Connection, call: Call) -> int:
     """
     kind = connection.family.find(call.number)
     if kind == k.BYEBYE:
-        if connection.role != ORDINARY:
-            return -EOPNOTSUPP
-        byebye(connection)
-        return 0
+        return _byebye(connection, call)
     if not connection.active:
-        return -ECONNRESET
+        return _refuse_dead(connection, kind)
     entry = _COMMANDS[kind] if kind >= 0 else None
     if entry is None:
-        return -ENOTTY
+        return -connection.family.rules.wrong_state if kind >= 0 else -ENOTTY
     if not connection.role & entry.roles:
         return -EOPNOTSUPP
     return entry.command(connection, call)
+
+
+_SETUP: Final = (k.BUS_MAKE, k.ENDPOINT_MAKE, k.HELLO)
+
+
+def _refuse_dead(connection: Connection, kind: int) -> int:
+    """GEN-3; L-3 to L-5."""
+    if connection.family.rules.unknown_first:
+        if kind < 0:
+            return -ENOTTY
+        if kind in _SETUP:
+            return -EBADFD
+    return -ECONNRESET
+
+
+def _byebye(connection: Connection, call: Call) -> int:
+    """BYE-1; L-5, L-7, L-41.  Raises CommandError: EALREADY, EBUSY, and those of the struct where there is one."""
+    rules = connection.family.rules
+    if rules.checks_byebye and not connection.active:
+        return -ECONNRESET
+    if connection.role != ORDINARY:
+        return -EOPNOTSUPP
+    if rules.checks_byebye:
+        connection.family.decode(k.BYEBYE, call)
+        connection.check_active()
+    byebye(connection)
+    return 0

@@ -41,10 +41,16 @@ class ControlHandle(Handle):
 
     def ioctl(self, call: Call) -> int:
         """0 or -errno."""
+        family = self._family or families.find(self.file_kind, call)
+        kind = family.find(call.number) if family is not None else -1
+        if family is not None and family.rules.unknown_first:
+            if kind != k.BUS_MAKE:
+                return -ENOTTY if kind < 0 else -EBADFD  # L-3, L-4
+            if self.bus is not None:
+                return -EBADFD
         if not self._domain.active:
             return -ESHUTDOWN
-        family = self._family or families.find(call.number)
-        if family is None or family.find(call.number) != k.BUS_MAKE:
+        if family is None or kind != k.BUS_MAKE:
             return -ENOTTY
         # Busy: a command that is held up by its client's memory is about to make something of this file.
         if self.bus is not None or self._busy:
@@ -60,7 +66,9 @@ class ControlHandle(Handle):
         return 0
 
     def poll(self) -> int:
-        """FS-23."""
+        """FS-23; L-9."""
+        if self._family is not None and not self._family.rules.control_polls_ready:
+            return DEAD
         return POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 
     def release(self) -> None:
@@ -101,19 +109,33 @@ class EndpointHandle(Handle):
         try:
             if self.connection is not None:
                 return dispatch(self.connection, call)
-            family = self.family or families.find(call.number)
-            if family is None:
+            family = self.family or families.find(self.file_kind, call)
+            kind = family.find(call.number) if family is not None else -1
+            if family is None or kind < 0:
                 return -ENOTTY
-            kind = family.find(call.number)
             if self.owned is not None:
-                if kind != k.ENDPOINT_UPDATE:
-                    return -ENOTTY
-                return update_endpoint(self.owned, family, call)
-            if kind not in (k.HELLO, k.ENDPOINT_MAKE):
-                return -ENOTTY
-            return self._become(family, kind, call)
+                return self._owner(self.owned, family, kind, call)
+            return self._fresh(family, kind, call)
         except CommandError as error:
             return -error.errno
+
+    def _owner(self, owned: Endpoint, family: Family, kind: int, call: Call) -> int:
+        """EPM-3; L-3, L-6."""
+        rules = family.rules
+        if rules.endpoint_ends and kind not in (k.BUS_MAKE, k.ENDPOINT_MAKE, k.HELLO) and not owned.active:
+            return -ESHUTDOWN
+        if kind != k.ENDPOINT_UPDATE:
+            return -rules.wrong_state
+        return update_endpoint(owned, family, call)
+
+    def _fresh(self, family: Family, kind: int, call: Call) -> int:
+        """GEN-1; L-3, L-6."""
+        rules = family.rules
+        if rules.endpoint_ends and kind in (k.BUS_MAKE, k.ENDPOINT_MAKE, k.HELLO) and not self.endpoint.active:
+            return -ESHUTDOWN
+        if kind not in (k.HELLO, k.ENDPOINT_MAKE):
+            return -rules.wrong_state
+        return self._become(family, kind, call)
 
     def _become(self, family: Family, kind: int, call: Call) -> int:
         # A command that is held up by its client's memory is about to make something of this file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ECONNREFUSED, EFAULT, EINVAL, EOPNOTSUPP, EPERM, ESHUTDOWN
+from errno import ECONNREFUSED, EINVAL, EOPNOTSUPP, EPERM, ESHUTDOWN
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
@@ -15,6 +15,7 @@ from .metadata import fake_process, held_bytes, sanitize_attach_flags
 from .name_syntax import is_valid_name
 from .notify import flush
 from .split_delivery import SplitDelivery
+from .whole_delivery import WholeDelivery
 
 if TYPE_CHECKING:
     from ..abi.family import Family
@@ -39,28 +40,39 @@ _IGNORED_ITEMS: Final = frozenset(
 
 
 class _Request:
-    """The items of a HELLO, checked in their order (HELLO-3 to HELLO-7)."""
+    """The role and the items of a HELLO, checked in the order of its family (HELLO-3 to HELLO-7; L-34)."""
 
-    def __init__(self, endpoint: Endpoint, flags: int, items: list[Item], *, privileged: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, flags: int, items: list[Item], *, items_first: bool, privileged: bool
+    ) -> None:
         special = flags & c.HELLO_SPECIAL
         if special & (special - 1):
             raise CommandError(EINVAL, "more than one special role")
-        if special & c.HELLO_MONITOR and endpoint.policy is not None:
-            raise CommandError(EOPNOTSUPP, "monitor on a custom endpoint")
-        if special and not privileged:
-            raise CommandError(EPERM, "special role without privilege")
         self._privileged = privileged
+        self._items_first = items_first
         self.takes_name = bool(special & (c.HELLO_ACTIVATOR | c.HELLO_POLICY_HOLDER))
         self.name: bytes | None = None
         self.description: bytes | None = None
         self.identity: dict[int, Item] = {}
+        if not items_first:
+            self._check_role(endpoint, special)
         for item in items:
             self._item(item)
-        self._check_whole()
-
-    def _check_whole(self) -> None:
         if self.takes_name and self.name is None:
             raise CommandError(EINVAL, "activator or policy holder without a name")
+        if items_first:
+            self._check_role(endpoint, special)
+            self._check_identity()
+
+    def _check_role(self, endpoint: Endpoint, special: int) -> None:
+        if special & c.HELLO_MONITOR and endpoint.policy is not None:
+            raise CommandError(EOPNOTSUPP, "monitor on a custom endpoint")
+        if special and not self._privileged:
+            raise CommandError(EPERM, "special role without privilege")
+
+    def _check_identity(self) -> None:
+        if self.identity and not self._privileged:
+            raise CommandError(EPERM, "faked identity without privilege")
 
     def _item(self, item: Item) -> None:
         kind = item.kind
@@ -70,11 +82,11 @@ class _Request:
                 raise CommandError(EINVAL, "name not allowed, given twice, or invalid")
             self.name = item.text
         elif kind in (c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_SECLABEL):
-            if not self._privileged:
-                raise CommandError(EPERM, "faked identity without privilege")
+            self.identity[kind] = item
+            if not self._items_first:
+                self._check_identity()
             if kind != c.ITEM_SECLABEL and not item.numbers:
                 raise CommandError(EINVAL, "identity item of wrong length")
-            self.identity[kind] = item
         elif kind == c.ITEM_CONN_DESCRIPTION:
             if self.description is not None:
                 raise CommandError(EINVAL, "second description")
@@ -95,14 +107,17 @@ def hello(
     flags, pool_size, items = call.flags, wanted.pool_size, wanted.items
     bus = endpoint.bus
     domain = bus.domain
+    rules = family.rules
     if not pool_size or pool_size % domain.host.page_size:
-        raise CommandError(EFAULT, "pool size is no multiple of the page size")
-    request = _Request(endpoint, flags, items, privileged=privileged)
+        raise CommandError(rules.bad_pool_size, "pool size is no multiple of the page size")
+    request = _Request(endpoint, flags, items, items_first=rules.hello_items_first, privileged=privileged)
     if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
         raise CommandError(EINVAL, "activator of a wildcard")
     attach_send = sanitize_attach_flags(wanted.attach_send)
     attach_recv = sanitize_attach_flags(wanted.attach_recv)
-    if bus.attach_flags_required & ~attach_send:
+    if rules.agrees_to_all:
+        attach_send |= bus.attach_flags_required
+    elif bus.attach_flags_required & ~attach_send:
         raise CommandError(ECONNREFUSED, "bus requires more metadata")
 
     conn_id = bus.next_connection_id()
@@ -113,7 +128,7 @@ def hello(
     groups = caller.groups()
     user = endpoint.user or domain.users.get(caller.user)
     user.add_connection()
-    pool = Pool(pool_size, memory, user.account)
+    pool = Pool(pool_size, memory, user.account, rules.pool_full)
     credentials = domain.credentials.take(ids, groups)
     if metadata.auxgroups == groups:
         metadata.auxgroups = credentials.groups()
@@ -128,7 +143,7 @@ def hello(
             handle,
             endpoint,
             family,
-            SplitDelivery(),
+            WholeDelivery() if rules.one_slice else SplitDelivery(),
             conn_id,
             flags,
             (attach_send, attach_recv),
@@ -140,6 +155,8 @@ def hello(
             faked=faked,
             privileged=privileged,
         )
+        if rules.keeps_opener:
+            connection.reader = caller.reader()
         offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except CommandError:

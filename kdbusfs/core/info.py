@@ -40,15 +40,25 @@ def conn_info(connection: Connection, call: Call) -> int:
     family = connection.family
     query = family.decode_query(call)
     wanted = query.id
-    peer = _peer_by_id(connection, call, wanted) if wanted else _peer_by_name(connection, call, query.items)
+    if wanted and query.items and family.rules.checks_both:
+        peer = _peer_by_name(connection, call, query.items)
+        if peer.id != wanted:
+            raise CommandError(ESRCH, "name is owned by another id")
+    else:
+        peer = _peer_by_id(connection, call, wanted) if wanted else _peer_by_name(connection, call, query.items)
     mask = query.attach_flags & peer.attach_flags_send
     metadata = ConnMetadata()
     peer.describe(metadata, mask)  # no timestamp (INFO-6)
-    mask &= connection.bus.domain.attach_flags_mask
-    body = export(peer.metadata, metadata, mask, call.caller, family)
+    mask &= _system_mask(connection)
+    body = export(peer.metadata, metadata, mask, connection.reader or call.caller, family)
     offset, size = _publish(connection, family.connection_info(peer.id, peer.flags, body))
     family.listed(CONN_INFO, call, offset, size)
     return 0
+
+
+def _system_mask(connection: Connection) -> int:
+    """MASK-1; L-29: one ABI knows no mask of the whole system."""
+    return c.ATTACH_ALL if connection.family.rules.basic_metadata else connection.bus.domain.attach_flags_mask
 
 
 def _peer_by_id(connection: Connection, call: Call, wanted: int) -> Connection:
@@ -71,8 +81,8 @@ def creator_info(connection: Connection, call: Call) -> int:
     family = connection.family
     flags = family.decode_creator_query(call)
     bus = connection.bus
-    mask = flags & bus.attach_flags_owner & bus.domain.attach_flags_mask
-    body = export(bus.creator_metadata, None, mask, call.caller, family)
+    mask = flags & bus.attach_flags_owner & _system_mask(connection)
+    body = export(bus.creator_metadata, None, mask, connection.reader or call.caller, family)
     offset, size = _publish(connection, family.bus_info(bus.id, bus.flags, bus.name.encode(), body))
     family.listed(BUS_CREATOR_INFO, call, offset, size)
     return 0
@@ -148,8 +158,11 @@ class _LongResult:
         pool = connection.pool
         turn = connection.bus.domain.turn
         connection.check_active()
-        header = connection.family.list_header(self._size)
+        family = connection.family
+        header = family.list_header(self._size)
         size = len(header) + self._size
+        if not size:
+            return pool.size, 0  # L-92
         part = pool.allocate(size)
         try:
             at = part.offset
@@ -180,6 +193,8 @@ def _write_records(
     activators = flags & c.NAME_LIST_ACTIVATORS
     if peer.is_activator and not activators:
         return 0
+    if family.rules.lists_entries:
+        return _write_entries(family, writer, view, peer, flags)
     shown: list[tuple[Connection, NameEntry]] = []
     if flags & (c.NAME_LIST_NAMES | c.NAME_LIST_ACTIVATORS):
         for entry in peer.names.values():
@@ -197,8 +212,36 @@ def _write_records(
     return len(shown)
 
 
+def _write_entries(family: Family, writer: BytesWriter, view: View | None, peer: Connection, flags: int) -> int:
+    """The same where each record is an entry, of an owner, a waiter or an activator, with its own flags (L-99)."""
+    if peer.is_monitor:
+        return 0
+    shown: list[tuple[bytes, int]] = []
+    if peer.is_activator:
+        entry = peer.activator_of
+        if flags & c.NAME_LIST_ACTIVATORS and entry is not None:
+            state = c.NAME_PRIMARY if entry.owner is peer else c.NAME_IN_QUEUE
+            shown.append((entry.name, c.NAME_ACTIVATOR | state))
+    elif flags & c.NAME_LIST_NAMES:
+        shown += [(entry.name, entry.flags | c.NAME_PRIMARY) for entry in peer.names.values()]
+    if flags & c.NAME_LIST_QUEUED:
+        shown += [(entry.name, entry.waiters[peer] | c.NAME_IN_QUEUE) for entry in peer.waiting_for.values()]
+    if not shown and flags & c.NAME_LIST_UNIQUE:
+        family.write_record(writer, peer.id, peer.flags, None, 0)
+    for name, name_flags in shown:
+        if view is None or view.level(name) >= c.POLICY_SEE:
+            family.write_record(writer, peer.id, peer.flags, name, name_flags)
+    return len(shown)
+
+
 def conn_update(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_CONN_UPDATE (UPD-1 to UPD-6).  Raises CommandError: EOPNOTSUPP, EINVAL, and those of policies."""
+    """KDBUS_CMD_CONN_UPDATE (UPD-1 to UPD-6; L-48).
+
+    Raises CommandError: EOPNOTSUPP, EINVAL, and those of policies.
+    """
+    rules = connection.family.rules
+    if connection.is_activator and not rules.activators_update:
+        raise CommandError(EOPNOTSUPP, "attach flags of an activator")
     items = connection.family.decode(UPDATE, call)
     send_flags: int | None = None
     recv_flags: int | None = None
@@ -207,7 +250,7 @@ def conn_update(connection: Connection, call: Call) -> int:
     for item in items:
         kind = item.kind
         if kind in (c.ITEM_ATTACH_FLAGS_SEND, c.ITEM_ATTACH_FLAGS_RECV):
-            if not takes_flags:
+            if not takes_flags and not (connection.is_activator and kind == c.ITEM_ATTACH_FLAGS_RECV):
                 raise CommandError(EOPNOTSUPP, "attach flags of a policy holder")
             flags = sanitize_attach_flags(item.numbers[0])
             if kind == c.ITEM_ATTACH_FLAGS_SEND:
@@ -222,7 +265,9 @@ def conn_update(connection: Connection, call: Call) -> int:
             raise CommandError(EINVAL, "item that no CONN_UPDATE may have")
     connection.check_active()
     bus = connection.bus
-    if send_flags is not None and bus.attach_flags_required & ~send_flags:
+    if send_flags is not None and rules.agrees_to_all:
+        send_flags |= bus.attach_flags_required
+    elif send_flags is not None and bus.attach_flags_required & ~send_flags:
         raise CommandError(EINVAL, "bus requires more metadata")
     if policy:
         bus.policy.replace(connection, items, call.caller, connection.user.account, only_one=True, wildcards=True)

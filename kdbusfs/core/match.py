@@ -29,7 +29,7 @@ _RULE_COST: Final = 512
 twice, for the bits of a mask stand there again."""
 
 _NAME_CHANGES: Final = (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE)
-_FOR_MESSAGES: Final = (c.ITEM_BLOOM_MASK, c.ITEM_NAME, c.ITEM_ID)
+_FOR_MESSAGES: Final = (c.ITEM_BLOOM_MASK, c.ITEM_NAME, c.ITEM_ID, c.ITEM_DST_ID)
 CLASSES: Final = (USER_MESSAGES, *_NAME_CHANGES, c.ITEM_ID_ADD, c.ITEM_ID_REMOVE)
 
 
@@ -44,6 +44,7 @@ class Match:
     """
 
     __slots__ = (
+        "_dst_id",
         "_masks",
         "_name",
         "_names",
@@ -76,6 +77,7 @@ class Match:
         self.classes: tuple[int, ...] = rules.classes()
         self.rule_count = rules.count() if self.classes else 0
         self._src_id = rules.src_id
+        self._dst_id = rules.dst_id
         self._masks = _merge(rules.masks)
         self._names = list(rules.names)
         self._old_id = rules.old_id
@@ -100,6 +102,8 @@ class Match:
             )
         if self._src_id not in (message.src_id, c.MATCH_ID_ANY):
             return False
+        if self._dst_id not in (message.dst_id, c.MATCH_ID_ANY):
+            return False
         masks = self._masks
         if masks:
             if message.bloom is None:
@@ -114,12 +118,13 @@ class Match:
 class _Rules:
     """The items of a MATCH_ADD, each taken up into what all of them together ask for."""
 
-    __slots__ = ("_contradict", "_kinds", "masks", "name", "names", "new_id", "old_id", "src_id")
+    __slots__ = ("_contradict", "_kinds", "dst_id", "masks", "name", "names", "new_id", "old_id", "src_id")
 
     def __init__(self) -> None:
         self._kinds: set[int] = set()
         self._contradict = False
         self.src_id: int = c.MATCH_ID_ANY
+        self.dst_id: int = c.MATCH_ID_ANY
         self.masks: list[list[int]] = []
         self.names: dict[bytes, None] = {}
         self.old_id: int = c.MATCH_ID_ANY
@@ -137,6 +142,8 @@ class _Rules:
             self.names[item.text] = None
         elif kind == c.ITEM_ID:
             self.src_id = self._both(self.src_id, item.numbers[0])
+        elif kind == c.ITEM_DST_ID:
+            self.dst_id = self._both(self.dst_id, item.numbers[0])
         elif kind == c.ITEM_ID_ADD:
             self.new_id = self._both(self.new_id, item.numbers[0])
         elif kind == c.ITEM_ID_REMOVE:
@@ -189,7 +196,8 @@ class _Rules:
             return 0
         if USER_MESSAGES not in self._kinds:
             return 1
-        return (self.src_id != c.MATCH_ID_ANY) + bool(self.masks) + len(self.names)
+        ids = (self.src_id != c.MATCH_ID_ANY) + (self.dst_id != c.MATCH_ID_ANY)
+        return ids + bool(self.masks) + len(self.names)
 
     def key(self) -> int | bytes:
         """0 is no key to tell notifications apart by: it is the old id of every NAME_ADD."""
@@ -260,10 +268,10 @@ class MatchDb:
         for rule_class in entry.classes:
             connection.bus.listeners[rule_class].add(entry)
 
-    def remove(self, cookie: int) -> None:
-        """MATCH_REMOVE: all entries with that cookie.  Raises CommandError(ENOENT) when there is none (MATCH-13)."""
+    def remove(self, cookie: int, errno: int = ENOENT) -> None:
+        """MATCH_REMOVE: all entries with that cookie.  Raises CommandError(errno) when there is none (MATCH-13)."""
         if not self._remove(cookie):
-            raise CommandError(ENOENT, "no match with that cookie")
+            raise CommandError(errno, "no match with that cookie")
 
     def clear(self, bus: Bus) -> None:
         """The connection is gone.  Others may be served meanwhile; if the bus ends in there `forget` does the rest."""
@@ -304,9 +312,9 @@ def match_add(connection: Connection, call: Call) -> int:
 
 
 def match_remove(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_MATCH_REMOVE.  Raises CommandError: ECONNRESET, ENOENT (MATCH-13)."""
+    """KDBUS_CMD_MATCH_REMOVE.  Raises CommandError: ECONNRESET, ENOENT (MATCH-13), EBADSLT (L-116)."""
     match = connection.family.decode_match(MATCH_REMOVE, call)
     connection.check_active()
-    connection.matches.remove(match.cookie)
+    connection.matches.remove(match.cookie, connection.family.rules.no_match)
     connection.family.done(MATCH_REMOVE, call)
     return 0

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..abi.values import Sent
     from ..base.account import Account
     from ..base.ports import Caller, File
+    from .users import User
 
 F_SEALS_REQUIRED: Final = 0x0001 | 0x0002 | 0x0004 | 0x0008  # SEAL, SHRINK, GROW, WRITE
 MESSAGE_COST: Final = 2048
@@ -97,10 +98,10 @@ class Message(Body):
 
     cookie_reply is the union with timeout_ns.  vectors: (address, size) in the sender's memory, address 0 for zeros;
     payload_size: bytes they fill in a pool; memfd_size: bytes of payload in memfds; name_id: of the name that it was
-    addressed to.  A notification has no `resources`.
+    addressed to; user: who it is accounted to at its receivers.  A notification has no `resources` and no `user`.
     """
 
-    __slots__ = ("memfd_size", "name_id", "payload_size", "resources", "seqnum", "vectors")
+    __slots__ = ("memfd_size", "name_id", "payload_size", "resources", "seqnum", "user", "vectors")
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Message(Body):
         super().__init__(flags, priority, dst_id, src_id, cookie, cookie_reply, payload_type)
         self.notice = notice
         self.resources: Resources | None = None
+        self.user: User | None = None
         self.vectors: list[tuple[int, int]] = []
         self.payload_size = 0
         self.memfd_size = 0
@@ -145,7 +147,7 @@ def make_message(sent: Sent, caller: Caller, conn_id: int, bloom_size: int, acco
     )
     message.resources = Resources(account, MESSAGE_COST + sent.size)
     try:
-        _Scan(message, message.resources, caller, bloom_size).run(sent.items)
+        Scan(message, message.resources, caller, bloom_size).run(sent.items)
         if sent.src_id and sent.src_id != conn_id:
             raise CommandError(EINVAL, "src_id of somebody else")
     except CommandError:
@@ -155,7 +157,7 @@ def make_message(sent: Sent, caller: Caller, conn_id: int, bloom_size: int, acco
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
-class _Scan:
+class Scan:
     """The walk over a message's decoded items (SEND-9 to SEND-26)."""
 
     __slots__ = ("_bloom_size", "_broadcast", "_caller", "_has_fds", "_message", "_resources", "_vec_size")
@@ -188,6 +190,13 @@ class _Scan:
                 raise CommandError(EINVAL, "item that no message may have")
         self._check_whole()
 
+    def _note(self, kind: int) -> None:
+        """Remember where an item stands that is no part of the payload: some receivers want the order."""
+        message = self._message
+        if not message.extras:
+            message.extras = []
+        message.extras.append((len(message.parts), kind))
+
     def _add(self, part: Part) -> None:
         message = self._message
         if not message.parts:
@@ -213,6 +222,11 @@ class _Scan:
             self._message.vectors.append((0, size))
             self._message.payload_size += size
 
+    def _add_memfd(self, start: int, size: int) -> None:
+        """LAY-11."""
+        self._add(Part(size, start, is_memfd=True))
+        self._pad(size % 8)
+
     def _memfd(self, numbers: tuple[int, ...]) -> None:
         """SEND-13, LAY-11."""
         start, size, fd = numbers[0], numbers[1], numbers[2]
@@ -220,10 +234,9 @@ class _Scan:
             raise CommandError(EMSGSIZE, "memfd range wraps")
         file = self._caller.take_file(fd)
         self._resources.add_memfd(file)
-        self._add(Part(size, start, is_memfd=True))
+        self._add_memfd(start, size)
         if file.is_path:
             raise CommandError(EBADF, "O_PATH descriptor as memfd")
-        self._pad(size % 8)
         seals = file.seals()
         if seals is None:
             raise CommandError(EMEDIUMTYPE, "file that cannot be sealed")
@@ -238,6 +251,7 @@ class _Scan:
         if self._has_fds:
             raise CommandError(EEXIST, "second FDS item")
         self._has_fds = True
+        self._note(c.ITEM_FDS)
         if self._broadcast:
             raise CommandError(ENOTUNIQ, "descriptors in a broadcast")
         if len(fds) > MSG_MAX_FDS:
@@ -256,6 +270,8 @@ class _Scan:
         if self._message.bloom is not None:
             raise CommandError(EEXIST, "second bloom filter")
         self._message.bloom = (generation, int.from_bytes(bits, "little"))
+        self._message.bloom_size = self._bloom_size
+        self._note(c.ITEM_BLOOM_FILTER)
         if len(bits) % 8:
             raise CommandError(EFAULT, "bloom filter is no multiple of 8")
         if len(bits) != self._bloom_size:
@@ -266,6 +282,7 @@ class _Scan:
         if self._message.dst_name is not None:
             raise CommandError(EEXIST, "second destination name")
         self._message.dst_name = name
+        self._note(c.ITEM_DST_NAME)
         if not is_valid_name(name):
             raise CommandError(EINVAL, "invalid destination name")
 

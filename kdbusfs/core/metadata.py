@@ -94,13 +94,18 @@ def export(
     shown = Metadata(0)
     if process is not None:
         kinds = mask & process.valid
+        caps = process.caps
         if kinds & c.ATTACH_CAPS and process.user_ns != reader.user_ns:
-            kinds &= ~c.ATTACH_CAPS  # sets of capabilities have no translation (META-13)
+            if family.rules.foreign_caps:
+                caps = caps[:4] + bytes(len(caps) - 4)  # L-105
+            else:
+                kinds &= ~c.ATTACH_CAPS  # sets of capabilities have no translation (META-13)
         if kinds & c.ATTACH_EXE and process.root != reader.root:
             kinds &= ~c.ATTACH_EXE  # META-10
         if kinds:
             shown.valid = kinds
             _show_process(shown, process, reader)
+            shown.caps = caps
     if connection is not None:
         kinds = mask & connection.valid
         shown.valid |= kinds
@@ -138,7 +143,6 @@ def _show_process(shown: Metadata, process: ProcessMetadata, reader: Reader) -> 
     shown.exe = process.exe
     shown.cmdline = process.cmdline
     shown.cgroup = process.cgroup
-    shown.caps = process.caps
     shown.seclabel = process.seclabel
 
 

@@ -21,19 +21,31 @@ def name_acquire(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_NAME_ACQUIRE.  Raises CommandError: EINVAL, E2BIG, EPERM, and those of `NameRegistry.acquire`."""
     family = connection.family
     name = only_name(family.decode(NAME_ACQUIRE, call))
-    if len(connection.names) >= CONN_MAX_NAMES:
+    checks_late = family.rules.name_check_late
+    if not checks_late and len(connection.names) >= CONN_MAX_NAMES:
         raise CommandError(E2BIG, "owns too many names")
     if not may_own(connection, name, call.caller):
         raise CommandError(EPERM, "may not own the name")
+    if checks_late:
+        _check_entries(connection, name)
     flags = connection.bus.names.acquire(connection, name, call.flags)
     flush(connection.bus)
     family.acquired(call, flags)
     return 0
 
 
+def _check_entries(connection: Connection, name: bytes) -> None:
+    """L-108: what it owns and what it waits for counts.  Raises CommandError(E2BIG)."""
+    owned, awaited = connection.names, connection.waiting_for
+    if len(owned) + len(awaited) >= CONN_MAX_NAMES and name not in owned and name not in awaited:
+        raise CommandError(E2BIG, "owns and waits for too many names")
+
+
 def name_release(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_NAME_RELEASE.  Raises CommandError: EINVAL, ESRCH."""
-    name = only_name(connection.family.decode(NAME_RELEASE, call))
+    """KDBUS_CMD_NAME_RELEASE.  Raises CommandError: EINVAL, and those of `NameRegistry.release`."""
+    family = connection.family
+    items = family.decode(NAME_RELEASE, call)
+    name = items[0].text if family.rules.releases_any else only_name(items)
     connection.bus.names.release(connection, name)
     flush(connection.bus)
     return 0

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .notifications import Notifications
     from .reply import Reply
 
+_NOW_OWNS: Final = c.NAME_PRIMARY | c.NAME_ACQUIRED
+_NOW_WAITS: Final = c.NAME_IN_QUEUE | c.NAME_ACQUIRED
 NAME_COST: Final = 1024
 """What owning a name, or waiting for one, is charged with, in bytes."""
 
@@ -98,44 +100,50 @@ class NameRegistry:
         return self._entries.get(name)
 
     def acquire(self, connection: Connection, name: bytes, flags: int) -> int:
-        """Own `name`, or wait for it; gives back `flags`, with NAME_IN_QUEUE for a waiter (NAME-4 to NAME-9).
+        """Own `name`, or wait for it (NAME-4 to NAME-9; L-107 to L-112).
 
-        Permission has been checked.  Others may be served while messages of an activator move.  Raises CommandError:
-        EALREADY (owner already), EEXIST (taken), E2BIG (waits for 256 names), ENOBUFS (memory of the user),
-        ECONNRESET (it left meanwhile).
+        Gives back `flags`, with NAME_PRIMARY for an owner or NAME_IN_QUEUE for a waiter, and NAME_ACQUIRED where this
+        is what has made it so.  Permission has been checked.  Others may be served while messages of an activator move.
+        Raises CommandError: EALREADY (owner already), EEXIST (taken), E2BIG (waits for 256 names), ENOBUFS (memory of
+        the user), ECONNRESET (it left meanwhile).
         """
         self._check(connection)
         connection.user.account.check(NAME_COST)
         entry = self._entries.get(name)
         if entry is None:
             self._add(connection, name, flags)
-            return flags
+            return flags | _NOW_OWNS
         if connection in (entry.owner, entry.heir):
-            raise CommandError(EALREADY, "owns the name already")
+            if not connection.family.rules.acquires_again:
+                raise CommandError(EALREADY, "owns the name already")
+            return self._change_flags(entry, connection, flags)
         if connection.is_activator:
             self._register_activator(entry, connection)
-            return flags
+            return flags | _NOW_WAITS
         if entry.flags & c.NAME_ACTIVATOR and entry.heir is None:
             self._take_from_activator(entry, connection, flags)
             connection.check_active()
-            return flags
+            return flags | _NOW_OWNS
         if flags & c.NAME_REPLACE_EXISTING and entry.flags & c.NAME_ALLOW_REPLACEMENT and entry.heir is None:
             owner = entry.owner
             if entry.flags & c.NAME_QUEUE and owner.active and len(owner.waiting_for) < CONN_MAX_NAMES:
-                self._wait(entry, entry.owner, entry.flags)
+                self._wait(entry, entry.owner, entry.flags, first=owner.family.rules.queues_replaced_first)
             self._stop_waiting(entry, connection)
             self._change_owner(entry, connection, flags)
-            return flags
+            return flags | _NOW_OWNS
+        if connection in entry.waiters and connection.family.rules.acquires_again:
+            return self._wait_again(entry, connection, flags)
         if flags & c.NAME_QUEUE:
             if len(connection.waiting_for) >= CONN_MAX_NAMES and connection not in entry.waiters:
                 raise CommandError(E2BIG, "waits for too many names")
             self._wait(entry, connection, flags)
-            return flags | c.NAME_IN_QUEUE
+            return flags | _NOW_WAITS
         raise CommandError(EEXIST, "name is taken")
 
     def release(self, connection: Connection, name: bytes) -> None:
-        """Give `name` up, or wait for it no more.  Raises CommandError(ESRCH) for anybody else (NAME-14).
+        """Give `name` up, or wait for it no more (NAME-14; L-113, L-114).
 
+        Raises CommandError: ESRCH where nobody owns it, ESRCH or EADDRINUSE for anybody else.
         Others may be served while messages move back to an activator.
         """
         self._check(connection)
@@ -145,7 +153,7 @@ class NameRegistry:
         if entry.owner is connection and entry.heir is None:
             self._pass_on(entry)
         elif not self._stop_waiting(entry, connection):
-            raise CommandError(ESRCH, "neither owner nor waiting")
+            raise CommandError(connection.family.rules.not_an_owner, "neither owner nor waiting")
 
     def forward(self, receiver: Connection, name: bytes) -> None:
         """Let a message that was queued at `receiver` go where it had gone if it had come sooner.
@@ -197,6 +205,23 @@ class NameRegistry:
     def forget(self, turn: Turn) -> None:
         """All of them: the bus is gone.  Others may be served meanwhile."""
         self._entries.forget(turn)
+
+    def _change_flags(self, entry: NameEntry, connection: Connection, flags: int) -> int:
+        """Who owns the name, or is about to, wants to own it otherwise (L-109)."""
+        if connection is entry.heir:
+            entry.heir_flags = flags
+        else:
+            entry.flags = flags
+            connection.owned_names = None
+        return flags | c.NAME_PRIMARY
+
+    def _wait_again(self, entry: NameEntry, connection: Connection, flags: int) -> int:
+        """Who waits wants to wait otherwise, or no more (L-110)."""
+        if flags & c.NAME_QUEUE:
+            entry.waiters[connection] = flags
+            return flags | c.NAME_IN_QUEUE
+        self._stop_waiting(entry, connection)
+        return flags
 
     def _forget_activator(self, connection: Connection) -> None:
         entry = connection.activator_of
@@ -320,12 +345,15 @@ class NameRegistry:
                 return waiter
         return None
 
-    def _wait(self, entry: NameEntry, connection: Connection, flags: int) -> None:
-        """Join the waiters; who waits already gets new flags and keeps its place (NAME-11)."""
+    def _wait(self, entry: NameEntry, connection: Connection, flags: int, *, first: bool = False) -> None:
+        """Join the waiters, `first` before all others; who waits gets new flags and keeps its place (NAME-11)."""
         if connection not in entry.waiters:
             connection.waiting_for[entry.name] = entry
             connection.user.account.charge_unchecked(NAME_COST)
-        entry.waiters[connection] = flags
+        if first:
+            entry.waiters = {connection: flags, **entry.waiters}
+        else:
+            entry.waiters[connection] = flags
 
     def _stop_waiting(self, entry: NameEntry, connection: Connection) -> bool:
         if entry.waiters.pop(connection, None) is None:

@@ -104,4 +104,4 @@ def _is_wanted(message: Message, entries: list[Match]) -> bool:
 
 def _offer(current: Round, receiver: Connection) -> None:
     if receiver.active and not try_deliver(receiver, current.message, None, current.metadata, None):
-        receiver.lost += 1
+        receiver.lose()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
+
+from ..abi.constants import ATTACH_ALL
 
 if TYPE_CHECKING:
     from ..base.pool import Slice
@@ -19,17 +21,23 @@ if TYPE_CHECKING:
 class QueueEntry:
     """One message at one receiver.
 
-    payload: the slice with its vector bytes, in the receiver's pool;
+    payload: the slice with its vector bytes, in the receiver's pool, behind head_size bytes of the message where it is
+    laid out already, with fd_offsets as `Family.write_message` gave them; charged: bytes that it is accounted with;
+    agreed: the kinds of metadata that its sender had agreed to send;
     user: whom the entry is accounted to; reply: the tracker of a request; before, after, equal_before, equal_after:
     its neighbours of all entries, and of those of its priority.
     """
 
     __slots__ = (
         "after",
+        "agreed",
         "before",
+        "charged",
         "conn_meta",
         "equal_after",
         "equal_before",
+        "fd_offsets",
+        "head_size",
         "message",
         "payload",
         "proc_meta",
@@ -49,13 +57,20 @@ class QueueEntry:
         self.payload = payload
         self.proc_meta = proc_meta
         self.conn_meta = conn_meta
+        self.agreed: int = ATTACH_ALL
+        self.head_size = 0
+        self.fd_offsets: list[int] = _NO_OFFSETS
         self.user: User | None = None
+        self.charged = 0
         self.reply: Reply | None = None
         self.queue: Queue | None = None
         self.before: QueueEntry | None = None
         self.after: QueueEntry | None = None
         self.equal_before: QueueEntry | None = None
         self.equal_after: QueueEntry | None = None
+
+
+_NO_OFFSETS: Final[list[int]] = []
 
 
 class _Lane:

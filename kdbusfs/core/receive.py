@@ -24,26 +24,31 @@ def recv(connection: Connection, call: Call) -> int:
     Raises CommandError: ENOMSG (nothing as urgent), ENOBUFS (no room for the message slice; it stays queued).
     """
     family = connection.family
+    rules = family.rules
     priority = family.decode_recv(call)
     flags = call.flags
     queue = connection.queue
     if flags & c.RECV_USE_PRIORITY:
         entry = queue.most_urgent()
         if entry is not None and entry.message.priority > priority:
+            if rules.lost_with_message:
+                return _nothing(connection, call)
             raise CommandError(ENOMSG, "no message of that priority")
     else:
         entry = queue.oldest()
     if entry is None:
-        return -EAGAIN
+        return _nothing(connection, call) if rules.lost_with_message else -EAGAIN
     if flags & c.RECV_DROP:
         _drop(connection, entry)
-        family.received(call, 0, 0, 0)
+        lost = _tell_lost(connection) if rules.lost_with_message else 0
+        family.received(call, lost, connection.pool.size if rules.empty_at_end else 0, 0)
         return 0
+    lost = 0
     if connection.lost:
-        lost, connection.lost = connection.lost, 0
-        connection.lost_before += lost
-        family.received(call, lost, 0, 0)
-        return -EOVERFLOW
+        if not rules.lost_with_message:
+            family.received(call, _tell_lost(connection), 0, 0)
+            return -EOVERFLOW
+        lost = connection.lost
     delivery = connection.delivery
     peek = bool(flags & c.RECV_PEEK)
     offset, size, call.installation = delivery.install(connection, entry, call.caller, with_files=not peek)
@@ -52,8 +57,27 @@ def recv(connection: Connection, call: Call) -> int:
         discard(connection, entry)
         if not queue.count:
             connection.wake()
-    family.received(call, 0, offset, size)
+    if lost:
+        lost = _tell_lost(connection)
+        connection.wake()
+    family.received(call, lost, offset, size)
     return 0
+
+
+def _tell_lost(connection: Connection) -> int:
+    """How many it has lost since it was last told, which is now."""
+    lost, connection.lost = connection.lost, 0
+    connection.lost_before += lost
+    return lost
+
+
+def _nothing(connection: Connection, call: Call) -> int:
+    """L-93, L-94: nothing is there, or nothing as urgent; what was lost is told of all the same."""
+    lost = _tell_lost(connection)
+    if lost:
+        connection.wake()
+    connection.family.received(call, lost, connection.pool.size, 0)
+    return -EAGAIN
 
 
 def _drop(connection: Connection, entry: QueueEntry) -> None:
@@ -69,6 +93,10 @@ def _drop(connection: Connection, entry: QueueEntry) -> None:
 
 def free(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_FREE.  Raises CommandError: EINVAL (any item), ENXIO (no published slice at that offset)."""
-    connection.pool.free(connection.family.decode_free(call))
-    connection.family.done(FREE, call)
+    family = connection.family
+    offset = family.decode_free(call)
+    # L-92: nothing may be given back.
+    if offset != connection.pool.size or not family.rules.empty_at_end:
+        connection.pool.free(offset)
+    family.done(FREE, call)
     return 0

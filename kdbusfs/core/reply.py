@@ -128,10 +128,12 @@ def find_reply(replying: Connection, requester: Connection, cookie: int) -> Repl
     return None
 
 
-def find_interrupted(requester: Connection, address: tuple[int, bytes | None], cookie: int) -> Reply | None:
-    """The newest interrupted tracker of a request to `address` (SYNC-2)."""
+def find_interrupted(
+    requester: Connection, address: tuple[int, bytes | None] | None, cookie: int
+) -> Reply | None:
+    """The newest interrupted tracker of a request to `address` (SYNC-2), or to anybody (None, L-67)."""
     for reply in reversed(requester.replies):
-        if reply.interrupted and reply.cookie == cookie and reply.address == address:
+        if reply.interrupted and reply.cookie == cookie and (address is None or reply.address == address):
             return reply
     return None
 

@@ -48,7 +48,9 @@ def may_see(connection: Connection, peer: Connection, subject: Subject) -> bool:
 
 
 def may_see_notice(connection: Connection, notice: Notice) -> bool:
-    """NOTE-5."""
+    """NOTE-5; L-122."""
     if connection.endpoint.policy is None:
         return True
-    return bool(notice.name) and may_see_name(connection, notice.name)
+    if not notice.name:
+        return connection.family.rules.ids_everywhere
+    return may_see_name(connection, notice.name)

@@ -26,6 +26,8 @@ from ..base.errors import AbandonedError, CommandError
 from ..base.ports import ProcessMetadata
 from .audience import Audience
 from .delivery import deliver, try_deliver
+from .examination import examine
+from .grants import granted_kinds
 from .message import Message, make_message
 from .metadata import ConnMetadata, held_bytes
 from .reply import Reply, find_interrupted, find_reply
@@ -92,8 +94,11 @@ class Outgoing:
         """
         source = self.source
         domain = source.bus.domain
-        kinds = source.attach_flags_send & receiver.attach_flags_recv
-        kinds &= domain.attach_flags_mask | ~c.ATTACH_PROCESS
+        if receiver.family.rules.basic_metadata:
+            kinds = self._granted(receiver)
+        else:
+            kinds = source.attach_flags_send & receiver.attach_flags_recv
+            kinds &= domain.attach_flags_mask | ~c.ATTACH_PROCESS
         if not kinds:
             return
         if kinds & c.ATTACH_PROCESS and not source.faked:  # META-18
@@ -115,6 +120,17 @@ class Outgoing:
                 assert self.message.resources is not None
                 self.message.resources.charge(self.metadata.names_cost)
 
+    def _granted(self, receiver: Connection) -> int:
+        """L-103, L-104: for some kinds it counts whether the receiver sees the sender's process number."""
+        source = self.source
+        kinds = granted_kinds(receiver, source, self.process)
+        if kinds == receiver.attach_flags_recv or source.faked:
+            return kinds
+        if self.process is None:
+            self.process = ProcessMetadata()
+        self.call.caller.collect(self.process, c.ATTACH_PIDS)
+        return granted_kinds(receiver, source, self.process)
+
     def _charge(self, size: int) -> None:
         resources = self.message.resources
         assert resources is not None
@@ -132,7 +148,7 @@ class Outgoing:
         if not try_deliver(
             receiver, self.message, self.process, self.metadata, self.source, self.call.caller
         ):
-            receiver.lost += 1
+            receiver.lose()
 
 
 def send(connection: Connection, call: Call) -> int:
@@ -143,16 +159,24 @@ def send(connection: Connection, call: Call) -> int:
     sent = connection.family.decode_send(call)
     sync = bool(call.flags & c.SEND_SYNC_REPLY)
     account = connection.user.account
-    message = make_message(sent, call.caller, connection.id, connection.bus.bloom_size, account)
+    bloom_size = connection.bus.bloom_size
     items = sent.command_items
-    assert message.resources is not None
     token: CancelToken | None = None
     cancellation: Cancellation | None = None
+    message: Message | None = None
     waits = False
     try:
-        if items:
-            token = CancelToken()
-            cancellation = _watch_cancel_fd(connection, call, items, token)
+        if connection.family.rules.examines_late:
+            if items:
+                token = CancelToken()
+                cancellation = _watch_cancel_fd(connection, call, items, token, always=True)
+            message = examine(sent, call.caller, connection.id, bloom_size, account, sync=sync)
+        else:
+            message = make_message(sent, call.caller, connection.id, bloom_size, account)
+            if items:
+                token = CancelToken()
+                cancellation = _watch_cancel_fd(connection, call, items, token, always=False)
+        message.user = connection.user
         message.seqnum = connection.bus.domain.next_seqnum()
         outgoing = Outgoing(connection, call, message)
         if message.dst_id == c.DST_ID_BROADCAST:
@@ -162,7 +186,8 @@ def send(connection: Connection, call: Call) -> int:
             result = _unicast(outgoing, token, cancellation, sync=sync)
             waits = result == PENDING
     finally:
-        message.resources.release()
+        if message is not None and message.resources is not None:
+            message.resources.release()
         if cancellation is not None and not waits:
             cancellation.close()
     if result == 0:
@@ -171,16 +196,16 @@ def send(connection: Connection, call: Call) -> int:
 
 
 def _watch_cancel_fd(
-    connection: Connection, call: Call, items: list[Item], token: CancelToken
+    connection: Connection, call: Call, items: list[Item], token: CancelToken, *, always: bool
 ) -> Cancellation | None:
-    """SEND-29, SEND-30.  Raises CommandError: EINVAL, EEXIST, EBADF."""
+    """SEND-29, SEND-30; L-51 `always`, also where nothing will wait.  Raises CommandError: EINVAL, EEXIST, EBADF."""
     sync = call.flags & c.SEND_SYNC_REPLY
     watched: Cancellation | None = None
     try:
         for item in items:
             if item.kind != c.ITEM_CANCEL_FD:
                 raise CommandError(EINVAL, "item that no SEND may have")
-            if not sync:
+            if not sync and not always:
                 continue
             if watched is not None:
                 raise CommandError(EEXIST, "second CANCEL_FD")
@@ -217,7 +242,10 @@ def _broadcast(outgoing: Outgoing) -> None:
     _show_monitors(outgoing)
     audience = Audience(source)
     for receiver in receivers:
-        if receiver is not source and receiver.active and audience.admits(receiver):
+        # L-64: some hear themselves.
+        if receiver is source and not source.family.rules.hears_itself:
+            continue
+        if receiver.active and audience.admits(receiver):
             outgoing.offer(receiver)
             audience.work += _UNITS_OF_A_COPY
         work, audience.work = audience.work, 0
@@ -239,10 +267,14 @@ def _unicast(
     outgoing: Outgoing, token: CancelToken | None, cancellation: Cancellation | None, *, sync: bool
 ) -> int:
     source, message, call = outgoing.source, outgoing.message, outgoing.call
-    if sync and source.replies:
-        reply = find_interrupted(source, message.address, message.cookie)
-        if reply is not None:
-            return _resume(reply, message.cookie_reply, call, token, cancellation)
+    rules = source.family.rules
+    if sync:
+        if source.replies:
+            reply = find_interrupted(source, None if rules.resumes_any else message.address, message.cookie)
+            if reply is not None:
+                return _resume(reply, message.cookie_reply, call, token, cancellation)
+        if rules.refuses_late:
+            _check_deadline(source, message.cookie_reply)
     receiver = _find_receiver(outgoing)
     outgoing.collect(receiver)
     request: Reply | None = None
@@ -251,6 +283,8 @@ def _unicast(
         if not may_talk(source, receiver, call.caller):
             raise CommandError(EPERM, "may not talk to the receiver")
         request = Reply(receiver, source, message, sync=sync)
+    elif message.flags & c.MSG_SIGNAL and rules.drops_signals:
+        return _signal(outgoing, receiver)
     elif message.flags & c.MSG_SIGNAL:
         if not receiver.matches.accept_signal(message, source) or not may_talk(receiver, source):
             raise CommandError(EPERM, "receiver does not want the signal, or may not talk to the sender")
@@ -281,6 +315,23 @@ def _unicast(
     return _expect(request, call, token, cancellation)
 
 
+def _signal(outgoing: Outgoing, receiver: Connection) -> int:
+    """L-65: one who does not want the signal, or cannot take it, does not get it, and nobody is told."""
+    source, message = outgoing.source, outgoing.message
+    _show_monitors(outgoing)
+    if receiver.matches.accept_signal(message, source) and may_talk(receiver, source):
+        try_deliver(receiver, message, outgoing.process, outgoing.metadata, source, outgoing.call.caller)
+    source.sent += 1
+    source.sent_bytes += message.payload_size + message.memfd_size
+    return 0
+
+
+def _check_deadline(source: Connection, deadline_ns: int) -> None:
+    """L-68.  Raises CommandError(ETIMEDOUT)."""
+    if deadline_ns & _SIGN_BIT or deadline_ns <= source.bus.domain.host.clock.monotonic():
+        raise CommandError(ETIMEDOUT, "deadline is in the past")
+
+
 def _find_receiver(outgoing: Outgoing) -> Connection:
     """SEND-33 to SEND-36.  Raises CommandError: ENXIO, ESRCH, EREMCHG, EADDRNOTAVAIL."""
     message = outgoing.message
@@ -305,11 +356,11 @@ def _find_receiver(outgoing: Outgoing) -> Connection:
 def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> Reply | None:
     """The right to reply (SEND-42, REP-7): the tracker of a blocked SEND, or None where the reply is queued.
 
-    Raises CommandError(EPERM) when `source` owes no such reply.
+    Raises CommandError (EPERM; EBADSLT L-66) when `source` owes no such reply.
     """
     reply = find_reply(source, receiver, cookie)
     if reply is None:
-        raise CommandError(EPERM, "no such reply is expected")
+        raise CommandError(source.family.rules.no_tracker, "no such reply is expected")
     if reply.sync:
         return reply
     reply.unlink()

@@ -76,7 +76,10 @@ class SplitDelivery(Delivery):
                 raise
         if resources is not None:
             resources.retain()
-        return QueueEntry(message, payload, process, metadata)
+        entry = QueueEntry(message, payload, process, metadata)
+        if source is not None:
+            entry.agreed = source.attach_flags_send
+        return entry
 
     def charge(self, receiver: Connection, entry: QueueEntry, source: Connection) -> None:
         """QUO-2, QUO-3."""
@@ -87,6 +90,9 @@ class SplitDelivery(Delivery):
     def take_out(self, receiver: Connection, entry: QueueEntry) -> None:
         """QUO-4."""
         receiver.queue.remove(entry)
+        self.give_back(entry)
+
+    def give_back(self, entry: QueueEntry) -> None:
         user = entry.user
         if user is not None:
             self._quota.give_back(user)
@@ -101,28 +107,23 @@ class SplitDelivery(Delivery):
             return False
         old = entry.payload
         if old is None:
+            source.delivery.give_back(entry)
             return True
         pool = receiver.pool
-        turn = receiver.bus.domain.turn
-        try:
-            new = pool.allocate(old.size)
-        except CommandError:
-            return False
-        done = 0
         whole = entry.message.payload_size
-        while done < whole:
-            size = min(_COPIED_AT_ONCE, whole - done)
-            try:
-                pool.memory.copy_from(new.offset + done, size, source.pool.memory, old.offset + done)
-            except CommandError:
+        new: Slice | None = None
+        try:
+            new = pool.allocate(whole) if whole else None
+            if new is not None and not copy_payload(receiver, new.offset, whole, entry, source, entry.head_size):
                 pool.release(new)
                 return False
-            done += size
-            turn.spend(1 + size // _BYTES_IN_A_UNIT)
-            if entry.queue is not source.queue or not receiver.active:
+        except CommandError:
+            if new is not None:
                 pool.release(new)
-                return False
+            return False
         entry.payload = new
+        entry.head_size = 0
+        source.delivery.give_back(entry)
         source.pool.release(old)
         return True
 
@@ -135,7 +136,7 @@ class SplitDelivery(Delivery):
         payload = entry.payload
         metadata = b""
         if entry.proc_meta is not None or entry.conn_meta is not None:
-            mask = receiver.attach_flags_recv & receiver.bus.domain.attach_flags_mask
+            mask = entry.agreed & receiver.attach_flags_recv & receiver.bus.domain.attach_flags_mask
             metadata = export(entry.proc_meta, entry.conn_meta, mask, reader, family)
         writer = BytesWriter()
         fd_offsets = family.write_message(writer, message, payload.offset if payload is not None else 0, metadata)
@@ -156,3 +157,28 @@ class SplitDelivery(Delivery):
             size,
             Installation(entries, resources.retain(), flags_offset, family.incomplete_files),
         )
+
+
+def copy_payload(
+    receiver: Connection, offset: int, size: int, entry: QueueEntry, source: Connection, skipped: int
+) -> bool:
+    """Copy `size` bytes of what is queued at `source`, behind the first `skipped`, into the receiver's pool, in pieces.
+
+    Others may be served meanwhile: False when the entry left the queue of `source`, or the receiver its bus.
+    Raises CommandError(ENOMEM).
+    """
+    old = entry.payload
+    if old is None:
+        return True
+    turn = receiver.bus.domain.turn
+    memory = receiver.pool.memory
+    start = old.offset + skipped
+    done = 0
+    while done < size:
+        piece = min(_COPIED_AT_ONCE, size - done)
+        memory.copy_from(offset + done, piece, source.pool.memory, start + done)
+        done += piece
+        turn.spend(1 + piece // _BYTES_IN_A_UNIT)
+        if entry.queue is not source.queue or not receiver.active:
+            return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ECOMM, ECONNRESET, EPERM, EPIPE, EREMOTEIO
+from errno import ECOMM, ECONNRESET, EPIPE, EREMOTEIO
 from typing import TYPE_CHECKING
 
 from ..abi import constants as c
@@ -53,7 +53,10 @@ def take_answer(reply: Reply, call: Call) -> int:
     try:
         if not requester.active:
             raise CommandError(ECONNRESET, "requester is gone")
-        offset, size, call.installation = requester.delivery.install(requester, entry, call.caller, with_files=True)
+        offset, size, installation = requester.delivery.install(requester, entry, call.caller, with_files=True)
+        if installation is not None:
+            installation.flags_offset = requester.family.replied_flags_offset
+        call.installation = installation
     except CommandError as error:
         return -error.errno
     finally:
@@ -71,8 +74,9 @@ def answer(
 ) -> None:
     """Attach the reply `message` to a blocked or interrupted SEND; it never enters the queue (REP-15).
 
-    Raises CommandError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).  EPERM
-    when the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and not by this reply.
+    Raises CommandError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).  EPERM,
+    or EBADSLT, when the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and not by this
+    reply.
     """
     _check_awaited(reply)
     requester = reply.requester
@@ -95,7 +99,7 @@ def answer(
 
 def _check_awaited(reply: Reply) -> None:
     if not reply.linked or reply.answered:
-        raise CommandError(EPERM, "reply is not expected any more")
+        raise CommandError(reply.replying.family.rules.no_tracker, "reply is not expected any more")
 
 
 def fail(reply: Reply, errno: int) -> None:

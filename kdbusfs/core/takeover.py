@@ -63,11 +63,12 @@ def _move(entry: QueueEntry, source: Connection, taker: Connection) -> None:
     fits = taker.delivery.adopt_payload(taker, entry, source)
     if entry.queue is not source.queue or not taker.active:
         return
-    source.delivery.take_out(source, entry)
     if not fits:
-        taker.lost += 1
+        source.delivery.take_out(source, entry)
+        taker.lose()
         discard(source, entry)
         return
+    source.queue.remove(entry)
     if entry.reply is not None:
         _move_obligation(entry.reply, source, taker)
     taker.queue.add(entry)

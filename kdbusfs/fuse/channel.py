@@ -134,12 +134,15 @@ class Channel:
         native, file, number = self.native, command.file, command.number
         pointer = command.message_pointer
         check(lib.kfs_channel_command(native, file, number, command.size, command.max_size, pointer))
+        if pointer:
+            check(lib.kfs_channel_messages(native, file, number, command.message_max))
         if command.tells_offset_at:
             at, flag = command.tells_offset_at, command.tells_offset_flag
             check(lib.kfs_channel_publishes(native, file, number, at, flag))
         if command.slice_offset_at:
             at, flags = command.slice_offset_at, command.flags_offset
-            check(lib.kfs_channel_frees(native, file, number, at, flags, command.offered))
+            told, count = command.tells_flags_at, 2 if command.offered else 1
+            check(lib.kfs_channel_frees(native, file, number, at, flags, told, count, command.offered))
 
     def _use(self, native: Any) -> None:
         if native == ffi.NULL:

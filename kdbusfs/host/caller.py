@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, ENOTTY, EPERM, ESRCH
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from kdbusfs.base.errors import CommandError
@@ -21,7 +20,7 @@ from kdbusfs.native.calls import payload
 from . import metadata as meta
 from .credentials import CAP_IPC_OWNER, Status
 from .memory import PoolMemory
-from .namespaces import Maps, Namespaces
+from .namespaces import Maps, NamespaceReader, Namespaces
 from .proc import fail
 
 if TYPE_CHECKING:
@@ -111,6 +110,10 @@ class LinuxCaller(Caller):
     def __del__(self) -> None:
         if self._owned:
             os.close(self._pidfd)
+
+    def reader(self) -> NamespaceReader:
+        """The namespaces of the thread, and its root directory, as they are now.  Raises CommandError(ESRCH)."""
+        return NamespaceReader(self.namespaces, self.user_ns, self.pid_ns, self.root, self._foreign_maps())
 
     def defer(self) -> LinuxCaller:
         """The same thread, for as long as its ioctl is open.  It takes no descriptor until it is used."""
@@ -227,25 +230,15 @@ class LinuxCaller(Caller):
 
     def uid_from_global(self, uid: int) -> int:
         """`uid` as the caller sees it; the overflow id where unmapped; NO_ID stays NO_ID (META-6)."""
-        maps = self._foreign_maps()
-        if maps is None or uid == NO_ID:
-            return uid
-        inside = maps.uid.to_inside(uid)
-        return self.namespaces.overflow_uid if inside is None else inside
+        return self.namespaces.shown_uid(self._foreign_maps(), uid)
 
     def gid_from_global(self, gid: int) -> int:
         """The same for a gid."""
-        maps = self._foreign_maps()
-        if maps is None or gid == NO_ID:
-            return gid
-        inside = maps.gid.to_inside(gid)
-        return self.namespaces.overflow_gid if inside is None else inside
+        return self.namespaces.shown_gid(self._foreign_maps(), gid)
 
     def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
         """Many gids as `gid_from_global` has them, as packed u32."""
-        packed = Struct(f"<{len(gids)}I").pack(*gids)
-        maps = self._foreign_maps()
-        return packed if maps is None else maps.gid.all_to_inside(packed, self.namespaces.overflow_gid)
+        return self.namespaces.shown_gids(self._foreign_maps(), gids)
 
     def maps_uid(self, uid: int) -> bool:
         """Whether the global `uid` has a number of its own in the caller's user namespace."""

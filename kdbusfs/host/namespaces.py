@@ -198,6 +198,25 @@ class Namespaces:
                 self._cached[user_ns] = maps
         return maps
 
+    def shown_uid(self, maps: Maps | None, uid: int) -> int:
+        """A global uid as a namespace with `maps` (None: the daemon's) has it; see `ports.Reader`."""
+        if maps is None or uid == NO_ID:
+            return uid
+        inside = maps.uid.to_inside(uid)
+        return self.overflow_uid if inside is None else inside
+
+    def shown_gid(self, maps: Maps | None, gid: int) -> int:
+        """The same for a gid."""
+        if maps is None or gid == NO_ID:
+            return gid
+        inside = maps.gid.to_inside(gid)
+        return self.overflow_gid if inside is None else inside
+
+    def shown_gids(self, maps: Maps | None, gids: tuple[int, ...]) -> bytes:
+        """Many gids in the same way, as packed u32."""
+        packed = Struct(f"<{len(gids)}I").pack(*gids)
+        return packed if maps is None else maps.gid.all_to_inside(packed, self.overflow_gid)
+
     def pid_chain(self, tid: int) -> tuple[int, ...]:
         """The pid namespaces in which the thread has a number, from the daemon's own inwards.
 
@@ -233,3 +252,30 @@ class Namespaces:
             os.close(fd)
         # Kernels before 6.11 cannot tell (ENOTTY); there a number of a child namespace is refused.
         return found if found > 0 else None
+
+
+class NamespaceReader:
+    """ports.Reader of a thread that may be gone by now: its namespaces and its root directory of one moment."""
+
+    __slots__ = ("_maps", "_namespaces", "pid_ns", "root", "user_ns")
+
+    def __init__(
+        self, namespaces: Namespaces, user_ns: int, pid_ns: int, root: tuple[int, int, int] | None, maps: Maps | None
+    ) -> None:
+        self._namespaces = namespaces
+        self._maps = maps
+        self.user_ns = user_ns
+        self.pid_ns = pid_ns
+        self.root = root
+
+    def uid_from_global(self, uid: int) -> int:
+        return self._namespaces.shown_uid(self._maps, uid)
+
+    def gid_from_global(self, gid: int) -> int:
+        return self._namespaces.shown_gid(self._maps, gid)
+
+    def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
+        return self._namespaces.shown_gids(self._maps, gids)
+
+    def maps_uid(self, uid: int) -> bool:
+        return self._maps is None or self._maps.uid.to_inside(uid) is not None

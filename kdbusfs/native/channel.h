@@ -16,7 +16,7 @@ static const int KFS_FORGET = 10;
 static const int KFS_NOTHING = -2147483647;
 
 static const int KFS_COMMAND_MAX = 32768;
-static const int KFS_MESSAGE_MAX = 8192;
+static const int KFS_MESSAGE_MAX = 32768;
 static const int KFS_REQUEST_MAX = 1056768;
 
 struct kfs_channel_private;
@@ -91,10 +91,11 @@ struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
 int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);
+int kfs_channel_messages(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t max_size);
 int kfs_channel_publishes(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t info_offset,
 			  uint64_t info_flag);
 int kfs_channel_frees(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t slice_offset,
-		      uint32_t flags_offset, uint64_t offered_flags);
+		      uint32_t flags_offset, uint32_t told_offset, uint32_t told_count, uint64_t offered_flags);
 struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch);
 
 int kfs_channel_take(struct kfs_channel *ch);

@@ -42,7 +42,19 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, 
 	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size)
 		return -EINVAL;
 	*command = (struct command){
-		.number = number, .kind = kind, .size = size, .max_size = max_size, .pointer_offset = pointer_offset
+		.number = number, .kind = kind, .size = size, .max_size = max_size, .pointer_offset = pointer_offset,
+		.message_max = KFS_MESSAGE_MAX
 	};
+	return 0;
+}
+
+/* Messages that command `number` points to have at most `max_size` bytes: longer ones are EMSGSIZE. */
+int kfs_channel_messages(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t max_size)
+{
+	struct command *command = kfs_find_command(ch->private_->mount, kind, number);
+
+	if (!command || !command->pointer_offset || max_size > (uint32_t)KFS_MESSAGE_MAX)
+		return -EINVAL;
+	command->message_max = max_size;
 	return 0;
 }

@@ -28,21 +28,32 @@ int kfs_channel_publishes(struct kfs_channel *ch, uint32_t kind, uint32_t number
 }
 
 /*
- * With `number` clients give such a slice back, whose offset is at `slice_offset`.  Behind the flags lie those that are
- * offered, and those returned.
+ * With `number` clients give such a slice back, whose offset is at `slice_offset`.  At `told_offset` the client is told of
+ * the flags that are offered, if `told_count` is 2, and then of those returned, which are none.
  */
 int kfs_channel_frees(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t slice_offset,
-		      uint32_t flags_offset, uint64_t offered_flags)
+		      uint32_t flags_offset, uint32_t told_offset, uint32_t told_count, uint64_t offered_flags)
 {
 	struct command *command = kfs_find_command(ch->private_->mount, kind, number);
 
-	if (!command || slice_offset + 8 > command->size || flags_offset + 24 > command->size)
+	if (!command || slice_offset + 8 > command->size || flags_offset + 8 > command->size || told_count < 1 ||
+	    told_count > 2 || told_offset + 8 * told_count > command->size)
 		return -EINVAL;
 	command->is_free = 1;
 	command->slice_offset = slice_offset;
 	command->flags_offset = flags_offset;
+	command->told_offset = told_offset;
+	command->told_count = told_count;
 	command->offered_flags = offered_flags;
 	return 0;
+}
+
+static int find_published(const struct slot *slot, uint64_t offset)
+{
+	for (int i = (int)slot->published_count - 1; i >= 0; i--)
+		if (slot->published[i] == offset)
+			return i;
+	return -1;
 }
 
 /* An answer to command `cmd` of `fh`, `out` with it, is about to be sent. */
@@ -62,17 +73,9 @@ void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const ui
 	if (command->info_flag && !(flags & command->info_flag))
 		return;
 	memcpy(&info, out + command->info_offset, sizeof(info));
-	/* What finds no place is given back the long way. */
-	if (info.size && slot->published_count < PUBLISHED_MAX)
+	/* What finds no place is given back the long way; what is told of twice, by PEEK, is given back once. */
+	if (info.size && slot->published_count < PUBLISHED_MAX && find_published(slot, info.offset) < 0)
 		slot->published[slot->published_count++] = info.offset;
-}
-
-static int find_published(const struct slot *slot, uint64_t offset)
-{
-	for (int i = (int)slot->published_count - 1; i >= 0; i--)
-		if (slot->published[i] == offset)
-			return i;
-	return -1;
 }
 
 static void forget_published(struct slot *slot, int index)
@@ -86,21 +89,23 @@ struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch)
 }
 
 /* Stores the offered and the returned flags of a FREE in the client's struct where they differ.  Returns 0 or -errno. */
-static int write_flags(struct kfs_channel *ch, const struct command *command, uint32_t offset)
+static int write_flags(struct kfs_channel *ch, const struct command *command)
 {
-	uint64_t wanted[2] = { command->offered_flags, 0 };
-	struct iovec local = { wanted, sizeof(wanted) };
-	struct iovec remote = { (void *)(uintptr_t)(ch->arg + offset), sizeof(wanted) };
+	const uint32_t offset = command->told_offset;
+	const size_t size = sizeof(uint64_t) * command->told_count;
+	uint64_t wanted[2] = { command->told_count == 2 ? command->offered_flags : 0, 0 };
+	struct iovec local = { wanted, size };
+	struct iovec remote = { (void *)(uintptr_t)(ch->arg + offset), size };
 	uint64_t ticket;
 	ssize_t n;
 
-	if (memcmp(ch->command + offset, wanted, sizeof(wanted)) == 0)
+	if (memcmp(ch->command + offset, wanted, size) == 0)
 		return 0;
 	ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
 	if (ch->pidfd < 0 || ch->arg + offset < ch->arg || kfs_access_begin(&ticket) < 0)
 		return -EFAULT;
 	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
-	return kfs_access_end(ticket) == 0 && n == sizeof(wanted) ? 0 : -EFAULT;
+	return kfs_access_end(ticket) == 0 && n == (ssize_t)size ? 0 : -EFAULT;
 }
 
 /* Carries out a plain FREE.  Returns whether it did; otherwise it is for the core to say what is wrong with it. */
@@ -118,7 +123,7 @@ int kfs_serve_free(struct kfs_channel *ch, const struct command *command)
 	if (index < 0)
 		return 0;
 	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed.count < KFS_FREED_MAX &&
-		   write_flags(ch, command, command->flags_offset + 8) == 0;
+		   write_flags(ch, command) == 0;
 	if (kfs_seat_is_abandoned(ch->private_->seat)) {
 		kfs_let_go(ch);
 		return 1;

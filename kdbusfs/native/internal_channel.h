@@ -32,11 +32,13 @@ struct looking {
 struct command {
 	uint32_t number; /* 0: the place is free */
 	uint32_t kind; /* of file */
-	uint32_t size, max_size, pointer_offset;
+	uint32_t size, max_size, pointer_offset, message_max;
 	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
 	uint64_t info_flag; /* the flag that makes it tell; 0: it always does */
 	int is_free;
 	uint32_t slice_offset, flags_offset; /* of a FREE */
+	/* What a FREE tells: so many u64 there, the last of which is 0, and the one before it the flags that there are. */
+	uint32_t told_offset, told_count;
 	uint64_t offered_flags;
 };
 
@@ -79,7 +81,7 @@ struct kfs_channel_private {
 	unsigned unpolled;
 	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */
 	int pidfd, pidfd_detached;
-	uint8_t message[8192];
+	uint8_t message[32768];
 };
 
 /* channel.c */

@@ -43,7 +43,7 @@ static int read_client(uint32_t tid, uint64_t address, void *to, size_t size)
 	return (size_t)n == size ? 0 : -EFAULT;
 }
 
-static int read_message(struct kfs_channel *ch, uint64_t address)
+static int read_message(struct kfs_channel *ch, uint64_t address, uint32_t max_size)
 {
 	size_t first = PAGE - (address & (PAGE - 1));
 	uint64_t size;
@@ -57,8 +57,10 @@ static int read_message(struct kfs_channel *ch, uint64_t address)
 	if (r < 0)
 		return r;
 	memcpy(&size, ch->message, sizeof(size));
-	if (size < MESSAGE_MIN || size > (uint64_t)KFS_MESSAGE_MAX)
+	if (size < MESSAGE_MIN)
 		return -EINVAL;
+	if (size > max_size)
+		return -EMSGSIZE;
 	if (size > first) {
 		r = read_client(ch->tid, address + first, ch->message + first, size - first);
 		if (r < 0)
@@ -144,7 +146,7 @@ static void fetch(struct kfs_channel *ch, const struct command *command, uint64_
 	}
 	if (command->pointer_offset) {
 		memcpy(&address, ch->command + command->pointer_offset, sizeof(address));
-		ch->message_error = -read_message(ch, address);
+		ch->message_error = -read_message(ch, address, command->message_max);
 	}
 }
 

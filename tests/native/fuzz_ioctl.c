@@ -65,7 +65,8 @@ static void set_up(void)
 			refuse("a command was not taken");
 	if (kfs_channel_publishes(channel, 1, KDBUS_CMD_RECV, offsetof(struct kdbus_cmd_recv, msg), 0) ||
 	    kfs_channel_frees(channel, 1, KDBUS_CMD_FREE, offsetof(struct kdbus_cmd_free, offset),
-			      offsetof(struct kdbus_cmd_free, flags), 1ull << 63))
+			      offsetof(struct kdbus_cmd_free, flags), offsetof(struct kdbus_cmd_free, kernel_flags), 2,
+			      1ull << 63))
 		refuse("FREE was not taken");
 	fh = (uint64_t)kfs_channel_slot_new(channel, 1);
 }
@@ -73,7 +74,7 @@ static void set_up(void)
 struct outcome {
 	int kind;
 	struct kfs_channel head; /* the members up to `freed` */
-	uint8_t command[32768], message[8192];
+	uint8_t command[32768], message[32768];
 	uint8_t answers[65536];
 	size_t answered;
 };

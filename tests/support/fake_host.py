@@ -239,6 +239,9 @@ class FakeCaller(Caller):
         file.open_count += 1
         return file
 
+    def reader(self) -> FakeCaller:
+        return FakeCaller(self.process)
+
     def defer(self) -> FakeCaller:
         return FakeCaller(self.process)
 

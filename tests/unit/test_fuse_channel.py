@@ -346,7 +346,9 @@ def test_message_of_a_send(kernel: Kernel, size: int, to_page_end: int) -> None:
     assert calls.described(kernel.channel.address)[2] == content
 
 
-@pytest.mark.parametrize(("size", "expected"), [(63, errno.EINVAL), (8193, errno.EINVAL), (2**64 - 1, errno.EINVAL)])
+@pytest.mark.parametrize(
+    ("size", "expected"), [(63, errno.EINVAL), (8193, errno.EMSGSIZE), (2**64 - 1, errno.EMSGSIZE)]
+)
 def test_message_of_illegal_size(kernel: Kernel, size: int, expected: int) -> None:
     """SEND-3."""
     fh = kernel.channel.slot_new()

@@ -13,6 +13,7 @@ from .layouts import (
     CMD_FLAGS_OFFSET,
     CMD_FREE_OFFSET,
     CMD_RECV_MSG_OFFSET,
+    CMD_RETURN_FLAGS_OFFSET,
     CMD_SEND_MSG_ADDRESS_OFFSET,
     CMD_SEND_REPLY_OFFSET,
 )
@@ -51,6 +52,8 @@ class Command(k.Command):
             flags | c.FLAG_NEGOTIATE,
             CMD_FLAGS_OFFSET,
             message_pointer=message_pointer,
+            message_max=MAX_SIZE,
+            tells_flags_at=CMD_RETURN_FLAGS_OFFSET,
             slice_offset_at=slice_offset_at,
             tells_offset_at=tells_offset_at,
             tells_offset_flag=tells_offset_flag,

@@ -55,12 +55,14 @@ def _rules() -> Rules:
     rules.acquires_again = True  # L-109, L-110
     rules.activators_update = True  # L-48
     rules.agrees_to_all = True  # L-26
+    rules.checks_both = True  # L-43
     rules.checks_byebye = True  # L-5, L-41
     rules.drops_signals = True  # L-65
     rules.empty_at_end = True  # L-92
     rules.endpoint_ends = True  # L-6
     rules.examines_late = True  # L-50
     rules.files_first = True  # L-91
+    rules.foreign_caps = True  # L-105
     rules.hears_itself = True  # L-64
     rules.hello_items_first = True  # L-34
     rules.ids_everywhere = True  # L-122

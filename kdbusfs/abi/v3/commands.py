@@ -56,6 +56,8 @@ class Command(k.Command):
             flags,
             flags_offset,
             message_pointer=message_pointer,
+            message_max=limits.MSG_MAX_SIZE,
+            tells_flags_at=flags_offset + 8,
             slice_offset_at=slice_offset_at,
             offered=flags | n.FLAG_KERNEL,
             tells_offset_at=tells_offset_at,

@@ -136,7 +136,8 @@ class V3(Family):
         """SEND-1 to SEND-9: of the message what can be judged without the sender."""
         command_items = self._begin(SEND, call)
         if call.message_error or call.message is None:
-            raise CommandError(call.message_error or EFAULT, "message not readable")
+            error = call.message_error or EFAULT
+            raise CommandError(EINVAL if error == EMSGSIZE else error, "message not readable")
         data = call.message
         size = len(data)
         if size < MSG_SIZE or size > MSG_MAX_SIZE or size != u64(data, 0):

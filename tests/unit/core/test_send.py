@@ -79,6 +79,13 @@ def test_send_3_sizes_outside_64_to_8192_are_einval(pair: Pair) -> None:
     assert sender.send(dst=receiver.id) == 0
 
 
+def test_send_3_a_message_that_the_channel_finds_too_long_is_einval(pair: Pair) -> None:
+    sender, _ = pair
+    call = sender.call(c.CMD_SEND, bytes(72))
+    call.message_error = EMSGSIZE
+    assert sender.run(call) == -EINVAL
+
+
 def test_send_3_lim_1_a_message_of_8192_bytes_passes_and_one_byte_more_does_not(pair: Pair) -> None:
     sender, receiver = pair
     room = 8192 - 64 - 16
