@@ -139,9 +139,9 @@ def _check_domain(path: str) -> str:
         parameters = os.stat(f"{path}/.kdbusfs/parameters/attach_flags_mask")
     except OSError as fault:
         hint = ": its daemon has ended" if fault.errno == errno.ENOTCONN else ""
-        raise MountError(EXIT_MOUNT, f"'{path}' is no kdbusfs domain: {fault.strerror}{hint}") from None
+        raise MountError(EXIT_MOUNT, f"'{path}' is not a kdbusfs domain: {fault.strerror}{hint}") from None
     if not stat.S_ISREG(control.st_mode) or control.st_dev != parameters.st_dev:
-        raise MountError(EXIT_MOUNT, f"'{path}' is no kdbusfs domain")
+        raise MountError(EXIT_MOUNT, f"'{path}' is not a kdbusfs domain")
     return os.path.abspath(path)
 
 

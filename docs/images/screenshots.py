@@ -100,7 +100,7 @@ def start(comm: str, play: Callable[[], None]) -> int:
     return pid
 
 
-def cast(bus: BusOwner, seconds: float) -> list[int]:
+def peers(bus: BusOwner, seconds: float) -> list[int]:
     """A small system that talks for so long."""
 
     def service(*names: str) -> Callable[[], None]:
@@ -203,7 +203,7 @@ def main() -> None:
         pids: list[int] = []
         try:
             with make_bus(path, "demo", access=c.MAKE_ACCESS_WORLD, bloom=(64, 4)) as bus:
-                pids = cast(bus, 9)
+                pids = peers(bus, 9)
                 time.sleep(1.5)
                 text = on_terminal("top", "--mount", path, "--interval", "1", seconds=3)
                 frame = text.split("\x1b[?1049l")[0].split("\x1b[H")[-1]

@@ -40,7 +40,7 @@ class NameType(_NameBase):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not is_name(value):
-            self.fail(f"'{value}' is no well-known name: it has to be like org.example.Name", param, ctx)
+            self.fail(f"'{value}' is not a well-known name like org.example.Name", param, ctx)
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -59,7 +59,7 @@ class EndType(_EndBase):
         if number:
             found = int(number[1])
             if not 0 < found < (1 << 64) - 1:
-                self.fail(f"{value} is no id of a connection: they count from 1", param, ctx)
+                self.fail(f"{value} is not a connection id: ids start at 1", param, ctx)
             return found
         if not is_name(value):
             self.fail(f"'{value}' is neither an id nor a name like org.example.Name", param, ctx)
@@ -70,12 +70,12 @@ class EndType(_EndBase):
 
 
 class Seconds(click.FloatRange):
-    """A time.  "nan" is none: Python takes it for a number, and no comparison refuses it."""
+    """A time.  Rejects NaN, which passes every range check."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
-            self.fail(f"'{value}' is no number of seconds", param, ctx)
+            self.fail(f"'{value}' is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -91,7 +91,7 @@ class AttachType(_AttachBase):
         found = 0
         for word in str(value).split(","):
             if word not in bits:
-                self.fail(f"unknown kind of metadata '{word}'; there are {', '.join(bits)}", param, ctx)
+                self.fail(f"unknown kind of metadata '{word}'; known are {', '.join(bits)}", param, ctx)
             found |= bits[word]
         return found
 

@@ -1,6 +1,6 @@
-"""Completion of what only the mounts and buses know.
+"""Completion of mounts, buses, names and ids.
 
-Nothing here may fail, as there is nobody to tell, and nothing may take long, as somebody sits before it.
+Errors are swallowed and give no completions; a time limit keeps the shell responsive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from . import places
+from . import locations
 from .context import Context
 from .failure import Failure
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdbusfs.client import Connection
 
 _PATIENCE = 3
-"""Seconds after which a completion ends without a word, whatever holds it up."""
+"""Seconds after which SIGALRM kills a completion that is blocked."""
 
 _Finder = Callable[[Context, str], list[CompletionItem]]
 
@@ -48,24 +48,24 @@ def _items(found: list[str], incomplete: str) -> list[CompletionItem]:
 @_finder
 def mounts(context: Context, incomplete: str) -> list[CompletionItem]:
     """Paths of domains."""
-    return _items(places.domains(places.mounts()), incomplete)
+    return _items(locations.domains(locations.mounts()), incomplete)
 
 
 @_finder
 def buses(context: Context, incomplete: str) -> list[CompletionItem]:
-    """Names of buses in the domain that is meant, or in all; paths once there is a slash."""
+    """Names of buses in the selected domain, or in all; paths once there is a slash."""
     if "/" in incomplete:
         return [CompletionItem(incomplete, type="file")]
     if context.mount is not None:
-        return _items(places.bus_names(context.mount), incomplete)
-    return _items(sorted({place.name for place in places.all_buses()}), incomplete)
+        return _items(locations.bus_names(context.mount), incomplete)
+    return _items(sorted({location.name for location in locations.all_buses()}), incomplete)
 
 
 @_finder
 def endpoints(context: Context, incomplete: str) -> list[CompletionItem]:
-    """Names of the endpoints of the bus that is meant."""
-    directory = places.find_bus(context.mount, context.bus, None).directory
-    return [] if directory is None else _items(places.endpoint_names(directory), incomplete)
+    """Names of the endpoints of the selected bus."""
+    directory = locations.find_bus(context.mount, context.bus, None).directory
+    return [] if directory is None else _items(locations.endpoint_names(directory), incomplete)
 
 
 def _connect(context: Context) -> Connection:
@@ -94,5 +94,5 @@ def ids(context: Context, incomplete: str) -> list[CompletionItem]:
 
 
 def option(finder: Callable[[click.Context, str], list[CompletionItem]]) -> Callable[..., list[CompletionItem]]:
-    """A finder in the form that click wants for an option."""
+    """Adapt a finder to click's signature for options."""
     return lambda context, parameter, incomplete: finder(context, incomplete)

@@ -1,4 +1,4 @@
-"""What all commands share: which bus is meant, how to get in, and where the output goes."""
+"""State that all commands share: the selected bus, connections to it, and the output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import places
+from . import locations
 from .failure import EXIT_NO_MOUNT, Failure, failing
 from .output import Colour, Output
 
@@ -21,13 +21,13 @@ _ENTER_HINTS = {
     errno.EMFILE: "too many connections or open files of this user",
 }
 
-# What files answer that are none of ours, and what the domain's control file does.
+# Errors of HELLO on a file that is not an endpoint: another file system's, or the control file.
 _NO_ENDPOINT = (errno.ENOTTY, errno.EINVAL, errno.EISDIR, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass
 class Context:
-    """The common options as they were given, before or after the name of the command.
+    """The common options, given before or after the name of the command.
 
     mount: path of a domain; bus: path or name; endpoint: name.  None: not given.
     """
@@ -41,39 +41,39 @@ class Context:
 
     @property
     def output(self) -> Output:
-        """Where to write to."""
+        """The output, made at first use."""
         if self._output is None:
             self._output = Output(json=self.json, colour=self.colour)
         return self._output
 
     def domain(self) -> str:
-        """The path of the mount that is meant.  Raises Failure."""
-        return places.only_domain() if self.mount is None else places.check_domain(self.mount)
+        """The path of the selected mount.  Raises Failure."""
+        return locations.only_domain() if self.mount is None else locations.check_domain(self.mount)
 
-    def place(self) -> places.BusPlace:
-        """The bus that is meant.  Raises Failure."""
-        return places.find_bus(self.mount, self.bus, self.endpoint)
+    def location(self) -> locations.BusLocation:
+        """The location of the selected bus.  Raises Failure."""
+        return locations.find_bus(self.mount, self.bus, self.endpoint)
 
     def connect(
-        self, place: places.BusPlace | None = None, *, hints: dict[int, str] | None = None, **arguments: Any
+        self, location: locations.BusLocation | None = None, *, hints: dict[int, str] | None = None, **arguments: Any
     ) -> Connection:
-        """A connection to the bus that is meant, or to `place`.  Raises Failure.
+        """Connect to the selected bus, or to `location`.  Raises Failure.
 
-        hints: what an errno of HELLO means here; arguments: those of Connection.
+        hints: explanations by errno of HELLO; arguments: those of Connection.
         """
         from kdbusfs.client import Connection
 
-        place = self.place() if place is None else place
+        location = self.location() if location is None else location
         arguments.setdefault("description", "kdbusctl")
         hints = {**_ENTER_HINTS, **(hints or {})}
-        with failing(f"enter '{place.endpoint}'", hints):
+        with failing(f"enter '{location.endpoint}'", hints):
             try:
-                return Connection(place.endpoint, **arguments)
+                return Connection(location.endpoint, **arguments)
             except OSError as error:
                 if error.errno in _NO_ENDPOINT and error.errno not in hints:
-                    raise Failure(f"'{place.endpoint}' is no endpoint of kdbusfs", EXIT_NO_MOUNT) from error
+                    raise Failure(f"'{location.endpoint}' is not an endpoint of kdbusfs", EXIT_NO_MOUNT) from error
                 raise
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)
-"""Decorates a command: its function gets the Context first."""
+"""Decorator: passes the Context to a command as its first argument."""

@@ -1,8 +1,7 @@
-"""A message of kdbus as a D-Bus message of the classic wire format, for programs that know that one.
+"""Translate kdbus messages into the D-Bus wire format, for programs that read it.
 
-kdbus has no marshalling of its own: type, addresses and serial stand in its header, the payload is whatever programs
-make of it.  So the header is translated, and the payload becomes an array of bytes (D-Bus specification, "Message
-Protocol"):
+kdbus does not define the format of the payload.  So the header is translated, and the payload becomes an array of bytes
+(D-Bus specification, "Message Protocol"):
 
 | kdbus | D-Bus |
 |---|---|
@@ -13,7 +12,7 @@ Protocol"):
 | ReplyTimeout, ReplyDead | error kdbus.ReplyTimeout, kdbus.ReplyDead |
 | other notification | signal of kdbus.Notification, the member being its kind |
 
-A connection with id N is :1.N, the bus itself :1.0.  Serials are the low 32 bits of cookies.
+Connection N is :1.N, the bus itself :1.0.  Serials are the low 32 bits of cookies.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .describe import flag_names
 from .observed import MESSAGE_FLAGS, NOTIFICATIONS, Kind, Observed
 
 if TYPE_CHECKING:
-    from .cast import Cast
+    from .peers import Peers
 
 PATH: Final = "/kdbus"
 INTERFACE: Final = "kdbus.Message"
@@ -75,7 +74,7 @@ def unique_name(id: int) -> str:
 
 
 def frame(observed: Observed, snaplen: int) -> tuple[bytes, int]:
-    """The first `snaplen` bytes of the D-Bus message, and its full size; both without what was not kept of memfds."""
+    """The first `snaplen` bytes of the D-Bus message, and its full size; without bytes of memfds that were dropped."""
     message = observed.message
     type_ = _TYPES[observed.kind]
     flags = _NO_AUTO_START if message.flags & c.MSG_NO_AUTO_START else 0
@@ -98,7 +97,7 @@ def frame(observed: Observed, snaplen: int) -> tuple[bytes, int]:
 
 
 def _fields(observed: Observed) -> list[_Field]:
-    """What a message of a connection has beside its addresses."""
+    """Header fields of a connection's message, but its addresses."""
     fields: list[_Field] = [(_FIELD_SIGNATURE, "ay")]
     if observed.descriptors:
         fields.append((_FIELD_UNIX_FDS, observed.descriptors))
@@ -118,7 +117,7 @@ def _destination(observed: Observed) -> str | None:
 
 
 def _notification(observed: Observed) -> tuple[int, list[_Field], bytes]:
-    """Type, fields and body of what the bus says."""
+    """Type, header fields and body of a notification."""
     said = observed.notification
     name = "Unknown" if said is None else NOTIFICATIONS[said.kind]
     if isinstance(said, NoReply):
@@ -141,12 +140,12 @@ def _notification(observed: Observed) -> tuple[int, list[_Field], bytes]:
 
 
 def _serial(cookie: int) -> int:
-    """0 is no serial."""
+    """A serial from a cookie.  D-Bus does not allow 0."""
     return cookie & _U32_MAX or _U32_MAX
 
 
 def _string(text: str) -> bytes:
-    """Names of kdbus are ASCII; whatever is not must not make the message invalid."""
+    """A name as D-Bus string.  Replaces what is not ASCII, so that the message stays valid."""
     data = text.encode("ascii", "replace").replace(b"\0", b"?")
     return _U32.pack(len(data)) + data + b"\0"
 
@@ -165,20 +164,20 @@ def _header(type_: int, flags: int, serial: int, fields: list[_Field], body_size
     return head + bytes(-len(head) % 8)
 
 
-def comment(observed: Observed, cast: Cast) -> str:
-    """What a D-Bus header has no place for, as KEY=VALUE; texts of clients are quoted."""
+def comment(observed: Observed, peers: Peers) -> str:
+    """Facts that a D-Bus header cannot hold, as KEY=VALUE; text of clients is quoted."""
     message = observed.message
     fields: dict[str, Any] = {"kind": observed.kind.value}
     if observed.notification is not None:
         fields["notification"] = NOTIFICATIONS[observed.notification.kind]
     fields["src"] = message.src_id
-    names = cast.names(message.src_id)
+    names = peers.names(message.src_id)
     if names:
         fields["src_names"] = ",".join(names)
     fields["dst"] = "broadcast" if message.dst_id == c.DST_ID_BROADCAST else message.dst_id
     if message.dst_name is not None:
         fields["dst_name"] = message.dst_name
-        owner = cast.owner(message.dst_name)
+        owner = peers.owner(message.dst_name)
         if owner is not None:
             fields["dst_owner"] = owner
     fields["cookie"] = message.cookie
@@ -201,7 +200,7 @@ def comment(observed: Observed, cast: Cast) -> str:
         fields["seqnum"] = timestamp.seqnum
         fields["monotonic_ns"] = timestamp.monotonic_ns
     if message.src_id:
-        process = cast.process(message.src_id)
+        process = peers.process(message.src_id)
         known = {"pid": process.pid, "uid": process.uid, "comm": process.comm}
         fields |= {key: value for key, value in known.items() if value is not None}
     return " ".join(f"{key}={_value(value)}" for key, value in fields.items())

@@ -1,4 +1,4 @@
-"""Failures of kdbusctl: one line that says what to do, and an exit code that scripts can rely on."""
+"""Errors of kdbusctl: a line that says what to do, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXIT_NO_MOUNT: Final = 32
 EXIT_INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = (
-    (EXIT_OK, "it was done"),
-    (EXIT_FAILED, "the bus refused, or the command could not do it"),
+    (EXIT_OK, "success"),
+    (EXIT_FAILED, "the bus refused the command, or the command failed"),
     (EXIT_USAGE, "wrong usage, or a file with mistakes"),
     (EXIT_NOTHING, "there is no such bus, endpoint, name or connection"),
     (EXIT_DENIED, "no permission"),
-    (EXIT_TIMEOUT, "it did not happen in time"),
-    (EXIT_NO_MOUNT, "no kdbusfs there, or its daemon does not answer"),
-    (EXIT_INTERRUPTED, "Ctrl-C (as shells show it), except where it is the way to end"),
+    (EXIT_TIMEOUT, "timeout"),
+    (EXIT_NO_MOUNT, "no kdbusfs is mounted there, or its daemon does not answer"),
+    (EXIT_INTERRUPTED, "interrupted by Ctrl-C, for commands that do not end that way"),
 )
 """Every exit code and what it means."""
 
@@ -44,19 +44,19 @@ _CODES: Final = {
     errno.ENOTTY: EXIT_NO_MOUNT,
 }
 
-# What an error means here, where the words of the system do not say it.
+# Meanings of errno that strerror(3) does not explain here.
 _REASONS: Final = {
     errno.ECONNRESET: "the bus has ended",
     errno.ESHUTDOWN: "the bus has ended",
     errno.ENOTCONN: "its daemon has ended",
-    errno.ENOTTY: "that is no kdbusfs",
+    errno.ENOTTY: "that is not a kdbusfs",
 }
 
 
 class Failure(Exception):  # noqa: N818 - of the command, not of the program
-    """A command that cannot be done.  The message is one line; what it quotes is escaped when it is shown.
+    """A command failed.  The message is one line; it is escaped when it is printed.
 
-    reason: why, without what was tried.
+    reason: the message without the attempted action.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED, reason: str | None = None) -> None:
@@ -67,12 +67,12 @@ class Failure(Exception):  # noqa: N818 - of the command, not of the program
 
 
 def exit_code_of(error: OSError) -> int:
-    """The exit code for an error of the system."""
+    """The exit code for an OSError."""
     return _CODES.get(error.errno or 0, EXIT_FAILED)
 
 
 def explain(error: OSError) -> str:
-    """What an error of the system says, without its number."""
+    """The text of an OSError, without its number."""
     if error.errno in _REASONS:
         return _REASONS[error.errno]
     return (error.strerror or str(error) or type(error).__name__).lower()
@@ -80,7 +80,7 @@ def explain(error: OSError) -> str:
 
 @contextmanager
 def failing(doing: str, hints: dict[int, str] | None = None) -> Iterator[None]:
-    """Turn an OSError inside of the block into a Failure: "cannot DOING: reason", or "DOING: HINT" for its errno."""
+    """Turn an OSError of the block into a Failure "cannot DOING: REASON"; `hints` have reasons by errno."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Following a bus: from a monitor's connection to what handles its messages, until one of several ends."""
+"""Follow a bus: pass messages from a monitor connection to a sink, until a signal, a limit, or the end of the bus."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import IdChange, NameChange
 
 from .arguments import Seconds
-from .cast import Cast
 from .failure import EXIT_FAILED, EXIT_NO_MOUNT, EXIT_USAGE, Failure, exit_code_of, explain
 from .observed import Kind, Missing, Observed
+from .peers import Peers
 from .tap import DEFAULT_POOL, Tap
 
 if TYPE_CHECKING:
     from kdbusfs.client import Connection
 
     from .context import Context
-    from .places import BusPlace
+    from .locations import BusLocation
 
 _HINTS: Final = {
     errno.EPERM: "only the owner of the bus and root may see all of its messages",
@@ -39,10 +39,10 @@ _HINTS: Final = {
 }
 _NICE: Final = -10
 _POOL_MIN: Final = 1 << 16
-_TURN: Final = 0.001  # seconds that are spent on messages before the queue is looked after again
+_TURN: Final = 0.001  # seconds of processing before new messages are ordered
 _SWITCH: Final = 0.0002  # seconds
 _FLUSH_EVERY: Final = 0.05  # seconds
-_NAP: Final = 0.1  # seconds until a signal or the end of the time is noticed at the latest
+_NAP: Final = 0.1  # seconds within which a signal or a time limit is noticed
 
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ else:
 
 
 class Size(_SizeBase):
-    """Bytes, also with K, M or G behind the number."""
+    """A number of bytes, with an optional suffix K, M or G."""
 
     name = "size"
 
@@ -62,19 +62,19 @@ class Size(_SizeBase):
         text = str(value).upper().removesuffix("IB").removesuffix("B")
         shift = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
         digits = text[:-1] if shift else text
-        # What is larger the system does not take, once it is rounded up.
+        # Larger sizes overflow when they are rounded up to pages.
         if not (digits.isascii() and digits.isdecimal()) or len(digits) > 19 or int(digits) << shift > 1 << 62:
-            self.fail(f"'{value}' is no size, such as 4096, 64K or 16M", param, ctx)
+            self.fail(f"'{value}' is not a size like 4096, 64K or 16M", param, ctx)
         return int(digits) << shift
 
 
 def follow_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of all commands that follow a bus."""
+    """Add the options of all commands that follow a bus."""
     for option in reversed(
         (
             click.option(
                 "-n", "--name", "names", multiple=True, metavar="PATTERN",
-                help="Only messages from or to the owner of such a name; * and ? stand for any letters.",
+                help="Only messages from or to the owner of a name that matches; * and ? are wildcards.",
             ),
             click.option(
                 "-i", "--id", "ids", multiple=True, type=click.IntRange(0), metavar="ID",
@@ -87,17 +87,16 @@ def follow_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N messages."),
             click.option(
                 "-d", "--duration", type=Seconds(0, min_open=True), metavar="SECONDS",
-                help="End after so many seconds.",
+                help="End after this many seconds.",
             ),
             click.option(
                 "--metadata", is_flag=True,
-                help="Ask the bus for everything that it tells of the sender of each message. "
-                "It then has to do more for each.",
+                help="Request all metadata of each sender. Costs the bus more time for each message.",
             ),
             click.option(
                 "--pool", "pool_size", type=Size(), default=DEFAULT_POOL, metavar="SIZE",
-                help="Size of the pool, where messages lie until they are handled. A bigger one loses fewer messages "
-                "when many come at once. K, M and G may follow the number.  [default: 64M]",
+                help="Size of the pool, which holds messages until they are processed. A larger pool loses fewer "
+                "messages in a burst. Suffixes K, M, G.  [default: 64M]",
             ),
         )
     ):
@@ -107,22 +106,22 @@ def follow_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which messages are wanted: of those ids or names (if any are given), and of those kinds (if any are given)."""
+    """Selects messages by connection (ids or names) and by kind.  An empty criterion accepts all."""
 
     names: Sequence[str] = ()
     ids: Sequence[int] = ()
     kinds: Sequence[str] = ()
 
-    def accepts(self, observed: Observed, cast: Cast) -> bool:
+    def accepts(self, observed: Observed, peers: Peers) -> bool:
         if self.kinds and observed.kind.value not in self.kinds:
             return False
         if not self.ids and not self.names:
             return True
-        ends = _ends(observed, cast)
-        return any(id in self.ids for id in ends) or bool(self.names and self._named(observed, cast, ends))
+        ends = _ends(observed, peers)
+        return any(id in self.ids for id in ends) or bool(self.names and self._named(observed, peers, ends))
 
-    def _named(self, observed: Observed, cast: Cast, ends: list[int]) -> bool:
-        names = [name for id in ends for name in cast.names(id)]
+    def _named(self, observed: Observed, peers: Peers, ends: list[int]) -> bool:
+        names = [name for id in ends for name in peers.names(id)]
         if observed.message.dst_name is not None:
             names.append(observed.message.dst_name)
         if isinstance(observed.notification, NameChange):
@@ -131,12 +130,12 @@ class Filter:
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.names)
 
 
-def _ends(observed: Observed, cast: Cast) -> list[int]:
+def _ends(observed: Observed, peers: Peers) -> list[int]:
     """The connections that a message is about."""
     message = observed.message
     ends = [message.src_id]
     if message.dst_name is not None:
-        owner = cast.owner(message.dst_name)
+        owner = peers.owner(message.dst_name)
         ends += [] if owner is None else [owner]
     if message.dst_id not in (c.DST_ID_NAME, c.DST_ID_BROADCAST):
         ends.append(message.dst_id)
@@ -149,26 +148,28 @@ def _ends(observed: Observed, cast: Cast) -> list[int]:
 
 
 class Sink(Protocol):
-    """What handles messages."""
+    """Processes messages."""
 
-    def message(self, observed: Observed, cast: Cast) -> None:
-        """One that was wanted."""
+    def message(self, observed: Observed, peers: Peers) -> None:
+        """Process a message that the filter accepted."""
 
     def missing(self, count: int) -> None:
-        """So many were lost here."""
+        """The bus lost `count` messages at this point."""
 
     def flush(self) -> None:
-        """Nothing more is there at the moment."""
+        """Write out what is buffered: no message waits at the moment."""
 
     @property
     def is_full(self) -> bool:
-        """Whether it lags so far behind that it wants no more now."""
+        """Whether it lags too far behind to take more messages now."""
 
 
 @dataclass(slots=True)
-class Course:
-    """How following went.  received: messages that came; shown: those that were wanted; lost: those that the bus had no
-    room for; ended: the bus is gone.
+class FollowState:
+    """Progress of `follow`.
+
+    received: messages received; shown: those that the filter accepted; lost: those that the bus dropped; ended: whether
+    the bus is gone.
     """
 
     received: int = 0
@@ -178,7 +179,7 @@ class Course:
     _stopped: bool = field(default=False, repr=False)
 
     def stop(self, number: int = 0, frame: object = None) -> None:
-        """A signal: end soon.  The next one of its kind ends the program."""
+        """Signal handler: ask for the end.  A second signal of the same number kills the process."""
         self._stopped = True
         if number:
             signal.signal(number, signal.SIG_DFL)
@@ -189,10 +190,10 @@ class Course:
 
 
 @contextmanager
-def stopped_by_signals(course: Course) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP end the course instead of the program."""
+def stopped_by_signals(state: FollowState) -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP call `state.stop` instead of killing the process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, course.stop) for number in numbers]
+    before = [signal.signal(number, state.stop) for number in numbers]
     try:
         yield
     finally:
@@ -200,14 +201,14 @@ def stopped_by_signals(course: Course) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def connect(context: Context, place: BusPlace, *, pool_size: int, metadata: bool) -> Connection:
-    """A monitor of a bus.  Raises Failure."""
+def connect(context: Context, location: BusLocation, *, pool_size: int, metadata: bool) -> Connection:
+    """Connect to a bus as a monitor.  Raises Failure."""
     if pool_size < _POOL_MIN:
         raise Failure(f"a pool of {pool_size} bytes is too small: {_POOL_MIN} is the least", EXIT_USAGE)
     _raise_file_limit()
-    _take_precedence()
+    _raise_priority()
     return context.connect(
-        place,
+        location,
         hints=_HINTS,
         flags=c.HELLO_MONITOR,
         attach_recv=c.ATTACH_ALL if metadata else c.ATTACH_TIMESTAMP,
@@ -217,33 +218,33 @@ def connect(context: Context, place: BusPlace, *, pool_size: int, metadata: bool
 
 @contextmanager
 def watching(
-    context: Context, place: BusPlace, course: Course, *, pool_size: int, metadata: bool, keep: int
-) -> Iterator[tuple[Connection, Tap, Cast]]:
-    """A connection that watches the bus until the block or `course` ends, what it receives, and who is on the bus.
+    context: Context, location: BusLocation, state: FollowState, *, pool_size: int, metadata: bool, keep: int
+) -> Iterator[tuple[Connection, Tap, Peers]]:
+    """Connect as a monitor and start to receive.  Yields the connection, the tap, and the peers of the bus.
 
-    keep: bytes of a payload that are kept.  Raises Failure as `connect` does.
+    keep: bytes of each memfd that are kept.  Raises Failure as `connect` does.
     """
     with (
-        connect(context, place, pool_size=pool_size, metadata=metadata) as connection,
-        stopped_by_signals(course),
+        connect(context, location, pool_size=pool_size, metadata=metadata) as connection,
+        stopped_by_signals(state),
         ExitStack() as closing,
     ):
         tap = Tap(connection, keep=keep)
         closing.callback(tap.close)
         tap.start()
-        yield connection, tap, Cast(connection)
+        yield connection, tap, Peers(connection)
 
 
 def _raise_file_limit() -> None:
-    """A message may bring 253 descriptors, and many may come before they are closed."""
+    """Raise RLIMIT_NOFILE: a message carries up to 253 descriptors, and many messages may wait."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _take_precedence() -> None:
-    """Run before ordinary programs, as the daemon does: on a busy machine, the queue is full before one's turn comes.
-    Without the right to it more is lost, and said.
+def _raise_priority() -> None:
+    """Lower the nice value, as the daemon does: on a busy machine the queue overflows before this process is scheduled.
+    Without the privilege more messages are lost, and reported as lost.
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
@@ -251,66 +252,68 @@ def _take_precedence() -> None:
 
 def follow(
     tap: Tap,
-    cast: Cast,
+    peers: Peers,
     wanted: Filter,
     sink: Sink,
-    course: Course,
+    state: FollowState,
     *,
     count: int | None = None,
     duration: float | None = None,
-    tick: Callable[[Course], None] | None = None,
+    tick: Callable[[FollowState], None] | None = None,
 ) -> None:
-    """Hand what `tap` gets and `wanted` accepts to `sink`, until a signal, the end of the bus, `count` messages or
-    `duration` seconds; `tick` is called about ten times a second.  What has come by then is handled.
+    """Pass messages that `wanted` accepts from `tap` to `sink`.
 
-    Raises OSError when the sink cannot write, or the mount is gone.
+    Ends at a signal, at the end of the bus, after `count` messages or `duration` seconds; messages received by then are
+    still processed.  `tick` is called about ten times a second.
+
+    Raises OSError if the sink cannot write, or if the mount is gone.
     """
     begun = ticked = flushed = time.monotonic()
-    sys.setswitchinterval(_SWITCH)  # threads that take messages must not wait for what is done with them
+    sys.setswitchinterval(_SWITCH)  # receiving threads must not wait for the GIL
     while True:
         now = time.monotonic()
         if tick is not None and now - ticked >= _NAP:
             ticked = now
-            tick(course)
+            tick(state)
         if now - flushed >= _FLUSH_EVERY:
             flushed = now
             sink.flush()
-        over = course.is_stopped or tap.ended or (duration is not None and now - begun >= duration)
+        over = state.is_stopped or tap.ended or (duration is not None and now - begun >= duration)
         if over:
             tap.close()
-        came = tap.settle()
-        course.received, course.lost = tap.received, tap.lost
-        if sink.is_full and not course.is_stopped:
+        came = tap.order_received()
+        state.received, state.lost = tap.received, tap.lost
+        if sink.is_full and not state.is_stopped:
             time.sleep(_TURN)
             continue
-        if _handle(tap, cast, wanted, sink, course, count, None if over else time.monotonic() + _TURN):
+        if _handle(tap, peers, wanted, sink, state, count, None if over else time.monotonic() + _TURN):
             break
         if over:
             break
         if not came and not len(tap) and not tap.tidy():
             sink.flush()
-            cast.refresh()
+            peers.refresh()
             tap.wait(_NAP if duration is None else max(min(_NAP, begun + duration - now), _TURN))
-    course.ended = tap.ended
+    state.ended = tap.ended
     sink.flush()
 
 
 def _handle(
-    tap: Tap, cast: Cast, wanted: Filter, sink: Sink, course: Course, count: int | None, until: float | None
+    tap: Tap, peers: Peers, wanted: Filter, sink: Sink, state: FollowState, count: int | None, until: float | None
 ) -> bool:
-    """Handle what waits, until that time; whether `count` is reached."""
+    """Process the backlog, until time `until` at most.  Returns whether `count` is reached."""
     while (each := tap.take()) is not None:
         if isinstance(each, Missing):
             sink.missing(each.count)
-            cast.missed()
+            peers.missed()
         else:
             if each.notification is not None:
-                cast.see(each.notification)
-            if wanted.accepts(each, cast):
-                course.shown += 1
-                sink.message(each, cast)
+                peers.see(each.notification)
+            if wanted.accepts(each, peers):
+                state.shown += 1
+                sink.message(each, peers)
             tap.done(each)
-            if course.shown == count:
+            if state.shown == count:
                 return True
         if until is not None and time.monotonic() >= until:
             break
@@ -318,7 +321,7 @@ def _handle(
 
 
 def bus_gone(error: OSError) -> Failure:
-    """Why following ended early."""
+    """The Failure for an OSError that ended `follow`."""
     code = exit_code_of(error)
     if code == EXIT_NO_MOUNT:
         return Failure("the daemon of the mount has ended", code)

@@ -1,4 +1,4 @@
-"""Commands that hold something: until Ctrl-C, SIGTERM, or until the command ends that they were given."""
+"""For commands that hold a resource until Ctrl-C, SIGTERM, or until their COMMAND ends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import click
 from .failure import EXIT_FAILED, EXIT_OK, Failure, explain
 
 EXIT_NOT_FOUND = 127
-"""As shells have it."""
+"""As in shells."""
 
-_END_PATIENCE = 5.0  # seconds that COMMAND has to end after SIGTERM
+_END_PATIENCE = 5.0  # seconds from SIGTERM to SIGKILL for COMMAND
 _CHECK_EVERY = 2.0  # seconds
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -29,10 +29,10 @@ def command_argument(function: _Function) -> _Function:
 
 
 class Hold:
-    """A `with` block in which signals are events: SIGINT and SIGTERM end it, SIGHUP asks to read files again.
+    """Context manager that turns signals into events: SIGINT and SIGTERM stop, SIGHUP reloads.
 
     running: whether COMMAND runs; exit_code: its exit code once it has ended (128 + n for signal n), else 0;
-    stopped: whether a signal has asked for the end; reload: whether SIGHUP has come since the last wait.
+    stopped: whether SIGINT or SIGTERM was received; reload: whether SIGHUP was received since the last wait.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -76,10 +76,10 @@ class Hold:
             return
         self.stopped = True
         if number == signal.SIGTERM and self._process is not None and self.running:
-            self._process.terminate()  # Ctrl-C reaches it by itself
+            self._process.terminate()  # the terminal sends SIGINT to COMMAND too
 
     def start(self, command: Sequence[str], **environment: str) -> None:
-        """Run COMMAND with `environment` added to the own.  Raises Failure."""
+        """Start COMMAND with `environment` added.  Raises Failure."""
         try:
             self._process = subprocess.Popen(command, env={**os.environ, **environment})
         except OSError as error:
@@ -91,9 +91,9 @@ class Hold:
         self._pidfd = os.pidfd_open(self._process.pid)
 
     def wait(self, *files: int, timeout: float | None = None) -> list[int]:
-        """Wait until one of `files` is readable or broken, a signal comes, COMMAND ends, or `timeout` seconds pass.
+        """Block until one of `files` is readable or broken, a signal, the end of COMMAND, or `timeout` seconds.
 
-        Gives the files; what else has happened is in the attributes.
+        Returns the ready files; other events are in the attributes.
         """
         poller = select.poll()
         for fd in (*files, self._reading):
@@ -110,9 +110,9 @@ class Hold:
         return [fd for fd in ready if fd in files]
 
     def until_end(self, *, check: Callable[[], None] | None = None, reload: Callable[[], None] | None = None) -> int:
-        """Wait for a signal, or for the end of COMMAND if one was started; gives the exit code.
+        """Block until SIGINT or SIGTERM, or until COMMAND ends if one was started.  Returns the exit code.
 
-        check: called every other second, raises Failure when what is held has ended; reload: called at SIGHUP.
+        check: called every 2 s, raises Failure if the held resource is gone; reload: called at SIGHUP.
         """
         has_command = self.running
         while self.running or not (self.stopped or has_command):

@@ -1,4 +1,4 @@
-"""kdbusctl: the group of commands, loaded one by one, and the way every failure takes to its exit code."""
+"""kdbusctl: the command group, whose commands are imported on use, and the mapping of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTIONS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
         {
             "tree": "Show domains, buses, endpoints and connections as a tree.",
             "list": "List the names and connections of a bus.",
-            "status": "Show all that is known of a connection or of the bus.",
+            "status": "Show the metadata of a connection or of the bus.",
             "wait": "Wait until a name has an owner.",
         },
     ),
@@ -33,21 +33,21 @@ SECTIONS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
         {
             "monitor": "Show the messages of a bus.",
             "capture": "Write the messages of a bus to a file for Wireshark.",
-            "top": "Show what the connections of a domain do, as a live table.",
+            "top": "Show the traffic of a domain's connections as a table.",
         },
     ),
     (
         "Talk",
         {
             "call": "Send a request and print the reply.",
-            "send": "Send a message without waiting for anything.",
+            "send": "Send a message without waiting for a reply.",
             "emit": "Broadcast a signal.",
         },
     ),
     (
         "Hold",
         {
-            "own": "Own a name until Ctrl-C, and tell what happens to it.",
+            "own": "Own a name until Ctrl-C, and report events.",
             "make-bus": "Make a bus and hold it until Ctrl-C.",
             "make-endpoint": "Make a custom endpoint with a policy and hold it until Ctrl-C.",
             "policy": "Check a policy file, and hold its policy on a bus.",
@@ -68,25 +68,25 @@ _HELP = """\
 Look into kdbus buses, talk to their connections, and hold names, buses and endpoints.
 
 \b
-Which bus is meant:
+How a bus is selected:
   --bus /PATH    the directory of a bus, or one of its endpoint files
-  --bus NAME     a bus of that name, such as 1000-work; or work, which is
-                 your own bus of that name, else the only one of any user
-  neither        the environment variable KDBUS_BUS in the same way, else
+  --bus NAME     the bus with that name, such as 1000-work; or work: your
+                 own bus of that name, else the only one of any user
+  neither        the environment variable KDBUS_BUS, in the same way, else
                  the only bus that you may enter
 
-Names are looked for in the domain that --mount names, else in all mounts of type fuse.kdbusfs that root or you
-yourself serve. Where several fit, kdbusctl names them and ends with 2.
+Names are searched in the domain given with --mount, else in all mounts of type fuse.kdbusfs that root or you serve.
+If several buses match, kdbusctl lists them and exits with 2.
 
-The options below may stand before or after the name of a command. What other programs on the bus have chosen, names
-of processes and payload above all, is printed with its control characters escaped: \\xNN, \\uNNNN. In a pipe nothing
-is cut or coloured, and the same state of the bus gives the same output; in JSON, bytes that are no UTF-8 appear as
-\\xNN in strings. Remarks and errors go to standard error.
+The options below may stand before or after the name of a command. Text that other programs choose, such as process
+names and payload, is printed with its control characters escaped: \\xNN, \\uNNNN. In a pipe nothing is truncated or
+coloured, and the same state of the bus gives the same output. In JSON strings, bytes that are not UTF-8 appear as
+\\xNN. Notes and errors go to standard error.
 """
 
 
 class Commands(click.Group):
-    """Imports a command only when it is used: --help and completion stay quick."""
+    """Imports a command when it is used, so that --help and completion stay fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_TABLE)
@@ -111,7 +111,7 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     params=common_options(),
-    no_args_is_help=False,  # a script that forgot the command has made a mistake
+    no_args_is_help=False,  # a script without a command is an error
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -122,11 +122,11 @@ def cli(context: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script; gives the exit code."""
-    # As other tools of a pipe: end in silence when nobody reads any more.
+    """Entry point.  Returns the exit code."""
+    # Die silently when the reader of a pipe is gone, as other tools do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # Python's own handler would wait for the system call to return, which a daemon that is stuck never lets happen.
-    # Commands that have something to put in order take the signal themselves.
+    # Python's handler runs only after the system call returns; a stuck daemon may never answer it.  Commands that
+    # have to clean up install handlers of their own.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = run(arguments)
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; gives the exit code, and has said what went wrong in one line on standard error."""
+    """Run a command line.  Returns the exit code; prints an error as one line on standard error."""
     try:
         result: Any = cli.main(
             args=None if arguments is None else list(arguments), prog_name="kdbusctl", standalone_mode=False
@@ -155,7 +155,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except OSError as error:
-        # What no command foresaw.
+        # An error that no command handles.
         reason = explain(error)
         return _complain(f"{error.filename}: {reason}" if error.filename else reason, exit_code_of(error))
 

@@ -1,4 +1,4 @@
-"""What a monitor saw: one message of the bus, of which kind it is, between whom, and what is known of them."""
+"""A message as a monitor received it, and its kind."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kdbusfs.client import Message, Notification
 
 
 class Kind(StrEnum):
-    """The kinds of messages, as they are chosen by --kind.
+    """The kinds of messages, selected by --kind.
 
-    A reply is a message with the cookie of a request; a signal goes to one connection, a broadcast to whoever has a
-    match; a notification comes from the bus itself; everything else is a plain message.
+    A reply carries the cookie of a request; a signal goes to one connection, a broadcast to all with a match; a
+    notification comes from the bus itself; any other message is plain.
     """
 
     REQUEST = "request"
@@ -39,11 +39,11 @@ NOTIFICATIONS: Final = {
     c.ITEM_REPLY_TIMEOUT: "ReplyTimeout",
     c.ITEM_REPLY_DEAD: "ReplyDead",
 }
-"""What each notification is called."""
+"""Names of notifications, by item type."""
 
 
 def kind_of(message: Message) -> Kind:
-    """Which kind a message is of."""
+    """The kind of a message."""
     if message.src_id == c.SRC_ID_KERNEL:
         return Kind.NOTIFICATION
     if message.flags & c.MSG_EXPECT_REPLY:
@@ -57,11 +57,11 @@ def kind_of(message: Message) -> Kind:
 
 @dataclass(slots=True)
 class Observed:
-    """A message as it was taken from the monitor's queue.
+    """A message that the monitor received.
 
-    parts: of the payload, each with its full size and what was kept of its bytes, None for zeros; descriptors: how many
-    came along; received_ns: when it was taken, CLOCK_REALTIME; notification: what it says if it is one; raw: struct
-    kdbus_msg with its items, in the pool; cost: about what it takes there and in memory, in bytes.
+    parts: payload parts, each with its full size and the bytes that were kept, None for zeros; descriptors: number of
+    passed descriptors; received_ns: time of RECV, CLOCK_REALTIME; notification: decoded, if it is one; raw: struct
+    kdbus_msg with its items, in the pool; cost: bytes that it takes in the pool and in memory, approximately.
     """
 
     message: Message
@@ -80,17 +80,17 @@ class Observed:
 
     @property
     def time_ns(self) -> int:
-        """When it was sent, as the bus says; where the sender hides that, when it was taken.  CLOCK_REALTIME."""
+        """Time of SEND, or of RECV if the sender hides that.  CLOCK_REALTIME."""
         timestamp = self.message.metadata.timestamp
         return self.received_ns if timestamp is None else timestamp.realtime_ns
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether descriptors that belong to it could not be installed."""
+        """Whether some of its descriptors could not be installed."""
         return bool(self.message.return_flags & c.RECV_RETURN_INCOMPLETE_FDS)
 
     def payload(self, limit: int) -> bytes:
-        """The first `limit` bytes of the payload, as far as they were kept without a gap."""
+        """The first `limit` bytes of the payload, up to the first byte that was not kept."""
         found: list[bytes] = []
         for size, kept in self.parts:
             piece = bytes(min(size, limit)) if kept is None else bytes(kept[:limit])
@@ -103,6 +103,6 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """`count` messages that found no room in the monitor's queue or pool, lost at this place."""
+    """The bus dropped `count` messages here: the monitor's queue or pool was full."""
 
     count: int

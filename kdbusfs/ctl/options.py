@@ -1,4 +1,4 @@
-"""The options that every command takes, before or after its name; and the class of all commands."""
+"""The common options, accepted before or after a command's name, and the class of all commands."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .context import Context
 _HELP = {
     "mount": "The domain mounted at PATH.",
     "bus": "The bus: a name, or the path of its directory or of one of its endpoints.",
-    "endpoint": "Enter the bus by this endpoint instead of its default one.",
+    "endpoint": "Enter the bus through this endpoint instead of the default one.",
     "json": "Print JSON.",
     "colour": "Colours: on a terminal (auto, which also heeds NO_COLOR), always or never.",
 }
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """Put an option into the shared Context, where one after the command's name wins."""
+    """Store an option in the shared Context; one after the command's name takes precedence."""
     shared = context.ensure_object(Context)
     name = parameter.name or ""
     source = context.get_parameter_source(name)
-    # The environment is asked before and after the command's name, and must not win over what stands on either side.
+    # click reads the environment on both sides of the command's name; an option on either side overrides it.
     if source is ParameterSource.COMMANDLINE or (source is ParameterSource.ENVIRONMENT and not getattr(shared, name)):
         setattr(shared, name, value)
     return value
@@ -66,7 +66,7 @@ def common_options() -> list[click.Option]:
 
 
 class Command(click.Command):
-    """A command of kdbusctl: takes the common options beside its own, and lists them apart in --help."""
+    """A command of kdbusctl: also accepts the common options, in a section of their own in --help."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -79,7 +79,7 @@ class Command(click.Command):
             ("Common options", lambda parameter: parameter in self.common),
         )
         for title, belongs in groups:
-            # Arguments stand in the usage line and in the text.
+            # Arguments are documented in the usage line and the text.
             options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
             records = [option.get_help_record(ctx) for option in options if belongs(option)]
             shown = [record for record in records if record is not None]

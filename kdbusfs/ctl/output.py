@@ -1,7 +1,7 @@
-"""What kdbusctl prints: tables, trees and text for people, JSON for programs; never a control character of a client.
+"""Output of kdbusctl: tables, trees and text, or JSON.  Never prints a control character of a client.
 
-On a terminal there are colours, and tables fit its width. Otherwise nothing is cut, and the same state
-gives the same bytes.
+On a terminal, output has colours and tables fit its width.  Otherwise nothing is truncated, and the same state gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Colour = Literal["auto", "always", "never"]
 
-_WIDE = 1 << 16  # columns of what is no terminal
-_LEAST = 12  # columns that stay of a column that gives way
+_WIDE = 1 << 16  # columns if the output is not a terminal
+_LEAST = 12  # minimum width of a truncated column
 
 
 class Output:
-    """Where a command writes to.  json: whether JSON is wanted; colour: "auto" asks the terminal and NO_COLOR."""
+    """Output of a command.  json: print JSON; colour: "auto" asks the terminal and NO_COLOR."""
 
     def __init__(self, *, json: bool = False, colour: Colour = "auto") -> None:
         self.json = json
@@ -45,7 +45,7 @@ class Output:
         return self._console(stderr=True)
 
     def _console(self, *, stderr: bool) -> Console:
-        # Only here: importing it takes longer than most commands.
+        # Imported late: that takes longer than most commands.
         from rich.console import Console
 
         stream = sys.stderr if stderr else sys.stdout
@@ -72,7 +72,7 @@ class Output:
         self.console.print(Text(escape(text), style=style), soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
-        """Something of rich, whose text is escaped already (`escape`) and stands in Text objects."""
+        """Print an object of rich.  Its text must be escaped already, and be in Text objects."""
         self.console.print(renderable)
 
     def table(
@@ -83,9 +83,9 @@ class Output:
         right: Sequence[str] = (),
         last_gives_way: bool = False,
     ) -> None:
-        """Rows of text below their headings; the columns named in `right` hold numbers.
+        """A table.  right: columns that are aligned right.
 
-        last_gives_way: what does not fit on the terminal is missing from the last column first.
+        last_gives_way: on a narrow terminal, truncate the last column first.
         """
         lines = [[escape(cell) for cell in row] for row in rows]
         if not sys.stdout.isatty() and self.colour != "always":
@@ -118,7 +118,7 @@ class Output:
             sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
     def fields(self, lines: Sequence[tuple[str, str]]) -> None:
-        """Labels and texts, one below the other."""
+        """Lines of label and text."""
         width = max(len(label) for label, _ in lines)
         bold = sys.stdout.isatty() or self.colour == "always"
         for label, text in lines:
@@ -130,13 +130,13 @@ class Output:
             self.console.print(Text.assemble((f"{label + ':':<{width + 1}} ", "bold"), escape(text)), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """A remark on standard error, escaped: what is missing, what was dropped, what happens now."""
+        """A note on standard error, escaped."""
         sys.stderr.write(f"kdbusctl: {escape(text)}\n")
         sys.stderr.flush()
 
     @contextmanager
     def progress(self, doing: str) -> Iterator[None]:
-        """Show on a terminal's standard error that something goes on, once it has taken a second."""
+        """Show a spinner on standard error, if that is a terminal and the block takes longer than a second."""
         if not sys.stderr.isatty():
             yield
             return
@@ -148,23 +148,23 @@ class Output:
     # For programs.
 
     def document(self, value: Any) -> None:
-        """One JSON value: everything that the command has to say."""
+        """Print one JSON value: the whole output of the command."""
         indent = 2 if sys.stdout.isatty() else None
         sys.stdout.write(to_json(value, indent=indent) + "\n")
         sys.stdout.flush()
 
     def record(self, value: Any) -> None:
-        """One JSON value on a line of its own, at once: for commands that go on."""
+        """Print one JSON value as a line and flush: for commands that run on."""
         sys.stdout.write(to_json(value) + "\n")
         sys.stdout.flush()
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON in ASCII, without a control character; bytes in strings that are no UTF-8 appear as \\xNN."""
+    """JSON in ASCII, without control characters; bytes that are not UTF-8 appear in strings as \\xNN."""
     return json.dumps(jsonable(value), indent=indent).replace("\x7f", "\\u007f")
 
 
 def local_time(realtime_ns: int) -> str:
-    """A moment of CLOCK_REALTIME in local time, to the microsecond."""
+    """A time of CLOCK_REALTIME in local time, to the microsecond."""
     seconds, rest = divmod(realtime_ns, 1_000_000_000)
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}.{rest // 1000:06d}"

@@ -1,4 +1,4 @@
-"""Payload on the way in, from an argument, a file or standard input, and on the way out."""
+"""Payload: read it from an argument, a file or standard input; print it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 Form = Literal["auto", "text", "hex", "raw"]
 
 LARGEST = 64 << 20
-"""Bytes of payload that are taken apart at most; as they are, any number can be written."""
+"""Largest payload in bytes that is decoded; --raw writes any size."""
 
 _PIECE = 1 << 20
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 HELP = """\
-PAYLOAD is sent as it is, in UTF-8 where it is text. Without PAYLOAD and --file the payload is empty.
-The bus knows nothing of what it carries; programs that speak D-Bus expect marshalled messages.
+PAYLOAD is sent unchanged; text is UTF-8. Without PAYLOAD and --file the payload is empty.
+The bus does not interpret payload; D-Bus programs expect marshalled messages.
 """
 
 
 def input_options(function: _Function) -> _Function:
-    """The argument PAYLOAD and the options that say where payload comes from."""
+    """Add the argument PAYLOAD and the options for the source of the payload."""
     for decorate in reversed(
         (
             click.argument("payload", required=False),
@@ -50,7 +50,7 @@ def input_options(function: _Function) -> _Function:
                 help="Read the payload from FILE; - is stdin.",
             ),
             click.option("--from-hex", is_flag=True, help="PAYLOAD or FILE holds hexadecimal digits."),
-            click.option("--memfd", is_flag=True, help="Send it in a sealed memfd: for more than 2 MiB, not copied."),
+            click.option("--memfd", is_flag=True, help="Send a sealed memfd: not copied, may exceed 2 MiB."),
         )
     ):
         function = decorate(function)
@@ -60,7 +60,7 @@ def input_options(function: _Function) -> _Function:
 def read(payload: str | None, file: str | None, from_hex: bool) -> bytes:
     """The bytes to send.  Raises Failure."""
     if payload is not None and file is not None:
-        raise Failure("PAYLOAD and --file exclude each other", EXIT_USAGE)
+        raise Failure("PAYLOAD and --file are mutually exclusive", EXIT_USAGE)
     data = b""
     if payload is not None:
         data = payload.encode(errors="surrogateescape")
@@ -78,12 +78,12 @@ def read(payload: str | None, file: str | None, from_hex: bool) -> bytes:
     try:
         return bytes.fromhex(data.decode())
     except ValueError as error:
-        raise Failure("the payload is not all pairs of hexadecimal digits", EXIT_USAGE) from error
+        raise Failure("the payload is not pairs of hexadecimal digits", EXIT_USAGE) from error
 
 
 @contextmanager
 def parts(data: bytes, memfd: bool) -> Iterator[list[Part]]:
-    """Payload as the client takes it, in a memfd that lives as long as the block if that is wanted."""
+    """Payload as parts for Connection.send; with `memfd`, in a memfd that is open until the block ends."""
     if not memfd or not data:
         yield [data]
         return
@@ -92,7 +92,7 @@ def parts(data: bytes, memfd: bool) -> Iterator[list[Part]]:
 
 
 def payload_json(data: bytes) -> dict[str, Any]:
-    """Payload as JSON: its size, all of it in base64, and as text, which is null where it is no UTF-8."""
+    """Payload as JSON: size, base64, and text, which is null unless it is UTF-8."""
     return {"size": len(data), "base64": base64.b64encode(data).decode(), "text": payload_text(data)}
 
 
@@ -106,17 +106,17 @@ def hex_dump(data: bytes) -> Iterator[str]:
 
 
 def looks_like_text(data: bytes) -> bool:
-    """Whether payload is readable: UTF-8 with nothing to escape in it but line feeds and tabs."""
+    """Whether payload is printable UTF-8, apart from line feeds and tabs."""
     text = payload_text(data)
     return text is not None and escape_lines(text) == text
 
 
 def form_options(function: _Function) -> _Function:
-    """The options that say how received payload is shown."""
+    """Add the options for the format of received payload."""
     for flag, value, text in (
         ("--text", "text", "Print the payload as text, with escapes."),
         ("--hex", "hex", "Print it in hexadecimal."),
-        ("--raw", "raw", "Print its bytes as they are, also on a terminal."),
+        ("--raw", "raw", "Print the bytes unchanged, also on a terminal."),
     ):
         function = click.option(flag, "form", flag_value=value, help=text)(function)
     return function
@@ -128,9 +128,9 @@ def size_of(message: Message) -> int:
 
 
 def pieces(message: Message, limit: int | None = None) -> Iterator[bytes]:
-    """The payload of a message, up to `limit` bytes of it, in pieces that fit into memory.
+    """The payload of a message, at most `limit` bytes, in pieces of 1 MiB: a memfd may be larger than memory.
 
-    A memfd may be larger than any memory.  Raises Failure where one did not come through.
+    Raises Failure if a memfd could not be installed.
     """
     left = size_of(message) if limit is None else limit
     for part in message.payload:
@@ -157,15 +157,15 @@ def _read_memfd(part: ReceivedMemfd, start: int, count: int) -> bytes:
 
 
 def data_of(message: Message) -> bytes:
-    """The whole payload of a message.  Raises Failure where it is incomplete, or too large to be taken apart."""
+    """The whole payload of a message.  Raises Failure if it is incomplete or larger than LARGEST."""
     size = size_of(message)
     if size > LARGEST:
-        raise Failure(f"the payload has {size} bytes; more than {LARGEST} can only be had with --raw")
+        raise Failure(f"the payload has {size} bytes; more than {LARGEST} needs --raw")
     return b"".join(pieces(message))
 
 
 def show(output: Output, message: Message, form: Form = "auto") -> None:
-    """Print the payload of a message; auto: readable on a terminal, else its bytes as they are.  Raises Failure."""
+    """Print the payload of a message.  auto: text or hex on a terminal, else the raw bytes.  Raises Failure."""
     if form == "raw" or (form == "auto" and not sys.stdout.isatty()):
         sys.stdout.flush()
         for piece in pieces(message):

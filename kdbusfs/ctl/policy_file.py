@@ -1,4 +1,4 @@
-"""Policy files: TOML that says who may own a name, talk to its owner, and see it."""
+"""Policy files: TOML that grants the rights to own a name, to talk to its owner, and to see it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Policy files are TOML, a table [[name]] for each name:
   talk = ["user:alice", "group:staff", "group:100"]
   see = ["world"]
 
-Users and groups are names or numbers; world is everybody. Who may own a name may talk to its owner, and who may
-talk to it may see it. own, talk and see may be left out: who is not named may do nothing. The policy of an exact
-name hides that of "org.example.*".
+Users and groups are names or numbers; world is everybody. The right to own a name includes talk, and talk includes
+see. own, talk and see are optional; without an entry, access is denied. The policy of an exact name hides that of
+"org.example.*".
 """
 
 _KEYS: Final = {"own": c.POLICY_OWN, "talk": c.POLICY_TALK, "see": c.POLICY_SEE}
@@ -39,7 +39,7 @@ _MAX_ID: Final = 0xFFFFFFFE
 
 
 class _Mistake(Exception):  # noqa: N818
-    """What is wrong with a file, without its name."""
+    """A mistake in a policy file; the message lacks the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class NamePolicy:
 
 
 def load(path: str) -> list[NamePolicy]:
-    """The policy of a file.  Raises Failure that says what is wrong where."""
+    """Read a policy file.  Raises Failure with the mistake and its position."""
     try:
         with open(path, "rb") as file:
             data = tomllib.load(file)
     except OSError as error:
         raise Failure(f"cannot read '{path}': {explain(error)}", EXIT_USAGE) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Failure(f"'{path}' is no TOML: {error or 'nested too deep'}", EXIT_USAGE) from error
+        raise Failure(f"'{path}' is not valid TOML: {error or 'nested too deep'}", EXIT_USAGE) from error
     try:
         return parse(data)
     except _Mistake as mistake:
@@ -69,10 +69,10 @@ def parse(data: dict[str, Any]) -> list[NamePolicy]:
     """The policy of a file that was read."""
     unknown = sorted(data.keys() - {"name"})
     if unknown:
-        raise _Mistake(f"unknown key '{unknown[0]}'; all there is are tables [[name]]")
+        raise _Mistake(f"unknown key '{unknown[0]}'; only tables [[name]] are known")
     tables = data.get("name", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise _Mistake("'name' has to be tables: [[name]]")
+        raise _Mistake("'name' must be an array of tables: [[name]]")
     found = [_name_policy(number, table) for number, table in enumerate(tables, 1)]
     seen: set[str] = set()
     for entry in found:
@@ -90,12 +90,12 @@ def _name_policy(number: int, table: dict[str, Any]) -> NamePolicy:
         raise _Mistake(f"table {number}: '{name}' is neither a name like org.example.Name nor one like org.example.*")
     unknown = sorted(table.keys() - {"name", *_KEYS})
     if unknown:
-        raise _Mistake(f"'{name}': unknown key '{unknown[0]}'; there are name, {', '.join(_KEYS)}")
+        raise _Mistake(f"'{name}': unknown key '{unknown[0]}'; known are name, {', '.join(_KEYS)}")
     rights: list[Access] = []
     for key, access in _KEYS.items():
         who = table.get(key, [])
         if not isinstance(who, list) or not all(isinstance(one, str) for one in who):
-            raise _Mistake(f'\'{name}\': {key} has to be a list of strings, such as ["user:root", "world"]')
+            raise _Mistake(f'\'{name}\': {key} must be a list of strings, such as ["user:root", "world"]')
         rights += [_right(name, key, one, access) for one in who]
     return NamePolicy(name, tuple(rights))
 

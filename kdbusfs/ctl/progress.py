@@ -1,4 +1,4 @@
-"""A sign of life on the terminal for what takes longer than a second."""
+"""A spinner on the terminal for what takes longer than a second."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.status import Status
 from rich.text import Text
 
 PATIENCE = 1.0
-"""Seconds that pass before anything is shown."""
+"""Seconds before the spinner appears."""
 
 
 @contextmanager
 def spinner(console: Console, doing: str) -> Iterator[None]:
-    """Show `doing` with a moving mark, from `PATIENCE` on until the block ends; nothing of it stays."""
+    """Show `doing` with a spinner, from `PATIENCE` seconds on until the block ends."""
     status = Status(Text(doing), console=console)
 
     def start() -> None:
         status.start()
-        console.show_cursor(True)  # Ctrl-C may end the process at once, and must not leave the terminal without one
+        console.show_cursor(True)  # Ctrl-C may kill the process, which must not leave the cursor hidden
 
     timer = threading.Timer(PATIENCE, start)
     timer.daemon = True

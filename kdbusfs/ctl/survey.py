@@ -1,4 +1,4 @@
-"""Who is on a bus: names, connections and what is known of them, also while they come and go."""
+"""List the names and connections of a bus with their metadata; tolerates changes meanwhile."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ WANTED: Final = (
 )
 
 State = Literal["owned", "activatable", "queued", "unique"]
-"""Of a name: somebody owns it, an activator stands behind it, or somebody waits for it.  "unique" has no name."""
+"""State of a name: owned, owned by an activator, or waited for.  "unique": a connection without a name."""
 
 
 @dataclass(slots=True)
 class Peer:
-    """A connection.  info is None where it may not be seen."""
+    """A connection.  info: None if a policy hides it."""
 
     id: int
     flags: int
@@ -34,13 +34,13 @@ class Peer:
 
     @property
     def pid(self) -> int | None:
-        """Its process; None: not shown, or in a pid namespace that cannot be seen from here."""
+        """Its process id; None: hidden, or not in this pid namespace."""
         pids = None if self.info is None else self.info.metadata.pids
         return pids.pid or None if pids is not None else None
 
     @property
     def uid(self) -> int | None:
-        """Its effective user id; None: not shown."""
+        """Its effective user id; None: hidden."""
         creds = None if self.info is None else self.info.metadata.creds
         return None if creds is None else creds.euid
 
@@ -51,11 +51,11 @@ class Peer:
 
     @property
     def description(self) -> str | None:
-        """What it calls itself."""
+        """Its description, as set at HELLO."""
         return None if self.info is None else self.info.metadata.description
 
     def command(self) -> tuple[str | None, str | None, str | None]:
-        """comm, command line, and where they are from: "bus" or "proc"; None where nothing is known."""
+        """comm, command line, and their source: "bus" or "proc".  None: unknown."""
         if self._command is None:
             self._command = self._find_command()
         return self._command
@@ -77,7 +77,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of a list: a name and who has it or wants it, or a connection without a name."""
+    """A line of the list: a name with its owner or a waiter, or a connection without a name."""
 
     name: str | None
     state: State
@@ -86,7 +86,7 @@ class Entry:
 
     @property
     def state_text(self) -> str:
-        """The state, or for a connection without a name what kind of connection it is."""
+        """The state; for a connection without a name, its kind."""
         if self.state != "unique":
             return self.state
         kinds = flag_names(self.peer.flags & c.HELLO_SPECIAL, HELLO_FLAGS)
@@ -94,10 +94,10 @@ class Entry:
 
 
 def survey(connection: Connection, states: Iterable[State], *, details: bool = True) -> list[Entry]:
-    """The names and connections of a bus that `states` ask for, but not `connection` itself.
+    """The names and connections of a bus in any of `states`, without `connection` itself.
 
-    Names come first, in order, then connections by id.  details: also ask for each connection; one that goes away
-    meanwhile is left out, one that may not be seen stays, without them.  Raises OSError.
+    Sorted names first, then connections by id.  details: query each connection; one that ends meanwhile is omitted, a
+    hidden one stays without details.  Raises OSError.
     """
     wanted = set(states)
     peers: dict[int, Peer] = {}
@@ -115,7 +115,7 @@ def survey(connection: Connection, states: Iterable[State], *, details: bool = T
             if "owned" in wanted:
                 add(record, "owned")
     if "unique" in wanted:
-        # By itself: together with the names it leaves out who has only names that may not be seen (LIST-9).
+        # A separate command: combined with names it omits connections whose names are all hidden (LIST-9).
         for record in connection.list_names(c.NAME_LIST_UNIQUE):
             if record.id not in named:
                 add(record, "unique")
@@ -136,7 +136,7 @@ def survey(connection: Connection, states: Iterable[State], *, details: bool = T
 
 
 def _ask(connection: Connection, peers: dict[int, Peer]) -> set[int]:
-    """Fill in what is known of each connection; gives the ids of those that are gone."""
+    """Query the details of each connection.  Returns the ids of those that have ended."""
     refused: set[int] = set()
     for peer in peers.values():
         try:
@@ -147,7 +147,7 @@ def _ask(connection: Connection, peers: dict[int, Peer]) -> set[int]:
             refused.add(peer.id)
     if not refused:
         return refused
-    # Both who is gone and who is hidden by a custom endpoint's policy is "not there"; only the first is not listed.
+    # Ended and hidden connections give the same errno; only hidden ones are listed.
     listed = {
         record.id for flags in (c.NAME_LIST_UNIQUE, c.NAME_LIST_ACTIVATORS) for record in connection.list_names(flags)
     }
@@ -155,7 +155,7 @@ def _ask(connection: Connection, peers: dict[int, Peer]) -> set[int]:
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """An entry as JSON: null for what is not known."""
+    """An entry as JSON; unknown values are null."""
     peer = entry.peer
     comm, line, source = peer.command()
     return {

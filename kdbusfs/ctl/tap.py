@@ -1,12 +1,12 @@
-"""A monitor connection that takes messages from the bus before anything else is done with them.
+"""A monitor connection that receives messages before it processes any.
 
-The bus keeps 256 messages for a monitor, and 32 of one user: with thousands of messages a second its queue has to be
-emptied every few milliseconds.  So a thread does nothing else, and what is received lies in the pool, which is bigger
-by far, until it was handled.
+A monitor's queue holds 256 messages, 32 of one user.  At thousands of messages a second it overflows within
+milliseconds, so one thread only receives.  Received messages stay in the pool, which is far larger, until they are
+processed.
 
-One thread has one RECV a turn with the bus, every sender one SEND; with several busy senders that is not enough, and a
-RECV that first has to report losses brings no message.  Helper threads then issue more of them at a time.  They put
-down what they got in no order: `Order` restores it.
+The daemon serves one RECV of this thread for one SEND of each sender.  Several busy senders outrun that, and a RECV
+that reports losses returns no message.  Helper threads then issue more RECVs at a time.  They record messages in no
+order; `Order` sorts them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ DEFAULT_POOL: Final = 64 << 20
 """Bytes of a monitor's pool."""
 
 _HELPERS: Final = 7
-_ALONE: Final = 24  # messages in a row from which on helpers are called
+_ALONE: Final = 24  # messages in a row after which helpers are woken
 _HELD_MAX: Final = 65536  # messages
-_LAST: Final = 2 * CONN_MAX_MSGS  # of which a queue holds one half; the other are reports of losses
+_LAST: Final = 2 * CONN_MAX_MSGS  # RECVs at the end: each queued message may come with a report of losses
 _FREED_AT_ONCE: Final = 16
-_DONE_MAX: Final = 4096  # messages that helpers leave to be given back
-_OVERHEAD: Final = 64  # bytes of padding that a message may take beside its size
+_DONE_MAX: Final = 4096  # processed messages that may wait for FREE
+_OVERHEAD: Final = 64  # bytes of padding in the pool for each message, at most
 _PAUSE: Final = 0.001  # seconds
-_NAP: Final = 0.1  # seconds until the end is noticed at the latest
+_NAP: Final = 0.1  # seconds between two checks whether to stop
 _NEVER: Final = 1 << 62
 
 _RECV: Final = bytes(encode.command(c.CMD_RECV, 0, 0, 0, 0))
@@ -55,8 +55,10 @@ assert len(_RECV) == CMD_RECV.size
 
 
 class Taken(NamedTuple):
-    """What one RECV brought.  horizon: every RECV with a smaller ticket may have brought something older;
-    lost: for a report of losses, which has no offset.
+    """The result of one RECV.
+
+    horizon: ticket; a RECV with a smaller one may have returned an older message.  lost: messages that the bus dropped,
+    for a report of losses, which has no offset.
     """
 
     horizon: int
@@ -66,7 +68,7 @@ class Taken(NamedTuple):
 
 
 class Receiver:
-    """Issues RECV and FREE, each thread with memory of its own.  Gives errno, as the system does."""
+    """Issues RECV and FREE.  Not shared by threads: each has its own buffers.  Methods return 0 or an errno."""
 
     def __init__(self, fd: int, ioctl: Callable[[int, int, int], int] = raw.ioctl) -> None:
         self._fd = fd
@@ -75,7 +77,7 @@ class Receiver:
         self._free = raw.Block(_FREE)
 
     def recv(self) -> int:
-        """0, EAGAIN, EOVERFLOW (`lost` says how many), ECONNRESET, or what else went wrong."""
+        """RECV.  Returns 0, EAGAIN, EOVERFLOW (`lost` has the count), ECONNRESET, or another errno."""
         block = self._recv
         while True:
             block.view[:] = _RECV
@@ -106,10 +108,11 @@ class Receiver:
 
 
 class Order:
-    """Puts what several threads received into the order of the bus.
+    """Restores the order of messages that several threads receive.
 
-    Each takes a ticket before its RECV and notes what it brought with a second one, the horizon.  Whatever is older
-    than that was asked for before the horizon; so once no ticket below it is out, everything older has been noted.
+    A thread takes a ticket before its RECV and records the message with a second ticket, its horizon.  An older message
+    can only come from a RECV that began before the horizon.  Invariant: once no RECV with a ticket below a horizon is
+    in flight, every older message has been recorded.
     """
 
     def __init__(self, threads: int) -> None:
@@ -121,24 +124,24 @@ class Order:
         return len(self._noted)
 
     def begin(self, thread: int) -> None:
-        """The thread is about to issue RECV."""
+        """Thread number `thread` is about to issue a RECV."""
         self._out[thread] = next(self._tickets)
 
     def note(self, offset: int, return_flags: int, lost: int = 0) -> None:
-        """Something came."""
+        """Record a message, or a report of `lost` messages."""
         self._noted.append(Taken(next(self._tickets), offset, return_flags, lost))
 
     def end(self, thread: int) -> None:
-        """The RECV is over, and what it brought is noted."""
+        """The RECV returned, and its result is recorded."""
         self._out[thread] = _NEVER
 
     def collect(self, place: Callable[[Taken], None]) -> int:
-        """`place` everything that was noted; the horizon up to which nothing can be missing any more."""
+        """Call `place` with every recorded result.  Returns the horizon below which no message can be missing."""
         self._empty(place)
-        settled = min(self._out)
+        in_flight = min(self._out)
         last = next(self._tickets)
         self._empty(place)
-        return min(settled, last)
+        return min(in_flight, last)
 
     def _empty(self, place: Callable[[Taken], None]) -> None:
         noted = self._noted
@@ -147,10 +150,10 @@ class Order:
 
 
 class Tap:
-    """`connection` has to be a monitor.
+    """Receives from `connection`, which must be a monitor, in threads of its own.
 
-    keep: how many bytes of each memfd are read; helpers: threads beside the caller's; ended: whether the bus is gone;
-    lost, received: messages so far.  Only one thread may use it, beside those that it starts.
+    keep: bytes of each memfd that are read; helpers: number of helper threads; ended: whether the bus is gone; lost,
+    received: messages so far.  Only one thread beside its own may call it.
     """
 
     def __init__(
@@ -165,11 +168,11 @@ class Tap:
         self._keep = keep
         self.ioctl = ioctl
         self.fd = connection.fd
-        self._room = connection.pool_size // 3  # the bus refuses what is more than half of what is free
+        self._room = connection.pool_size // 3  # a message may take at most half of the free pool
         self._receiver = Receiver(connection.fd, ioctl)
         self._freer = Receiver(connection.fd, ioctl)
         self.order = Order(helpers + 1)
-        self._unsettled: list[tuple[int, int, Observed | Missing]] = []  # sequence number, horizon, what it is
+        self._unordered: list[tuple[int, int, Observed | Missing]] = []  # sequence number, horizon, what it is
         self._newest = 0
         self._backlog: deque[Observed | Missing] = deque()
         self._done: deque[Observed] = deque()
@@ -185,7 +188,7 @@ class Tap:
         self.received = 0
 
     def start(self) -> None:
-        """Let a thread take what comes, from now on."""
+        """Start to receive."""
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
         self._thread.start()
 
@@ -197,11 +200,11 @@ class Tap:
         return self._error != 0
 
     def __len__(self) -> int:
-        """How many messages and gaps wait to be handled, as far as they were settled."""
-        return len(self._backlog) + len(self._unsettled)
+        """Number of messages and gaps that wait to be processed."""
+        return len(self._backlog) + len(self._unordered)
 
     def close(self) -> None:
-        """End the threads, and take what the queue holds: `settle` gives the rest of what has come.  Idempotent."""
+        """Stop the threads and drain the queue; `order_received` then returns the rest.  Idempotent."""
         if self._stopped:
             return
         self._stopped = True
@@ -216,7 +219,7 @@ class Tap:
     # Taking from the queue
 
     def receive(self, thread: int, receiver: Receiver) -> int:
-        """One RECV, noted in `order`: its errno.  For the helpers too."""
+        """One RECV, recorded in `order`; returns its errno.  Called by helpers too."""
         order = self.order
         order.begin(thread)
         try:
@@ -258,7 +261,7 @@ class Tap:
         self._arrived.set()
 
     def drain(self) -> None:
-        """Empty the queue as far as there is room, and call helpers if much is in it."""
+        """Receive until the queue is empty or there is no room; wake the helpers if the queue is long."""
         in_a_row = 0
         while self.wants_more:
             error = self.receive(0, self._receiver)
@@ -270,30 +273,30 @@ class Tap:
                     helper.wake()
             if not self._arrived.is_set():
                 self._arrived.set()
-            if self.owes_much:
+            if self.must_free:
                 self.free_one(self._receiver)
 
-    def settle(self) -> bool:
-        """Move what can have no predecessor any more to the backlog, in order; whether anything has come."""
-        before = len(self._unsettled)
+    def order_received(self) -> bool:
+        """Move messages that no older one can follow to the backlog, sorted.  Returns whether any was received."""
+        before = len(self._unordered)
         horizon = self.order.collect(self._place)
-        unsettled = self._unsettled
-        if not unsettled:
+        unordered = self._unordered
+        if not unordered:
             return False
-        came = len(unsettled) > before
-        newest = max((number for number, noted, _ in unsettled if noted <= horizon), default=-1)
+        came = len(unordered) > before
+        newest = max((number for number, noted, _ in unordered if noted <= horizon), default=-1)
         if newest >= 0:
-            unsettled.sort(key=lambda entry: entry[:2])
-            count = sum(1 for number, _, _ in unsettled if number <= newest)
-            self._backlog.extend(each for _, _, each in unsettled[:count])
-            del unsettled[:count]
+            unordered.sort(key=lambda entry: entry[:2])
+            count = sum(1 for number, _, _ in unordered if number <= newest)
+            self._backlog.extend(each for _, _, each in unordered[:count])
+            del unordered[:count]
         return came
 
     def _place(self, taken: Taken) -> None:
-        """Where losses belong is not known better than by when they were told."""
+        """Add a result to the unordered ones.  Losses are placed where the bus reported them: it tells no more."""
         if taken.lost:
             self.lost += taken.lost
-            self._unsettled.append((self._newest, taken.horizon, Missing(taken.lost)))
+            self._unordered.append((self._newest, taken.horizon, Missing(taken.lost)))
             return
         self.received += 1
         observed = self._observe(Message(self._connection.pool, taken.offset, taken.return_flags, None))
@@ -303,7 +306,7 @@ class Tap:
         if timestamp is not None:
             self._newest = max(self._newest, timestamp.seqnum)
         number = self._newest if timestamp is None else timestamp.seqnum
-        self._unsettled.append((number, taken.horizon, observed))
+        self._unordered.append((number, taken.horizon, observed))
 
     def _observe(self, message: Message) -> Observed:
         parts: list[tuple[int, bytes | memoryview | None]] = []
@@ -334,55 +337,55 @@ class Tap:
         )
 
     def _read(self, part: ReceivedMemfd) -> bytes:
-        """The beginning of a memfd, which is closed: thousands of messages may wait."""
+        """The first bytes of a memfd.  Closes it, because thousands of messages may wait."""
         with part.file:
             if not part.file.installed:
                 return b""
             return os.pread(part.file.fileno(), min(part.size, self._keep), part.start)
 
-    # Handling
+    # Processing
 
     def take(self) -> Observed | Missing | None:
-        """The oldest that waits; None where nothing does.  `done` has to follow for messages."""
+        """The oldest message or gap, or None.  Call `done` when a message has been processed."""
         return self._backlog.popleft() if self._backlog else None
 
     def done(self, observed: Observed) -> None:
-        """Nothing of the message is needed any more."""
+        """The message is processed; its slice may be freed."""
         self._done.append(observed)
 
     def tidy(self) -> bool:
-        """Give some slices back to the pool; whether there are more."""
+        """FREE some slices.  Returns whether there are more."""
         for _ in range(_FREED_AT_ONCE):
             if not self.free_one(self._freer):
                 return False
         return bool(self._done)
 
     def free_one(self, receiver: Receiver) -> bool:
-        """Give one slice back; whether there was one.  For the helpers too."""
+        """FREE one slice.  Returns whether there was one.  Called by helpers too."""
         try:
             observed = self._done.popleft()
         except IndexError:
             return False
-        receiver.free(observed.message.offset)  # that the bus is gone says RECV
+        receiver.free(observed.message.offset)  # an error here repeats what RECV reports
         with self._lock:
             self._held -= observed.cost
         return True
 
     @property
-    def owes_much(self) -> bool:
-        """Whether more slices wait to be given back than can be left to quiet moments."""
+    def must_free(self) -> bool:
+        """Whether so many slices wait for FREE that it cannot be left to idle time."""
         return len(self._done) > _DONE_MAX or self._held > self._room // 2
 
     def wait(self, timeout: float) -> None:
-        """Return when something has come, or after `timeout` seconds."""
-        if self._unsettled:
+        """Return when a message was received, or after `timeout` seconds."""
+        if self._unordered:
             timeout = min(timeout, _PAUSE)
         if self._arrived.wait(timeout):
             self._arrived.clear()
 
 
 class _Helper:
-    """A thread that receives beside the tap's own until the queue is empty, whenever it is called."""
+    """A further receiving thread.  Each `wake` lets it receive until the queue is empty."""
 
     def __init__(self, tap: Tap, number: int) -> None:
         self._tap = tap
@@ -392,7 +395,7 @@ class _Helper:
         self._ending = False
 
     def wake(self) -> None:
-        """Call it."""
+        """Let it receive; start the thread if there is none yet."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"receiver-{self._number}", daemon=True)
             self._thread.start()
@@ -400,7 +403,7 @@ class _Helper:
             self._called.set()
 
     def end(self) -> None:
-        """Let it end, and wait for that."""
+        """Stop the thread and join it."""
         self._ending = True
         if self._thread is not None:
             self._called.set()
@@ -411,25 +414,23 @@ class _Helper:
         receiver = Receiver(tap.fd, tap.ioctl)
         while True:
             self._called.wait()
-            self._called.clear()  # first, so that no call is missed
+            self._called.clear()  # before the work, so that no wake-up is lost
             if self._ending:
                 return
             while tap.wants_more and tap.receive(self._number, receiver) in (0, errno.EOVERFLOW):
-                if tap.owes_much:
+                if tap.must_free:
                     tap.free_one(receiver)
 
 
 class _Closer:
-    """Closes descriptors that came with messages, in a thread of its own: they may belong to a file system whose server
-    is silent, and close(2) waits for it.
-    """
+    """Closes received descriptors in a thread of its own: close(2) blocks while a FUSE server does not answer."""
 
     def __init__(self) -> None:
         self._files: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def close(self, fd: int) -> None:
-        """Have `fd` closed soon."""
+        """Queue `fd` to be closed."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="closer", daemon=True)
             self._thread.start()
@@ -440,4 +441,4 @@ class _Closer:
             try:
                 os.close(self._files.get())
             except OSError:
-                pass  # what a file system says at the end of a file is of no interest here
+                pass  # an error of the file system at close concerns its writer only

@@ -1,4 +1,4 @@
-"""What the connections of a domain do: the figures of `.kdbusfs/connections`, and how fast they grow."""
+"""Statistics of connections from `.kdbusfs/connections`, and their rates."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from .failure import EXIT_DENIED, EXIT_NO_MOUNT, Failure, exit_code_of, explain
 
 FILE: Final = ".kdbusfs/connections"
 COUNTERS: Final = ("sent", "received", "sent_bytes", "received_bytes")
-"""The members that only grow."""
+"""Monotonic counters."""
 
 _READ: Final = 1 << 17
 
 
 @dataclass(slots=True)
 class Line:
-    """A connection: its figures as the daemon gives them (docs/design.md), and of each counter the growth a second."""
+    """A connection: its statistics (docs/architecture/inspection.md), and the rate of each counter per second."""
 
-    figures: dict[str, Any]
+    stats: dict[str, Any]
     rates: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.figures["bus"], self.figures["id"]
+        return self.stats["bus"], self.stats["id"]
 
     @property
     def messages(self) -> float:
-        """Sent and received a second."""
+        """Sent and received per second."""
         return self.rates["sent"] + self.rates["received"]
 
     @property
     def bytes(self) -> float:
-        """Sent and received a second."""
+        """Sent and received per second."""
         return self.rates["sent_bytes"] + self.rates["received_bytes"]
 
     def as_json(self) -> dict[str, Any]:
         rates = {f"{name}_per_second": round(rate, 3) for name, rate in self.rates.items()}
-        return {**self.figures, **rates}
+        return {**self.stats, **rates}
 
 
 SORT_KEYS: Final[dict[str, tuple[Callable[[Line], Any], bool]]] = {
-    "rate": (lambda line: (line.messages, line.figures["sent"] + line.figures["received"]), True),
-    "bytes": (lambda line: (line.bytes, line.figures["sent_bytes"] + line.figures["received_bytes"]), True),
-    "sent": (lambda line: line.figures["sent"], True),
-    "received": (lambda line: line.figures["received"], True),
-    "queue": (lambda line: (line.figures["queued"], line.figures["queued_bytes"]), True),
-    "pool": (lambda line: line.figures["pool_used"], True),
-    "lost": (lambda line: line.figures["lost"], True),
+    "rate": (lambda line: (line.messages, line.stats["sent"] + line.stats["received"]), True),
+    "bytes": (lambda line: (line.bytes, line.stats["sent_bytes"] + line.stats["received_bytes"]), True),
+    "sent": (lambda line: line.stats["sent"], True),
+    "received": (lambda line: line.stats["received"], True),
+    "queue": (lambda line: (line.stats["queued"], line.stats["queued_bytes"]), True),
+    "pool": (lambda line: line.stats["pool_used"], True),
+    "lost": (lambda line: line.stats["lost"], True),
     "id": (lambda line: 0, False),
-    "name": (lambda line: (not line.figures["names"], line.figures["names"]), False),
-    "pid": (lambda line: line.figures["pid"] or 0, False),
-    "user": (lambda line: line.figures["uid"], False),
+    "name": (lambda line: (not line.stats["names"], line.stats["names"]), False),
+    "pid": (lambda line: line.stats["pid"] or 0, False),
+    "user": (lambda line: line.stats["uid"], False),
 }
-"""What lines can be sorted by: their key, and whether the greatest comes first."""
+"""Sort keys: the function, and whether the order is descending."""
 
 
 def sort(lines: Iterable[Line], key: str, *, reverse: bool = False) -> list[Line]:
@@ -68,7 +68,7 @@ def sort(lines: Iterable[Line], key: str, *, reverse: bool = False) -> list[Line
 
 
 def read(domain: str) -> list[dict[str, Any]]:
-    """The figures of all connections of the domain mounted at `domain`.  Raises Failure."""
+    """The statistics of all connections of the domain at path `domain`.  Raises Failure."""
     path = os.path.join(domain, FILE)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -95,7 +95,7 @@ def _refused(domain: str, error: OSError) -> Failure:
 
 
 class Meter:
-    """Reads the figures again and again.  buses: only those, by name; None: all."""
+    """Samples the statistics.  buses: names to include; None: all."""
 
     def __init__(
         self,
@@ -113,19 +113,20 @@ class Meter:
         self._read_at: float | None = None
 
     def measure(self) -> list[Line]:
-        """The lines of now, with rates since the last call; a connection that is new since has all its traffic in them.
-        The first time there are no rates.  Raises Failure.
+        """Take a sample, with rates since the last call; for a new connection, since it was made.
+
+        The first sample has rates of 0.  Raises Failure.
         """
         now = self._clock()
         found = self._source(self.domain)
-        lines = [Line(figures) for figures in found if self._buses is None or figures["bus"] in self._buses]
+        lines = [Line(stats) for stats in found if self._buses is None or stats["bus"] in self._buses]
         if self._read_at is not None and now > self._read_at:
             for line in lines:
                 before = self._before.get(line.key)
                 line.rates = {
-                    name: (line.figures[name] - (before[name] if before is not None else 0)) / (now - self._read_at)
+                    name: (line.stats[name] - (before[name] if before is not None else 0)) / (now - self._read_at)
                     for name in COUNTERS
                 }
-        self._before = {line.key: line.figures for line in lines}
+        self._before = {line.key: line.stats for line in lines}
         self._read_at = now
         return lines

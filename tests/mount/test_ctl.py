@@ -143,8 +143,8 @@ def test_what_may_not_be_seen_is_shown_as_such(bus: BusOwner) -> None:
         assert (entries[hidden.id]["visible"], entries[hidden.id]["name"]) == (False, None)
         text = kdbusctl("--bus", bus.path.removesuffix("/bus"), "--endpoint", "narrow", "list")
         assert (text.code, "secret" in text.out, "Hidden" in text.out) == (0, False, False)
-        assert "1 connections may not be seen" in text.err
-        assert "may not be seen" in kdbusctl("--bus", narrow.path, "tree").out
+        assert "1 connections are hidden" in text.err
+        assert "hidden" in kdbusctl("--bus", narrow.path, "tree").out
 
 
 def test_strangers_cannot_write_to_the_terminal(bus: BusOwner, actors: Actors) -> None:
@@ -372,9 +372,9 @@ def test_a_path_that_is_no_kdbusfs(tmp_path: Path, domain_mount: DomainMount) ->
         refused(32, str(path), "--mount", str(path), "list")
         refused(32, str(path), "--mount", str(path), "tree")
         refused(32, str(path), "--mount", str(path), "make-bus", "x")
-    refused(32, "no endpoint of kdbusfs", "--bus", str(file), "list")
-    refused(32, "no endpoint of kdbusfs", "--bus", "/dev/null", "list")
-    refused(32, "no endpoint of kdbusfs", "--bus", str(domain_mount.path / "control"), "list")
+    refused(32, "not an endpoint of kdbusfs", "--bus", str(file), "list")
+    refused(32, "not an endpoint of kdbusfs", "--bus", "/dev/null", "list")
+    refused(32, "not an endpoint of kdbusfs", "--bus", str(domain_mount.path / "control"), "list")
     refused(3, "no such file", "--bus", str(tmp_path / "none"), "list")
     refused(3, "no bus", "--mount", str(domain_mount.path), "list")
     refused(3, "no bus 'x'", "--mount", str(domain_mount.path), "--bus", "x", "list")

@@ -193,7 +193,7 @@ def test_an_owner_without_privileges_may(domain_mount: DomainMount, actors: Acto
     path = owner.hear("its bus")
     for command in (["monitor"], ["capture", "/dev/null"]):
         ended = as_user(NOBODY, *command, "--bus", path, "--duration", "0.2")
-        assert ended.code == 0 and "messages are missing" not in ended.err, ended
+        assert ended.code == 0 and "messages were lost" not in ended.err, ended
 
 
 def test_a_custom_endpoint_is_refused(bus: BusOwner) -> None:
@@ -205,7 +205,7 @@ def test_a_custom_endpoint_is_refused(bus: BusOwner) -> None:
 
 def test_wrong_use_is_one_line(bus: BusOwner, tmp_path: Path) -> None:
     for said, code, arguments in (
-        ("is no size", EXIT_USAGE, ["monitor", "--pool", "much"]),
+        ("is not a size", EXIT_USAGE, ["monitor", "--pool", "much"]),
         ("too small", EXIT_USAGE, ["monitor", "--pool", "4K"]),
         ("is not one of", EXIT_USAGE, ["monitor", "--kind", "call"]),
         ("Missing argument 'FILE'", EXIT_USAGE, ["capture"]),
@@ -234,7 +234,7 @@ def test_what_comes_while_it_is_stopped_is_missing_and_counted(bus: BusOwner) ->
         # 32 of one user find room (QUO-2), and what was asked for when it was stopped came beside that.
         assert 32 <= len(texts) < 40 and texts == [str(number) for number in range(len(texts))]
         ended = monitor.end()
-        assert f"{missing} of 300 messages are missing" in ended.err, ended
+        assert f"{missing} of 300 messages were lost" in ended.err, ended
 
 
 def test_a_reader_that_does_not_read_loses_nothing(bus: BusOwner) -> None:

@@ -114,7 +114,7 @@ def test_a_service_cannot_fill_the_memory_of_who_asks(bus: BusOwner, actors: Act
 def test_calls_that_nobody_answers(bus: BusOwner) -> None:
     with Connection(bus.path) as deaf, Connection(bus.path, flags=c.HELLO_ACTIVATOR, name="org.example.Lazy"):
         deaf.acquire(NAME)
-        refused(5, "no reply in time", "call", NAME, "--timeout", "0.2", KDBUS_BUS=bus.path)
+        refused(5, "no reply before the timeout", "call", NAME, "--timeout", "0.2", KDBUS_BUS=bus.path)
         refused(3, "only an activator", "call", "org.example.Lazy", "--no-auto-start", KDBUS_BUS=bus.path)
         refused(3, "nobody owns", "call", "org.example.Nobody", KDBUS_BUS=bus.path)
         refused(3, "no connection with that id", "call", "4711", KDBUS_BUS=bus.path)
@@ -320,7 +320,7 @@ def test_make_bus_for_a_command(domain_mount: DomainMount) -> None:
 
 def test_make_bus_refusals(domain_mount: DomainMount) -> None:
     mount = str(domain_mount.path)
-    refused(1, "no name for a bus", "--mount", mount, "make-bus", "a b")
+    refused(1, "not a valid bus name", "--mount", mount, "make-bus", "a b")
     refused(1, "too long", "--mount", mount, "make-bus", "x" * 100)
 
 

@@ -8,8 +8,8 @@ from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import RawItem, make_item
 from kdbusfs.abi.v3.layouts import ID_CHANGE, MSG, MSG_SIZE, NAME_CHANGE, TIMESTAMP, VEC
 from kdbusfs.client import Message
-from kdbusfs.ctl.cast import Cast, Process
 from kdbusfs.ctl.observed import Kind, Observed, kind_of
+from kdbusfs.ctl.peers import Peers, Process
 
 REALTIME = 1_700_000_000_123_456_789
 
@@ -65,7 +65,7 @@ def observe(payload: bytes = b"", *items: RawItem, kept: int | None = None, fds:
     )
 
 
-class FakeCast(Cast):
+class FakePeers(Peers):
     """Names by id; every connection is process 100 + id of user 1000."""
 
     def __init__(self, names: dict[int, list[str]] | None = None, comm: str = "some-program") -> None:

@@ -14,10 +14,10 @@ from jeepney.low_level import HeaderFields, MessageFlag, MessageType, Parser
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.ctl.commands.capture import Recorder
 from kdbusfs.ctl.dbus_frame import comment, frame
-from kdbusfs.ctl.follow import Course
+from kdbusfs.ctl.follow import FollowState
 from kdbusfs.ctl.observed import Kind, Observed
 from kdbusfs.ctl.pcapng import PcapngWriter
-from tests.support.ctl_messages import REALTIME, FakeCast, dst_name, id_change, name_change, observe, stamp
+from tests.support.ctl_messages import REALTIME, FakePeers, dst_name, id_change, name_change, observe, stamp
 
 WHOLE = 1 << 20
 
@@ -135,12 +135,12 @@ def test_statistics_end_the_file() -> None:
 def test_losses_stand_at_the_next_packet_and_in_the_statistics() -> None:
     chunks = Chunks()
     writer = recorder(chunks)
-    writer.message(observe(b"1", stamp()), FakeCast())
+    writer.message(observe(b"1", stamp()), FakePeers())
     writer.missing(3)
     writer.missing(4)
-    writer.message(observe(b"2", stamp(9)), FakeCast())
-    writer.message(observe(b"3", stamp(10)), FakeCast())
-    writer.finish(REALTIME, Course(received=3, shown=3, lost=7))
+    writer.message(observe(b"2", stamp(9)), FakePeers())
+    writer.message(observe(b"3", stamp(10)), FakePeers())
+    writer.finish(REALTIME, FollowState(received=3, shown=3, lost=7))
     packets = [dict(packet(body)[3]) for kind, body in blocks(chunks.data) if kind == 6]
     assert [found.get(4) for found in packets] == [None, struct.pack("<Q", 7), None]
     assert writer.size == len(chunks.data)
@@ -150,7 +150,7 @@ def test_nothing_of_a_message_is_lost() -> None:
     """Time, payload, and struct kdbus_msg byte by byte"""
     chunks = Chunks()
     observed = observe(b"\0\1payload", stamp(3), dst_name(b"org.example.Echo"), dst=0, cookie=1 << 40)
-    recorder(chunks).message(observed, FakeCast())
+    recorder(chunks).message(observed, FakePeers())
     *_, (_, body) = blocks(chunks.data)
     time_ns, size, data, found = packet(body)
     assert (time_ns, size) == (REALTIME, len(data))
@@ -158,7 +158,7 @@ def test_nothing_of_a_message_is_lost() -> None:
     word, text = found[1][1].split()
     assert word == b"kdbus_msg" and base64.b64decode(text) == bytes(observed.raw)
     without = Chunks()
-    recorder(without, raw=False).message(observed, FakeCast())
+    recorder(without, raw=False).message(observed, FakePeers())
     *_, (_, body) = blocks(without.data)
     assert len(packet(body)[3]) == 1
 
@@ -170,7 +170,7 @@ def test_a_very_long_struct_goes_on_in_further_comments() -> None:
     assert len(observed.message.items) == 256
     whole = bytes(observed.message.size)
     observed.raw = memoryview(whole)
-    recorder(chunks).message(observed, FakeCast())
+    recorder(chunks).message(observed, FakePeers())
     *_, (_, body) = blocks(chunks.data)
     parts = [value.decode().split()[1] for _, value in packet(body)[3][1:]]
     assert len(parts) == 2 and base64.b64decode("".join(parts)) == whole
@@ -178,7 +178,7 @@ def test_a_very_long_struct_goes_on_in_further_comments() -> None:
 
 def test_long_messages_are_cut_and_keep_their_size() -> None:
     chunks = Chunks()
-    recorder(chunks, snaplen=100).message(observe(b"x" * 5000, stamp(), kept=100), FakeCast())
+    recorder(chunks, snaplen=100).message(observe(b"x" * 5000, stamp(), kept=100), FakePeers())
     *_, (_, body) = blocks(chunks.data)
     _, size, data, _ = packet(body)
     assert len(data) == 100
@@ -189,7 +189,7 @@ def test_long_messages_are_cut_and_keep_their_size() -> None:
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 1 << 32, (1 << 63) - 1, 5 << 63])
 def test_a_memfd_may_be_larger_than_a_packet_can_say(size: int) -> None:
     chunks = Chunks()
-    recorder(chunks).message(replace(observe(b"", stamp()), parts=[(size, b"x" * 100)]), FakeCast())
+    recorder(chunks).message(replace(observe(b"", stamp()), parts=[(size, b"x" * 100)]), FakePeers())
     *_, (_, body) = blocks(chunks.data)
     _, said, data, _ = packet(body)
     assert said == 0xFFFFFFFF and data.endswith(struct.pack("<I", 0xFFFFFFFF) + b"x" * 100)
@@ -281,7 +281,7 @@ def test_hostile_names_cannot_break_the_frame() -> None:
 
 def test_the_comment_has_what_dbus_has_no_place_for() -> None:
     observed = observe(b"12345", stamp(3), dst=2, flags=c.MSG_EXPECT_REPLY, reply_to=99, priority=-4, fds=1)
-    found = comment(observed, FakeCast({1: ["org.example.A", "org.example.B"]}, comm='evil" \x1b[31m'))
+    found = comment(observed, FakePeers({1: ["org.example.A", "org.example.B"]}, comm='evil" \x1b[31m'))
     assert found == (
         "kind=request src=1 src_names=org.example.A,org.example.B dst=2 cookie=7 timeout_ns=99 priority=-4 "
         "flags=expect-reply payload_type=0x4442757344427573 payload=5 fds=1 seqnum=3 monotonic_ns=5000 "
@@ -291,7 +291,7 @@ def test_the_comment_has_what_dbus_has_no_place_for() -> None:
 
 def test_the_comment_of_a_notification() -> None:
     observed = observe(b"", name_change(c.ITEM_NAME_ADD, 0, 5, "a.b"), src=0, dst=c.DST_ID_BROADCAST, payload_type=0)
-    found = comment(observed, FakeCast())
+    found = comment(observed, FakePeers())
     assert found.startswith("kind=notification notification=NameAdd src=0 dst=broadcast cookie=7 ")
     assert found.endswith("time=of-receipt"), "without a timestamp it is that of our own clock"
     assert observed.kind is Kind.NOTIFICATION and observed.time_ns == REALTIME + 1

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import kdbusfs.ctl.commands
-from kdbusfs.ctl import main, places
+from kdbusfs.ctl import locations, main
 from kdbusfs.ctl.arguments import ATTACH, END, NAME
 from kdbusfs.ctl.context import Context
 from kdbusfs.ctl.failure import EXIT_CODES, EXIT_USAGE, Failure, exit_code_of, failing
@@ -151,7 +151,7 @@ def test_options_count_before_and_after_the_command(probe: list[Context]) -> Non
 )
 def test_a_time_that_is_no_number_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*arguments, "nan"]) == EXIT_USAGE
-    assert "'nan' is no number of seconds" in capsys.readouterr().err
+    assert "'nan' is not a number of seconds" in capsys.readouterr().err
 
 
 def test_the_environment_counts_least(probe: list[Context], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_commands_and_options_are_completed(
 def test_completion_says_nothing_where_there_is_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(places, "mounts", list)
+    monkeypatch.setattr(locations, "mounts", list)
     for words in (("status", ""), ("--bus", ""), ("--mount", ""), ("list", "--endpoint", ""), ("wait", "org.")):
         assert completed(*words, monkeypatch=monkeypatch, capsys=capsys) == []
 

@@ -16,15 +16,15 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import raw
-from kdbusfs.ctl.cast import Cast
 from kdbusfs.ctl.commands import monitor
-from kdbusfs.ctl.follow import Course, Filter, Size, follow
+from kdbusfs.ctl.follow import Filter, FollowState, Size, follow
 from kdbusfs.ctl.observed import Kind, Missing, Observed
 from kdbusfs.ctl.output import Output
+from kdbusfs.ctl.peers import Peers
 from kdbusfs.ctl.tap import Order, Taken, Tap
 from tests.support.ctl_messages import (
     REALTIME,
-    FakeCast,
+    FakePeers,
     dst_name,
     id_change,
     message_bytes,
@@ -51,7 +51,7 @@ class Text(list[bytes]):
         return b"".join(self).decode()
 
 
-def lines(*observed: Observed | int, colour: Any = "never", cast: FakeCast | None = None, **more: Any) -> str:
+def lines(*observed: Observed | int, colour: Any = "never", peers: FakePeers | None = None, **more: Any) -> str:
     """The text for messages; a number stands for so many that are missing."""
     out = Text()
     arguments = {"shape": "auto", "limit": 64, "metadata": False, **more}
@@ -60,7 +60,7 @@ def lines(*observed: Observed | int, colour: Any = "never", cast: FakeCast | Non
         if isinstance(each, int):
             sink.missing(each)
         else:
-            sink.message(each, cast or FakeCast(ECHO))
+            sink.message(each, peers or FakePeers(ECHO))
     return out.text
 
 
@@ -71,7 +71,7 @@ def records(*observed: Observed | int, shape: str = "auto", limit: int = 64, met
         if isinstance(each, int):
             sink.missing(each)
         else:
-            sink.message(each, FakeCast(ECHO))
+            sink.message(each, FakePeers(ECHO))
     return [json.loads(line) for line in out.text.splitlines()]
 
 
@@ -93,7 +93,7 @@ def test_what_is_unusual_is_said() -> None:
 
 
 def test_connections_without_names_are_shown_with_their_command() -> None:
-    assert " 1 evil\\x1b[2J → 2 evil\\x1b[2J  " in lines(observe(b"x"), cast=FakeCast(comm="evil\x1b[2J"))
+    assert " 1 evil\\x1b[2J → 2 evil\\x1b[2J  " in lines(observe(b"x"), peers=FakePeers(comm="evil\x1b[2J"))
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_filters_by_name_id_and_kind(wanted: Filter, accepted: str) -> None:
             b"", name_change(c.ITEM_NAME_ADD, 0, 5, "org.example.New"), src=0, dst=c.DST_ID_BROADCAST, payload_type=0
         ),
     }
-    cast: Any = FakeCast(ECHO)
-    assert [name for name, each in messages.items() if wanted.accepts(each, cast)] == accepted.split()
+    peers: Any = FakePeers(ECHO)
+    assert [name for name, each in messages.items() if wanted.accepts(each, peers)] == accepted.split()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1T", "٣", "9" * 30, "4611686018427387905", "8589934592G"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(Exception, match="is no size"):
+    with pytest.raises(Exception, match="is not a size"):
         Size().convert(text, None, None)
 
 
@@ -248,7 +248,7 @@ def test_what_is_no_size(text: str) -> None:
 
 
 class FakeBus:
-    """Answers what a Cast asks."""
+    """Answers what a Peers asks."""
 
     def __init__(self) -> None:
         self.listed = 0
@@ -264,8 +264,8 @@ class FakeBus:
 
 
 def test_names_follow_the_notifications() -> None:
-    cast = Cast(FakeBus())  # type: ignore[arg-type]
-    assert (cast.names(5), cast.owner("a.c")) == (["a.b", "a.c"], 5)
+    peers = Peers(FakeBus())  # type: ignore[arg-type]
+    assert (peers.names(5), peers.owner("a.c")) == (["a.b", "a.c"], 5)
     for item in (
         name_change(c.ITEM_NAME_CHANGE, 5, 6, "a.b"),
         name_change(c.ITEM_NAME_ADD, 0, 6, "a.d"),
@@ -274,21 +274,21 @@ def test_names_follow_the_notifications() -> None:
     ):
         said = observe(b"", item, src=0, dst=c.DST_ID_BROADCAST, payload_type=0).notification
         assert said is not None
-        cast.see(said)
-    assert (cast.names(5), cast.names(6), cast.owner("a.b"), cast.owner("a.c")) == ([], ["a.b", "a.d"], 6, None)
-    assert cast.process(5).comm is None
+        peers.see(said)
+    assert (peers.names(5), peers.names(6), peers.owner("a.b"), peers.owner("a.c")) == ([], ["a.b", "a.d"], 6, None)
+    assert peers.process(5).comm is None
 
 
 def test_after_losses_the_names_are_listed_again_but_not_all_the_time() -> None:
     bus, now = FakeBus(), [0.0]
-    cast = Cast(bus, clock=lambda: now[0])  # type: ignore[arg-type]
+    peers = Peers(bus, clock=lambda: now[0])  # type: ignore[arg-type]
     for _ in range(1000):
-        cast.missed()
+        peers.missed()
     assert bus.listed == 1
     now[0] = 1.5
-    cast.refresh()
-    cast.missed()
-    cast.refresh()
+    peers.refresh()
+    peers.missed()
+    peers.refresh()
     assert bus.listed == 2
 
 
@@ -372,7 +372,7 @@ class Collector:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def message(self, observed: Observed, cast: object) -> None:
+    def message(self, observed: Observed, peers: object) -> None:
         assert observed.message.metadata.timestamp is not None
         self.seen.append(observed.message.metadata.timestamp.seqnum)
 
@@ -382,17 +382,17 @@ class Collector:
     def flush(self) -> None: ...
 
 
-def run_through(system: FakeSystem, helpers: int, **limits: Any) -> tuple[Collector, Course, Tap]:
+def run_through(system: FakeSystem, helpers: int, **limits: Any) -> tuple[Collector, FollowState, Tap]:
     before = sys.getswitchinterval()
-    collector, course, tap = Collector(), Course(), tap_of(system, helpers)
-    cast = Cast(FakeBus())  # type: ignore[arg-type]
+    collector, state, tap = Collector(), FollowState(), tap_of(system, helpers)
+    peers = Peers(FakeBus())  # type: ignore[arg-type]
     tap.start()
     try:
-        follow(tap, cast, Filter(), collector, course, **{"duration": 20, **limits})
+        follow(tap, peers, Filter(), collector, state, **{"duration": 20, **limits})
     finally:
         tap.close()
         sys.setswitchinterval(before)
-    return collector, course, tap
+    return collector, state, tap
 
 
 @pytest.mark.parametrize("helpers", [0, 1, 7])
@@ -400,9 +400,9 @@ def test_messages_come_in_the_order_of_the_bus(helpers: int) -> None:
     """MON-8: however the threads overtake each other"""
     system = FakeSystem([message_bytes(stamp(number)) for number in range(1, 1001)], delays=bool(helpers))
     system.over = True
-    collector, course, _ = run_through(system, helpers)
+    collector, state, _ = run_through(system, helpers)
     assert collector.seen == list(range(1, 1001))
-    assert (course.received, course.shown, course.lost, course.ended) == (1000, 1000, 0, True)
+    assert (state.received, state.shown, state.lost, state.ended) == (1000, 1000, 0, True)
 
 
 def test_losses_are_counted_and_stand_about_where_they_were() -> None:
@@ -412,16 +412,16 @@ def test_losses_are_counted_and_stand_about_where_they_were() -> None:
     queue[300:300] = [5]
     system = FakeSystem(queue, delays=True)
     system.over = True
-    collector, course, _ = run_through(system, 7)
+    collector, state, _ = run_through(system, 7)
     assert [each for each in collector.seen if each > 0] == list(range(1, 401))
-    assert (sum(each for each in collector.seen if each < 0), course.lost, course.received) == (-12, 12, 400)
+    assert (sum(each for each in collector.seen if each < 0), state.lost, state.received) == (-12, 12, 400)
     assert abs(collector.seen.index(-7) - 100) < 20
 
 
 def test_it_ends_after_so_many_and_gives_every_slice_back() -> None:
     system = FakeSystem([message_bytes(stamp(number)) for number in range(1, 101)])
-    collector, course, tap = run_through(system, 0, count=30)
-    assert collector.seen == list(range(1, 31)) and course.shown == 30
+    collector, state, tap = run_through(system, 0, count=30)
+    assert collector.seen == list(range(1, 31)) and state.shown == 30
     while tap.tidy():
         pass
     assert len(set(system.freed)) == len(system.freed) == 30
@@ -438,7 +438,7 @@ def test_no_more_is_taken_than_can_be_held(
     for _ in range(1000):
         if tap.wants_more:
             tap.receive(0, tap._receiver)
-            tap.settle()
+            tap.order_received()
     assert 0 < tap.received <= most
     taken = tap.received
     tap.drain()

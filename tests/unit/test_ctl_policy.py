@@ -58,9 +58,9 @@ def name(text: str) -> str:
 
 
 MISTAKES: dict[str, tuple[str | bytes, str]] = {
-    "no TOML": ("[[name]", "no TOML"),
-    "no UTF-8": (b"\xff", "no TOML"),
-    "nested": ("x=" + "[" * 100_000, "no TOML"),
+    "no TOML": ("[[name]", "not valid TOML"),
+    "no UTF-8": (b"\xff", "not valid TOML"),
+    "nested": ("x=" + "[" * 100_000, "not valid TOML"),
     "unknown table": ("[names]", "unknown key 'names'"),
     "one table": ('[name]\nname="a.b"', "[[name]]"),
     "no name": ("[[name]]\nown = []", "table 1 has no name"),
@@ -68,8 +68,8 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "invalid name": ('[[name]]\nname = "org"', "'org' is neither"),
     "star inside": ('[[name]]\nname = "org.*.a"', "'org.*.a' is neither"),
     "unknown key": (name('on = ["world"]'), "unknown key 'on'"),
-    "no list": (name('own = "world"'), "own has to be a list"),
-    "no strings": (name("own = [0]"), "own has to be a list"),
+    "no list": (name('own = "world"'), "own must be a list"),
+    "no strings": (name("own = [0]"), "own must be a list"),
     "no kind": (name('talk = ["root"]'), "'root' is none of"),
     "unknown kind": (name('talk = ["uid:0"]'), "'uid:0' is none of"),
     "empty": (name('talk = ["user:"]'), "'user:' is none of"),

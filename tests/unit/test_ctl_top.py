@@ -15,7 +15,7 @@ from kdbusfs.ctl.failure import EXIT_DENIED, EXIT_NO_MOUNT, Failure
 from kdbusfs.ctl.traffic import FILE, SORT_KEYS, Line, Meter, read, sort
 
 
-def figures(id: int, **more: Any) -> dict[str, Any]:
+def stats(id: int, **more: Any) -> dict[str, Any]:
     return {
         "bus": "0-demo",
         "endpoint": "bus",
@@ -44,7 +44,7 @@ def figures(id: int, **more: Any) -> dict[str, Any]:
 
 
 class Clockwork:
-    """A domain whose figures and time are set by the test."""
+    """A domain whose stats and time are set by the test."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -57,11 +57,11 @@ class Clockwork:
 def test_rates_are_growth_over_the_time_that_passed() -> None:
     world = Clockwork()
     meter = world.meter()
-    world.lines = [figures(1, sent=10, sent_bytes=1000)]
+    world.lines = [stats(1, sent=10, sent_bytes=1000)]
     (line,) = meter.measure()
     assert line.messages == line.bytes == 0
     world.now += 4
-    world.lines = [figures(1, sent=30, sent_bytes=3000, received=2, received_bytes=8), figures(2, received=8)]
+    world.lines = [stats(1, sent=30, sent_bytes=3000, received=2, received_bytes=8), stats(2, received=8)]
     old, new = meter.measure()
     assert old.rates == {"sent": 5, "received": 0.5, "sent_bytes": 500, "received_bytes": 2}
     assert new.rates["received"] == 2, "a connection that was made meanwhile"
@@ -71,20 +71,20 @@ def test_rates_are_growth_over_the_time_that_passed() -> None:
 def test_the_same_id_on_another_bus_is_another_connection() -> None:
     world = Clockwork()
     meter = world.meter()
-    world.lines = [figures(1, sent=10), figures(1, bus="0-other", sent=100)]
+    world.lines = [stats(1, sent=10), stats(1, bus="0-other", sent=100)]
     meter.measure()
     world.now += 1
     assert [line.rates["sent"] for line in meter.measure()] == [0, 0]
-    assert [line.figures["bus"] for line in world.meter(["0-other"]).measure()] == ["0-other"]
+    assert [line.stats["bus"] for line in world.meter(["0-other"]).measure()] == ["0-other"]
 
 
 def test_sorting() -> None:
     lines = [
-        Line(figures(1, sent=5, names=["b.b"], pool_used=7)),
-        Line(figures(2, sent=9, queued=1, lost=2, uid=5)),
-        Line(figures(3, names=["a.a"], received=50, sent_bytes=9, pid=None)),
+        Line(stats(1, sent=5, names=["b.b"], pool_used=7)),
+        Line(stats(2, sent=9, queued=1, lost=2, uid=5)),
+        Line(stats(3, names=["a.a"], received=50, sent_bytes=9, pid=None)),
     ]
-    order = {key: [line.figures["id"] for line in sort(lines, key)] for key in SORT_KEYS}
+    order = {key: [line.stats["id"] for line in sort(lines, key)] for key in SORT_KEYS}
     assert order == {
         "rate": [3, 2, 1],
         "bytes": [3, 1, 2],
@@ -98,7 +98,7 @@ def test_sorting() -> None:
         "pid": [3, 1, 2],
         "user": [1, 3, 2],
     }
-    assert [line.figures["id"] for line in sort(lines, "sent", reverse=True)] == [3, 1, 2]
+    assert [line.stats["id"] for line in sort(lines, "sent", reverse=True)] == [3, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_rates_in_short(value: float, text: str) -> None:
 
 def test_the_columns_of_a_line() -> None:
     line = Line(
-        figures(7, names=["a.b", "a.c"], flags=c.HELLO_ACTIVATOR, sent=3, sent_bytes=2000, pool_used=1 << 19, lost=4)
+        stats(7, names=["a.b", "a.c"], flags=c.HELLO_ACTIVATOR, sent=3, sent_bytes=2000, pool_used=1 << 19, lost=4)
     )
     cells = dict(zip(top._COLUMNS, top.cells(line), strict=True))
     assert cells["NAME"] == "a.b+1 (activator)"
     assert (cells["ID"], cells["PID"], cells["USER"], cells["COMMAND"]) == ("7", "107", "root", "program")
     assert (cells["SENT"], cells["BYTES"], cells["POOL"], cells["LOST"]) == ("3", "2.0K", "50%", "4")
-    bare = dict(zip(top._COLUMNS, top.cells(Line(figures(1, pid=None, description="thing", comm=""))), strict=True))
+    bare = dict(zip(top._COLUMNS, top.cells(Line(stats(1, pid=None, description="thing", comm=""))), strict=True))
     assert (bare["NAME"], bare["PID"], bare["COMMAND"]) == ("thing", "-", "-")
 
 
@@ -135,7 +135,7 @@ def drawn(lines: list[Line], *, width: int = 140, rows: int = 10) -> list[str]:
 
 @pytest.mark.parametrize("width", [40, 80, 140, 250])
 def test_the_screen_never_outgrows_the_terminal(width: int) -> None:
-    lines = [Line(figures(id, names=["org.example." + "x" * 200])) for id in range(1, 1001)]
+    lines = [Line(stats(id, names=["org.example." + "x" * 200])) for id in range(1, 1001)]
     shown = drawn(lines, width=width, rows=24)
     assert len(shown) == 24 and all(len(line) <= width for line in shown)
     if width >= 140:
@@ -143,13 +143,13 @@ def test_the_screen_never_outgrows_the_terminal(width: int) -> None:
 
 
 def test_nothing_of_a_client_is_taken_for_markup_or_for_a_command() -> None:
-    shown = "\n".join(drawn([Line(figures(1, comm="\x1b[2J\udcff", names=["[red]x[/red]"]))]))
+    shown = "\n".join(drawn([Line(stats(1, comm="\x1b[2J\udcff", names=["[red]x[/red]"]))]))
     assert "\x1b" not in shown and "\\x1b[2J\\xff" in shown and "[red]x[/red]" in shown
 
 
 def test_buses_are_named_where_there_are_several() -> None:
-    one = [Line(figures(1))]
-    assert "BUS" not in drawn(one)[2] and "BUS" in drawn([*one, Line(figures(1, bus="0-b"))])[2]
+    one = [Line(stats(1))]
+    assert "BUS" not in drawn(one)[2] and "BUS" in drawn([*one, Line(stats(1, bus="0-b"))])[2]
 
 
 def test_keys() -> None:
@@ -184,5 +184,5 @@ def test_why_the_figures_cannot_be_read(
 def test_lines_may_be_cut_by_reads(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdbusfs.ctl.traffic._READ", 7)
     (tmp_path / FILE).parent.mkdir()
-    (tmp_path / FILE).write_text("".join(json.dumps(figures(id)) + "\n" for id in range(20)))
+    (tmp_path / FILE).write_text("".join(json.dumps(stats(id)) + "\n" for id in range(20)))
     assert [each["id"] for each in read(str(tmp_path))] == list(range(20))

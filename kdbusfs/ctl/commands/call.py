@@ -9,10 +9,10 @@ from kdbusfs.abi.v3 import constants as c
 from .. import payload as payloads
 from ..arguments import END, Seconds
 from ..context import Context, pass_context
-from ..delivery import HINTS
 from ..describe import metadata_json
 from ..failure import failing
 from ..options import Command
+from ..send_errors import HINTS
 
 
 @click.command(
@@ -32,7 +32,7 @@ from ..options import Command
     metavar="SECONDS",
     help="How long to wait for the reply.",
 )
-@click.option("--no-auto-start", is_flag=True, help="Fail where only an activator owns the name.")
+@click.option("--no-auto-start", is_flag=True, help="Fail if only an activator owns the name.")
 @payloads.form_options
 @pass_context
 def command(
@@ -46,17 +46,18 @@ def command(
     no_auto_start: bool,
     form: payloads.Form | None,
 ) -> None:
-    """Send a request to the owner of NAME, or to the connection with this ID, and print the payload of its reply.
+    """Send a request to the owner of NAME, or to connection ID, and print the payload of the reply.
 
-    On a terminal the reply is shown as text if it is text, else in hexadecimal. Otherwise its bytes are written as
-    they are, and nothing else.
+    On a terminal, a printable reply is shown as text, any other in hexadecimal. Otherwise its bytes are written
+    unchanged.
 
-    Ends with 3 if nobody is there, 4 if the policy forbids it, 5 if no reply comes in time.
+    Exits with 3 if there is no such connection, 4 if the policy denies it, 5 at the timeout.
 
-    Replies of more than 64 MiB can only be had as they are, with --raw or in a pipe.
+    A reply of more than 64 MiB needs --raw or a pipe.
 
-    With --json an object: source (the id that replied), destination, cookie_reply, payload (size, base64, text, which
-    is null if it is no UTF-8), fds (how many descriptors came along; they are closed), metadata (of who replied).
+    With --json, prints an object: source (the id that replied), destination, cookie_reply, payload (size, base64, text,
+    which is null unless it is UTF-8), fds (number of received descriptors, which are closed), metadata (of the
+    sender).
     """
     output = context.output
     data = payloads.read(payload, file, from_hex)

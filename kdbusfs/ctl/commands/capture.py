@@ -14,16 +14,16 @@ import click
 
 from kdbusfs import __version__
 
-from ..cast import Cast
+from ..background_writer import STANDARD_OUTPUT, BackgroundWriter
 from ..context import Context, pass_context
 from ..dbus_frame import comment, frame
 from ..failure import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure, explain
-from ..follow import Course, Filter, Size, bus_gone, follow, follow_options, watching
+from ..follow import Filter, FollowState, Size, bus_gone, follow, follow_options, watching
 from ..observed import Observed
 from ..options import Command
-from ..outlet import STANDARD_OUTPUT, Outlet
 from ..output import to_json
 from ..pcapng import PcapngWriter
+from ..peers import Peers
 
 if TYPE_CHECKING:
     from ..output import Output
@@ -35,10 +35,10 @@ _SHOW_EVERY = 0.5  # seconds
 
 
 class Recorder:
-    """Writes what it is handed to a capture file.  raw: with a copy of struct kdbus_msg for each message."""
+    """A sink that writes a capture file.  raw: add a copy of struct kdbus_msg for each message."""
 
-    def __init__(self, outlet: Outlet, bus: str, endpoint: str, *, snaplen: int, raw: bool) -> None:
-        self._outlet = outlet
+    def __init__(self, out: BackgroundWriter, bus: str, endpoint: str, *, snaplen: int, raw: bool) -> None:
+        self._out = out
         self._snaplen = snaplen
         self._raw = raw
         self._dropped = 0
@@ -49,22 +49,22 @@ class Recorder:
 
     def _write(self, data: bytes) -> None:
         self._size += len(data)
-        self._outlet.write(data)
+        self._out.write(data)
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """Bytes written so far."""
         return self._size
 
     @property
     def is_full(self) -> bool:
-        return self._outlet.is_full
+        return self._out.is_full
 
-    def message(self, observed: Observed, cast: Cast) -> None:
+    def message(self, observed: Observed, peers: Peers) -> None:
         data, size = frame(observed, self._snaplen)
-        comments = [comment(observed, cast)]
+        comments = [comment(observed, peers)]
         if self._raw:
-            # In parts where it has hundreds of names; base64 of all but the last is without padding.
+            # In parts if it has hundreds of names; base64 of all parts but the last has no padding.
             comments += [
                 "kdbus_msg " + base64.b64encode(observed.raw[at : at + _RAW_PART]).decode()
                 for at in range(0, len(observed.raw), _RAW_PART)
@@ -76,40 +76,40 @@ class Recorder:
         self._dropped += count
 
     def flush(self) -> None:
-        self._outlet.flush()
+        self._out.flush()
 
-    def finish(self, begun_ns: int, course: Course) -> None:
-        """Write the end.  Raises OSError."""
-        self._writer.statistics(begun_ns, time.time_ns(), received=course.received + course.lost, dropped=course.lost)
-        self._outlet.finish()
+    def finish(self, begun_ns: int, state: FollowState) -> None:
+        """Write the final block.  Raises OSError."""
+        self._writer.statistics(begun_ns, time.time_ns(), received=state.received + state.lost, dropped=state.lost)
+        self._out.finish()
 
 
 _HELP = """\
-Write what happens on a bus to FILE, in pcapng: Wireshark and tshark open it.
+Write the messages of a bus to FILE, in pcapng format, for Wireshark and tshark.
 
-FILE is written anew; one that did not exist is readable by its owner only, as it holds what others send each other. -
-is standard output, such as for 'kdbusctl capture - | wireshark -k -i -'.
+FILE is overwritten. A new file is readable by its owner only, because it holds messages of others. - is standard
+output, as in 'kdbusctl capture - | wireshark -k -i -'.
 
 The file has a packet for each message, as a D-Bus message: sender and destination (:1.ID or the name), kind, cookie and
-time as the bus gave them, and the payload as it is, as an array of bytes. A comment has what D-Bus has no place for,
-and a second one struct kdbus_msg with its items, in base64; one of more than 48,000 bytes goes on in further ones.
+time from the bus, and the payload as an array of bytes. One comment holds what D-Bus cannot express, a second one
+struct kdbus_msg with its items, in base64, in parts of 48,000 bytes.
 
 \b
   request                     method call, member Request
   message                     method call that expects no reply, member Message
   reply                       method return
   signal, broadcast           signal, member Signal or Broadcast
-  no reply (the bus says so)  error kdbus.ReplyTimeout or kdbus.ReplyDead
+  no reply (notification)     error kdbus.ReplyTimeout or kdbus.ReplyDead
   notification                signal of interface kdbus.Notification
 
-It ends with Ctrl-C, SIGTERM, --count, --duration, or with the bus; the file is whole in each case. Where the bus had to
-leave messages out because capture was too slow, the next packet says how many (drop count), and so does the summary at
-the end, on standard error.
+Ends at Ctrl-C, SIGTERM, --count, --duration, or with the bus; the file is valid in each case. If the bus dropped
+messages because capture was too slow, the next packet has their number (drop count), and so has the summary on standard
+error.
 
-With --json the summary is an object on standard output, or on standard error if FILE is -: "file"; how many
-messages were "captured", "received" (also those that were not wanted) and "lost"; "bytes" of the file; "bus_ended".
+With --json, the summary is an object on standard output, or on standard error if FILE is -: "file"; the numbers of
+messages "captured", "received" (before the filter) and "lost"; "bytes" of the file; "bus_ended".
 
-Only the owner of the bus and root (CAP_IPC_OWNER) may do that.
+Needs to be the owner of the bus, or root (CAP_IPC_OWNER).
 """
 
 
@@ -122,7 +122,7 @@ Only the owner of the bus and root (CAP_IPC_OWNER) may do that.
     type=Size(),
     default=_SNAPLEN,
     metavar="SIZE",
-    help="Keep so many bytes of each message at most; 0 keeps all, up to 127 MiB. K and M may follow the number.  "
+    help="Keep at most this many bytes of each message; 0: all, up to 127 MiB. Suffixes K, M.  "
     "[default: 256K]",
 )
 @click.option("--raw/--no-raw", default=True, show_default=True, help="Add struct kdbus_msg as a comment.")
@@ -143,22 +143,22 @@ def command(
     if file == "-" and sys.stdout.isatty():
         raise Failure("standard output is a terminal; give a FILE, or pipe it into a program", EXIT_USAGE)
     snaplen = min(snaplen or _SNAPLEN_MAX, _SNAPLEN_MAX)
-    place = context.place()
-    course = Course()
-    with watching(context, place, course, pool_size=pool_size, metadata=metadata, keep=snaplen) as (_, tap, cast):
+    location = context.location()
+    state = FollowState()
+    with watching(context, location, state, pool_size=pool_size, metadata=metadata, keep=snaplen) as (_, tap, peers):
         fd = _open(file)
-        context.output.note(f"capturing bus {place.name} to {_name(file)}, Ctrl-C ends it")
+        context.output.note(f"capturing bus {location.name} to {_name(file)}, Ctrl-C ends it")
         begun_ns = time.time_ns()
-        recorder = Recorder(Outlet(fd), place.name, place.endpoint, snaplen=snaplen, raw=raw)
+        recorder = Recorder(BackgroundWriter(fd), location.name, location.endpoint, snaplen=snaplen, raw=raw)
         failure: Failure | None = None
         try:
             with _progress(context.output, recorder) as tick:
                 follow(
                     tap,
-                    cast,
+                    peers,
                     Filter(names, ids, kinds),
                     recorder,
-                    course,
+                    state,
                     count=count,
                     duration=duration,
                     tick=tick,
@@ -166,13 +166,13 @@ def command(
         except OSError as error:
             failure = bus_gone(error)
         try:
-            recorder.finish(begun_ns, course)
+            recorder.finish(begun_ns, state)
         except OSError as error:
             raise Failure(f"cannot write {_name(file)}: {explain(error)}", EXIT_FAILED) from error
         finally:
             if file != "-":
                 os.close(fd)
-    _summarise(context.output, file, course, recorder)
+    _summarise(context.output, file, state, recorder)
     if failure is not None:
         raise failure
     return EXIT_OK
@@ -192,8 +192,8 @@ def _open(file: str) -> int:
 
 
 @contextmanager
-def _progress(output: Output, recorder: Recorder) -> Iterator[Callable[[Course], None] | None]:
-    """Shows on a terminal's standard error how far it is."""
+def _progress(output: Output, recorder: Recorder) -> Iterator[Callable[[FollowState], None] | None]:
+    """Show the progress on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -203,35 +203,35 @@ def _progress(output: Output, recorder: Recorder) -> Iterator[Callable[[Course],
     shown = 0.0
     with Live(console=output.errors, auto_refresh=False, transient=True) as live:
 
-        def tick(course: Course) -> None:
+        def tick(state: FollowState) -> None:
             nonlocal shown
             if time.monotonic() - shown >= _SHOW_EVERY:
                 shown = time.monotonic()
-                live.update(Text(_text(course, recorder)), refresh=True)
+                live.update(Text(_text(state, recorder)), refresh=True)
 
         yield tick
 
 
-def _text(course: Course, recorder: Recorder) -> str:
-    return f"{course.shown} messages captured, {course.lost} lost; {recorder.size} bytes"
+def _text(state: FollowState, recorder: Recorder) -> str:
+    return f"{state.shown} messages captured, {state.lost} lost; {recorder.size} bytes"
 
 
-def _summarise(output: Output, file: str, course: Course, recorder: Recorder) -> None:
+def _summarise(output: Output, file: str, state: FollowState, recorder: Recorder) -> None:
     if output.json:
         summary = {
             "file": None if file == "-" else file,
-            "captured": course.shown,
-            "received": course.received,
-            "lost": course.lost,
+            "captured": state.shown,
+            "received": state.received,
+            "lost": state.lost,
             "bytes": recorder.size,
-            "bus_ended": course.ended,
+            "bus_ended": state.ended,
         }
         if file == "-":
             sys.stderr.write(to_json(summary) + "\n")
         else:
             output.document(summary)
         return
-    if course.ended:
+    if state.ended:
         output.note("the bus has ended")
-    others = course.received - course.shown
-    output.note(_text(course, recorder) + (f"; {others} others came" if others else ""))
+    others = state.received - state.shown
+    output.note(_text(state, recorder) + (f"; {others} others received" if others else ""))

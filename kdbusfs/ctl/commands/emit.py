@@ -6,9 +6,9 @@ import click
 
 from .. import payload as payloads
 from ..context import Context, pass_context
-from ..delivery import HINTS
 from ..failure import failing
 from ..options import Command
+from ..send_errors import HINTS
 
 
 @click.command("emit", cls=Command, short_help="Broadcast a signal.", epilog=payloads.HELP)
@@ -18,17 +18,21 @@ from ..options import Command
     "words",
     metavar="TEXT",
     multiple=True,
-    help="Set the bits of TEXT in the bloom filter; may be given more than once.",
+    help="Set the bits of TEXT in the bloom filter; repeatable.",
 )
 @click.option(
-    "--generation", type=click.IntRange(0, (1 << 64) - 1), default=0, metavar="N", help="Of the filter; 0 by default."
+    "--generation",
+    type=click.IntRange(0, (1 << 64) - 1),
+    default=0,
+    metavar="N",
+    help="Generation of the filter; 0 by default.",
 )
 @click.option(
     "--priority",
     type=click.IntRange(-(1 << 63), (1 << 63) - 1),
     default=0,
     metavar="N",
-    help="The lower, the more urgent; 0 by default.",
+    help="A lower number is more urgent; 0 by default.",
 )
 @pass_context
 def command(
@@ -41,16 +45,15 @@ def command(
     generation: int,
     priority: int,
 ) -> None:
-    """Broadcast a signal to everybody whose matches accept it.
+    """Broadcast a signal to all connections with a match that accepts it.
 
-    A match compares bits of the signal's bloom filter, and programs agree on which bits a word sets. --bloom sets
-    those that kdbusfs.client and the example programs use for it: 64-bit FNV-1a of the text, and from that as many
-    bits by double hashing as the bus has hashes. Without --bloom the filter is empty, and only matches that ask for
-    no bit accept it.
+    A match compares bits of the signal's bloom filter; programs agree on the bits that a word sets. --bloom uses the
+    scheme of kdbusfs.client and of the example programs: 64-bit FNV-1a of the text, then double hashing, with the
+    number of hashes of the bus. Without --bloom the filter is empty, and only matches without bits accept it.
 
-    Nobody says whether it was received: the bus itself does not tell.
+    The bus does not report whether a broadcast was received.
 
-    With --json an object: source (the id that the signal came from), cookie, size, bloom (the filter in hexadecimal).
+    With --json, prints an object: source (the sender's id), cookie, size, bloom (the filter in hexadecimal).
     """
     data = payloads.read(payload, file, from_hex)
     with (

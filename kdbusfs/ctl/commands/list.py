@@ -14,27 +14,28 @@ _COLUMNS = ("NAME", "ID", "STATE", "PID", "USER", "DESCRIPTION", "COMMAND")
 
 @click.command("list", cls=Command, short_help="List the names and connections of a bus.")
 @click.option("--acquired", is_flag=True, help="Names that somebody owns.")
-@click.option("--activatable", is_flag=True, help="Names that an activator stands behind, taken over or not.")
-@click.option("--queued", is_flag=True, help="Who waits for which name.")
+@click.option("--activatable", is_flag=True, help="Names that have an activator, whether a service owns them or not.")
+@click.option("--queued", is_flag=True, help="Connections that wait for a name, with that name.")
 @click.option(
-    "--unique", is_flag=True, help="Connections that own no name; with --queued, only those that wait for none."
+    "--unique", is_flag=True, help="Connections that own no name; with --queued, also wait for none."
 )
 @pass_context
 def command(context: Context, acquired: bool, activatable: bool, queued: bool, unique: bool) -> None:
-    """List the names and connections of a bus, but not that of kdbusctl itself.
+    """List the names and connections of a bus, without kdbusctl's own.
 
-    Without an option that chooses, all of them. Names come first, in order of the alphabet, then connections
-    without a name by their ids. "-" stands for what a connection does not show, or what may not be seen.
+    Lists all of them unless an option selects some. Names come first, sorted, then connections without a name
+    by id. "-" stands for a value that is unknown or hidden.
 
-    STATE is owned, activatable or queued for a name; for a connection without one what kind of connection
-    it is: monitor or policy-holder.
+    STATE is owned, activatable or queued for a name; for a connection without a name it is its kind: monitor
+    or policy-holder.
 
-    COMMAND is what the bus passes on about the connection. By default it does not (attach_flags_mask), and it
-    is that of the process with this PID in /proc then, unless that belongs to another user. A process may hand
-    its connection to another one, or end and leave its number to a third.
+    COMMAND is the command line that the bus reports. By default it does not (attach_flags_mask); then it is
+    read from /proc/PID, unless that process belongs to another user. It can be wrong: a process may pass its
+    connection to another one, or end and have its PID reused.
 
-    With --json an array of objects: name, state, name_flags, id, visible (whether the bus tells about it), flags,
-    pid, uid, user, comm, command, command_source ("bus" or "proc"), description; null for what is not known.
+    With --json, prints an array of objects: name, state, name_flags, id, visible (whether the bus shows its
+    metadata), flags, pid, uid, user, comm, command, command_source ("bus" or "proc"), description; null for
+    unknown values.
     """
     choices: tuple[tuple[bool, State], ...] = (
         (acquired, "owned"),
@@ -64,4 +65,4 @@ def command(context: Context, acquired: bool, activatable: bool, queued: bool, u
     output.table(_COLUMNS, rows, right=("ID", "PID"), last_gives_way=True)
     hidden = len({entry.peer.id for entry in entries if entry.peer.info is None})
     if hidden:
-        output.note(f"{hidden} connections may not be seen through this endpoint")
+        output.note(f"{hidden} connections are hidden by the policy of this endpoint")

@@ -20,15 +20,15 @@ _HINTS = {
     errno.EMFILE: "you have 16 buses in this domain already",
     errno.EACCES: "no permission to open its control file",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.EINVAL: "that is no name for a bus of this user",
+    errno.EINVAL: "that is not a valid bus name for this user",
 }
 
 
 @click.command("make-bus", cls=Command, short_help="Make a bus and hold it until Ctrl-C.")
 @click.argument("name")
 @command_argument
-@click.option("--world", is_flag=True, help="Everybody may enter the bus.")
-@click.option("--group", is_flag=True, help="Your group may enter the bus.")
+@click.option("--world", is_flag=True, help="Let all users enter the bus.")
+@click.option("--group", is_flag=True, help="Let your group enter the bus.")
 @click.option(
     "--bloom-size",
     type=click.IntRange(8, 4096),
@@ -43,13 +43,13 @@ _HINTS = {
     default=1,
     show_default=True,
     metavar="N",
-    help="How many bits a word sets.",
+    help="Number of bits that a word sets.",
 )
 @click.option(
     "--require",
     type=ATTACH,
     metavar="KINDS",
-    help="Metadata that connections have to agree to send, such as creds,pids; or all.",
+    help="Metadata that connections must agree to send, such as creds,pids; or all.",
 )
 @click.option(
     "--creator-shows",
@@ -69,19 +69,19 @@ def command(
     require: int | None,
     creator_shows: int | None,
 ) -> int:
-    """Make a bus in the domain that is meant, print the path of its endpoint, and hold it until Ctrl-C or SIGTERM.
+    """Make a bus in the selected domain, print the path of its endpoint, and hold it until Ctrl-C or SIGTERM.
 
-    Buses begin with the user's id: NAME becomes UID-NAME, unless it begins so already. The bus ends with kdbusctl.
+    Bus names begin with the user's id: NAME becomes UID-NAME, unless it has that prefix. The bus ends with kdbusctl.
 
-    With COMMAND: hold it as long as COMMAND runs, which finds the path in KDBUS_BUS, and end with its exit code. The
-    path is not printed then.
+    With COMMAND: hold it while COMMAND runs, and exit with its exit code. COMMAND finds the path in KDBUS_BUS; it is
+    not printed then.
 
-    With --json an object, at once: name, path.
+    With --json, prints an object at once: name, path.
     """
     from kdbusfs.client import make_bus
 
     if bloom_size % 8:
-        raise Failure(f"--bloom-size {bloom_size} is no multiple of 8", EXIT_USAGE)
+        raise Failure(f"--bloom-size {bloom_size} is not a multiple of 8", EXIT_USAGE)
     domain = context.domain()
     access = (c.MAKE_ACCESS_WORLD if world else 0) | (c.MAKE_ACCESS_GROUP if group else 0)
     shows = c.ATTACH_CREDS | c.ATTACH_PIDS if creator_shows is None else creator_shows

@@ -42,34 +42,34 @@ _HINTS = {
     "file",
     metavar="FILE",
     type=click.Path(),
-    help="All that is allowed there. By default nothing is.",
+    help="The policy of the endpoint. Without it, nothing is allowed.",
 )
-@click.option("--world", is_flag=True, help="Everybody may open the endpoint.")
-@click.option("--group", is_flag=True, help="Your group may open the endpoint.")
+@click.option("--world", is_flag=True, help="Let all users open the endpoint.")
+@click.option("--group", is_flag=True, help="Let your group open the endpoint.")
 @pass_context
 def command(context: Context, name: str, command: tuple[str, ...], file: str | None, world: bool, group: bool) -> int:
-    """Make an endpoint of the bus that is meant, print its path, and hold it until Ctrl-C or SIGTERM.
+    """Make an endpoint of the selected bus, print its path, and hold it until Ctrl-C or SIGTERM.
 
-    Who enters the bus by it may do what the policy in FILE allows, and only if the bus allows it too. Endpoints begin
-    with the user's id: NAME becomes UID-NAME, unless it begins so already. The endpoint ends with kdbusctl.
+    Connections through it may do what both the policy in FILE and the bus allow. Endpoint names begin with the user's
+    id: NAME becomes UID-NAME, unless it has that prefix. The endpoint ends with kdbusctl.
 
-    SIGHUP makes kdbusctl read FILE again; if it has mistakes, it says so, and the old policy stays.
+    SIGHUP makes kdbusctl read FILE again; if it has mistakes, they are reported, and the old policy stays.
 
-    With COMMAND: hold it as long as COMMAND runs, which finds the path in KDBUS_BUS, and end with its exit code. The
-    path is not printed then.
+    With COMMAND: hold it while COMMAND runs, and exit with its exit code. COMMAND finds the path in KDBUS_BUS; it is
+    not printed then.
 
-    With --json an object, at once: name, path.
+    With --json, prints an object at once: name, path.
     """
     from kdbusfs.client import make_endpoint
 
     policy = _policy(file)
-    place = context.place()
+    location = context.location()
     if context.endpoint is not None:
         raise Failure("endpoints are made by the default endpoint of a bus; leave --endpoint out", EXIT_USAGE)
     access = (c.MAKE_ACCESS_WORLD if world else 0) | (c.MAKE_ACCESS_GROUP if group else 0)
-    with failing(f"make endpoint '{name}' of '{place.endpoint}'", _HINTS):
+    with failing(f"make endpoint '{name}' of '{location.endpoint}'", _HINTS):
         prefix = not name.startswith(f"{os.geteuid()}-")
-        owner = make_endpoint(place.endpoint, name, access=access, policy=policy, prefix=prefix)
+        owner = make_endpoint(location.endpoint, name, access=access, policy=policy, prefix=prefix)
 
     def reload() -> None:
         try:

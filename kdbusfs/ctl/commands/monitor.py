@@ -11,17 +11,17 @@ import click
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import IdChange, NameChange
 
-from ..cast import Cast
+from ..background_writer import STANDARD_OUTPUT, BackgroundWriter
 from ..context import Context, pass_context
 from ..describe import HELLO_FLAGS, flag_names, metadata_json, metadata_lines
 from ..escape import escape, escape_bytes, payload_text
 from ..failure import EXIT_OK
-from ..follow import Course, Filter, Size, bus_gone, follow, follow_options, watching
+from ..follow import Filter, FollowState, Size, bus_gone, follow, follow_options, watching
 from ..observed import MESSAGE_FLAGS, NOTIFICATIONS, Kind, Observed
 from ..options import Command
-from ..outlet import STANDARD_OUTPUT, Outlet
 from ..output import to_json
 from ..payload import payload_json
+from ..peers import Peers
 
 if TYPE_CHECKING:
     from ..output import Output
@@ -71,8 +71,8 @@ class Painter:
 class _Lines:
     """Messages as text, one a line.  shape: how payload is shown; limit: bytes of it."""
 
-    def __init__(self, outlet: Outlet, output: Output, shape: str, limit: int, *, metadata: bool) -> None:
-        self._outlet = outlet
+    def __init__(self, out: BackgroundWriter, output: Output, shape: str, limit: int, *, metadata: bool) -> None:
+        self._out = out
         self._paint = Painter(output)
         self._shape = shape
         self._limit = limit
@@ -82,16 +82,16 @@ class _Lines:
 
     @property
     def is_full(self) -> bool:
-        return self._outlet.is_full
+        return self._out.is_full
 
     def flush(self) -> None:
-        self._outlet.flush()
+        self._out.flush()
 
     def missing(self, count: int) -> None:
         text = f"{count} messages are missing here: they came faster than they were taken"
-        self._outlet.write((self._paint(text, _ALARM) + "\n").encode())
+        self._out.write((self._paint(text, _ALARM) + "\n").encode())
 
-    def message(self, observed: Observed, cast: Cast) -> None:
+    def message(self, observed: Observed, peers: Peers) -> None:
         paint = self._paint
         line = (
             f"{paint(self._time(observed.time_ns), _DIM)} "
@@ -100,10 +100,10 @@ class _Lines:
         if observed.notification is not None:
             line += self._notification(observed)
         else:
-            line += self._ends(observed, cast) + self._details(observed) + self._payload(observed)
+            line += self._ends(observed, peers) + self._details(observed) + self._payload(observed)
         if self._metadata:
             line += self._more(observed)
-        self._outlet.write((line + "\n").encode("utf-8", "backslashreplace"))
+        self._out.write((line + "\n").encode("utf-8", "backslashreplace"))
 
     def _time(self, time_ns: int) -> str:
         seconds, rest = divmod(time_ns, 1_000_000_000)
@@ -112,26 +112,26 @@ class _Lines:
             self._clock = time.strftime("%H:%M:%S", time.localtime(seconds))
         return f"{self._clock}.{rest // 1000:06d}"
 
-    def _end(self, id: int, cast: Cast, first: str | None = None) -> str:
-        """A connection by its id and its names, or the one that it was addressed by."""
-        names = cast.names(id) if first is None else [first]
+    def _end(self, id: int, peers: Peers, first: str | None = None) -> str:
+        """A connection by id and first name, or by the name that was addressed."""
+        names = peers.names(id) if first is None else [first]
         if not names:
-            comm = cast.process(id).comm
+            comm = peers.process(id).comm
             return self._paint(str(id), _NAME) + (f" {self._paint(escape(comm), _DIM)}" if comm else "")
         shown = escape(names[0]) + (f"+{len(names) - 1}" if len(names) > 1 else "")
         return f"{self._paint(str(id), _NAME)} {shown}"
 
-    def _ends(self, observed: Observed, cast: Cast) -> str:
+    def _ends(self, observed: Observed, peers: Peers) -> str:
         message = observed.message
         if message.dst_id == c.DST_ID_BROADCAST:
             to = self._paint("all", _NAME)
         elif message.dst_name is not None:
-            owner = cast.owner(message.dst_name)
+            owner = peers.owner(message.dst_name)
             id = message.dst_id or owner
-            to = escape(message.dst_name) if id is None else self._end(id, cast, message.dst_name)
+            to = escape(message.dst_name) if id is None else self._end(id, peers, message.dst_name)
         else:
-            to = self._end(message.dst_id, cast)
-        return f"{self._end(message.src_id, cast)} → {to}"
+            to = self._end(message.dst_id, peers)
+        return f"{self._end(message.src_id, peers)} → {to}"
 
     def _details(self, observed: Observed) -> str:
         message = observed.message
@@ -178,36 +178,36 @@ class _Lines:
 
 
 class _Records:
-    """Messages as JSON, one object a line."""
+    """Prints messages as JSON, one object per line."""
 
-    def __init__(self, outlet: Outlet, shape: str, limit: int, *, metadata: bool) -> None:
-        self._outlet = outlet
+    def __init__(self, out: BackgroundWriter, shape: str, limit: int, *, metadata: bool) -> None:
+        self._out = out
         self._payload = shape != "none"
         self._limit = limit
         self._metadata = metadata
 
     @property
     def is_full(self) -> bool:
-        return self._outlet.is_full
+        return self._out.is_full
 
     def flush(self) -> None:
-        self._outlet.flush()
+        self._out.flush()
 
     def _record(self, value: dict[str, Any]) -> None:
-        self._outlet.write(to_json(value).encode() + b"\n")
+        self._out.write(to_json(value).encode() + b"\n")
 
     def missing(self, count: int) -> None:
         self._record({"kind": "missing", "count": count})
 
-    def message(self, observed: Observed, cast: Cast) -> None:
+    def message(self, observed: Observed, peers: Peers) -> None:
         message = observed.message
         record: dict[str, Any] = {"kind": observed.kind.value, "realtime_ns": observed.time_ns}
         timestamp = message.metadata.timestamp
         if timestamp is not None:
             record |= {"monotonic_ns": timestamp.monotonic_ns, "seqnum": timestamp.seqnum}
         record["source"] = message.src_id
-        record["source_names"] = cast.names(message.src_id)
-        record |= _destination(observed, cast)
+        record["source_names"] = peers.names(message.src_id)
+        record |= _destination(observed, peers)
         record["cookie"] = message.cookie
         if message.expects_reply:
             record["timeout_ns"] = message.timeout_ns
@@ -228,7 +228,7 @@ class _Records:
         self._record(record)
 
     def _payload_json(self, observed: Observed) -> dict[str, Any]:
-        """As `payload.payload_json`, of so much as is wanted."""
+        """As `payload.payload_json`, truncated to --bytes."""
         if not self._payload:
             return {"size": observed.size}
         data = observed.payload(self._limit)
@@ -236,15 +236,15 @@ class _Records:
         return {**found, "truncated": True} if len(data) < observed.size else found
 
 
-def _destination(observed: Observed, cast: Cast) -> dict[str, Any]:
-    """The connection that it goes to, null for all; the name that it was sent to; the names there."""
+def _destination(observed: Observed, peers: Peers) -> dict[str, Any]:
+    """Destination members: id (null: broadcast), the addressed name, and all names of the connection."""
     message = observed.message
     if message.dst_id == c.DST_ID_BROADCAST:
         return {"destination": None}
     if message.dst_name is None:
-        return {"destination": message.dst_id, "destination_names": cast.names(message.dst_id)}
-    id = message.dst_id or cast.owner(message.dst_name)
-    names = [message.dst_name] if id is None else cast.names(id)
+        return {"destination": message.dst_id, "destination_names": peers.names(message.dst_id)}
+    id = message.dst_id or peers.owner(message.dst_name)
+    names = [message.dst_name] if id is None else peers.names(id)
     return {"destination": id, "destination_name": message.dst_name, "destination_names": names}
 
 
@@ -260,8 +260,8 @@ def _notification_json(observed: Observed) -> dict[str, Any]:
 
 
 def _is_binary(data: bytes, size: int) -> bool:
-    """Whether payload is rather shown as numbers: it is no UTF-8, or a fifth of it are control characters."""
-    cut = 0 if len(data) == size else 3  # the last character may be cut off
+    """Whether to show payload in hex: it is not UTF-8, or a fifth of it are control characters."""
+    cut = 0 if len(data) == size else 3  # the last character may be truncated
     for end in range(len(data), len(data) - cut - 1, -1):
         text = payload_text(data[: max(end, 0)])
         if text is not None:
@@ -280,28 +280,28 @@ def _text(data: bytes) -> str:
 _HELP = """\
 Show the messages of a bus as they come: time, kind, sender, destination, cookie, size and the beginning of the payload.
 
-Of each connection there are its id and, behind it, the first of its names (+N: there are more), or the command that
-made it. Text of clients is shown with escapes for everything that is not printable.
+A connection is shown by its id and its first name (+N: number of further names), or the command of its process.
+Unprintable characters of clients are escaped.
 
-With --json there is one object a line: "kind", "realtime_ns", "monotonic_ns", "seqnum", "source", "source_names",
+With --json, prints one object per line: "kind", "realtime_ns", "monotonic_ns", "seqnum", "source", "source_names",
 "destination" (null: all), "destination_name" (what it was sent to), "destination_names", "cookie", "cookie_reply" or
-"timeout_ns", "priority", "flags", "payload_type", "fds" (how many), "payload", or "notification". In "payload", "size"
-is that of all that was sent, "base64" has the first --bytes of it, and so has "text" where it is UTF-8.
+"timeout_ns", "priority", "flags", "payload_type", "fds" (their number), "payload", or "notification". In "payload",
+"size" is the full size; "base64", and "text" if it is UTF-8, have the first --bytes of it.
 
-Several --name, or --id, mean either of them, and so do several --kind; of --kind and the others both have to fit.
+A message must match one of all given --name and --id, and one of all given --kind.
 
 \b
   request       expects a reply            reply         answers a request
   message       neither                    signal        to one connection
   broadcast     a signal to all            notification  by the bus itself
 
-The bus keeps 256 messages for a monitor, 32 of one user. Messages that come faster than they are taken are missing: a
-line says so about where they would be ({"kind": "missing"} in JSON), and standard error at the end. monitor takes all
-it can get into its pool first and prints afterwards, and a terminal may lag 32 MiB of text behind. Only what the bus
-still had when it ended goes without a word.
+The bus queues 256 messages for a monitor, 32 of one user. If messages arrive faster than monitor receives them, some
+are lost: a line says how many at that point ({"kind": "missing"} in JSON), and standard error at the end. monitor
+receives before it prints; a terminal may lag behind by 32 MiB of text. Messages still queued when the bus ends are lost
+without a report.
 
-It ends with Ctrl-C, SIGTERM, --count, --duration, or with the bus. Only the owner of the bus and root (CAP_IPC_OWNER)
-may do that.
+Ends at Ctrl-C, SIGTERM, --count, --duration, or with the bus. Needs to be the owner of the bus, or root
+(CAP_IPC_OWNER).
 """
 
 
@@ -314,7 +314,7 @@ may do that.
     type=click.Choice(["auto", "text", "hex", "none"]),
     default="auto",
     show_default=True,
-    help="How payload is shown: as text, in hex, not at all; or as text where it looks like that.",
+    help="Format of payload: text, hex, none, or auto: text if it is printable.",
 )
 @click.option(
     "-b",
@@ -322,7 +322,7 @@ may do that.
     "limit",
     type=Size(),
     metavar="SIZE",
-    help=f"Show so many bytes of payload at most.  [default: {_EXCERPT}, with --json 64K]",
+    help=f"Show at most this many bytes of payload.  [default: {_EXCERPT}, with --json 64K]",
 )
 @pass_context
 def command(
@@ -338,28 +338,28 @@ def command(
     limit: int | None,
 ) -> int:
     output = context.output
-    place = context.place()
-    course = Course()
+    location = context.location()
+    state = FollowState()
     if limit is None:
         limit = 1 << 16 if output.json else _EXCERPT
-    outlet = Outlet(STANDARD_OUTPUT)
+    out = BackgroundWriter(STANDARD_OUTPUT)
     sink = (
-        _Records(outlet, shape, limit, metadata=metadata)
+        _Records(out, shape, limit, metadata=metadata)
         if output.json
-        else _Lines(outlet, output, shape, limit, metadata=metadata)
+        else _Lines(out, output, shape, limit, metadata=metadata)
     )
-    watched = watching(context, place, course, pool_size=pool_size, metadata=metadata, keep=limit)
-    with watched as (connection, tap, cast):
-        output.note(f"monitoring bus {place.name} as connection {connection.id}, Ctrl-C ends it")
+    watched = watching(context, location, state, pool_size=pool_size, metadata=metadata, keep=limit)
+    with watched as (connection, tap, peers):
+        output.note(f"monitoring bus {location.name} as connection {connection.id}, Ctrl-C ends it")
         try:
-            follow(tap, cast, Filter(names, ids, kinds), sink, course, count=count, duration=duration)
+            follow(tap, peers, Filter(names, ids, kinds), sink, state, count=count, duration=duration)
         except OSError as error:
-            outlet.finish()
+            out.finish()
             raise bus_gone(error) from error
-        outlet.finish()
-    if course.ended and not output.json:
+        out.finish()
+    if state.ended and not output.json:
         output.note("the bus has ended")
-    if course.lost:
-        output.note(f"{course.lost} of {course.received + course.lost} messages are missing: they came too fast")
+    if state.lost:
+        output.note(f"{state.lost} of {state.received + state.lost} messages were lost: they arrived too fast")
     return EXIT_OK
-"""Ends with 0 also when messages are missing: that was said."""
+"""Exits with 0 even if messages were lost: that was reported."""

@@ -1,4 +1,4 @@
-"""kdbusctl own: own a name, or stand in for it as an activator, and tell what happens."""
+"""kdbusctl own: own a name, or hold it as an activator, and report events."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _SHOWN = 200  # bytes of a payload on a line
 
 
-@click.command("own", cls=Command, short_help="Own a name until Ctrl-C, and tell what happens to it.")
+@click.command("own", cls=Command, short_help="Own a name until Ctrl-C, and report events.")
 @click.argument("name", type=NAME)
 @command_argument
-@click.option("--replace", is_flag=True, help="Take the name over if its owner allows it.")
-@click.option("--allow-replacement", is_flag=True, help="Let others take it over.")
-@click.option("--queue", is_flag=True, help="Wait for the name while somebody else owns it.")
-@click.option("--activator", is_flag=True, help="Stand in for the name until a service takes it.")
+@click.option("--replace", is_flag=True, help="Replace the owner, if it allows that.")
+@click.option("--allow-replacement", is_flag=True, help="Allow others to replace this owner.")
+@click.option("--queue", is_flag=True, help="Wait for the name while another connection owns it.")
+@click.option("--activator", is_flag=True, help="Hold the name as an activator until a service takes it.")
 @click.option("--echo", is_flag=True, help="Answer each request with its own payload.")
 @pass_context
 def command(
@@ -43,26 +43,25 @@ def command(
     activator: bool,
     echo: bool,
 ) -> int:
-    """Acquire NAME and own it until Ctrl-C or SIGTERM. Ends with 1 if somebody else owns it and --queue is not given.
+    """Acquire NAME and own it until Ctrl-C or SIGTERM. Exits with 1 if it is owned already and --queue is not given.
 
-    Prints a line for each event: acquired, queued, lost, and each message that comes in, which is taken and not
-    answered, except with --echo. Losing the name ends kdbusctl with 1, unless it waits for it (--queue).
+    Prints a line for each event: acquired, queued, lost, and each received message. Messages are dropped, or answered
+    with --echo. If the name is lost, kdbusctl exits with 1, unless it waits for the name (--queue).
 
-    With COMMAND: run it once the name is owned, and end with its exit code. Messages are read meanwhile; their lines
-    go to standard error then.
+    With COMMAND: run it once the name is acquired, and exit with its exit code. Events go to standard error then.
 
-    With --activator: own NAME as an activator, which only who made the bus and root may. Messages wait until a service
-    acquires NAME, and then go to it. COMMAND is that service: it is run whenever a message waits. It has to acquire
-    NAME before it ends, else kdbusctl ends with 1.
+    With --activator: hold NAME as an activator, as the bus' creator or root. Messages wait until a service acquires
+    NAME, and then move to it. COMMAND is that service: it is started when a message waits. If it ends without having
+    acquired NAME, kdbusctl exits with 1.
 
-    COMMAND finds the path of the endpoint in KDBUS_BUS.
+    COMMAND finds the path of the endpoint in the environment variable KDBUS_BUS.
 
-    With --json an object a line: event ("acquired", "queued", "lost", "message", "missed", "started", "ended"), name,
-    id; of a message also source, cookie, expects_reply, payload (of which the first 64 MiB count); of missed count; of
-    ended exit_code.
+    With --json, prints one object per line: event ("acquired", "queued", "lost", "message", "missed", "started",
+    "ended"), name, id; a message also has source, cookie, expects_reply, payload (its first 64 MiB); missed has count;
+    ended has exit_code.
     """
     if activator and (replace or allow_replacement or queue or echo):
-        raise Failure("--activator goes with none of --replace, --allow-replacement, --queue and --echo", EXIT_USAGE)
+        raise Failure("--activator excludes --replace, --allow-replacement, --queue and --echo", EXIT_USAGE)
     if activator:
         return _Activator(context, name, command).run()
     flags = (
@@ -73,26 +72,26 @@ def command(
     return _Owner(context, name, command, flags, echo).run()
 
 
-class _Teller:
+class _EventPrinter:
     """Prints events of a name as lines or as JSON."""
 
-    def __init__(self, context: Context, name: str, *, aside: bool) -> None:
-        """aside: whether standard output belongs to COMMAND."""
+    def __init__(self, context: Context, name: str, *, to_stderr: bool) -> None:
+        """to_stderr: whether standard output belongs to COMMAND."""
         self._output = context.output
         self._name = name
-        self._aside = aside
+        self._to_stderr = to_stderr
 
-    def tell(self, event: str, text: str, **details: Any) -> None:
+    def print(self, event: str, text: str, **details: Any) -> None:
         if self._output.json:
             self._output.record({"event": event, "name": self._name, **details})
-        elif self._aside:
+        elif self._to_stderr:
             self._output.note(text)
         else:
             self._output.line(text)
 
 
 class _Owner:
-    """An ordinary owner of a name."""
+    """Owns a name as an ordinary connection."""
 
     def __init__(self, context: Context, name: str, command: tuple[str, ...], flags: int, echo: bool) -> None:
         self._context = context
@@ -101,13 +100,13 @@ class _Owner:
         self._flags = flags
         self._echo = echo
         self._owned = False
-        self._teller = _Teller(context, name, aside=bool(command))
+        self._events = _EventPrinter(context, name, to_stderr=bool(command))
 
     def run(self) -> int:
         from kdbusfs.client import name_changed_rule, name_removed_rule
 
-        place = self._context.place()
-        with Hold() as hold, self._context.connect(place) as connection:
+        location = self._context.location()
+        with Hold() as hold, self._context.connect(location) as connection:
             for cookie, rule in enumerate((name_changed_rule, name_removed_rule), 1):
                 connection.add_match(cookie, rule(self._name))
             self._acquire(connection)
@@ -115,7 +114,7 @@ class _Owner:
             while not (hold.stopped and not hold.running):
                 if self._owned and self._command and not started:
                     started = True
-                    hold.start(self._command, KDBUS_BUS=place.endpoint)
+                    hold.start(self._command, KDBUS_BUS=location.endpoint)
                 if hold.wait(connection.fileno()):
                     self._read(connection)
                 if started and not hold.running:
@@ -134,23 +133,24 @@ class _Owner:
                 raise Failure(f"cannot own '{self._name}': {owner}; --queue waits for it{advice}") from error
         if flags & c.NAME_IN_QUEUE:
             text = f"queued for {self._name}: {_who_owns(connection, self._name)}"
-            self._teller.tell("queued", text, id=connection.id)
+            self._events.print("queued", text, id=connection.id)
         else:
             self._acquired(connection)
 
     def _acquired(self, connection: Connection) -> None:
         self._owned = True
-        self._teller.tell("acquired", f"acquired {self._name} as connection {connection.id}", id=connection.id)
+        self._events.print("acquired", f"acquired {self._name} as connection {connection.id}", id=connection.id)
 
     def _read(self, connection: Connection) -> None:
-        """All that has come in."""
+        """Receive and process all queued messages."""
         from kdbusfs.client import Lost
 
         while True:
             try:
                 message = connection.recv()
             except Lost as lost:
-                self._teller.tell("missed", f"{lost.count} notifications were lost", id=connection.id, count=lost.count)
+                text = f"{lost.count} notifications were lost"
+                self._events.print("missed", text, id=connection.id, count=lost.count)
                 continue
             except ConnectionError as error:
                 raise Failure("the bus has ended", EXIT_NOTHING) from error
@@ -173,7 +173,7 @@ class _Owner:
         elif change.old_id == connection.id:
             self._owned = False
             by = f" to connection {change.new_id}" if change.new_id else ""
-            self._teller.tell("lost", f"lost {self._name}{by}", id=connection.id)
+            self._events.print("lost", f"lost {self._name}{by}", id=connection.id)
 
     def _on_message(self, connection: Connection, message: Message) -> None:
         size = size_of(message)
@@ -184,7 +184,7 @@ class _Owner:
             data = b""
         kind = "request" if message.expects_reply else "message"
         text = f"{kind} from connection {message.src_id}, {size} bytes: {escape_bytes(data)}"
-        self._teller.tell(
+        self._events.print(
             "message",
             text + ("..." if size > _SHOWN else ""),
             id=connection.id,
@@ -197,59 +197,59 @@ class _Owner:
             try:
                 connection.reply(message, [_same(part) for part in message.payload])
             except OSError:
-                pass  # who asked is gone, or waits no longer
+                pass  # the requester has ended, or timed out
 
 
 def _same(part: ReceivedPart) -> Part:
-    """What was received, to be sent again: a memfd itself and not what it holds."""
+    """Received parts as parts to send; a memfd is passed on, not copied."""
     from kdbusfs.client import Memfd, ReceivedMemfd
 
     return Memfd(part.file, part.start, part.size) if isinstance(part, ReceivedMemfd) else part
 
 
 class _Activator:
-    """An activator, and the service that it starts."""
+    """Owns a name as an activator, and starts the service."""
 
     def __init__(self, context: Context, name: str, command: tuple[str, ...]) -> None:
         self._context = context
         self._name = name
         self._command = command
-        self._teller = _Teller(context, name, aside=bool(command))
+        self._events = _EventPrinter(context, name, to_stderr=bool(command))
 
     def run(self) -> int:
-        place = self._context.place()
+        location = self._context.location()
         hints = {
             errno.EPERM: "only who made the bus and root may be an activator, and by its default endpoint",
             errno.EEXIST: "the name has an activator or a policy holder already",
         }
         with (
             Hold() as hold,
-            self._context.connect(place, hints=hints, flags=c.HELLO_ACTIVATOR, name=self._name) as activator,
+            self._context.connect(location, hints=hints, flags=c.HELLO_ACTIVATOR, name=self._name) as activator,
             failing(f"be the activator of '{self._name}'"),
         ):
-            self._teller.tell("acquired", f"acquired {self._name} as activator {activator.id}", id=activator.id)
+            self._events.print("acquired", f"acquired {self._name} as activator {activator.id}", id=activator.id)
             while not (hold.stopped and not hold.running):
-                # While the service runs, its messages are not ours to look at.
+                # While the service runs, queued messages are for it.
                 files = () if hold.running or not self._command else (activator.fileno(),)
                 was_running = hold.running
                 waiting = hold.wait(*files, timeout=None if files else 2.0)
                 if waiting and not hold.stopped:
                     activator.wait(0)  # raises where the bus has ended
-                    hold.start(self._command, KDBUS_BUS=place.endpoint)
-                    self._teller.tell("started", f"started '{self._command[0]}': a message waits", id=activator.id)
+                    hold.start(self._command, KDBUS_BUS=location.endpoint)
+                    self._events.print("started", f"started '{self._command[0]}': a message waits", id=activator.id)
                 elif was_running and not hold.running:
                     self._ended(activator, hold)
         return EXIT_OK
 
     def _ended(self, activator: Connection, hold: Hold) -> None:
         code = hold.exit_code
-        self._teller.tell("ended", f"'{self._command[0]}' has ended with {code}", id=activator.id, exit_code=code)
+        self._events.print("ended", f"'{self._command[0]}' has ended with {code}", id=activator.id, exit_code=code)
         if not hold.stopped and activator.wait(0):
             raise Failure(f"'{self._command[0]}' has ended and has left messages for '{self._name}' waiting")
 
 
 def _who_owns(connection: Connection, name: str) -> str:
-    """Who has a name now, in words."""
+    """Description of the owner of a name."""
     try:
         info = connection.conn_info(name, c.ATTACH_PIDS)
     except OSError:

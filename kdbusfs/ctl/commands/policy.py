@@ -32,20 +32,21 @@ _HINTS = {
 )
 @click.argument("file", type=click.Path())
 @command_argument
-@click.option("--hold", is_flag=True, help="Upload the policy to the bus that is meant, and hold it until Ctrl-C.")
-@click.option("--may", "question", type=(NAME, str), metavar="NAME USER", help="Say what USER may do with NAME.")
+@click.option("--hold", is_flag=True, help="Upload the policy to the selected bus, and hold it until Ctrl-C.")
+@click.option("--may", "question", type=(NAME, str), metavar="NAME USER", help="Print the access of USER to NAME.")
 @pass_context
 def command(context: Context, file: str, command: tuple[str, ...], hold: bool, question: tuple[str, str] | None) -> int:
-    """Check a policy file and show what it says: a line for each right. Mistakes are named, and the exit code is 2.
+    """Check a policy file and print a line for each right. For a file with mistakes, the exit code is 2.
 
-    With --may: print the most that USER may do with NAME by this file alone: own, talk, see or nothing; the exit code
-    is 3 for nothing. Root and who made the bus may do everything there, and everybody may talk to his own processes.
+    With --may: print the highest right of USER to NAME by this file alone: own, talk, see or nothing; for nothing, the
+    exit code is 3. Root and the creator of the bus have all rights, and all users may talk to their own processes.
 
     With --hold: open a policy holder on the bus for each name, and keep them until Ctrl-C or SIGTERM. A name can have
-    one policy holder or activator. SIGHUP makes kdbusctl read FILE again; if it has mistakes, it says so, and the old
-    policy stays. With COMMAND: hold it as long as COMMAND runs, and end with its exit code.
+    one policy holder or activator. SIGHUP makes kdbusctl read FILE again; if it has mistakes, they are reported, and
+    the old policy stays. With COMMAND: hold it while COMMAND runs, and exit with its exit code.
 
-    With --json an array of objects: name, rights (access, kind, id, who); with --may an object: name, user, may.
+    With --json, prints an array of objects: name, rights (access, kind, id, who); with --may an object: name, user,
+    may.
     """
     entries = policy_file.load(file)
     if command and not hold:
@@ -82,15 +83,15 @@ def _answer(context: Context, entries: list[policy_file.NamePolicy], name: str, 
 
 
 class _Holders:
-    """The policy holders, one a name."""
+    """Policy holder connections, one for each name."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._place = context.place()
+        self._location = context.location()
         self._held: dict[str, Connection] = {}
 
     def check(self) -> None:
-        """Raises Failure where the bus has ended."""
+        """Raises Failure if the bus has ended."""
         for holder in self._held.values():
             try:
                 holder.wait(0)
@@ -98,17 +99,17 @@ class _Holders:
                 raise Failure("the bus has ended", EXIT_NOTHING) from error
 
     def set(self, entries: list[policy_file.NamePolicy]) -> None:
-        """Hold these and no others.  Raises Failure; what has been changed by then stays changed."""
+        """Replace the policies.  Raises Failure; changes made by then are kept."""
         wanted = {entry.name: entry.rights for entry in entries}
         for name in self._held.keys() - wanted.keys():
             self._held.pop(name).close()
         for name, rights in wanted.items():
-            with failing(f"hold the policy of '{name}' on '{self._place.endpoint}'", _HINTS):
+            with failing(f"hold the policy of '{name}' on '{self._location.endpoint}'", _HINTS):
                 if name in self._held:
                     self._held[name].update(name=name, policy=rights)
                 else:
                     self._held[name] = self._context.connect(
-                        self._place,
+                        self._location,
                         flags=c.HELLO_POLICY_HOLDER,
                         name=name,
                         policy=rights,

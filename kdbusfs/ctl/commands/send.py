@@ -1,4 +1,4 @@
-"""kdbusctl send: send a message and go on."""
+"""kdbusctl send: send a message without waiting for a reply."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import click
 from .. import payload as payloads
 from ..arguments import END
 from ..context import Context, pass_context
-from ..delivery import HINTS
 from ..failure import failing
 from ..options import Command
+from ..send_errors import HINTS
 
 
-@click.command("send", cls=Command, short_help="Send a message without waiting for anything.", epilog=payloads.HELP)
+@click.command("send", cls=Command, short_help="Send a message without waiting for a reply.", epilog=payloads.HELP)
 @click.argument("destination", type=END, metavar="NAME|ID")
 @payloads.input_options
 @click.option(
@@ -21,9 +21,9 @@ from ..options import Command
     default=0,
     show_default=True,
     metavar="N",
-    help="The lower, the more urgent.",
+    help="A lower number is more urgent.",
 )
-@click.option("--no-auto-start", is_flag=True, help="Fail where only an activator owns the name.")
+@click.option("--no-auto-start", is_flag=True, help="Fail if only an activator owns the name.")
 @pass_context
 def command(
     context: Context,
@@ -35,11 +35,11 @@ def command(
     priority: int,
     no_auto_start: bool,
 ) -> None:
-    """Send a message to the owner of NAME, or to the connection with this ID.
+    """Send a message to the owner of NAME, or to connection ID.
 
-    It is in the receiver's queue when kdbusctl ends with 0. No reply is expected; 'kdbusctl call' waits for one.
+    When kdbusctl exits with 0, the message is in the receiver's queue. To wait for a reply, use 'kdbusctl call'.
 
-    With --json an object: source (the id that the message came from), destination, cookie, size.
+    With --json, prints an object: source (the sender's id), destination, cookie, size.
     """
     data = payloads.read(payload, file, from_hex)
     with (

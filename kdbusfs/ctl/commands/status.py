@@ -1,4 +1,4 @@
-"""kdbusctl status: all that is known of one connection, or of the bus and who made it."""
+"""kdbusctl status: metadata of a connection, or of the bus and its creator."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _OF_CONNECTION = c.ATTACH_ALL & ~c.ATTACH_TIMESTAMP
 _OF_CREATOR = c.ATTACH_PROCESS
 
 
-@click.command("status", cls=Command, short_help="Show all that is known of a connection or of the bus.")
+@click.command("status", cls=Command, short_help="Show the metadata of a connection or of the bus.")
 @click.argument("who", required=False, type=END, metavar="[NAME|ID]")
-@click.option("--creator", is_flag=True, help="Show the bus and who made it, as without an argument.")
+@click.option("--creator", is_flag=True, help="Show the bus and its creator, as without an argument.")
 @pass_context
 def command(context: Context, who: int | str | None, creator: bool) -> None:
-    """Show all that is known of a connection: of the owner of NAME, or of the one with this ID.
+    """Show the metadata of a connection: the owner of NAME, or connection ID.
 
-    Without an argument: the bus itself and who made it. Process data of a connection are those of the moment at
-    which it was opened, those of a bus of the moment at which it was made.
+    Without an argument: the bus itself and its creator. Process data of a connection are as of its HELLO, those of a
+    bus as of its creation.
 
-    What a connection does not agree to send, and what the domain's attach_flags_mask does not let through, is not
-    shown; the last line names it. By default the mask holds back the names of threads and processes, exe, cmdline,
-    cgroup, caps and audit.
+    Metadata that the connection does not agree to send, or that the domain's attach_flags_mask removes, are not shown;
+    the last line names them. By default the mask removes the names of threads and processes, exe, cmdline, cgroup,
+    caps and audit.
 
-    With --json an object: of a connection id, flags, metadata, withheld; of a bus id, name, id128, flags, requires,
-    bloom, metadata, withheld. metadata has timestamp, creds, pids, auxgroups, names, tid_comm, pid_comm, exe, cmdline,
-    cgroup, caps, seclabel, audit, description, as far as they were passed on.
+    With --json, prints an object: for a connection id, flags, metadata, withheld; for a bus id, name, id128, flags,
+    requires, bloom, metadata, withheld. metadata has timestamp, creds, pids, auxgroups, names, tid_comm, pid_comm, exe,
+    cmdline, cgroup, caps, seclabel, audit, description, as far as they were passed on.
     """
     if who is not None and creator:
-        raise Failure("--creator is about the bus and takes no NAME or ID", EXIT_USAGE)
+        raise Failure("--creator takes no NAME or ID", EXIT_USAGE)
     with context.connect() as connection:
         if who is None:
             _show_bus(context, connection)
@@ -53,7 +53,7 @@ def command(context: Context, who: int | str | None, creator: bool) -> None:
 def _show_connection(context: Context, connection: Connection, who: int | str) -> None:
     hints = {
         errno.ESRCH: "nobody owns that name; 'kdbusctl list' shows who is there",
-        errno.ENXIO: "no such connection, or it may not be seen; 'kdbusctl list' shows who is there",
+        errno.ENXIO: "no such connection, or it is hidden; 'kdbusctl list' shows the connections",
     }
     with failing(f"show '{who}'", hints):
         info = connection.conn_info(who, _OF_CONNECTION)

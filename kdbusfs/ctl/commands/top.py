@@ -1,4 +1,4 @@
-"""kdbusctl top: what the connections of a domain do, as a live table."""
+"""kdbusctl top: the traffic of the connections of a domain, as a live table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..context import Context, pass_context
 from ..describe import HELLO_FLAGS, user_name
 from ..escape import escape
 from ..failure import EXIT_OK, EXIT_USAGE, Failure
-from ..follow import Course, stopped_by_signals
+from ..follow import FollowState, stopped_by_signals
+from ..locations import check_domain
 from ..options import Command
-from ..places import check_domain
 from ..traffic import SORT_KEYS, Line, Meter, sort
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ _COLUMNS: Final = (
 )
 _RIGHT: Final = ("ID", "PID", *_COLUMNS[6:])
 _SPECIAL: Final = c.HELLO_SPECIAL
-_FRAME: Final = 4  # lines of a screen that show no connection
-_NAP: Final = 0.1  # seconds until a signal is noticed at the latest
+_FRAME: Final = 4  # lines of the screen beside the connections
+_NAP: Final = 0.1  # seconds within which a signal is noticed
 
 
 def amount(value: float) -> str:
-    """A number of bytes in at most five letters: 999, 1.2K, 340K, 5.0M."""
+    """A number of bytes in at most five characters: 999, 1.2K, 340K, 5.0M."""
     if value < 1000:
         return f"{value:.0f}"
     for unit in "KMGTP":
@@ -56,42 +56,42 @@ def amount(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """A number a second: 0, 0.5, 12, 3400."""
+    """A rate per second: 0, 0.5, 12, 3400."""
     return "0" if not value else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def cells(line: Line) -> list[str]:
     """A line of the table, not escaped."""
-    figures = line.figures
-    name, *others = figures["names"] or [figures["description"] or "-"]
-    role = "".join(f" ({HELLO_FLAGS[flag]})" for flag in HELLO_FLAGS if figures["flags"] & flag & _SPECIAL)
+    stats = line.stats
+    name, *others = stats["names"] or [stats["description"] or "-"]
+    role = "".join(f" ({HELLO_FLAGS[flag]})" for flag in HELLO_FLAGS if stats["flags"] & flag & _SPECIAL)
     return [
-        figures["bus"],
-        str(figures["id"]),
+        stats["bus"],
+        str(stats["id"]),
         name + (f"+{len(others)}" if others else "") + role,
-        str(figures["pid"] or "-"),
-        user_name(figures["uid"]),
-        figures["comm"] or "-",
+        str(stats["pid"] or "-"),
+        user_name(stats["uid"]),
+        stats["comm"] or "-",
         rate(line.rates["sent"]),
         rate(line.rates["received"]),
         amount(line.bytes),
-        str(figures["sent"]),
-        str(figures["received"]),
-        amount(figures["sent_bytes"] + figures["received_bytes"]),
-        str(figures["queued"]),
-        amount(figures["queued_bytes"]),
-        f"{100 * figures['pool_used'] / figures['pool_size']:.0f}%",
-        str(figures["lost"]),
+        str(stats["sent"]),
+        str(stats["received"]),
+        amount(stats["sent_bytes"] + stats["received_bytes"]),
+        str(stats["queued"]),
+        amount(stats["queued_bytes"]),
+        f"{100 * stats['pool_used'] / stats['pool_size']:.0f}%",
+        str(stats["lost"]),
     ]
 
 
 def headline(domain: str, lines: Sequence[Line], interval: float) -> str:
-    """All of it in one line; messages are counted where they are sent, and those of the bus nowhere."""
-    buses = len({line.figures["bus"] for line in lines})
+    """Totals in one line.  Messages are counted at their senders; notifications are not counted."""
+    buses = len({line.stats["bus"] for line in lines})
     sent = sum(line.rates["sent"] for line in lines)
     size = sum(line.rates["sent_bytes"] for line in lines)
-    queued = sum(line.figures["queued"] for line in lines)
-    lost = sum(line.figures["lost"] for line in lines)
+    queued = sum(line.stats["queued"] for line in lines)
+    lost = sum(line.stats["lost"] for line in lines)
     return (
         f"{domain}  {len(lines)} connection{'s'[: len(lines) != 1]} on {buses} bus{'es' if buses != 1 else ''}, "
         f"{rate(sent)} messages/s, {amount(size)} bytes/s, {queued} queued, {lost} lost  "
@@ -101,13 +101,13 @@ def headline(domain: str, lines: Sequence[Line], interval: float) -> str:
 
 @dataclass(slots=True)
 class View:
-    """What is shown: sorted by which key, and in which direction."""
+    """The sort key and order of the table."""
 
     key: str
     reverse: bool
 
     def press(self, key: str) -> bool:
-        """A key was pressed; whether it was the one that ends."""
+        """Process a key press.  Returns whether it asks to quit."""
         keys = list(SORT_KEYS)
         if key == "s":
             self.key = keys[(keys.index(self.key) + 1) % len(keys)]
@@ -119,12 +119,12 @@ class View:
 
 
 def screen(domain: str, lines: Sequence[Line], view: View, interval: float, rows: int) -> RenderableType:
-    """The whole screen, `rows` high."""
+    """Render the screen, `rows` high."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    several = len({line.figures["bus"] for line in lines}) > 1
+    several = len({line.stats["bus"] for line in lines}) > 1
     table = Table(box=None, pad_edge=False, header_style="bold reverse", padding=(0, 1, 0, 0), expand=True)
     for column in _COLUMNS if several else _COLUMNS[1:]:
         flexible = column in ("NAME", "COMMAND", "BUS")
@@ -143,9 +143,9 @@ def screen(domain: str, lines: Sequence[Line], view: View, interval: float, rows
         if line.messages:
             styles[1:3] = ["bold", "bold"]
             styles[6:9] = ["green", "cyan", ""]
-        if line.figures["queued"]:
+        if line.stats["queued"]:
             styles[12] = "yellow"
-        if line.figures["lost"]:
+        if line.stats["lost"]:
             styles[15] = "bold red"
         row = [Text(text, style=style) for text, style in zip(texts, styles, strict=True)]
         table.add_row(*(row if several else row[1:]))
@@ -160,31 +160,31 @@ def screen(domain: str, lines: Sequence[Line], view: View, interval: float, rows
 
 
 _HELP = """\
-Show what each connection of a domain does, as a table that is renewed every few seconds.
+Show the traffic of each connection of a domain, as a table that is updated every few seconds.
 
 \b
-  SENT/s RECV/s BYTES/s   messages and bytes a second since the last time
-  SENT RECEIVED BYTES     the same since the connection was made
-  QUEUE QUEUED            messages that wait to be received, and bytes of payload
-  POOL                    how much of the pool is in use
-  LOST                    messages that found no room in the queue or the pool
+  SENT/s RECV/s BYTES/s   messages and bytes per second since the last update
+  SENT RECEIVED BYTES     totals since HELLO
+  QUEUE QUEUED            queued messages, and their bytes of payload
+  POOL                    bytes of the pool in use
+  LOST                    messages lost because the queue or the pool was full
 
-A broadcast counts once where it is sent, and at everyone who receives it; messages of the bus itself count where they
-are received. BYTES are of payload in vectors and memfds, sent and received. PID and COMMAND are those of HELLO.
+A broadcast counts once at its sender, and at each receiver; notifications count at their receivers. BYTES are payload
+in vectors and memfds, sent and received. PID and COMMAND are as of HELLO.
 
-On a terminal, q ends it, s and S choose what is sorted by, r reverses. Elsewhere, and with --once, tables are printed
-one below the other.
+On a terminal: q quits, s and S change the sort key, r reverses the order. Otherwise, and with --once, tables are
+printed one below the other.
 
-With --json there is an object a line instead of each table: "realtime_ns", "domain" (its path), "interval" (seconds),
-and "connections", with everything that the daemon tells of each (bus, endpoint, id, flags, uid, pid, comm, description,
+With --json, prints one object per line instead of a table: "realtime_ns", "domain" (its path), "interval" (seconds),
+and "connections", with all statistics of each (bus, endpoint, id, flags, uid, pid, comm, description,
 names, sent, sent_bytes, received, received_bytes, queued, queued_bytes, lost, requests, owed, matches, pool_size,
-pool_used, pool_slices), and the growth a second of the counters, such as "sent_per_second".
+pool_used, pool_slices), and the rates of its counters, such as "sent_per_second".
 
-With --bus only the connections of that bus are shown. Only root may do that, as it tells of everybody's connections.
+With --bus, shows only the connections of that bus. Needs root, because it shows connections of all users.
 """
 
 
-@click.command("top", cls=Command, help=_HELP, short_help="Show what the connections of a domain do, as a live table.")
+@click.command("top", cls=Command, help=_HELP, short_help="Show the traffic of a domain's connections as a table.")
 @click.option(
     "-i",
     "--interval",
@@ -192,7 +192,7 @@ With --bus only the connections of that bus are shown. Only root may do that, as
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often it is renewed, and what rates are taken over.",
+    help="Update interval, which rates are averaged over.",
 )
 @click.option(
     "-s",
@@ -201,12 +201,12 @@ With --bus only the connections of that bus are shown. Only root may do that, as
     type=click.Choice(list(SORT_KEYS)),
     default="rate",
     show_default=True,
-    help="What is sorted by: most comes first, names and numbers of identity rise.",
+    help="Sort key: counters descend, names and ids ascend.",
 )
-@click.option("-r", "--reverse", is_flag=True, help="Sort the other way round.")
-@click.option("--once", is_flag=True, help="Measure for one interval, print that, and end.")
-@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N times.")
-@click.option("--rows", type=click.IntRange(1), metavar="N", help="Show N connections at most.")
+@click.option("-r", "--reverse", is_flag=True, help="Reverse the order.")
+@click.option("--once", is_flag=True, help="Measure for one interval, print the table, and end.")
+@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N updates.")
+@click.option("--rows", type=click.IntRange(1), metavar="N", help="Show at most N connections.")
 @pass_context
 def command(
     context: Context, interval: float, key: str, reverse: bool, once: bool, count: int | None, rows: int | None
@@ -216,13 +216,13 @@ def command(
     view = View(key, reverse)
     meter = Meter(domain, buses)
     meter.measure()
-    course = Course()
-    with stopped_by_signals(course):
+    state = FollowState()
+    with stopped_by_signals(state):
         if sys.stdout.isatty() and sys.stdin.isatty() and not (once or output.json):
-            _live(output, meter, view, interval, count, rows, course)
+            _live(output, meter, view, interval, count, rows, state)
             return EXIT_OK
         left = 1 if once else count
-        while left != 0 and _nap(interval, course):
+        while left != 0 and _nap(interval, state):
             lines = sort(meter.measure(), view.key, reverse=view.reverse)
             _print(output, meter.domain, lines[:rows], lines, interval, final=once)
             left = None if left is None else left - 1
@@ -230,19 +230,19 @@ def command(
 
 
 def _where(context: Context) -> tuple[str, list[str] | None]:
-    """The domain that is meant, and the only bus of it.  Raises Failure."""
+    """The selected domain, and the names of its buses to show, or None for all.  Raises Failure."""
     if context.bus is None:
         return context.domain(), None
-    place = context.place()
-    if place.directory is None:
-        raise Failure(f"'{place.endpoint}' is a lone endpoint; name its domain with --mount", EXIT_USAGE)
-    return check_domain(os.path.dirname(os.path.abspath(place.directory))), [place.name]
+    location = context.location()
+    if location.directory is None:
+        raise Failure(f"'{location.endpoint}' is not below its domain; select the domain with --mount", EXIT_USAGE)
+    return check_domain(os.path.dirname(os.path.abspath(location.directory))), [location.name]
 
 
-def _nap(seconds: float, course: Course) -> bool:
-    """Wait so long; whether nothing has asked for the end."""
+def _nap(seconds: float, state: FollowState) -> bool:
+    """Sleep.  Returns False as soon as a signal asks for the end."""
     end = time.monotonic() + seconds
-    while not course.is_stopped:
+    while not state.is_stopped:
         left = end - time.monotonic()
         if left <= 0:
             return True
@@ -273,7 +273,7 @@ def _print(
 
 @contextmanager
 def _keys() -> Iterator[int]:
-    """Standard input, giving every key at once and showing none."""
+    """Within the block, standard input is unbuffered and does not echo."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     tty.setcbreak(fd)
@@ -290,21 +290,21 @@ def _live(
     interval: float,
     count: int | None,
     rows: int | None,
-    course: Course,
+    state: FollowState,
 ) -> None:
     from rich.live import Live
 
     console = output.console
     lines = meter.measure()
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
-        due = time.monotonic() + min(interval, 0.5)  # the first rates soon
+        due = time.monotonic() + min(interval, 0.5)  # show the first rates soon
         times = 0
-        while not course.is_stopped:
+        while not state.is_stopped:
             height = min(console.height, rows + _FRAME if rows is not None else console.height)
             live.update(screen(meter.domain, lines, view, interval, height), refresh=True)
             if count is not None and times >= count:
                 return
-            while (left := due - time.monotonic()) > 0 and not course.is_stopped:
+            while (left := due - time.monotonic()) > 0 and not state.is_stopped:
                 if select.select([keys], [], [], min(left, _NAP))[0]:
                     pressed = os.read(keys, 64).decode(errors="replace")
                     if not pressed or any(view.press(key) for key in pressed):

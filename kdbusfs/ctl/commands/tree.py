@@ -1,4 +1,4 @@
-"""kdbusctl tree: domains, their buses, the endpoints and connections of those."""
+"""kdbusctl tree: domains with their buses, endpoints and connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import places
+from .. import locations
 from ..context import Context, pass_context
 from ..describe import user_name
 from ..failure import Failure, explain, failing
@@ -25,7 +25,7 @@ _STATES: tuple[State, ...] = ("owned", "activatable", "unique")
 
 @dataclass(slots=True)
 class _Node:
-    """A line of the tree.  value: what JSON says of it."""
+    """A node of the tree.  value: its JSON."""
 
     label: str
     style: str | None
@@ -39,15 +39,15 @@ class _Node:
 )
 @pass_context
 def command(context: Context, depth: str) -> None:
-    """Show all domains that are mounted, their buses, and the endpoints and connections of those.
+    """Show all mounted domains with their buses, endpoints and connections.
 
-    With --mount only that domain, with --bus (or KDBUS_BUS) only that bus. What you may not enter is shown as such.
-    kdbusctl opens a connection of its own on each bus to look, and leaves it out.
+    With --mount only that domain, with --bus (or KDBUS_BUS) only that bus. Buses that you may not enter are marked.
+    kdbusctl connects to each bus for that; its own connections are not shown.
 
-    With --json an array of domains: mount, error, buses; of a bus: name, path, error, endpoints, connections; of an
-    endpoint: name, path, user, mode; of a connection: id, names, activates, pid, user, command, description. error is
-    null, or says why nothing stands below. Buses that are bind-mounted by themselves belong to a domain whose mount
-    is null.
+    With --json, prints an array of domains: mount, error, buses; a bus has name, path, error, endpoints, connections;
+    an endpoint has name, path, user, mode; a connection has id, names, activates, pid, user, command, description.
+    error is null, or the reason why nothing is listed. Buses that are bind-mounted without their domain belong to a
+    domain whose mount is null.
     """
     level = _DEPTHS.index(depth)
     output = context.output
@@ -62,35 +62,35 @@ def command(context: Context, depth: str) -> None:
 
 def _roots(context: Context, level: int) -> Iterator[_Node]:
     if context.bus is not None or context.endpoint is not None:
-        place = context.place()
-        yield _domain(None if place.directory is None else os.path.dirname(place.directory), [place], level)
+        location = context.location()
+        yield _domain(None if location.directory is None else os.path.dirname(location.directory), [location], level)
         return
     if context.mount is not None:
         paths, loose = [context.domain()], []
     else:
-        entries = places.mounts()
-        paths = places.domains(entries)
-        loose = [place for place in places.all_buses(entries) if not _is_below(place, paths)]
+        entries = locations.mounts()
+        paths = locations.domains(entries)
+        loose = [location for location in locations.all_buses(entries) if not _is_below(location, paths)]
         if not paths and not loose:
-            places.only_domain()
+            locations.only_domain()
     for path in paths:
         yield _domain(path, None, level)
     if loose:
         yield _domain(None, loose, level)
 
 
-def _is_below(place: places.BusPlace, domains: list[str]) -> bool:
-    return place.directory is not None and os.path.dirname(place.directory) in domains
+def _is_below(location: locations.BusLocation, domains: list[str]) -> bool:
+    return location.directory is not None and os.path.dirname(location.directory) in domains
 
 
-def _domain(path: str | None, buses: list[places.BusPlace] | None, level: int) -> _Node:
-    """A domain and the buses in it; `buses`: only these."""
+def _domain(path: str | None, buses: list[locations.BusLocation] | None, level: int) -> _Node:
+    """The node of a domain.  buses: show only these."""
     error: str | None = None
     if buses is None:
         assert path is not None
         buses = []
         try:
-            buses = [places.below(path, name) for name in places.bus_names(path)]
+            buses = [locations.below(path, name) for name in locations.bus_names(path)]
         except OSError as fault:
             error = explain(fault)
     label = path or "bind mounts"
@@ -98,31 +98,32 @@ def _domain(path: str | None, buses: list[places.BusPlace] | None, level: int) -
         label if error is None else f"{label}  ({error})", "bold blue", {"mount": path, "error": error, "buses": []}
     )
     if level >= 1:
-        found = [_bus(place, level) for place in buses if os.path.lexists(place.directory or place.endpoint)]
+        present = (bus for bus in buses if os.path.lexists(bus.directory or bus.endpoint))
+        found = [_bus(bus, level) for bus in present]
         node.children = found
         node.value["buses"] = [child.value for child in node.children]
     return node
 
 
-def _bus(place: places.BusPlace, level: int) -> _Node:
+def _bus(location: locations.BusLocation, level: int) -> _Node:
     value: dict[str, Any] = {
-        "name": place.name,
-        "path": place.directory or place.endpoint,
+        "name": location.name,
+        "path": location.directory or location.endpoint,
         "error": None,
         "endpoints": [],
         "connections": [],
     }
-    node = _Node(place.name if place.directory else place.endpoint, "bold", value)
+    node = _Node(location.name if location.directory else location.endpoint, "bold", value)
     if level >= 2:
-        endpoints = [_endpoint(path) for path in _endpoint_paths(place)]
+        endpoints = [_endpoint(path) for path in _endpoint_paths(location)]
         node.children += endpoints
         value["endpoints"] = [child.value for child in endpoints]
     entries: list[Entry] = []
     try:
-        if not places.may_use(place.endpoint):
+        if not locations.may_use(location.endpoint):
             value["error"] = "no permission"
         elif level >= 3:
-            entries = _entries(place)
+            entries = _entries(location)
     except Failure as failure:
         value["error"] = failure.reason
     if value["error"] is not None:
@@ -133,13 +134,13 @@ def _bus(place: places.BusPlace, level: int) -> _Node:
     return node
 
 
-def _endpoint_paths(place: places.BusPlace) -> list[str]:
-    if place.directory is None:
-        return [place.endpoint]
+def _endpoint_paths(location: locations.BusLocation) -> list[str]:
+    if location.directory is None:
+        return [location.endpoint]
     try:
-        return [os.path.join(place.directory, name) for name in places.endpoint_names(place.directory)]
+        return [os.path.join(location.directory, name) for name in locations.endpoint_names(location.directory)]
     except OSError:
-        return []  # the bus is gone, or may not be entered: what is said about its connections says so
+        return []  # the bus is gone, or may not be entered: the error of its connections tells
 
 
 def _endpoint(path: str) -> _Node:
@@ -152,9 +153,9 @@ def _endpoint(path: str) -> _Node:
     return _Node(f"{name}  {user} {mode}", "cyan", {"name": name, "path": path, "user": user, "mode": mode})
 
 
-def _entries(place: places.BusPlace) -> list[Entry]:
-    """Raises Failure where the bus cannot be entered."""
-    with Context().connect(place) as connection, failing("list the bus"):
+def _entries(location: locations.BusLocation) -> list[Entry]:
+    """The names and connections of a bus.  Raises Failure if it cannot be entered."""
+    with Context().connect(location) as connection, failing("list the bus"):
         return survey(connection, _STATES)
 
 
@@ -182,7 +183,7 @@ def _connection(peer: Peer, entries: list[Entry]) -> _Node:
     if kind in ("monitor", "policy-holder"):
         words.append(f"[{kind}]")
     if peer.info is None:
-        words.append("(may not be seen)")
+        words.append("(hidden)")
     words += [word for word in (peer.description, peer.user, peer.pid and str(peer.pid)) if word]
     if peer.command_text != "-":
         words.append(peer.command_text)

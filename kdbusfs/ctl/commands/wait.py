@@ -1,4 +1,4 @@
-"""kdbusctl wait: until a name has an owner, or none any more."""
+"""kdbusctl wait: wait until a name has an owner, or has none any more."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 @click.command("wait", cls=Command, short_help="Wait until a name has an owner.")
 @click.argument("name", type=NAME)
 @click.option("--gone", is_flag=True, help="Wait until nobody owns NAME.")
-@click.option("--service", is_flag=True, help="An activator does not count as an owner.")
+@click.option("--service", is_flag=True, help="Do not count an activator as an owner.")
 @click.option(
     "--timeout",
     "-t",
     type=Seconds(0, 1e6),
     metavar="SECONDS",
-    help="Give up after that long, and end with 5. By default never.",
+    help="Give up after this time, and exit with 5. Default: never.",
 )
 @pass_context
 def command(context: Context, name: str, gone: bool, service: bool, timeout: float | None) -> None:
-    """Wait until somebody owns NAME, and print the owner's id. Ends at once if that is so already.
+    """Wait until NAME has an owner, and print the owner's id. Ends at once if it has one already.
 
-    With --json an object: name, id (null with --gone).
+    With --json, prints an object: name, id (null with --gone).
     """
     from kdbusfs.client import name_added_rule, name_changed_rule, name_removed_rule
 
@@ -42,7 +42,7 @@ def command(context: Context, name: str, gone: bool, service: bool, timeout: flo
     end = None if timeout is None else time.monotonic() + timeout
     doing = f"waiting until {'nobody owns' if gone else 'somebody owns'} {name}"
     with context.connect() as connection, failing(f"wait for '{name}'"), output.progress(doing):
-        # First to be told of changes, then to look: nothing can happen between the two.
+        # Subscribe before the lookup: otherwise a change between the two would be missed (a race).
         for cookie, rule in enumerate((name_added_rule, name_changed_rule, name_removed_rule), 1):
             connection.add_match(cookie, rule(name))
         while True:
@@ -57,7 +57,7 @@ def command(context: Context, name: str, gone: bool, service: bool, timeout: flo
 
 
 def _owner(connection: Connection, name: str, service: bool) -> int | None:
-    """The id of who owns the name now."""
+    """The id of the current owner."""
     try:
         info = connection.conn_info(name)
     except OSError as error:
@@ -81,4 +81,4 @@ def _wait_for_news(connection: Connection, end: float | None, name: str, gone: b
                 return
             message.free()
     except Lost:
-        return  # we look anyway
+        return  # the lookup follows anyway

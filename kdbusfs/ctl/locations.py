@@ -1,4 +1,4 @@
-"""Where buses are: mounts of kdbusfs in /proc/self/mountinfo, the buses below them, and which of them is meant."""
+"""Find buses: the mounts of kdbusfs in /proc/self/mountinfo, the buses below them, and the one that is selected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OCTAL_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#
 class Mounted:
     """One line of the mount table.
 
-    root: what of the file system it shows: all ("/"), a bus or an endpoint; owner: the user who serves it.
+    root: the part of the file system that is mounted: all ("/"), a bus or an endpoint; owner: uid of its server.
     """
 
     path: str
@@ -30,9 +30,10 @@ class Mounted:
 
 
 @dataclass(frozen=True, slots=True)
-class BusPlace:
-    """A bus that can be reached.  directory: where its endpoints are, None for a lone endpoint file; endpoint: the file
-    that it is entered by.
+class BusLocation:
+    """Paths of a bus.
+
+    directory: of its endpoints, None if only an endpoint file is mounted; endpoint: the file that connections open.
     """
 
     name: str
@@ -41,7 +42,7 @@ class BusPlace:
 
 
 def parse_mounts(table: str) -> list[Mounted]:
-    """The visible mounts of a mount table: of several at one path the last."""
+    """Parse a mount table.  Of several mounts at one path, the last is visible."""
     found: dict[str, Mounted] = {}
     for line in table.splitlines():
         fields = line.split(" ")
@@ -60,10 +61,9 @@ def _unescape(text: str) -> str:
 
 
 def mounts() -> list[Mounted]:
-    """The mounts of kdbusfs that this process sees, and bind mounts of parts of them.
+    """Visible mounts of kdbusfs, and bind mounts of parts of them, that root or the own user serves.
 
-    Only those that root or its own user serves: with fusermount any user can mount a file system of any type, which
-    need not answer, or answers as it likes.
+    Others are not trusted: with fusermount any user can mount a file system of this type, and never answer.
     """
     with open(MOUNT_TABLE, encoding="utf-8", errors="surrogateescape") as table:
         entries = parse_mounts(table.read())
@@ -71,7 +71,7 @@ def mounts() -> list[Mounted]:
 
 
 def domains(entries: Iterable[Mounted]) -> list[str]:
-    """The paths of whole domains, each once however often it is mounted."""
+    """The paths of whole domains, one for each domain even if it is mounted several times."""
     found: dict[str, str] = {}
     for entry in entries:
         if entry.root == "/":
@@ -80,7 +80,7 @@ def domains(entries: Iterable[Mounted]) -> list[str]:
 
 
 def check_domain(path: str) -> str:
-    """The absolute path of a domain, which has to be mounted at `path`.  Raises Failure."""
+    """The absolute path of the domain at `path`.  Raises Failure if none is mounted there."""
     path = os.path.abspath(path)
     try:
         os.stat(os.path.join(path, "control"))
@@ -88,7 +88,7 @@ def check_domain(path: str) -> str:
             return path
     except OSError as error:
         raise _not_there(path, error) from error
-    raise Failure(f"'{path}' is no kdbusfs; see 'kdbusctl tree'", EXIT_NO_MOUNT)
+    raise Failure(f"'{path}' is not a kdbusfs; see 'kdbusctl tree'", EXIT_NO_MOUNT)
 
 
 def _not_there(path: str, error: OSError) -> Failure:
@@ -98,17 +98,17 @@ def _not_there(path: str, error: OSError) -> Failure:
     if code == EXIT_DENIED:
         return Failure(f"no permission to look into '{path}'", EXIT_DENIED)
     if os.path.isdir(path):
-        return Failure(f"'{path}' is no kdbusfs; mount one with 'kdbusfs SOURCE {path}'", EXIT_NO_MOUNT)
+        return Failure(f"'{path}' is not a kdbusfs; mount one with 'kdbusfs SOURCE {path}'", EXIT_NO_MOUNT)
     return Failure(f"there is no kdbusfs at '{path}': {explain(error)}", EXIT_NO_MOUNT)
 
 
 def only_domain() -> str:
-    """The path of the only domain there is.  Raises Failure where there are none or several."""
+    """The path of the only domain.  Raises Failure if there is none, or if there are several."""
     found = domains(mounts())
     if len(found) == 1:
         return found[0]
     if found:
-        raise Failure(f"there are several mounts; choose one with --mount: {', '.join(found)}", EXIT_USAGE)
+        raise Failure(f"several domains are mounted; select one with --mount: {', '.join(found)}", EXIT_USAGE)
     hint = "mount one with 'kdbusfs SOURCE MOUNTPOINT', or give --bus"
     raise Failure(f"no kdbusfs is mounted here; {hint}", EXIT_NO_MOUNT)
 
@@ -129,40 +129,40 @@ def may_use(endpoint: str) -> bool:
     return os.access(endpoint, os.R_OK | os.W_OK, effective_ids=True)
 
 
-def all_buses(entries: Iterable[Mounted] | None = None) -> list[BusPlace]:
-    """Every bus that is mounted somewhere, also those that may not be entered; bind-mounted ones too."""
+def all_buses(entries: Iterable[Mounted] | None = None) -> list[BusLocation]:
+    """All buses of all mounts, bind mounts included, whether they may be entered or not."""
     entries = mounts() if entries is None else entries
-    found: list[BusPlace] = []
+    found: list[BusLocation] = []
     for domain in domains(entries):
         try:
             found += [below(domain, name) for name in bus_names(domain)]
         except OSError:
-            continue  # a mount whose daemon has ended has no buses
+            continue  # the daemon of this mount has ended
     for entry in entries:
         parts = entry.root.strip("/").split("/")
         if len(parts) == 2:
-            found.append(BusPlace(parts[0], None, entry.path))
+            found.append(BusLocation(parts[0], None, entry.path))
         elif parts != [""] and parts[0][0] != ".":
-            found.append(BusPlace(parts[0], entry.path, os.path.join(entry.path, DEFAULT_ENDPOINT)))
+            found.append(BusLocation(parts[0], entry.path, os.path.join(entry.path, DEFAULT_ENDPOINT)))
     return found
 
 
-def below(domain: str, name: str) -> BusPlace:
-    """The bus called `name` of the domain at a path."""
+def below(domain: str, name: str) -> BusLocation:
+    """The location of bus `name` in a domain."""
     directory = os.path.join(domain, name)
-    return BusPlace(name, directory, os.path.join(directory, DEFAULT_ENDPOINT))
+    return BusLocation(name, directory, os.path.join(directory, DEFAULT_ENDPOINT))
 
 
-def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusPlace:
-    """The bus that is meant: see `kdbusctl --help`.  Raises Failure.
+def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusLocation:
+    """Select a bus as `kdbusctl --help` says.  Raises Failure.
 
     mount: the path of a domain; bus: a path or a name; endpoint: the name of one of its endpoints.
     """
     if bus is not None and "/" in bus:
-        place, is_directory = _at_path(bus)
+        location, is_directory = _at_path(bus)
         if endpoint is not None and not is_directory:
-            raise Failure(f"'{bus}' is an endpoint already; leave --endpoint out", EXIT_USAGE)
-        return _with_endpoint(place, endpoint)
+            raise Failure(f"'{bus}' is an endpoint already; omit --endpoint", EXIT_USAGE)
+        return _with_endpoint(location, endpoint)
     if mount is not None:
         domain = check_domain(mount)
         try:
@@ -178,36 +178,36 @@ def find_bus(mount: str | None, bus: str | None, endpoint: str | None) -> BusPla
     return _with_endpoint(_choose(candidates, bus, where), endpoint)
 
 
-def _choose(candidates: list[BusPlace], name: str | None, where: str) -> BusPlace:
-    """One of `candidates`, by name if there is one, else the only one that this process may enter."""
+def _choose(candidates: list[BusLocation], name: str | None, where: str) -> BusLocation:
+    """One of `candidates`: by name if given, else the only one that this process may enter."""
     if name is not None:
         own = f"{os.geteuid()}-{name}"
         for fits in (
-            [place for place in candidates if place.name == name],
-            [place for place in candidates if place.name == own],
-            [place for place in candidates if place.name.partition("-")[2] == name],
+            [location for location in candidates if location.name == name],
+            [location for location in candidates if location.name == own],
+            [location for location in candidates if location.name.partition("-")[2] == name],
         ):
             if fits:
                 return _only(fits, f"several buses '{name}' {where}")
-        raise Failure(f"there is no bus '{name}' {where}; 'kdbusctl tree' shows those there are", EXIT_NOTHING)
+        raise Failure(f"there is no bus '{name}' {where}; 'kdbusctl tree' lists the buses", EXIT_NOTHING)
     if not candidates:
         raise Failure(f"there is no bus {where}; 'kdbusctl make-bus NAME' makes one", EXIT_NOTHING)
-    usable = [place for place in candidates if may_use(place.endpoint)]
+    usable = [location for location in candidates if may_use(location.endpoint)]
     if not usable:
         raise Failure(f"no permission to enter any of the {len(candidates)} buses {where}", EXIT_DENIED)
     return _only(usable, f"several buses {where}")
 
 
-def _only(places: list[BusPlace], several: str) -> BusPlace:
-    if len(places) == 1:
-        return places[0]
-    paths = ", ".join(sorted(place.directory or place.endpoint for place in places)[:8])
-    more = f" and {len(places) - 8} more" if len(places) > 8 else ""
-    raise Failure(f"{several}; choose one with --bus: {paths}{more}", EXIT_USAGE)
+def _only(locations: list[BusLocation], several: str) -> BusLocation:
+    if len(locations) == 1:
+        return locations[0]
+    paths = ", ".join(sorted(location.directory or location.endpoint for location in locations)[:8])
+    more = f" and {len(locations) - 8} more" if len(locations) > 8 else ""
+    raise Failure(f"{several}; select one with --bus: {paths}{more}", EXIT_USAGE)
 
 
-def _at_path(path: str) -> tuple[BusPlace, bool]:
-    """The bus of an endpoint file or of a bus directory, and whether it is a directory."""
+def _at_path(path: str) -> tuple[BusLocation, bool]:
+    """The bus at the path of an endpoint file or bus directory, and whether it is a directory."""
     path = os.path.abspath(path)
     try:
         is_directory = stat.S_ISDIR(os.stat(path).st_mode)
@@ -219,21 +219,21 @@ def _at_path(path: str) -> tuple[BusPlace, bool]:
     if not is_directory:
         directory = os.path.dirname(path)
         in_domain = os.path.exists(os.path.join(os.path.dirname(directory), "control"))
-        return BusPlace(os.path.basename(directory), directory if in_domain else None, path), False
+        return BusLocation(os.path.basename(directory), directory if in_domain else None, path), False
     if os.path.exists(os.path.join(path, "control")):
-        raise Failure(f"'{path}' is a mount, not a bus; say --mount {path}", EXIT_USAGE)
-    return BusPlace(os.path.basename(path), path, os.path.join(path, DEFAULT_ENDPOINT)), True
+        raise Failure(f"'{path}' is a mount, not a bus; use --mount {path}", EXIT_USAGE)
+    return BusLocation(os.path.basename(path), path, os.path.join(path, DEFAULT_ENDPOINT)), True
 
 
-def _with_endpoint(place: BusPlace, endpoint: str | None) -> BusPlace:
-    """The same bus, entered by another endpoint."""
+def _with_endpoint(location: BusLocation, endpoint: str | None) -> BusLocation:
+    """The same bus, entered through another endpoint."""
     if endpoint is None:
-        return place
-    if place.directory is None:
-        raise Failure(f"'{place.endpoint}' is an endpoint already; leave --endpoint out", EXIT_USAGE)
+        return location
+    if location.directory is None:
+        raise Failure(f"'{location.endpoint}' is an endpoint already; omit --endpoint", EXIT_USAGE)
     names = (endpoint, f"{os.geteuid()}-{endpoint}")
     for name in names:
-        path = os.path.join(place.directory, name)
+        path = os.path.join(location.directory, name)
         if "/" not in endpoint and os.path.exists(path):
-            return BusPlace(place.name, place.directory, path)
-    raise Failure(f"bus '{place.name}' has no endpoint '{endpoint}'", EXIT_NOTHING)
+            return BusLocation(location.name, location.directory, path)
+    raise Failure(f"bus '{location.name}' has no endpoint '{endpoint}'", EXIT_NOTHING)

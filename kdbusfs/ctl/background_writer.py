@@ -1,4 +1,4 @@
-"""Writing to a file or a terminal that may be slow, without waiting for it."""
+"""Non-blocking output: a thread writes to a file or terminal that may be slow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ STANDARD_OUTPUT: Final = 1
 _BUFFER: Final = 32 << 20  # bytes
 
 
-class Outlet:
-    """Writes to descriptor `fd` in a thread of its own.  `write` never waits; `is_full` says that it lags behind."""
+class BackgroundWriter:
+    """Writes to descriptor `fd` in a thread of its own.  `write` never blocks; check `is_full` first."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -22,15 +22,15 @@ class Outlet:
         self._handed = 0
         self._written = 0
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
     def write(self, data: bytes) -> None:
-        """Add `data` to what `flush` hands over."""
+        """Buffer `data` until `flush`."""
         self._pending.append(data)
 
     def flush(self) -> None:
-        """Hand over what was written.  Raises OSError when it turned out that nothing can be written any more."""
+        """Queue the buffered data for the thread.  Raises OSError if an earlier write failed."""
         if self._error is not None:
             raise self._error
         if self._pending:
@@ -41,16 +41,16 @@ class Outlet:
 
     @property
     def bytes(self) -> int:
-        """How much was written or handed over."""
+        """Bytes queued so far, written or not."""
         return self._handed
 
     @property
     def is_full(self) -> bool:
-        """Whether there is much that was not written yet."""
+        """Whether more than 32 MiB wait to be written."""
         return self._handed - self._written > _BUFFER
 
     def finish(self) -> None:
-        """Return when everything is written.  Raises OSError."""
+        """Block until everything is written.  Raises OSError."""
         self.flush()
         self._chunks.put(None)
         self._thread.join()

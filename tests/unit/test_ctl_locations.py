@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.ctl import places
+from kdbusfs.ctl import locations
 from kdbusfs.ctl.failure import EXIT_DENIED, EXIT_NO_MOUNT, EXIT_NOTHING, EXIT_USAGE, Failure
-from kdbusfs.ctl.places import Mounted, all_buses, check_domain, domains, find_bus, only_domain, parse_mounts
+from kdbusfs.ctl.locations import Mounted, all_buses, check_domain, domains, find_bus, only_domain, parse_mounts
 
 UID = os.geteuid()
 
@@ -37,8 +37,8 @@ def domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (path / bus).mkdir()
         (path / bus / "bus").touch()
     (path / f"{UID}-work" / f"{UID}-narrow").touch()
-    entries = [Mounted(str(path), "0:1", "/", places.MOUNT_TYPE)]
-    monkeypatch.setattr(places, "mounts", lambda: list(entries))
+    entries = [Mounted(str(path), "0:1", "/", locations.MOUNT_TYPE)]
+    monkeypatch.setattr(locations, "mounts", lambda: list(entries))
     yield path
 
 
@@ -51,7 +51,7 @@ def fails(code: int, *arguments: str | None) -> str:
 
 
 def test_mount_table_gives_visible_mounts_with_their_names() -> None:
-    entries = [entry for entry in parse_mounts(TABLE) if entry.kind == places.MOUNT_TYPE]
+    entries = [entry for entry in parse_mounts(TABLE) if entry.kind == locations.MOUNT_TYPE]
     paths = [entry.path for entry in entries]
     assert paths == ["/run/kdbusfs", "/mnt/with space\\", "/srv/again", "/srv/work", "/srv/endpoint"]
     assert entries[3].root == "/1000-work"
@@ -62,8 +62,8 @@ def test_mounts_that_other_users_serve_are_passed_over(tmp_path: Path, monkeypat
     table = tmp_path / "mountinfo"
     lines = [f"3{n} 22 0:5{n} / /mnt/{n} rw - fuse.kdbusfs x rw,user_id={n},group_id=0\n" for n in (0, UID, 77777)]
     table.write_text("".join(lines))
-    monkeypatch.setattr(places, "MOUNT_TABLE", str(table))
-    assert {entry.owner for entry in places.mounts()} == {0, UID}
+    monkeypatch.setattr(locations, "MOUNT_TABLE", str(table))
+    assert {entry.owner for entry in locations.mounts()} == {0, UID}
 
 
 def test_a_domain_counts_once() -> None:
@@ -80,7 +80,7 @@ def test_bind_mounted_buses_and_endpoints_are_found() -> None:
 
 
 def test_the_real_mount_table_can_be_read() -> None:
-    assert all(entry.kind == places.MOUNT_TYPE for entry in places.mounts())
+    assert all(entry.kind == locations.MOUNT_TYPE for entry in locations.mounts())
 
 
 def test_a_bus_by_name(domain: Path) -> None:
@@ -121,9 +121,9 @@ def test_without_a_name_the_only_bus_that_may_be_entered(domain: Path, monkeypat
     message = fails(EXIT_USAGE, None, None, None)
     assert f"{UID}-work" in message
     assert "--bus" in message
-    monkeypatch.setattr(places, "may_use", lambda path: "77-other" in path)
+    monkeypatch.setattr(locations, "may_use", lambda path: "77-other" in path)
     assert find_bus(None, None, None).name == "77-other"
-    monkeypatch.setattr(places, "may_use", lambda path: False)
+    monkeypatch.setattr(locations, "may_use", lambda path: False)
     fails(EXIT_DENIED, None, None, None)
 
 
@@ -146,13 +146,13 @@ def test_what_is_no_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             check_domain(str(path))
         assert caught.value.exit_code == EXIT_NO_MOUNT
         assert str(path) in caught.value.message
-    monkeypatch.setattr(places, "mounts", list)
+    monkeypatch.setattr(locations, "mounts", list)
     assert fails(EXIT_NO_MOUNT, None, None, None).startswith("no kdbusfs is mounted")
     assert fails(EXIT_NO_MOUNT, None, "work", None)
 
 
 def test_several_mounts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "mounts", lambda: [e for e in parse_mounts(TABLE) if e.kind == places.MOUNT_TYPE])
+    monkeypatch.setattr(locations, "mounts", lambda: [e for e in parse_mounts(TABLE) if e.kind == locations.MOUNT_TYPE])
     with pytest.raises(Failure) as caught:
         only_domain()
     assert caught.value.exit_code == EXIT_USAGE

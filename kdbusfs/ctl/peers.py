@@ -1,4 +1,4 @@
-"""Who is who on a bus: names, processes and users of its connections, kept up to date from what a monitor sees."""
+"""Names, processes and users of the connections on a bus, kept up to date from a monitor's notifications."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _KEPT: Final = 65536  # connections
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Who made a connection, as it was at HELLO; None: that is not known."""
+    """The process of a connection, as of its HELLO.  None: not known."""
 
     pid: int | None = None
     uid: int | None = None
     comm: str | None = None
 
 
-_NOBODY: Final = Process()
+_UNKNOWN: Final = Process()
 
 
-class Cast:
-    """The names and processes of a bus, asked through `connection`.
+class Peers:
+    """A cache of names and processes, filled by commands on `connection`.
 
-    Notifications that `see` is given keep the names right; after lost ones `missed` has them listed again, at most once
-    a second.
+    Pass every notification to `see`, and call `missed` after lost ones: it lists the names again, at most once a
+    second.
     """
 
     def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,11 +56,11 @@ class Cast:
         return self._names.get(id, [])
 
     def owner(self, name: str) -> int | None:
-        """Who owns a name."""
+        """The id of a name's owner."""
         return self._owners.get(name)
 
     def process(self, id: int) -> Process:
-        """Who made a connection; asked for once, so that it is still known after its end."""
+        """The process of a connection.  Cached, so that it is known after the connection has ended."""
         process = self._processes.get(id)
         if process is None:
             if len(self._processes) >= _KEPT:
@@ -69,7 +69,7 @@ class Cast:
         return process
 
     def see(self, notification: Notification) -> None:
-        """Take up what a notification says."""
+        """Apply a notification to the cache."""
         if isinstance(notification, NameChange):
             if notification.old_id:
                 self._take(notification.old_id, notification.name)
@@ -77,7 +77,7 @@ class Cast:
                 self._give(notification.new_id, notification.name)
 
     def missed(self) -> None:
-        """Notifications may have been lost."""
+        """Notifications may have been lost: list the names again soon."""
         self._stale = True
         self.refresh()
 
@@ -107,7 +107,7 @@ class Cast:
         try:
             records = self._connection.list_names(_LISTED)
         except OSError:
-            return  # no room in the pool, or the bus is ending: the names stay as they were
+            return  # no room in the pool, or the bus is ending: keep the old names
         self._names.clear()
         self._owners.clear()
         for record in records:
@@ -118,10 +118,10 @@ class Cast:
         try:
             found = self._connection.conn_info(id, _KINDS).metadata
         except OSError:
-            return _NOBODY
+            return _UNKNOWN
         pid = found.pids.pid or None if found.pids is not None else None
         comm = found.pid_comm
-        if comm is None and pid is not None:  # the bus tells it only where attach_flags_mask lets it
+        if comm is None and pid is not None:  # hidden by attach_flags_mask: try /proc
             command = proc_command(pid, found.creds.euid if found.creds is not None else None)
             comm = None if command is None else command[0]
         return Process(pid, found.creds.uid if found.creds is not None else None, comm)
