@@ -399,7 +399,7 @@ def test_an_ordinary_user_sees_a_bus_that_is_open(domain_mount: DomainMount, bus
         assert (ended.code, ended.err) == (0, "")
         assert [entry["name"] for entry in ended.json] == ["org.example.A"]
         refused_call = as_user(NOBODY, "--mount", str(domain_mount.path), "call", "org.example.A")
-        check_refused(refused_call, 4, "policy does not allow")
+        check_refused(refused_call, 4, "does not grant TALK")
 
 
 def test_a_domain_whose_daemon_has_ended(domain_mount: DomainMount, bus: BusOwner) -> None:

@@ -130,7 +130,7 @@ def test_calls_that_nobody_answers(bus: BusOwner) -> None:
             until("the request", asked)
             deaf.close()
             assert calling.wait() == 1
-            assert "without an answer" in calling.error()
+            assert "without a reply" in calling.error()
 
 
 def test_ctrl_c_ends_a_call(bus: BusOwner) -> None:

@@ -52,7 +52,7 @@ def command(context: Context, who: int | str | None, creator: bool) -> None:
 
 def _show_connection(context: Context, connection: Connection, who: int | str) -> None:
     hints = {
-        errno.ESRCH: "nobody owns that name; 'kdbusctl list' shows who is there",
+        errno.ESRCH: "nobody owns that name; 'kdbusctl list' shows the names",
         errno.ENXIO: "no such connection, or it is hidden; 'kdbusctl list' shows the connections",
     }
     with failing(f"show '{who}'", hints):
