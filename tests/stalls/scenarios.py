@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import mmap
 import os
-import resource
 import select
 import threading
 import time
@@ -144,8 +143,9 @@ def processes_end(bus: BusOwner) -> Deed:
 @scenario
 def files_end(bus: BusOwner) -> Deed:
     """A process with as many files of the mount as a user may have ends; most have never said HELLO."""
-    room = min(FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - 100
-    kept.extend(os.open(bus.path, os.O_RDWR | os.O_CLOEXEC) for _ in range(share(room)))
+    with contextlib.suppress(OSError):  # where the daemon may have few files open, a user may as well
+        for _ in range(share(FILES)):
+            kept.append(os.open(bus.path, os.O_RDWR | os.O_CLOEXEC))
     return None
 
 
