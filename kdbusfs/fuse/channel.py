@@ -64,7 +64,17 @@ HEAD_SIZE: Final = 56
 FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8
-_OWNERS: Final = ("spares", "stuck", "aside", "deposed", "shunned", "steps_aside", "longest_turn_us", "abandoned")
+_OWNERS: Final = (
+    "spares",
+    "stuck",
+    "aside",
+    "held",
+    "deposed",
+    "shunned",
+    "steps_aside",
+    "longest_turn_us",
+    "abandoned",
+)
 _COUNTERS: Final = (
     "requests",
     "ioctls",
@@ -176,7 +186,8 @@ class Channel:
         lib.kfs_channel_end(self.native)
 
     def owners(self) -> dict[str, int]:
-        """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; deposed, shunned,
+        """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; held: commands that
+        wait unread, because their user has too many that have stepped aside; deposed, shunned,
         steps_aside and abandoned (a client was killed while its reader was stuck): how often that happened;
         longest_turn_us: the most cpu time that a turn has taken.
         """

@@ -24,7 +24,7 @@ So the reader does its copies itself, and is *deposed* when one lasts too long.
 The owner of a turn that takes long, like a broadcast to a thousand, *steps aside* by itself: when the turn has had
 KFS_TURN_US and is about to begin another access, or tells of work that it has done (`ports.Turn`), it gives the core to
 a spare and queues like a thread that was deposed.  The spare serves others for as long, or until there is no request,
-and passes the core back.
+and passes the core back.  A user may have KFS_ASIDE_PER_UID commands that have; his next ones wait unread (held.c).
 
 For the core this means that others may have been served *inside* a copy or a `Turn.spend`: connections may have gone,
 queues may have filled, an awaited reply may have come.  What it has looked at before it looks at again after it; a

@@ -313,7 +313,7 @@ class Requests:
                 assert waiting is not None
                 deferred = self._ledger.deferred[unique] = _Deferred(waiting, fh, tid)
                 result = NOTHING
-                if self._interrupted == unique:
+                if unique in (self._interrupted, self._native.was_interrupted):
                     self._domain.interrupt(deferred.call)
             elif (
                 call.installation is not None

@@ -97,6 +97,7 @@ static void free_mount(struct mount *mount)
 		if (mount->slots[i].fh && mount->slots[i].pidfd >= 0)
 			close(mount->slots[i].pidfd);
 	free(mount->slots);
+	kfs_forget_held(mount);
 	free(mount);
 }
 
@@ -130,12 +131,14 @@ int kfs_channel_take(struct kfs_channel *ch)
 /* The owner has ended the service: no other thread goes on. */
 void kfs_channel_end(struct kfs_channel *ch)
 {
+	kfs_refuse_held(ch);
 	kfs_seat_end(ch->private_->seat);
 }
 
 void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners)
 {
 	kfs_ownership_look(ch->private_->mount->ownership, owners);
+	owners->held = __atomic_load_n(&ch->private_->mount->held, __ATOMIC_RELAXED);
 }
 
 void kfs_channel_starve(struct kfs_channel *ch, int is_starving)
@@ -289,14 +292,18 @@ static int serve(struct kfs_channel *ch)
 	ch->counts->requests++;
 	switch (in->opcode) {
 	case FUSE_IOCTL:
-		return kfs_serve_ioctl(ch);
+		ch->counts->ioctls++;
+		ch->was_interrupted = 0;
+		return kfs_serve_ioctl(ch, 1);
 	case FUSE_POLL:
 		serve_poll(ch);
 		return AGAIN;
 	case FUSE_INTERRUPT:
 		ch->counts->interrupts++;
 		ch->unique = ((const struct fuse_interrupt_in *)(in + 1))->unique;
-		return kfs_seat_interrupt(ch->private_->seat, ch->unique) ? AGAIN : KFS_INTERRUPT;
+		if (kfs_seat_interrupt(ch->private_->seat, ch->unique) || kfs_interrupt_held(ch, ch->unique))
+			return AGAIN;
+		return KFS_INTERRUPT;
 	case FUSE_RELEASE:
 		/* Nobody waits for its answer; its effects come before the next request is read. */
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
@@ -330,6 +337,13 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 		}
 		if (deadline_ns && kfs_now_ns() >= deadline_ns)
 			return KFS_TIMER;
+		if (kfs_take_held(ch)) {
+			kfs_seat_turn_begins(p->seat);
+			kind = kfs_serve_ioctl(ch, 0);
+			if (kind)
+				return kind;
+			continue;
+		}
 		kind = kfs_read_request(ch, deadline_ns);
 		if (kind == AGAIN && ch->request_len) {
 			kfs_seat_turn_begins(p->seat);

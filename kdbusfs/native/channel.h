@@ -72,6 +72,7 @@ struct kfs_channel {
 	uint32_t gid;
 	uint32_t opcode;
 
+	uint64_t was_interrupted; /* the unique of a request that a signal came for before it was taken up; 0: none */
 	uint32_t request_len;
 	uint32_t reply_len;
 	uint32_t tree_timeout_ms;

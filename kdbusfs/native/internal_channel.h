@@ -72,7 +72,12 @@ struct mount {
 	struct kfs_alarm *alarm;
 	int fuse_flags; /* of its open file description; O_NONBLOCK among them or not */
 	struct looking looking;
+	struct held_user *held_users;
+	uint32_t held; /* commands of all of them */
 };
+
+/* Bytes of a request that waits unread: more than the header and the struct of any command. */
+#define HELD_MAX 512
 
 struct kfs_channel_private {
 	struct mount *mount;
@@ -107,8 +112,15 @@ struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t nu
 void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len);
 int kfs_serve_free(struct kfs_channel *ch, const struct command *command);
 
+/* held.c */
+int kfs_hold(struct kfs_channel *ch);
+int kfs_take_held(struct kfs_channel *ch);
+int kfs_interrupt_held(struct kfs_channel *ch, uint64_t unique);
+void kfs_refuse_held(struct kfs_channel *ch);
+void kfs_forget_held(struct mount *mount);
+
 /* ioctl.c: AGAIN or a kind */
-int kfs_serve_ioctl(struct kfs_channel *ch);
+int kfs_serve_ioctl(struct kfs_channel *ch, int is_new);
 int kfs_tie_alive(struct kfs_channel *ch);
 void kfs_detach(void *channel);
 void kfs_answer_killed(void *channel);

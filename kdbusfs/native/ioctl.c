@@ -252,14 +252,14 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	ch->command_error = -r;
 }
 
-int kfs_serve_ioctl(struct kfs_channel *ch)
+/* is_new: it comes from the kernel, and not from those that waited. */
+int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_ioctl_in *ioctl_in = (void *)(in + 1);
 	struct slot *slot = kfs_slot_of(ch->private_->mount, ioctl_in->fh);
 	const struct command *command;
 
-	ch->counts->ioctls++;
 	ch->unique = in->unique;
 	ch->fh = ioctl_in->fh;
 	ch->arg = ioctl_in->arg;
@@ -288,6 +288,8 @@ int kfs_serve_ioctl(struct kfs_channel *ch)
 	}
 	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
 	command = kfs_find_command(ch->private_->mount, slot->kind, ch->cmd);
+	if (is_new && (!command || !command->is_free) && kfs_hold(ch))
+		return AGAIN;
 	if (command && comes_with_request(command) && ch->in_size >= command->size) {
 		if (command->is_free && kfs_serve_free(ch, command))
 			return AGAIN;

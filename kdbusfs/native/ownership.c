@@ -30,8 +30,6 @@
 #define STAT_MAX 1024
 #define STAT_STATE 3
 #define STAT_PENDING 31
-/* Stuck readers are no more than these: those that began when there was room, those that had stepped aside, and one. */
-#define LOOKED_AT_MAX (KFS_STUCK_MAX + KFS_ASIDE_MAX + 1)
 /* Of others_until: for a turn that has not begun yet. */
 #define A_TURN UINT64_MAX
 _Static_assert(ACCOUNTS > 64, "every uid with a stuck thread has an account");
@@ -59,10 +57,12 @@ struct kfs_seat {
 	uint32_t uid;
 	uint32_t client;
 	uint64_t unique;
+	int is_command;  /* rather than a close or whatever is due, which nobody waits for */
+	int has_stepped; /* aside, in this turn */
+	uint64_t looked; /* when it was looked last whether its client was killed */
 	int shunned;
 	int abandoned;  /* the client was killed and has its answer; set only while the seat is among the stuck */
 	int accesses;   /* of this turn so far */
-	uint64_t since; /* ns: from when on the turn counts as a long one's; 0: not yet */
 	/* What this turn is measured by: its start, and what cpu time the thread had had at some time before. */
 	uint64_t began; /* ns, 0: there is no turn */
 	uint64_t cpu, cpu_read;
@@ -89,6 +89,8 @@ struct kfs_ownership {
 	struct kfs_seat *stuck;
 	/* ns: until when others are served before who has stepped aside goes on; 0: not at all */
 	uint64_t others_until;
+	uint64_t looks; /* for clients that were killed */
+	_Atomic uint32_t has_room; /* who could not begin a command perhaps can now */
 	struct kfs_owners count;
 	struct account accounts[ACCOUNTS];
 };
@@ -293,25 +295,30 @@ static int abandon(struct kfs_ownership *o, uint64_t unique)
 /* A client may be killed long after the signal that the kernel tells of, and that it tells of but once. */
 static void look_for_dying(struct kfs_ownership *o)
 {
-	uint64_t uniques[LOOKED_AT_MAX];
-	uint32_t clients[LOOKED_AT_MAX];
-	int n = 0;
+	struct kfs_seat *seat;
+	uint64_t unique;
+	uint32_t client;
+	int is_dying;
 
 	pthread_mutex_lock(&o->lock);
-	for (struct kfs_seat *seat = o->stuck; seat && n < LOOKED_AT_MAX; seat = seat->next_stuck) {
-		if (seat->abandoned)
-			continue;
-		uniques[n] = seat->unique;
-		clients[n++] = seat->client;
+	o->looks++;
+	for (;;) {
+		/* From the start: while the lock was not held they may have gone. */
+		seat = o->stuck;
+		while (seat && (seat->abandoned || seat->looked == o->looks))
+			seat = seat->next_stuck;
+		if (!seat)
+			break;
+		seat->looked = o->looks;
+		unique = seat->unique;
+		client = seat->client;
+		pthread_mutex_unlock(&o->lock);
+		is_dying = kfs_is_dying(client);
+		pthread_mutex_lock(&o->lock);
+		if (is_dying)
+			abandon(o, unique);
 	}
 	pthread_mutex_unlock(&o->lock);
-	for (int i = 0; i < n; i++) {
-		if (!kfs_is_dying(clients[i]))
-			continue;
-		pthread_mutex_lock(&o->lock);
-		abandon(o, uniques[i]);
-		pthread_mutex_unlock(&o->lock);
-	}
 }
 
 /* With the lock held: the core goes to a spare, which there is. */
@@ -346,6 +353,7 @@ static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 		o->stuck = owner;
 		o->any_stuck = 1;
 		owner->deposed(owner->context);
+		o->has_room = 1;
 		if (o->returning.first)
 			let_returning_own(o);
 		else
@@ -567,7 +575,6 @@ void kfs_seat_turn_begins(struct kfs_seat *seat)
 		return;
 	now = now_ns();
 	seat->accesses = 0;
-	seat->since = 0;
 	seat->began = now;
 	if (now - seat->cpu_read >= KFS_SLACK_US * 1000ull) {
 		seat->cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
@@ -575,8 +582,8 @@ void kfs_seat_turn_begins(struct kfs_seat *seat)
 	}
 }
 
-/* It is through with that, or others get the core. */
-void kfs_seat_turn_ends(struct kfs_seat *seat)
+/* Others get the core, or it is through. */
+static void end_turn(struct kfs_seat *seat)
 {
 	struct kfs_owners *count = &seat->ownership->count;
 	uint64_t now, cpu, used_us;
@@ -595,12 +602,53 @@ void kfs_seat_turn_ends(struct kfs_seat *seat)
 	seat->began = 0;
 }
 
+/* The owner is through with what it began. */
+void kfs_seat_turn_ends(struct kfs_seat *seat)
+{
+	end_turn(seat);
+	if (seat->has_stepped)
+		seat->ownership->has_room = 1;
+	seat->has_stepped = seat->is_command = 0;
+}
+
+/*
+ * Whether `uid` may begin a command, for the owner to ask.  The threads of those that have stepped aside wait to return,
+ * or they are stuck, and count there.
+ */
+int kfs_seat_may_begin(struct kfs_seat *seat, uint32_t uid)
+{
+	struct kfs_ownership *o = seat->ownership;
+	uint32_t count = 0, limit;
+
+	if (o->count.aside < (uint32_t)KFS_ASIDE_PER_UID)
+		return 1;
+	pthread_mutex_lock(&o->lock);
+	for (struct kfs_seat *each = o->returning.first; each; each = each->next)
+		count += each->is_command && each->uid == uid;
+	limit = o->count.aside < (uint32_t)KFS_ASIDE_MAX ? (uint32_t)KFS_ASIDE_PER_UID : 1;
+	pthread_mutex_unlock(&o->lock);
+	return count < limit;
+}
+
+/* Whether a command that had stepped aside has come to its end since `kfs_seat_is_full`. */
+int kfs_seat_has_room(struct kfs_seat *seat)
+{
+	return seat->ownership->has_room != 0;
+}
+
+/* None of those who wait may begin. */
+void kfs_seat_is_full(struct kfs_seat *seat)
+{
+	seat->ownership->has_room = 0;
+}
+
 /* The owner takes up request `unique`, which thread `client` of `uid` has made. */
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique)
 {
 	seat->uid = uid;
 	seat->client = client;
 	seat->unique = unique;
+	seat->is_command = 1;
 	seat->abandoned = 0;
 	seat->shunned = seat->ownership->shunning && is_shunned(seat->ownership, uid);
 }
@@ -657,9 +705,9 @@ static int step_aside(struct kfs_seat *seat)
 	int stepped = 0;
 
 	pthread_mutex_lock(&o->lock);
-	if (o->owner == seat && o->spare.first && o->count.aside < (uint32_t)KFS_ASIDE_MAX && !o->ended) {
-		stepped = 1;
-		kfs_seat_turn_ends(seat);
+	if (o->owner == seat && o->spare.first && !o->ended) {
+		stepped = seat->has_stepped = 1;
+		end_turn(seat);
 		o->count.aside++;
 		o->count.steps_aside++;
 		seat->deposed(seat->context);
@@ -675,14 +723,10 @@ static int step_aside(struct kfs_seat *seat)
 	return stepped;
 }
 
-/* Has the turn step aside if it has been long.  The first call is where it begins to count. */
+/* Has the turn step aside if it has been long. */
 static int mind_others(struct kfs_seat *seat)
 {
-	uint64_t now = now_ns();
-
-	if (!seat->since)
-		seat->since = now;
-	return now - seat->since >= TURN_NS && step_aside(seat);
+	return now_ns() - seat->began >= TURN_NS && step_aside(seat);
 }
 
 /*
@@ -755,7 +799,7 @@ static void get_back(struct kfs_seat *seat)
 			errno = 0;
 	}
 	wait_for_turn(seat);
-	kfs_seat_turn_ends(seat);
+	end_turn(seat);
 	kfs_seat_turn_begins(seat);
 	pthread_mutex_unlock(&o->lock);
 }

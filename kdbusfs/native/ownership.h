@@ -34,7 +34,8 @@ static const int KFS_TURN_US = 1000;
 static const int KFS_MEASURED_US = 500;
 static const int KFS_SLACK_US = 200;
 static const int KFS_ACCESSES_MIN = 4;
-/* Threads that have stepped aside; further ones do not. */
+/* Commands of one user that have stepped aside; only one where there are ASIDE_MAX in all.  His next ones wait unread. */
+static const int KFS_ASIDE_PER_UID = 4;
 static const int KFS_ASIDE_MAX = 64;
 
 struct kfs_ownership;
@@ -44,6 +45,7 @@ struct kfs_owners {
 	uint32_t spares;
 	uint32_t stuck;
 	uint32_t aside;
+	uint32_t held; /* commands that wait unread */
 	uint64_t deposed;
 	uint64_t shunned;
 	uint64_t steps_aside;
@@ -66,6 +68,9 @@ void kfs_seat_end(struct kfs_seat *seat);
 void kfs_seat_turn_begins(struct kfs_seat *seat);
 void kfs_seat_turn_ends(struct kfs_seat *seat);
 int kfs_pause(void);
+int kfs_seat_may_begin(struct kfs_seat *seat, uint32_t uid);
+int kfs_seat_has_room(struct kfs_seat *seat);
+void kfs_seat_is_full(struct kfs_seat *seat);
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique);
 int kfs_seat_request_ends(struct kfs_seat *seat);
 int kfs_seat_is_abandoned(struct kfs_seat *seat);
