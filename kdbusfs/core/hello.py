@@ -108,6 +108,7 @@ def hello(
     bus = endpoint.bus
     domain = bus.domain
     rules = family.rules
+    domain.turn.spend(len(items))
     if not pool_size or pool_size % domain.host.page_size:
         raise CommandError(rules.bad_pool_size, "pool size is no multiple of the page size")
     request = _Request(endpoint, flags, items, items_first=rules.hello_items_first, privileged=privileged)

@@ -243,6 +243,7 @@ def conn_update(connection: Connection, call: Call) -> int:
     if connection.is_activator and not rules.activators_update:
         raise CommandError(EOPNOTSUPP, "attach flags of an activator")
     items = connection.family.decode(UPDATE, call)
+    connection.bus.domain.turn.spend(len(items))
     send_flags: int | None = None
     recv_flags: int | None = None
     policy = False

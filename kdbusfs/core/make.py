@@ -35,7 +35,9 @@ def make_bus(domain: DomainState, family: Family, call: Call) -> Bus:
 
     Raises CommandError: EBADMSG, EEXIST, EINVAL, EMFILE; ENAMETOOLONG for the name.
     """
-    found = _single_items(family.decode(BUS_MAKE, call))
+    items = family.decode(BUS_MAKE, call)
+    domain.turn.spend(len(items))
+    found = _single_items(items)
     name = found.get(c.ITEM_MAKE_NAME)
     bloom = found.get(c.ITEM_BLOOM_PARAMETER)
     if name is None or bloom is None:
@@ -93,8 +95,9 @@ def make_endpoint(parent: Endpoint, family: Family, call: Call, *, privileged: b
     if not privileged:
         raise CommandError(EPERM, "only for the bus' owner")
     items = family.decode(ENDPOINT_MAKE, call)
-    name = _only_name(items)
     bus = parent.bus
+    bus.domain.turn.spend(len(items))
+    name = _only_name(items)
     caller = call.caller
     ids = caller.ids()
     check_uid_prefix(name, caller.domain_uid(ids.euid))
@@ -133,6 +136,8 @@ def _only_name(items: list[Item]) -> bytes:
 
 def update_endpoint(endpoint: Endpoint, family: Family, call: Call) -> int:
     """KDBUS_CMD_ENDPOINT_UPDATE (EPU-1 to EPU-3).  Raises what `PolicyDb.replace` raises."""
-    endpoint.set_policy(family.decode(ENDPOINT_UPDATE, call), call.caller)
+    items = family.decode(ENDPOINT_UPDATE, call)
+    endpoint.bus.domain.turn.spend(len(items))
+    endpoint.set_policy(items, call.caller)
     family.done(ENDPOINT_UPDATE, call)
     return 0

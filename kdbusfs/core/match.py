@@ -305,6 +305,7 @@ class MatchDb:
 def match_add(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_MATCH_ADD.  Raises CommandError: ECONNRESET, and those of `MatchDb.add`."""
     match = connection.family.decode_match(MATCH_ADD, call)
+    connection.bus.domain.turn.spend(len(match.items))
     connection.check_active()
     connection.matches.add(connection, match.cookie, match.items, replace=bool(call.flags & c.MATCH_REPLACE))
     connection.family.done(MATCH_ADD, call)

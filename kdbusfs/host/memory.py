@@ -69,8 +69,8 @@ class _Disposer:
         self._lock = Lock()
         self._started = False
 
-    def take(self, fd: int, mapping: Mapping) -> None:
-        """Close `fd`, and unmap `mapping` unless others refer to it."""
+    def take(self, mapping: Mapping, fd: int = -1) -> None:
+        """Unmap `mapping` unless others refer to it, and close `fd` if there is one."""
         with self._lock:
             if not self._started:
                 self._started = True
@@ -81,7 +81,8 @@ class _Disposer:
         while True:
             fd, mapping = self._queue.get()
             del mapping
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
 
 _disposer: Final = _Disposer()
@@ -213,8 +214,10 @@ class PoolMemory(Memory):
         # A mapping may not end beyond the last page; a pool's size need not be a power of two.
         size = min(size, -(-self.size // _PAGE) * _PAGE)
         # The former mapping lives on as long as a job holds it: addresses that were given out stay valid.
-        self._mapping = mapping = Mapping(self.fd, size)
-        return mapping
+        former, self._mapping = self._mapping, Mapping(self.fd, size)
+        if former is not None and former.size >= _BIG:
+            _disposer.take(former)
+        return self._mapping
 
     def pin(self, offset: int) -> tuple[Any, object]:
         """An int32 pointer to `offset`, and what keeps it valid as long as it is referred to.
@@ -236,7 +239,7 @@ class PoolMemory(Memory):
             self._passthrough.close(self.backing_id)
             self.backing_id = 0
         if mapping is not None and mapping.size >= _BIG:
-            _disposer.take(fd, mapping)
+            _disposer.take(mapping, fd)
         else:
             os.close(fd)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdbusfs.abi.v3 import constants as c
+from kdbusfs.abi.v3 import layouts
 from kdbusfs.abi.v3.items import RawItem
 from kdbusfs.client import BusOwner, Connection, deadline, encode, make_bus, make_endpoint, raw
 
@@ -255,9 +256,9 @@ def together(count: int, deed: Callable[[int], object]) -> None:
 def match_rules(bus: BusOwner) -> Deed:
     """A broadcast beside entries of which all rules but the last accept."""
     sender = Connection(bus.path)
-    rules: list[RawItem] = [(c.ITEM_ID, encode.layouts.U64.pack(sender.id))]
-    rules += [(c.ITEM_ID, encode.layouts.U64.pack(c.MATCH_ID_ANY))] * 1300
-    rules.append((c.ITEM_ID, encode.layouts.U64.pack(999999)))
+    rules: list[RawItem] = [(c.ITEM_ID, layouts.U64.pack(sender.id))]
+    rules += [(c.ITEM_ID, layouts.U64.pack(c.MATCH_ID_ANY))] * 1300
+    rules.append((c.ITEM_ID, layouts.U64.pack(999999)))
     for each in connections(bus.path, share(10)):
         for cookie in range(256):
             each.add_match(cookie, *rules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ECONNRESET, ENOBUFS
+from errno import ECONNRESET, ENOBUFS, ESHUTDOWN
 from struct import pack
 
 import pytest
@@ -83,6 +83,7 @@ def test_pol_18_the_answer_of_one_copy_does_not_outlast_a_change(world: World, c
 
     def revoke() -> None:
         if sum(client.connection.queue.count for client in clients) == 1:
+            world.host.turn.meanwhile = None
             if change == "policy":
                 assert end.update_endpoint(i.name(b"a.b")) == 0
             elif b"a.b" in sender.connection.names:
@@ -150,3 +151,37 @@ def test_list_3_a_list_that_is_longer_than_the_pool(world: World) -> None:
     assert world.host.turn.pauses < 8
     assert asker.connection.user.account.used == before
     assert list_names(world.connect(pool_size=1 << 21)) == 0
+
+
+@pytest.mark.parametrize("command", ["MATCH_ADD", "CONN_UPDATE"])
+def test_gen_3_the_file_is_closed_before_its_items_count(world: World, command: str) -> None:
+    """GEN-3: between the look at 32 KiB of items and their effect others are served."""
+    listener = world.connect()
+    holder = world.connect(flags=c.HELLO_POLICY_HOLDER, items=i.name(b"a.b"))
+    client = holder if command == "CONN_UPDATE" else listener
+    once(world, client.close)
+    if command == "CONN_UPDATE":
+        assert client.update(i.name(b"a.c")) == -ECONNRESET
+    else:
+        assert client.add_match(1, mask(0)) == -ECONNRESET
+    world.host.turn.meanwhile = None
+    assert len(client.connection.matches) == 0
+    assert len(world.domain.buses["1000-test"].policy) == (1 if client is listener else 0)
+
+
+@pytest.mark.parametrize("by", ["bus", "file"])
+def test_epm_3_the_bus_ends_before_the_items_of_an_endpoint_count(world: World, by: str) -> None:
+    """EPM-3, EPU-2: nothing of the endpoint is left."""
+    end = world.open()
+    policy = i.name(b"a.b") + i.world(c.POLICY_TALK)
+    if by == "bus":
+        once(world, world.control.close)
+        assert end.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD, policy) == -ESHUTDOWN
+    else:
+        assert end.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD, policy) == 0
+        owned = end.handle.owned
+        once(world, end.close)
+        assert end.update_endpoint(policy) == 0
+        assert len(owned.policy) == 0
+    world.host.turn.meanwhile = None
+    assert "1000-e" not in getattr(world.domain.buses.get("1000-test"), "endpoints", {})
