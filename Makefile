@@ -4,7 +4,7 @@
 # make venv   only what these three begin with: .venv, with the package and its tools
 # make man    the manual pages, in build/man
 # make docs   the same, and runs all that the documents show
-# make lint   ruff, shellcheck, the C with warnings as errors (also for Arm), clang-tidy
+# make lint   ruff, shellcheck, the C with warnings as errors (also for Arm), clang-tidy, clang-format
 # make asan   the operations tests and those of the channel, with AddressSanitizer and UBSan over the C
 # make tsan   what threads share in C, with ThreadSanitizer, for TSAN_SECONDS (30)
 # make fuzz   the C step of an ioctl and the decoding of commands, from bytes, for FUZZ_SECONDS (60) each

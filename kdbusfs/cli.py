@@ -203,12 +203,15 @@ class Daemon:
         from kdbusfs.fuse.server import Server, Wakeup
         from kdbusfs.fuse.session import TreeSession
         from kdbusfs.fuse.tree import Tree
+        from kdbusfs.host.closer import Closer
         from kdbusfs.host.files import MAX_PER_USER
         from kdbusfs.host.garbage import Collector
         from kdbusfs.host.heap import Heap
         from kdbusfs.host.host import LinuxHost
-        from kdbusfs.host.installer import Installer, Job
+        from kdbusfs.host.installer import Installer
+        from kdbusfs.host.job import Job
         from kdbusfs.host.store_memory import Storer
+        from kdbusfs.host.user_threads import Pool
         from kdbusfs.trial import Trial
 
         self.mounted: Mount | None = None
@@ -223,12 +226,13 @@ class Daemon:
         self._ended.callback(wakeup.close)
         storer = Storer(fuse_fd, wakeup.event_fd)
         self._ended.callback(storer.close)
-        installer = Installer(fuse_fd, wakeup.event_fd, storer=storer)
-        self._ended.callback(installer.close)
+        pool = Pool()
+        installer = Installer(pool, fuse_fd, wakeup.event_fd, storer=storer)
+        self._ended.callback(pool.close)
         host = LinuxHost(
             fuse_fd,
             wakeup.event_fd,
-            installer,
+            Closer(pool),
             max_descriptors=MAX_PER_USER if options.max_user_fds is None else options.max_user_fds,
         )
         self._ended.callback(host.close)
@@ -281,7 +285,7 @@ class Daemon:
             storer=storer,
             faults=faults,
         )
-        self._trial = Trial(client, tree, domain, installer, channel, options.max_user_fds != 0)
+        self._trial = Trial(client, tree, domain, installer, pool, channel, options.max_user_fds != 0)
         amendments = Amendments(tree, files.open_answer, passthrough=True, on_init=self._trial.begin)
 
         def cancel() -> None:

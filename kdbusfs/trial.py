@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdbusfs.fuse.channel import Channel
     from kdbusfs.fuse.tree import Tree
     from kdbusfs.host.installer import Installer
+    from kdbusfs.host.user_threads import Pool
 
 log = logging.getLogger("kdbusfs")
 
@@ -37,6 +38,7 @@ class Trial:
         tree: Tree,
         domain: Domain,
         installer: Installer,
+        pool: Pool,
         channel: Channel,
         sends_descriptors: bool,
     ) -> None:
@@ -44,6 +46,7 @@ class Trial:
         self._client = client
         self._tree = tree
         self._installer = installer
+        self._pool = pool
         self._channel = channel
         self._begun = threading.Event()
         self._beside = Domain(domain.host)
@@ -70,5 +73,5 @@ class Trial:
             client.close()
             self._tree.guest = None
             self._installer.forget_name(client.bus_name.encode())
-            self._installer.rest()
+            self._pool.rest()
             self._channel.reset_counters()

@@ -30,7 +30,7 @@ _PRIVATE: Final = b"/.kdbusfs/"
 
 
 class Closer(Protocol):
-    """Closes descriptors in threads that may be blocked for long (host.installer)."""
+    """Closes descriptors in threads that may be blocked for long (host.closer)."""
 
     def close_later(self, user: int, fd: int) -> None:
         """Close `fd`, which came from `user`."""

@@ -31,7 +31,7 @@ class LinuxHost:
     """ports.Host, and what the FUSE side needs of Linux beside it.
 
     fuse_fd: the /dev/fuse for backing ids, -1 for pools without; event_fd: an eventfd that is written to when
-    `cancelled` has tokens; closer: closes passed descriptors in other threads, the installer;
+    `cancelled` has tokens; closer: closes passed descriptors in other threads;
     max_descriptors: how many passed descriptors are held for one user.
     """
 

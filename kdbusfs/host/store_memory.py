@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from struct import Struct
-from typing import Any, Final
+from typing import Any
 
 from kdbusfs.native._native import ffi, lib
 
 from .copies import Stores, size_of
 from .memory import PoolMemory
-
-_REPLY: Final = Struct("=IiQiIII")  # fuse_out_header, fuse_ioctl_out
 
 
 class Storer:
@@ -49,15 +46,11 @@ class Storer:
         return size_of(nodeid, memory.size, memory.last_byte()) if isinstance(memory, PoolMemory) else None
 
     def answer(self, stores: Stores, unique: int, result: int, out: bytes | bytearray) -> bool:
-        """Answer the ioctl `unique` after the stores; False, with nothing done, when that cannot be."""
-        return self.send(stores, _REPLY.pack(_REPLY.size + len(out), 0, unique, result, 0, 0, 0) + out)
-
-    def send(self, stores: Stores, reply: bytes | bytearray) -> bool:
-        """The same with a whole answer.  For any thread."""
+        """Answer ioctl `unique` after the stores; False, with nothing done, when that cannot be.  For any thread."""
         with self._lock:
             self._let_go()
             number: int = lib.kfs_storer_submit(
-                self._native, stores.array, stores.count, ffi.from_buffer(reply), len(reply)
+                self._native, stores.array, stores.count, unique, result, ffi.from_buffer(out), len(out)
             )
             if number < 0:
                 return False
@@ -77,8 +70,8 @@ class Storer:
 
     def close(self) -> None:
         """End the thread; one that still waits for the kernel ends with the process."""
-        native, self._native = self._native, None
-        if native is not None:
+        native, self._native = self._native, ffi.NULL
+        if native != ffi.NULL:
             lib.kfs_storer_free(native)
 
     def _let_go(self) -> None:

@@ -66,10 +66,8 @@ static PyObject *step(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	result = number(args[2]);
 	if (PyErr_Occurred())
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	kind = call(channel, deadline, (int32_t)result);
-	Py_END_ALLOW_THREADS
-	return PyLong_FromLong(kind);
+	Py_BEGIN_ALLOW_THREADS kind = call(channel, deadline, (int32_t)result);
+	Py_END_ALLOW_THREADS return PyLong_FromLong(kind);
 }
 
 static PyObject *described(PyObject *self, PyObject *const *args, Py_ssize_t n)
@@ -159,16 +157,13 @@ static PyObject *payload(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	if (PyErr_Occurred())
 		return NULL;
 	/* The client may hold this up, and others go on meanwhile. */
-	Py_BEGIN_ALLOW_THREADS
-	r = call((int)pidfd, (int)tid, map, (uint64_t)offset, address, size);
-	Py_END_ALLOW_THREADS
-	return PyLong_FromLong(r);
+	Py_BEGIN_ALLOW_THREADS r = call((int)pidfd, (int)tid, map, (uint64_t)offset, address, size);
+	Py_END_ALLOW_THREADS return PyLong_FromLong(r);
 }
 
 /* u64 of a struct, to be set one by one.  The memory is that of a channel, and has to last longer. */
 struct words {
-	PyObject_HEAD
-	char *start;
+	PyObject_HEAD char *start;
 	Py_ssize_t count;
 };
 
@@ -239,14 +234,19 @@ static PyType_Spec words_spec = {
 	.slots = words_slots,
 };
 
-#define METHOD(name) { #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL }
+#define METHOD(name)                                                                                                   \
+	{                                                                                                              \
+#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL                                          \
+	}
 
 static PyMethodDef methods[] = {
-	METHOD(bind), METHOD(step), METHOD(described), METHOD(set_events), METHOD(answer), METHOD(copy), METHOD(payload),
-	{ NULL, NULL, 0, NULL },
+	METHOD(bind),   METHOD(step), METHOD(described), METHOD(set_events),
+	METHOD(answer), METHOD(copy), METHOD(payload),   { NULL, NULL, 0, NULL },
 };
 
-static struct PyModuleDef module = { .m_base = PyModuleDef_HEAD_INIT, .m_name = "_calls", .m_size = -1, .m_methods = methods };
+static struct PyModuleDef module = {
+	.m_base = PyModuleDef_HEAD_INIT, .m_name = "_calls", .m_size = -1, .m_methods = methods
+};
 
 PyMODINIT_FUNC PyInit__calls(void)
 {

@@ -11,12 +11,12 @@
  */
 #define _GNU_SOURCE
 #include "internal_alarm.h"
+#include "internal_answer.h"
 #include "internal_channel.h"
 #include "precedence.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -47,17 +47,9 @@ struct kfs_alarm {
 /* Has a request appear.  Returns 0 or -errno. */
 static int ring(struct kfs_alarm *a)
 {
-	struct {
-		struct fuse_out_header header;
-		struct fuse_notify_retrieve_out retrieve;
-	} notice = {
-		.header = { .len = sizeof(notice), .error = FUSE_NOTIFY_RETRIEVE },
-		.retrieve = { .nodeid = a->bell },
-	};
+	uint64_t nodeid = a->bell;
 
-	if (!notice.retrieve.nodeid)
-		return -ENOENT;
-	return write(a->fuse_fd, &notice, sizeof(notice)) < 0 ? -errno : 0;
+	return nodeid ? kfs_notify_retrieve(a->fuse_fd, nodeid) : -ENOENT;
 }
 
 static void call_reader(struct kfs_alarm *a)

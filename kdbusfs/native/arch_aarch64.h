@@ -24,15 +24,15 @@ static const struct abi abi_aarch64 = {
 #define NOTE_PAUSE_MAX_NS 1000000
 
 /* The text of /proc/TID/syscall, once the thread sleeps: until then that says "running".  Returns whether it is there. */
-static bool read_syscall(pid_t tid, char *text, size_t size)
+static inline bool read_syscall(pid_t tid, char *text, size_t size)
 {
 	struct timespec pause = { 0, 20000 };
-	uint64_t limit = now_ns() + NOTE_LIMIT_NS;
+	uint64_t limit = kfs_now_ns() + NOTE_LIMIT_NS;
 
-	while (read_proc(tid, "syscall", text, size) == 0) {
+	while (kfs_read_proc(tid, "syscall", text, size) == 0) {
 		if (text[0] != 'r')
 			return true;
-		if (now_ns() > limit)
+		if (kfs_now_ns() > limit)
 			break;
 		nanosleep(&pause, NULL);
 		if (pause.tv_nsec < NOTE_PAUSE_MAX_NS)
@@ -45,7 +45,7 @@ static bool read_syscall(pid_t tid, char *text, size_t size)
  * x0 holds the result once the call is over, and the kernel shows the first argument only while it runs, and sleeps.  The
  * request may be taken up before its thread sleeps, and being seized has woken it once more.
  */
-static uint64_t arch_note_first_argument(pid_t tid)
+static inline uint64_t arch_first_argument_while_blocked(pid_t tid)
 {
 	char text[192], *at = text, *end;
 	uint64_t argument;
@@ -58,7 +58,7 @@ static uint64_t arch_note_first_argument(pid_t tid)
 	return number == abi_aarch64.ioctl && end != at ? argument : UINT64_MAX;
 }
 
-static int arch_get(pid_t tid, arch_regs *regs)
+static inline int arch_get(pid_t tid, arch_regs *regs)
 {
 	struct iovec io = { regs, sizeof(*regs) };
 
@@ -67,14 +67,14 @@ static int arch_get(pid_t tid, arch_regs *regs)
 	return io.iov_len == sizeof(*regs) ? 0 : -EOPNOTSUPP;
 }
 
-static int arch_set(pid_t tid, const arch_regs *regs)
+static inline int arch_set(pid_t tid, const arch_regs *regs)
 {
 	struct iovec io = { (void *)regs, sizeof(*regs) };
 
 	return ptrace(PTRACE_SETREGSET, tid, (void *)NT_PRSTATUS, &io) < 0 ? -errno : 0;
 }
 
-static const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
+static inline const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
 {
 	uint64_t at = regs->pc - 4, word;
 
@@ -87,31 +87,31 @@ static const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
 	return (uint32_t)word == 0xd4000001u ? &abi_aarch64 : NULL; /* svc #0 */
 }
 
-static bool arch_is_ioctl(const struct abi *abi, const arch_regs *regs)
+static inline bool arch_is_ioctl(const struct abi *abi, const arch_regs *regs)
 {
 	return (long)regs->regs[8] == abi->ioctl;
 }
 
-static long arch_result(const struct abi *abi, const arch_regs *regs)
+static inline long arch_result(const struct abi *abi, const arch_regs *regs)
 {
 	(void)abi;
 	return (long)regs->regs[0];
 }
 
-static int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t noted)
+static inline int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t while_blocked)
 {
 	(void)abi;
 	(void)regs;
-	return noted == UINT64_MAX ? -1 : (int)noted;
+	return while_blocked == UINT64_MAX ? -1 : (int)while_blocked;
 }
 
-static uint64_t arch_third_argument(const struct abi *abi, const arch_regs *regs)
+static inline uint64_t arch_third_argument(const struct abi *abi, const arch_regs *regs)
 {
 	(void)abi;
 	return regs->regs[2];
 }
 
-static void arch_prepare(const struct abi *abi, arch_regs *regs, int number, const uint64_t args[6])
+static inline void arch_prepare(const struct abi *abi, arch_regs *regs, int number, const uint64_t args[6])
 {
 	(void)abi;
 	regs->pc -= 4;
@@ -120,7 +120,7 @@ static void arch_prepare(const struct abi *abi, arch_regs *regs, int number, con
 }
 
 /* A call that was about to start is dropped, and none is restarted. */
-static int arch_restore(pid_t tid, const arch_regs *saved)
+static inline int arch_restore(pid_t tid, const arch_regs *saved)
 {
 	int none = -1;
 	struct iovec io = { &none, sizeof(none) };
@@ -130,7 +130,7 @@ static int arch_restore(pid_t tid, const arch_regs *saved)
 	return arch_set(tid, saved);
 }
 
-static int arch_read_result(pid_t tid, const struct abi *abi, long *result)
+static inline int arch_read_result(pid_t tid, const struct abi *abi, long *result)
 {
 	arch_regs regs;
 	int error = arch_get(tid, &regs);

@@ -26,24 +26,24 @@ static const struct abi abi_i386 = {
 };
 
 /* What has to be known of the ioctl while the thread still blocks in it: nothing, its registers keep it. */
-static uint64_t arch_note_first_argument(pid_t tid)
+static inline uint64_t arch_first_argument_while_blocked(pid_t tid)
 {
 	(void)tid;
 	return 0;
 }
 
-static int arch_get(pid_t tid, arch_regs *regs)
+static inline int arch_get(pid_t tid, arch_regs *regs)
 {
 	return ptrace(PTRACE_GETREGS, tid, NULL, regs) < 0 ? -errno : 0;
 }
 
-static int arch_set(pid_t tid, const arch_regs *regs)
+static inline int arch_set(pid_t tid, const arch_regs *regs)
 {
 	return ptrace(PTRACE_SETREGS, tid, NULL, regs) < 0 ? -errno : 0;
 }
 
 /* The calling convention by the instruction that entered the kernel: a 64-bit program may use int $0x80 too. */
-static const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
+static inline const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
 {
 	uint64_t word;
 
@@ -61,35 +61,35 @@ static const struct abi *arch_abi(pid_t tid, const arch_regs *regs)
 	}
 }
 
-static bool arch_is_ioctl(const struct abi *abi, const arch_regs *regs)
+static inline bool arch_is_ioctl(const struct abi *abi, const arch_regs *regs)
 {
 	return (long)regs->orig_rax == abi->ioctl;
 }
 
-static long arch_result(const struct abi *abi, const arch_regs *regs)
+static inline long arch_result(const struct abi *abi, const arch_regs *regs)
 {
 	return abi->compat ? (int32_t)regs->rax : (long)regs->rax;
 }
 
-static int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t noted)
+static inline int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t while_blocked)
 {
-	(void)noted;
+	(void)while_blocked;
 	return (int)(abi->compat ? regs->rbx : regs->rdi);
 }
 
-static uint64_t arch_third_argument(const struct abi *abi, const arch_regs *regs)
+static inline uint64_t arch_third_argument(const struct abi *abi, const arch_regs *regs)
 {
 	return abi->compat ? (uint32_t)regs->rdx : regs->rdx;
 }
 
 /* Without a call in orig_rax the kernel neither restarts one nor runs one that was about to start. */
-static void arch_forget_call(arch_regs *regs)
+static inline void arch_forget_call(arch_regs *regs)
 {
 	regs->orig_rax = (unsigned long long)-1;
 }
 
 /* Makes `regs` enter the kernel again by the instruction before it, for call `number`. */
-static void arch_prepare(const struct abi *abi, arch_regs *regs, int number, const uint64_t args[6])
+static inline void arch_prepare(const struct abi *abi, arch_regs *regs, int number, const uint64_t args[6])
 {
 	arch_forget_call(regs);
 	regs->rip -= 2;
@@ -112,7 +112,7 @@ static void arch_prepare(const struct abi *abi, arch_regs *regs, int number, con
 }
 
 /* Puts the registers of the ioctl's return back, whatever call the thread is in. */
-static int arch_restore(pid_t tid, const arch_regs *saved)
+static inline int arch_restore(pid_t tid, const arch_regs *saved)
 {
 	arch_regs regs = *saved;
 
@@ -120,7 +120,7 @@ static int arch_restore(pid_t tid, const arch_regs *saved)
 	return arch_set(tid, &regs);
 }
 
-static int arch_read_result(pid_t tid, const struct abi *abi, long *result)
+static inline int arch_read_result(pid_t tid, const struct abi *abi, long *result)
 {
 	long value;
 

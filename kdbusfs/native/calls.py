@@ -8,14 +8,17 @@ copied.  `step` and `payload` give the interpreter's lock back while they run, t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import _calls
 from ._calls import Words, answer, copy, described, payload, set_events, step
 from ._native import ffi, lib
 
+if TYPE_CHECKING:
+    from ._native import CData
 
-def address_of(pointer: Any) -> int:
+
+def address_of(pointer: CData) -> int:
     """The number of a cffi pointer."""
     return int(ffi.cast("intptr_t", pointer))
 

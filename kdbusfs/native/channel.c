@@ -11,8 +11,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Under load the other descriptors are looked at once in so many requests, whether the alarm has seen them or not. */
@@ -148,87 +146,46 @@ void kfs_channel_starve(struct kfs_channel *ch, int is_starving)
 
 /* --- answers ---------------------------------------------------------------------------------------- */
 
-uint64_t kfs_now_ns(void)
+/* Counts a message that found nobody waiting for it. */
+int kfs_count_lost(struct kfs_channel *ch, int result)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static int sent(struct kfs_channel *ch, ssize_t n)
-{
-	if (n >= 0)
-		return 0;
-	ch->counts->lost++;
-	return -errno;
-}
-
-/* Sends one answer or notification, whose header has its length. */
-int kfs_put(struct kfs_channel *ch, const struct fuse_out_header *header)
-{
-	ssize_t n;
-
-	do
-		n = write(ch->private_->mount->fuse_fd, header, header->len);
-	while (n < 0 && errno == EINTR);
-	return sent(ch, n);
+	ch->counts->lost += result < 0;
+	return result;
 }
 
 int kfs_put_error(struct kfs_channel *ch, uint64_t unique, int error)
 {
-	struct fuse_out_header header = { .len = sizeof(header), .unique = unique, .error = error };
-
-	return kfs_put(ch, &header);
+	return kfs_count_lost(ch, kfs_answer_error(ch->private_->mount->fuse_fd, unique, error));
 }
-
-struct ioctl_answer {
-	struct fuse_out_header header;
-	struct fuse_ioctl_out out;
-};
 
 /* Answers command `cmd` of `fh`, which is not the current one. */
 int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int64_t unique, int32_t result,
 			   const void *out, int64_t out_len)
 {
-	struct ioctl_answer answer = {
-		.header = { .len = (uint32_t)(sizeof(answer) + (size_t)out_len), .unique = (uint64_t)unique },
-		.out = { .result = result },
-	};
-	struct iovec parts[] = { { &answer, sizeof(answer) }, { (void *)out, (size_t)out_len } };
-	ssize_t n;
+	const struct mount *mount = ch->private_->mount;
 
 	if (result == 0)
 		kfs_note_published(ch->private_->mount, (uint64_t)fh, cmd, out, (size_t)out_len);
-	do
-		n = writev(ch->private_->mount->fuse_fd, parts, 2);
-	while (n < 0 && errno == EINTR);
-	return sent(ch, n);
+	return kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, (uint64_t)unique, result, out, (uint32_t)out_len));
 }
 
 /* The answer to the current ioctl is made where its request was, in front of the command that goes with it. */
 int kfs_answer_current(struct kfs_channel *ch, int32_t result)
 {
-	struct ioctl_answer *answer = (void *)(ch->command - sizeof(*answer));
+	struct mount *mount = ch->private_->mount;
 
 	if (result == 0 && ch->out_size)
-		kfs_note_published(ch->private_->mount, ch->fh, ch->cmd, ch->command, ch->out_size);
-	*answer = (struct ioctl_answer){
-		.header = { .len = sizeof(*answer) + ch->out_size, .unique = ch->unique },
-		.out = { .result = result },
-	};
-	return kfs_put(ch, &answer->header);
+		kfs_note_published(mount, ch->fh, ch->cmd, ch->command, ch->out_size);
+	return kfs_count_lost(ch,
+			      kfs_answer_ioctl_in_place(mount->fuse_fd, ch->unique, result, ch->command, ch->out_size));
 }
 
 int kfs_pass_reply(struct kfs_channel *ch)
 {
-	ssize_t n;
+	uint32_t len = ch->reply_len;
 
-	do
-		n = write(ch->private_->mount->fuse_fd, ch->reply, ch->reply_len);
-	while (n < 0 && errno == EINTR);
 	ch->reply_len = 0;
-	return sent(ch, n);
+	return kfs_count_lost(ch, kfs_write_message(ch->private_->mount->fuse_fd, ch->reply, len));
 }
 
 /* The request is through with the thread that made it. */
@@ -262,20 +219,14 @@ static void serve_poll(struct kfs_channel *ch)
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_poll_in *poll_in = (void *)(in + 1);
 	struct slot *slot = kfs_slot_of(ch->private_->mount, poll_in->fh);
-	struct {
-		struct fuse_out_header header;
-		struct fuse_poll_out out;
-	} answer = {
-		.header = { .len = sizeof(answer), .unique = in->unique },
-		.out = { .revents = slot ? slot->revents : KFS_DEFAULT_EVENTS },
-	};
 
 	ch->counts->polls++;
 	if (slot && poll_in->flags & FUSE_POLL_SCHEDULE_NOTIFY) {
 		slot->kh = poll_in->kh;
 		slot->armed = 1;
 	}
-	kfs_put(ch, &answer.header);
+	kfs_count_lost(ch, kfs_answer_poll(ch->private_->mount->fuse_fd, in->unique,
+					   slot ? slot->revents : KFS_DEFAULT_EVENTS));
 	if (slot)
 		kfs_count_poll(ch, slot);
 }

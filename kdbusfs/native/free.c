@@ -66,8 +66,7 @@ void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const ui
 	} info;
 	uint64_t flags;
 
-	if (!command || slot->is_shared || !command->info_offset ||
-	    out_len < command->info_offset + sizeof(info))
+	if (!command || slot->is_shared || !command->info_offset || out_len < command->info_offset + sizeof(info))
 		return;
 	memcpy(&flags, out + sizeof(uint64_t), sizeof(flags));
 	if (command->info_flag && !(flags & command->info_flag))

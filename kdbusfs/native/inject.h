@@ -10,8 +10,10 @@ struct kfs_tracer;
 struct kfs_injection {
 	int tid;
 	int fuse_fd;
-	unsigned char *reply;
-	uint32_t reply_len;
+	uint64_t unique;
+	int32_t result;
+	const unsigned char *out;
+	uint32_t out_len;
 	uint32_t count;
 	const int *files;
 	int32_t **slots;

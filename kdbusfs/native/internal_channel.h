@@ -2,6 +2,8 @@
 #pragma once
 #include "channel.h"
 #include "internal_alarm.h"
+#include "internal_answer.h"
+#include "internal_clock.h"
 #include "internal_precedence.h"
 
 #include <linux/fuse.h>
@@ -49,7 +51,7 @@ struct slot {
 	uint32_t revents;
 	uint32_t armed;
 	int polls; /* since its pollers were last tried */
-	int muted;	/* they are too many to be woken */
+	int muted; /* they are too many to be woken */
 	uint32_t tid; /* of pidfd */
 	int pidfd;
 	uint32_t next_free;
@@ -90,8 +92,7 @@ struct kfs_channel_private {
 };
 
 /* channel.c */
-uint64_t kfs_now_ns(void);
-int kfs_put(struct kfs_channel *ch, const struct fuse_out_header *header);
+int kfs_count_lost(struct kfs_channel *ch, int result);
 int kfs_put_error(struct kfs_channel *ch, uint64_t unique, int error);
 int kfs_answer_current(struct kfs_channel *ch, int32_t result);
 int kfs_pass_reply(struct kfs_channel *ch);

@@ -170,12 +170,8 @@ void kfs_detach(void *channel)
 void kfs_answer_killed(void *channel)
 {
 	const struct kfs_channel *ch = channel;
-	const struct fuse_out_header header = { .len = sizeof(header), .unique = ch->unique, .error = -EINTR };
-	ssize_t n;
 
-	do
-		n = write(ch->private_->mount->fuse_fd, &header, sizeof(header));
-	while (n < 0 && errno == EINTR);
+	kfs_answer_error(ch->private_->mount->fuse_fd, ch->unique, -EINTR);
 }
 
 /* The pidfd is of a thread that is no more. */

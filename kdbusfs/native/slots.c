@@ -80,16 +80,8 @@ int kfs_channel_slots(struct kfs_channel *ch)
 
 static void wake_pollers(struct kfs_channel *ch, const struct slot *slot)
 {
-	struct {
-		struct fuse_out_header header;
-		struct fuse_notify_poll_wakeup_out wakeup;
-	} notice = {
-		.header = { .len = sizeof(notice), .error = FUSE_NOTIFY_POLL },
-		.wakeup = { .kh = slot->kh },
-	};
-
 	ch->counts->notifies++;
-	kfs_put(ch, &notice.header);
+	kfs_count_lost(ch, kfs_notify_poll(ch->private_->mount->fuse_fd, slot->kh));
 }
 
 static uint64_t cpu_us(void)

@@ -12,23 +12,24 @@
  */
 #define _GNU_SOURCE
 #include "store.h"
+#include "internal_answer.h"
 #include "precedence.h"
 
 #include <errno.h>
-#include <linux/fuse.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #define MOST_AT_ONCE (1u << 20)
 
 struct job {
 	struct job *next;
-	uint32_t count, reply_len;
+	uint64_t unique;
+	int32_t result;
+	uint32_t count, out_len;
 	struct kfs_store stores[];
 };
 
@@ -41,45 +42,6 @@ struct kfs_storer {
 	uint64_t submitted, done;
 	bool started, ending, announcing;
 };
-
-static int put(int fuse_fd, const struct iovec *parts, int count)
-{
-	ssize_t n;
-
-	do
-		n = writev(fuse_fd, parts, count);
-	while (n < 0 && errno == EINTR);
-	return n < 0 ? -errno : 0;
-}
-
-static int store(int fuse_fd, const struct kfs_store *what, uint64_t done, uint32_t size)
-{
-	struct {
-		struct fuse_out_header header;
-		struct fuse_notify_store_out out;
-	} head = {
-		.header = { .len = sizeof(head) + size, .error = FUSE_NOTIFY_STORE },
-		.out = { .nodeid = what->nodeid, .offset = what->offset + done, .size = size },
-	};
-	struct iovec parts[] = { { &head, sizeof(head) }, { (void *)(what->data + done), size } };
-
-	return put(fuse_fd, parts, 2);
-}
-
-/* Has the kernel forget its copy; it will ask for it with a READ. */
-static int forget(int fuse_fd, const struct kfs_store *what)
-{
-	struct {
-		struct fuse_out_header header;
-		struct fuse_notify_inval_inode_out out;
-	} notice = {
-		.header = { .len = sizeof(notice), .error = FUSE_NOTIFY_INVAL_INODE },
-		.out = { .ino = what->nodeid, .off = (int64_t)what->offset, .len = (int64_t)what->size },
-	};
-	struct iovec part = { &notice, sizeof(notice) };
-
-	return put(fuse_fd, &part, 1);
-}
 
 /* Not for the reader of /dev/fuse.  Returns 0, or -errno of the last failure: ENOENT for an inode that is gone. */
 int kfs_store_pages(int fuse_fd, const struct kfs_store *stores, uint32_t count)
@@ -95,11 +57,11 @@ int kfs_store_pages(int fuse_fd, const struct kfs_store *stores, uint32_t count)
 			uint64_t left = what->size - done;
 			uint32_t size = left < MOST_AT_ONCE ? (uint32_t)left : MOST_AT_ONCE;
 
-			r = store(fuse_fd, what, done, size);
+			r = kfs_notify_store(fuse_fd, what->nodeid, what->offset + done, what->data + done, size);
 			done += size;
 		}
 		if (r < 0 && r != -ENOENT)
-			forget(fuse_fd, what);
+			kfs_notify_pages_gone(fuse_fd, what->nodeid, what->offset, what->size);
 		if (r < 0)
 			result = r;
 	}
@@ -108,11 +70,8 @@ int kfs_store_pages(int fuse_fd, const struct kfs_store *stores, uint32_t count)
 
 static void serve(struct kfs_storer *storer, struct job *job)
 {
-	struct iovec reply = { job->stores + job->count, job->reply_len };
-
 	kfs_store_pages(storer->fuse_fd, job->stores, job->count);
-	if (job->reply_len)
-		put(storer->fuse_fd, &reply, 1);
+	kfs_answer_ioctl(storer->fuse_fd, job->unique, job->result, job->stores + job->count, job->out_len);
 }
 
 static void *run(void *argument)
@@ -181,21 +140,20 @@ struct kfs_storer *kfs_storer_new(int fuse_fd, int event_fd)
 }
 
 /*
- * Makes the stores, then writes `reply` (a whole FUSE answer, or nothing).  The stores' data must stay mapped until
- * `kfs_storer_done` has reached the number that this returns; stores and reply themselves are copied.
- * -errno: nothing will be done.
+ * Makes the stores, then answers ioctl `unique`.  The stores' data must stay mapped until `kfs_storer_done` has reached
+ * the number that this returns; stores and `out` themselves are copied.  -errno: nothing will be done.
  */
-int64_t kfs_storer_submit(struct kfs_storer *storer, const struct kfs_store *stores, uint32_t count,
-			  const void *reply, uint32_t reply_len)
+int64_t kfs_storer_submit(struct kfs_storer *storer, const struct kfs_store *stores, uint32_t count, uint64_t unique,
+			  int32_t result, const void *out, uint32_t out_len)
 {
-	struct job *job = malloc(sizeof(*job) + count * sizeof(*stores) + reply_len);
+	struct job *job = malloc(sizeof(*job) + count * sizeof(*stores) + out_len);
 	int64_t number;
 
 	if (!job)
 		return -ENOMEM;
-	*job = (struct job){ .count = count, .reply_len = reply_len };
+	*job = (struct job){ .unique = unique, .result = result, .count = count, .out_len = out_len };
 	memcpy(job->stores, stores, count * sizeof(*stores));
-	memcpy(job->stores + count, reply, reply_len);
+	memcpy(job->stores + count, out, out_len);
 	pthread_mutex_lock(&storer->lock);
 	if (!storer->started && !storer->ending)
 		start(storer);

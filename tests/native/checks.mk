@@ -9,13 +9,23 @@ SHELL_SCRIPTS := $(wildcard .ci/prepare .ci/run .ci/serve .ci/step mount-helpers
 ARM_HEADERS ?= /usr/aarch64-linux-gnu/include
 with = if command -v $(1) >/dev/null; then $(2); else echo 'not checked for lack of $(1): $(3)'; fi
 
-.PHONY: lint-shell lint-c tidy
+.PHONY: lint-shell lint-c tidy format-c
 
 lint-shell:
 	@$(call with,shellcheck,shellcheck $(SHELL_SCRIPTS),the shell scripts)
 
+C_FORMATTED := $(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.[ch] tests/native/*.c))
+
+# Writes the C in the style of .clang-format.
+format-c:
+	@$(call with,clang-format,clang-format -i $(C_FORMATTED),the style of the C)
+
+build/lint/style: $(C_FORMATTED) .clang-format
+	@mkdir -p $(@D)
+	@$(call with,clang-format,clang-format --dry-run -Werror $(C_FORMATTED) && touch $@,the style of the C)
+
 # Warnings are errors here alone: another compiler's must not keep users from building.  -O2, for some warnings need it.
-lint-c: build/lint/native build/lint/calls build/lint/arm tidy
+lint-c: build/lint/style build/lint/native build/lint/calls build/lint/arm tidy
 
 build/lint/native: $(NATIVE) tests/native/checks.mk
 	@mkdir -p $(@D)

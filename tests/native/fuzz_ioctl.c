@@ -61,7 +61,7 @@ static void set_up(void)
 		refuse("no channel");
 	for (size_t i = 0; i < COMMANDS; i++)
 		if (commands[i].size && kfs_channel_command(channel, 1, commands[i].number, commands[i].size,
-							     commands[i].max_size, commands[i].pointer_offset))
+							    commands[i].max_size, commands[i].pointer_offset))
 			refuse("a command was not taken");
 	if (kfs_channel_publishes(channel, 1, KDBUS_CMD_RECV, offsetof(struct kdbus_cmd_recv, msg), 0) ||
 	    kfs_channel_frees(channel, 1, KDBUS_CMD_FREE, offsetof(struct kdbus_cmd_free, offset),
@@ -88,13 +88,17 @@ static void send_request(const uint8_t *data, size_t size, uint32_t number, cons
 	} request;
 	size_t len = offsetof(__typeof__(request), data) + size;
 
-	request.in = (struct fuse_in_header){ (uint32_t)len, FUSE_IOCTL, 2, 0, 0, 0, (uint32_t)syscall(SYS_gettid), 0, 0 };
+	request.in =
+		(struct fuse_in_header){ (uint32_t)len, FUSE_IOCTL, 2, 0, 0, 0, (uint32_t)syscall(SYS_gettid), 0, 0 };
 	request.ioctl = (struct fuse_ioctl_in){
-		.fh = choice[2] & 64 ? fh + choice[3] : fh, .flags = choice[2] & 128 ? FUSE_IOCTL_DIR : 0, .cmd = number,
+		.fh = choice[2] & 64 ? fh + choice[3] : fh,
+		.flags = choice[2] & 128 ? FUSE_IOCTL_DIR : 0,
+		.cmd = number,
 		.arg = (uint64_t)(uintptr_t)client + (choice[4] & 15),
 		.in_size = (uint32_t)size + (choice[5] & 64 ? choice[6] : 0),
-		.out_size = choice[5] & 128 ? (uint32_t)choice[7] << (choice[6] & 15) : _IOC_DIR(number) & _IOC_READ ?
-			    (uint32_t)_IOC_SIZE(number) : 0,
+		.out_size = choice[5] & 128                ? (uint32_t)choice[7] << (choice[6] & 15)
+			    : _IOC_DIR(number) & _IOC_READ ? (uint32_t)_IOC_SIZE(number)
+							   : 0,
 	};
 	memcpy(request.data, data, size);
 	if (send(kernel, &request, len, 0) < 0)
@@ -135,7 +139,8 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 	       (outcome->kind == KFS_TIMER && recv(kernel, answer, 1, MSG_PEEK | MSG_DONTWAIT) < 0));
 	memcpy(&outcome->head, channel, KFS_HEAD_SIZE);
 	if (outcome->kind == KFS_IOCTL) {
-		if (channel->command_len > (uint32_t)KFS_COMMAND_MAX || channel->message_len > (uint32_t)KFS_MESSAGE_MAX)
+		if (channel->command_len > (uint32_t)KFS_COMMAND_MAX ||
+		    channel->message_len > (uint32_t)KFS_MESSAGE_MAX)
 			refuse("more than there is room for");
 		memcpy(outcome->command, channel->command, channel->command_len);
 		memcpy(outcome->message, channel->message, channel->message_len);

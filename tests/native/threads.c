@@ -258,13 +258,14 @@ static void *submitter(void *argument)
 {
 	int number = (int)(uintptr_t)argument;
 	const struct kfs_store what[2] = {
-		{ NODE, 0, 4096, pages[number] }, { NODE, 4096, 100, pages[number] },
+		{ NODE, 0, 4096, pages[number] },
+		{ NODE, 4096, 100, pages[number] },
 	};
 	int64_t ticket;
 
 	while (!is_over()) {
 		memset(pages[number], number, sizeof(pages[number]));
-		ticket = kfs_storer_submit(storer, what, 2, "an answer", 9);
+		ticket = kfs_storer_submit(storer, what, 2, 2, 0, "an answer", 9);
 		if (ticket < 0)
 			fail("not taken");
 		atomic_fetch_add(&submitted, 1);

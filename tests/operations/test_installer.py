@@ -23,7 +23,10 @@ import pytest
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Caller
-from kdbusfs.host.installer import Installer, Job
+from kdbusfs.host.closer import Closer
+from kdbusfs.host.installer import Installer
+from kdbusfs.host.job import Job
+from kdbusfs.host.user_threads import Pool
 from kdbusfs.native import _native
 from tests.support import old_kernel
 from tests.support.promptly import promptly, seconds
@@ -331,11 +334,13 @@ class TestBlockedMemory:
 class Files:
     """An Installer whose /dev/fuse is one end of a socket pair."""
 
-    def __init__(self, **bounds: Any) -> None:
+    def __init__(self, max_workers: int = 8, **bounds: Any) -> None:
         self.fuse, self.answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.answers.settimeout(TIMEOUT)
         self.event = os.eventfd(0)
-        self.installer = Installer(self.fuse.fileno(), self.event, **bounds)
+        self.pool = Pool(max_workers)
+        self.installer = Installer(self.pool, self.fuse.fileno(), self.event, **bounds)
+        self.closer = Closer(self.pool)
         self.slots = _native.ffi.new("int32_t[]", [-1000] * 4)
 
     def job(self, **changed: Any) -> Job:
@@ -373,7 +378,7 @@ def make_files() -> Iterator[Callable[..., Files]]:
 
     yield make
     for files in made:
-        files.installer.close()
+        files.pool.close()
         files.fuse.close()
         files.answers.close()
         os.close(files.event)
@@ -490,7 +495,7 @@ class TestBounds:
     def test_closing_ends_the_threads(self, make_files: Callable[..., Files]) -> None:
         files = make_files()
         files.installer.submit(files.job())
-        assert files.installer.close() is True
+        assert files.pool.close() is True
         assert files.answer() == (42, 0, 5)
         assert not files.installer.tids
         files.installer.submit(files.job())
@@ -530,7 +535,7 @@ for script in (echo, filtered + echo):
     print(job.error)
     process.communicate()
     assert process.returncode == 0
-assert files.installer.close()
+assert files.pool.close()
 """
 
 
@@ -571,15 +576,15 @@ class TestClosing:
             reader, writer = os.pipe()
             fd, peer = slow_socket()
             started = time.monotonic()
-            files.installer.close_later(1, fd)
-            files.installer.close_later(2, writer)
+            files.closer.close_later(1, fd)
+            files.closer.close_later(2, writer)
             files.installer.submit(files.job(user=1))
             assert os.read(reader, 1) == b""  # the other user's has been closed
             assert files.answer() == (42, 0, 5)  # and jobs of the same user are done
-            still_closing = files.installer.closing(1)
+            still_closing = files.closer.closing(1)
             took = time.monotonic() - started
             assert still_closing == 1 or took >= 0.9
-            wait_until(lambda: files.installer.closing(1) == 0)
+            wait_until(lambda: files.closer.closing(1) == 0)
             assert time.monotonic() - started > 0.9
             os.close(reader)
             peer.close()
@@ -593,11 +598,11 @@ class TestClosing:
         os.set_blocking(reader, False)
         files.installer.submit(files.job(user=1))
         files.answer()
-        files.installer.close_later(2, writer)
-        assert files.installer.closing(2) == 1
+        files.closer.close_later(2, writer)
+        assert files.closer.closing(2) == 1
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)
         wait_until(lambda: not files.installer.tids)
-        wait_until(lambda: files.installer.finished() is not None and files.installer.closing(2) == 0)
+        wait_until(lambda: files.installer.finished() is not None and files.closer.closing(2) == 0)
         assert os.read(reader, 1) == b""
         os.close(reader)

@@ -21,7 +21,9 @@ from typing import Any
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Caller
-from kdbusfs.host.installer import Installer, Job
+from kdbusfs.host.installer import Installer
+from kdbusfs.host.job import Job
+from kdbusfs.host.user_threads import Pool
 from kdbusfs.native import _native
 
 SLOT_SIZE = 8192
@@ -75,7 +77,8 @@ class Daemon:
         with open(results, "r+b") as file:
             self.results = mmap.mmap(file.fileno(), 0)
         self.base = _native.ffi.from_buffer(self.results)
-        self.installer = Installer(self.fuse, self.event)
+        self.pool = Pool()
+        self.installer = Installer(self.pool, self.fuse, self.event)
         self.pending: list[tuple[float, Job]] = []
         self.outstanding = self.jobs = self.refused_opens = 0
         self.errors: dict[int, int] = {}
@@ -212,7 +215,7 @@ class Daemon:
 def main() -> None:
     daemon = Daemon(sys.argv[1], sys.argv[2])
     daemon.serve()
-    ended = daemon.installer.close()
+    ended = daemon.pool.close()
     seen = {
         "jobs": daemon.jobs,
         "errors": daemon.errors,

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.host import installer
-from kdbusfs.host.installer import Installer, Job
+from kdbusfs.host import injection, installer
+from kdbusfs.host.installer import Installer
+from kdbusfs.host.job import Job
+from kdbusfs.host.user_threads import Pool
+from kdbusfs.native._native import ffi, lib
 
 PATIENCE = 240.0  # seconds
 HEADER = struct.Struct("=IiQ")
@@ -39,6 +42,9 @@ class SlowLib:
     def kfs_is_dying(self, tid: int) -> int:
         return int(tid in self.dying)
 
+    def kfs_answer_error(self, fuse_fd: int, unique: int, error: int) -> int:
+        return lib.kfs_answer_error(fuse_fd, unique, error)
+
     def kfs_inject(self, tracer: object, injection: Any) -> int:
         self.begun.append(injection.tid)
         assert self.released.wait(PATIENCE)
@@ -58,11 +64,12 @@ class Scene:
         self.lib = lib
         self.event = os.eventfd(0, os.EFD_NONBLOCK)
         self.answers, self.fuse = os.pipe2(os.O_NONBLOCK)
-        self.installer = Installer(self.fuse, self.event)
+        self.pool = Pool()
+        self.installer = Installer(self.pool, self.fuse, self.event)
         self.finished: list[Job] = []
 
     def submit(self, tid: int) -> Job:
-        slot = installer._ffi.new("int32_t *")
+        slot = ffi.new("int32_t *")
         job = Job(tid=tid, user=7, unique=2 * tid, result=0, out=bytes(72), entries=[(0, slot)], flags_offset=64)
         self.installer.submit(job)
         return job
@@ -77,7 +84,7 @@ class Scene:
 
     def end(self) -> list[Job]:
         self.lib.released.set()
-        assert self.installer.close()
+        assert self.pool.close()
         finished = self.installer.finished()
         for fd in (self.event, self.answers, self.fuse):
             os.close(fd)
@@ -86,9 +93,10 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    lib = SlowLib()
-    monkeypatch.setattr(installer, "_lib", lib)
-    yield Scene(lib)
+    slow = SlowLib()
+    for module in (installer, injection):
+        monkeypatch.setattr(module, "lib", slow)
+    yield Scene(slow)
 
 
 def test_a_killed_client_does_not_wait_for_another_one_of_its_user(scene: Scene) -> None:

@@ -1,0 +1,17 @@
+#pragma once
+#include <stdint.h>
+
+/* What the kernel tells of a descriptor. */
+struct kfs_file {
+	int flags;
+	int domain;
+	uint32_t mode;
+	uint32_t major;
+	uint32_t minor;
+	uint64_t inode;
+};
+
+int kfs_file_look(int fd, struct kfs_file *file);
+int kfs_file_seals(int fd);
+int kfs_file_mount_id(int fd, uint64_t *id);
+int kfs_file_mount(int fd, int tid, char *type, int size);
