@@ -194,7 +194,16 @@ class _Lib:
         self, ch: Channel, kind: int, number: int, info_offset: int, info_flag: int, /
     ) -> int: ...
     def kfs_channel_frees(
-        self, ch: Channel, kind: int, number: int, slice_offset: int, flags_offset: int, offered_flags: int, /
+        self,
+        ch: Channel,
+        kind: int,
+        number: int,
+        slice_offset: int,
+        flags_offset: int,
+        told_offset: int,
+        told_count: int,
+        offered_flags: int,
+        /,
     ) -> int: ...
     def kfs_channel_freed(self, ch: Channel, /) -> FreedSlices: ...
     def kfs_channel_take(self, ch: Channel, /) -> int: ...
