@@ -13,6 +13,8 @@ from ..base.errors import CommandError
 from .match import MatchDb
 from .names import NAME_COST
 from .queue import Queue
+from .reply import Requests
+from .traffic import Traffic
 
 if TYPE_CHECKING:
     from ..abi.family import Family
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from .metadata import ConnMetadata
     from .names import NameEntry
     from .policy import PinnedCredentials
-    from .reply import Reply
     from .users import User
 
 _READY_TO_SEND: Final = POLLOUT | POLLWRNORM
@@ -54,11 +55,7 @@ class Connection:
     family: the ABI that it speaks, in which it gets its messages; delivery: how it takes them;
     names: well-known names it owns, in order of acquisition, and name_changes: how often they changed;
     waiting_for: names it is queued for;
-    replies: trackers of its own requests; owed: trackers of requests that it has to answer;
-    request_count: slots taken by its requests (REP-3); alarm, alarm_ns: of `Deadlines`;
-    lost: broadcasts it could not take since it last was told, lost_before: and those that it was told of;
-    sent, received: messages that it sent and that others queued for it or answered it with, with the bytes of their
-    payload;
+    requests: its own, and those that it has to answer; traffic: its counters;
     is_ending: it has left its bus, and others are served before all effects of that are there; when_ended: what to do
     then;
     reader: the namespaces that it sees everything in, whoever gives its commands; None: those of who does;
@@ -69,8 +66,6 @@ class Connection:
         "accepts_files",
         "activator_of",
         "active",
-        "alarm",
-        "alarm_ns",
         "attach_flags_recv",
         "attach_flags_send",
         "bus",
@@ -84,25 +79,18 @@ class Connection:
         "handle",
         "id",
         "is_ending",
-        "lost",
-        "lost_before",
         "matches",
         "metadata",
         "name_changes",
         "names",
-        "owed",
         "owned_names",
         "pool",
         "privileged",
         "queue",
         "reader",
-        "received",
-        "received_bytes",
-        "replies",
-        "request_count",
+        "requests",
         "role",
-        "sent",
-        "sent_bytes",
+        "traffic",
         "user",
         "waiting_for",
         "when_ended",
@@ -154,17 +142,8 @@ class Connection:
         self.owned_names: OwnedNames | None = None
         self.waiting_for: dict[bytes, NameEntry] = {}
         self.activator_of: NameEntry | None = None
-        self.replies: list[Reply] = []
-        self.owed: dict[Reply, None] = {}
-        self.request_count = 0
-        self.alarm = 0
-        self.alarm_ns = 0
-        self.lost = 0
-        self.lost_before = 0
-        self.sent = 0
-        self.sent_bytes = 0
-        self.received = 0
-        self.received_bytes = 0
+        self.requests = Requests()
+        self.traffic = Traffic()
 
     @property
     def is_ordinary(self) -> bool:
@@ -230,14 +209,14 @@ class Connection:
         """POLL-2, POLL-3; L-9."""
         if not self.active:
             return DEAD
-        if self.queue.count or (self.lost and self.family.rules.poll_tells_lost):
+        if self.queue.count or (self.traffic.lost and self.family.rules.poll_tells_lost):
             return _READY_TO_RECEIVE
         return _READY_TO_SEND
 
     def lose(self) -> None:
         """A message for it could not be queued, and nobody else hears of that."""
-        self.lost += 1
-        if self.lost == 1 and self.family.rules.poll_tells_lost:
+        self.traffic.lost += 1
+        if self.traffic.lost == 1 and self.family.rules.poll_tells_lost:
             self.wake()
 
     def wake(self) -> None:

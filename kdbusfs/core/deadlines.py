@@ -9,7 +9,7 @@ from .reply import newest_first
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .reply import Reply
+    from .reply import Tracker
 
 _COMPACT_FROM: Final = 1024
 
@@ -32,18 +32,18 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, reply: Reply) -> None:
-        """Have `reply` come up at its deadline, and not at another that it had before."""
+    def add(self, tracker: Tracker) -> None:
+        """Have `tracker` come up at its deadline, and not at another that it had before."""
         self._number += 1
-        reply.alarm = self._number
-        self._file(reply.requester, reply.deadline_ns)
+        tracker.alarm = self._number
+        self._file(tracker.requester, tracker.deadline_ns)
 
     def _file(self, connection: Connection, deadline_ns: int) -> None:
-        if connection.alarm and connection.alarm_ns <= deadline_ns:
+        if connection.requests.alarm and connection.requests.alarm_ns <= deadline_ns:
             return
         self._number += 1
-        connection.alarm = self._number
-        connection.alarm_ns = deadline_ns
+        connection.requests.alarm = self._number
+        connection.requests.alarm_ns = deadline_ns
         heapq.heappush(self._heap, (deadline_ns, self._number, connection))
         if len(self._heap) > self._roomy:
             self._compact()
@@ -53,10 +53,10 @@ class Deadlines:
         heap = self._heap
         while heap:
             deadline, number, connection = heap[0]
-            if connection.alarm == number:
-                if connection.replies:
+            if connection.requests.alarm == number:
+                if connection.requests.trackers:
                     return deadline
-                connection.alarm = 0
+                connection.requests.alarm = 0
             heapq.heappop(heap)
         return 0
 
@@ -68,30 +68,30 @@ class Deadlines:
         heap = self._heap
         while heap and heap[0][0] <= now:
             _, number, connection = heapq.heappop(heap)
-            if connection.alarm == number:
-                connection.alarm = 0
+            if connection.requests.alarm == number:
+                connection.requests.alarm = 0
                 return connection
         return None
 
-    def expired(self, connection: Connection, now: int) -> list[Reply]:
+    def expired(self, connection: Connection, now: int) -> list[Tracker]:
         """The trackers whose deadline is not after `now`, newest request first (NOTE-10).
 
         The connection comes up again for its others.
         """
-        due: list[Reply] = []
+        due: list[Tracker] = []
         earliest = 0
-        for reply in connection.replies:
-            if not reply.alarm:
+        for tracker in connection.requests.trackers:
+            if not tracker.alarm:
                 continue  # its SEND is still at work
-            if reply.deadline_ns <= now:
-                due.append(reply)
-            elif not earliest or reply.deadline_ns < earliest:
-                earliest = reply.deadline_ns
+            if tracker.deadline_ns <= now:
+                due.append(tracker)
+            elif not earliest or tracker.deadline_ns < earliest:
+                earliest = tracker.deadline_ns
         if earliest:
             self._file(connection, earliest)
         return newest_first(due)
 
     def _compact(self) -> None:
-        self._heap = [item for item in self._heap if item[2].alarm == item[1]]
+        self._heap = [item for item in self._heap if item[2].requests.alarm == item[1]]
         heapq.heapify(self._heap)
         self._roomy = max(_COMPACT_FROM, 2 * len(self._heap))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .message import Message
     from .metadata import ConnMetadata
     from .queue import QueueEntry
-    from .reply import Reply
+    from .reply import Tracker
 
 
 class Delivery:
@@ -91,11 +91,11 @@ def deliver(
     metadata: ConnMetadata | None,
     source: Connection | None,
     caller: Caller | None = None,
-    reply: Reply | None = None,
+    tracker: Tracker | None = None,
 ) -> None:
     """Queue `message`, of connection `source` or of the bus itself (None), at `receiver`.
 
-    caller: the sending thread, which the payload is copied from; reply: the tracker of a request, linked on success.
+    caller: the sending thread, which the payload is copied from; tracker: of a request, linked on success.
     Raises CommandError in the order of SEND-45: ENOBUFS (queue full), ECONNRESET, ECOMM, EXFULL, ENOBUFS (pool),
     EFAULT, ENOBUFS (quota).
     """
@@ -107,7 +107,7 @@ def deliver(
         # Check again: others may have been served during the copy (`Caller.copy_payload`).
         if not delivery.has_room(receiver):
             raise CommandError(ENOBUFS, "queue full")
-        if reply is not None and not reply.requester.active:
+        if tracker is not None and not tracker.requester.active:
             # Its end has passed: nobody would unlink the tracker any more.
             raise CommandError(ECONNRESET, "requester is gone")
         if source is not None:
@@ -115,12 +115,11 @@ def deliver(
     except CommandError:
         discard(receiver, entry)
         raise
-    if reply is not None:
-        entry.reply = reply.retain()
-        reply.link()
+    if tracker is not None:
+        entry.tracker = tracker.retain()
+        tracker.link()
     receiver.queue.add(entry)
-    receiver.received += 1
-    receiver.received_bytes += message.payload_size + message.memfd_size
+    receiver.traffic.count_received(message)
     receiver.wake()
 
 
@@ -155,7 +154,7 @@ def discard(receiver: Connection, entry: QueueEntry) -> None:
     resources = entry.message.resources
     if resources is not None:
         resources.release()
-    reply = entry.reply
-    if reply is not None:
-        reply.drop()
-        entry.reply = None
+    tracker = entry.tracker
+    if tracker is not None:
+        tracker.release()
+        entry.tracker = None

@@ -11,11 +11,11 @@ from .delivery import discard
 from .metadata import held_bytes
 from .notify import flush
 from .reply import newest_first
-from .sync import end_request, fail, finish, forget
+from .sync import conclude, end_request, finish, forget
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .reply import Reply
+    from .reply import Tracker
 
 _REPLIES_OF_A_CONNECTION: Final = 100
 """Units of work that ending all requests of one connection takes."""
@@ -42,16 +42,16 @@ def disconnect(connection: Connection) -> None:
     connection.active = False
     connection.is_ending = True
     connection.wake()
-    for reply in [reply for reply in connection.replies if reply.call is not None]:
-        finish(reply, ECONNRESET)
+    for tracker in [tracker for tracker in connection.requests.trackers if tracker.call is not None]:
+        finish(tracker, ECONNRESET)
     bus.policy.remove(connection)
     bus.remove_connection(connection)
     if bus.active:
         bus.names.remove_connection(connection)
         flush(bus)
     unread = _discard_queue(connection)
-    for reply in list(connection.replies):
-        forget(reply)
+    for tracker in list(connection.requests.trackers):
+        forget(tracker)
     bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
     if bus.active:
         _end_owed(connection, unread)
@@ -86,25 +86,25 @@ def _vanish(connection: Connection) -> None:
     """
     bus = connection.bus
     bus.names.forget_connection(connection)
-    owed = connection.owed
+    owed = connection.requests.owed
     while owed:
-        reply, _ = owed.popitem()
-        if reply.sync:
-            fail(reply, EPIPE)
+        tracker, _ = owed.popitem()
+        if tracker.is_blocking:
+            conclude(tracker, EPIPE)
         bus.domain.turn.spend()
     connection.matches.forget(connection.user.account)
 
 
-def _discard_queue(connection: Connection) -> list[Reply]:
+def _discard_queue(connection: Connection) -> list[Tracker]:
     """Empty the queue.  Returns the trackers of unread requests, oldest first: they are reported first (REP-12)."""
-    unread: list[Reply] = []
+    unread: list[Tracker] = []
     turn = connection.bus.domain.turn
     queue = connection.queue
     entry = queue.oldest()
     while entry is not None:
         connection.delivery.take_out(connection, entry)
-        if entry.reply is not None:
-            unread.append(entry.reply)
+        if entry.tracker is not None:
+            unread.append(entry.tracker)
         discard(connection, entry)
         resources = entry.message.resources
         turn.spend(2 + (len(resources.files) if resources is not None else 0))
@@ -112,18 +112,18 @@ def _discard_queue(connection: Connection) -> list[Reply]:
     return unread
 
 
-def _end_owed(connection: Connection, unread: list[Reply]) -> None:
+def _end_owed(connection: Connection, unread: list[Tracker]) -> None:
     """Tell those who wait for a reply that there will be none (REP-11), each the newest request first."""
     bus = connection.bus
-    owed = connection.owed
-    for reply in unread:
-        if reply in owed:
-            end_request(reply)
+    owed = connection.requests.owed
+    for tracker in unread:
+        if tracker in owed:
+            end_request(tracker)
     flush(bus)
     while owed:
         last, _ = owed.popitem()
         owed[last] = None
-        for reply in newest_first([reply for reply in last.requester.replies if reply in owed]):
-            end_request(reply)
+        for tracker in newest_first([tracker for tracker in last.requester.requests.trackers if tracker in owed]):
+            end_request(tracker)
         bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
         flush(bus)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..base.ports import Caller, Host, Memory
     from .connection import Connection
     from .endpoint import Endpoint
-    from .reply import Reply
+    from .reply import Tracker
 
 DEFAULT_MEMORY_LIMIT: Final = 4 << 30
 _LOOK_AT_REQUESTS: Final = 50
@@ -58,9 +58,9 @@ class Domain(DomainState):
 
     def interrupt(self, call: Call) -> None:
         """A signal came for the thread that is blocked in `call`; calls that ended meanwhile are left alone."""
-        reply = self.waiting.get(call)
-        if reply is not None:
-            interrupt(reply, -ERESTARTSYS)
+        tracker = self.waiting.get(call)
+        if tracker is not None:
+            interrupt(tracker, -ERESTARTSYS)
 
     def cancelled(self, token: CancelToken) -> None:
         """The CANCEL_FD that `host.watch` was given with `token` is readable."""
@@ -79,7 +79,7 @@ class Domain(DomainState):
         if self._is_expiring:
             return
         self._is_expiring = True
-        overdue: dict[int, deque[tuple[Connection, list[Reply]]]] = {}
+        overdue: dict[int, deque[tuple[Connection, list[Tracker]]]] = {}
         try:
             self._find_overdue(now, overdue)
             while overdue:
@@ -93,30 +93,30 @@ class Domain(DomainState):
         finally:
             self._is_expiring = False
 
-    def _find_overdue(self, now: int, overdue: dict[int, deque[tuple[Connection, list[Reply]]]]) -> None:
+    def _find_overdue(self, now: int, overdue: dict[int, deque[tuple[Connection, list[Tracker]]]]) -> None:
         connection = self.deadlines.pop(now)
         while connection is not None:
-            later: list[Reply] = []
-            for reply in self.deadlines.expired(connection, now):
-                if reply.call is not None:
-                    finish(reply, ETIMEDOUT)
-                elif reply.sync:
-                    forget(reply)
+            later: list[Tracker] = []
+            for tracker in self.deadlines.expired(connection, now):
+                if tracker.call is not None:
+                    finish(tracker, ETIMEDOUT)
+                elif tracker.is_blocking:
+                    forget(tracker)
                 else:
-                    later.append(reply)
-                    reply.alarm = 0
+                    later.append(tracker)
+                    tracker.alarm = 0
             if later:
                 overdue.setdefault(connection.user.account.uid, deque()).append((connection, later))
             self.turn.spend(_LOOK_AT_REQUESTS)
             connection = self.deadlines.pop(now)
 
-    def _tell_of_timeouts(self, connection: Connection, replies: list[Reply]) -> None:
+    def _tell_of_timeouts(self, connection: Connection, replies: list[Tracker]) -> None:
         notifications = connection.bus.notifications
-        for reply in replies:
+        for tracker in replies:
             # It may have been answered, or be dead, since it was found.
-            if reply.linked:
-                notifications.reply(c.ITEM_REPLY_TIMEOUT, connection.id, reply.cookie)
-                reply.unlink()
+            if tracker.is_linked:
+                notifications.reply(c.ITEM_REPLY_TIMEOUT, connection.id, tracker.cookie)
+                tracker.unlink()
         self.turn.spend(_LOOK_AT_REQUESTS)
         flush(connection.bus)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..base.handle import Handle
     from ..base.ports import Host
     from .bus import Bus
-    from .reply import Reply
+    from .reply import Tracker
 
 
 class DomainState:
@@ -41,7 +41,7 @@ class DomainState:
         self.buses: dict[str, Bus] = {}
         self.changed: list[Handle] = []
         self.completed: list[Call] = []
-        self.waiting: dict[Call, Reply] = {}
+        self.waiting: dict[Call, Tracker] = {}
         self.deadlines = Deadlines()
         self.ends = Ends()
         self._seqnum = 0

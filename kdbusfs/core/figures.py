@@ -23,6 +23,8 @@ def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
     process = connection.metadata
     pids = process.pids.get(pid_ns)
     pool = connection.pool
+    traffic = connection.traffic
+    requests = connection.requests
     return {
         "bus": connection.bus.name,
         "endpoint": connection.endpoint.name,
@@ -33,15 +35,15 @@ def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
         "comm": _text(process.pid_comm),
         "description": _text(connection.description or b""),
         "names": [_text(name) for name in connection.names],
-        "sent": connection.sent,
-        "sent_bytes": connection.sent_bytes,
-        "received": connection.received,
-        "received_bytes": connection.received_bytes,
+        "sent": traffic.sent,
+        "sent_bytes": traffic.sent_bytes,
+        "received": traffic.received,
+        "received_bytes": traffic.received_bytes,
         "queued": connection.queue.count,
         "queued_bytes": connection.queue.payload_bytes(),
-        "lost": connection.lost_before + connection.lost,
-        "requests": connection.request_count,
-        "owed": len(connection.owed),
+        "lost": traffic.lost_before + traffic.lost,
+        "requests": requests.count,
+        "owed": len(requests.owed),
         "matches": len(connection.matches),
         "pool_size": pool.size,
         "pool_used": pool.busy,
@@ -57,10 +59,10 @@ def connection_stats(connection: Connection) -> dict[str, object]:
         "flags": connection.flags,
         "uid": connection.user.uid,
         "queue": len(connection.queue),
-        "lost": connection.lost,
+        "lost": connection.traffic.lost,
         "names": [name.decode("ascii") for name in connection.names],
         "matches": len(connection.matches),
-        "pending_requests": connection.request_count,
+        "pending_requests": connection.requests.count,
         "pool_size": connection.pool.size,
         "pool_busy": connection.pool.busy,
         "pool_slices": connection.pool.slices,

@@ -125,6 +125,11 @@ class Message(Body):
         self.seqnum = 0
 
     @property
+    def timeout_ns(self) -> int:
+        """The deadline of a request, CLOCK_MONOTONIC: the ABI has it in the place of a reply's `cookie_reply`."""
+        return self.cookie_reply
+
+    @property
     def address(self) -> tuple[int, bytes | None]:
         """Whom its sender addressed: the id and the name."""
         return self.dst_id, self.dst_name

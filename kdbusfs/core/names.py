@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..base.ports import Turn
     from .connection import Connection
     from .notifications import Notifications
-    from .reply import Reply
+    from .reply import Tracker
 
 _NOW_OWNS: Final = c.NAME_PRIMARY | c.NAME_ACQUIRED
 _NOW_WAITS: Final = c.NAME_IN_QUEUE | c.NAME_ACQUIRED
@@ -187,7 +187,7 @@ class NameRegistry:
             del entry.waiters[connection]
             connection.user.account.uncharge(NAME_COST)
             turn.spend()
-        owed: dict[int, list[Reply]] | None = None
+        owed: dict[int, list[Tracker]] | None = None
         for entry in list(connection.names.values()):
             if entry.activator is not None and owed is None:
                 owed = owed_by_name(connection)
@@ -281,7 +281,7 @@ class NameRegistry:
                 break
             heir, heir_flags = waiter, entry.waiters[waiter]
 
-    def _pass_on(self, entry: NameEntry, owed: dict[int, list[Reply]] | None = None) -> None:
+    def _pass_on(self, entry: NameEntry, owed: dict[int, list[Tracker]] | None = None) -> None:
         """The owner lets go: to the first waiter, else back to the activator, else the name is free (NAME-15).
 
         owed: what the owner owes, by name, where many names are passed on.
@@ -300,7 +300,7 @@ class NameRegistry:
         owner.disown(entry)
         self._entries.remove(entry)
 
-    def _returns(self, entry: NameEntry, owner: Connection, owed: dict[int, list[Reply]] | None) -> bool:
+    def _returns(self, entry: NameEntry, owner: Connection, owed: dict[int, list[Tracker]] | None) -> bool:
         """Give the name back to its activator (NAME-17); whether that was all there is to do.
 
         Others may be served meanwhile.  For them the name still belongs to `owner`.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..base.ports import ProcessMetadata
     from .message import Message
     from .metadata import ConnMetadata
-    from .reply import Reply
+    from .reply import Tracker
     from .users import User
 
 
@@ -24,7 +24,7 @@ class QueueEntry:
     payload: the slice with its vector bytes, in the receiver's pool, behind head_size bytes of the message where it is
     laid out already, with fd_offsets as `Family.write_message` gave them; charged: bytes that it is accounted with;
     agreed: the kinds of metadata that its sender had agreed to send;
-    user: whom the entry is accounted to; reply: the tracker of a request; before, after, equal_before, equal_after:
+    user: whom the entry is accounted to; tracker: of a request; before, after, equal_before, equal_after:
     its neighbours of all entries, and of those of its priority.
     """
 
@@ -42,7 +42,7 @@ class QueueEntry:
         "payload",
         "proc_meta",
         "queue",
-        "reply",
+        "tracker",
         "user",
     )
 
@@ -62,7 +62,7 @@ class QueueEntry:
         self.fd_offsets: list[int] = _NO_OFFSETS
         self.user: User | None = None
         self.charged = 0
-        self.reply: Reply | None = None
+        self.tracker: Tracker | None = None
         self.queue: Queue | None = None
         self.before: QueueEntry | None = None
         self.after: QueueEntry | None = None

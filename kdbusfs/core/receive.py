@@ -40,15 +40,15 @@ def recv(connection: Connection, call: Call) -> int:
         return _nothing(connection, call) if rules.lost_with_message else -EAGAIN
     if flags & c.RECV_DROP:
         _drop(connection, entry)
-        lost = _tell_lost(connection) if rules.lost_with_message else 0
+        lost = connection.traffic.report_lost() if rules.lost_with_message else 0
         family.received(call, lost, connection.pool.size if rules.empty_at_end else 0, 0)
         return 0
     lost = 0
-    if connection.lost:
+    if connection.traffic.lost:
         if not rules.lost_with_message:
-            family.received(call, _tell_lost(connection), 0, 0)
+            family.received(call, connection.traffic.report_lost(), 0, 0)
             return -EOVERFLOW
-        lost = connection.lost
+        lost = connection.traffic.lost
     delivery = connection.delivery
     peek = bool(flags & c.RECV_PEEK)
     offset, size, call.installation = delivery.install(connection, entry, call.caller, with_files=not peek)
@@ -58,22 +58,15 @@ def recv(connection: Connection, call: Call) -> int:
         if not queue.count:
             connection.wake()
     if lost:
-        lost = _tell_lost(connection)
+        lost = connection.traffic.report_lost()
         connection.wake()
     family.received(call, lost, offset, size)
     return 0
 
 
-def _tell_lost(connection: Connection) -> int:
-    """How many it has lost since it was last told, which is now."""
-    lost, connection.lost = connection.lost, 0
-    connection.lost_before += lost
-    return lost
-
-
 def _nothing(connection: Connection, call: Call) -> int:
     """L-93, L-94: nothing is there, or nothing as urgent; what was lost is told of all the same."""
-    lost = _tell_lost(connection)
+    lost = connection.traffic.report_lost()
     if lost:
         connection.wake()
     connection.family.received(call, lost, connection.pool.size, 0)
@@ -82,11 +75,11 @@ def _nothing(connection: Connection, call: Call) -> int:
 
 def _drop(connection: Connection, entry: QueueEntry) -> None:
     """RECV-5; a request that will have no answer now ends for its sender (REP-10)."""
-    reply = entry.reply
+    tracker = entry.tracker
     connection.delivery.take_out(connection, entry)
     connection.wake()
-    if reply is not None and reply.linked and not reply.answered:
-        end_request(reply)
+    if tracker is not None and tracker.is_linked and not tracker.has_outcome:
+        end_request(tracker)
     discard(connection, entry)
     flush(connection.bus)
 

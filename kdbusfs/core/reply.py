@@ -1,17 +1,20 @@
 """Trackers of expected replies (REP-1 to REP-19, SYNC-1 to SYNC-5).
 
-A tracker is *linked* while a reply is accepted.  The requester's slot (one of 128) is taken as long as the tracker is
-linked or its request is still queued (REP-3).  A synchronous tracker has a `call`, the blocked SEND, except between an
-interruption and the restart of the ioctl; a reply that comes just then is kept in `answer`, or the errno of what went
-wrong in `failure` (SYNC-4).  Such a tracker is *settled*: nobody owes anything any more, and it stays linked for the
-restart, even if the replying connection leaves.
+A tracker is made by the SEND of a request.  It is *linked* as long as the requester's connection lists it; a reply is
+accepted while somebody owes one.  The requester's slot (one of 128) is taken until the tracker has no holder any more:
+the SEND that works on it, the queued request, or the list of linked trackers (REP-3).
+
+`TRANSITIONS` has the life of a tracker.  Asynchronous requests know NEW, OWED and DONE only.  Of a blocking SEND, the
+reply may arrive while the SEND does not wait: before it blocks (EARLY), or after a signal ended the wait and before the
+ioctl is restarted (KEPT, SYNC-4).  The outcome stays in the tracker then, and nobody owes a reply any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 from errno import EMLINK
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..abi.limits import CONN_MAX_REQUESTS_PENDING
 from ..base.errors import CommandError
@@ -24,93 +27,199 @@ if TYPE_CHECKING:
     from .queue import QueueEntry
 
 
-class Reply:
+class State(IntEnum):
+    """Where a request stands.  `TRANSITIONS` says what leads where."""
+
+    NEW = 0
+    """Its message is not queued yet."""
+    OWED = 1
+    """Asynchronous: a reply is accepted."""
+    STARTING = 2
+    """Blocking: a reply is accepted, and the SEND is still at work."""
+    BLOCKED = 3
+    """Blocking: a reply is accepted, and the SEND waits for it."""
+    INTERRUPTED = 4
+    """Blocking: a reply is accepted; a signal ended the wait, and the ioctl may be restarted."""
+    EARLY = 5
+    """As STARTING, and the outcome is there."""
+    KEPT = 6
+    """As INTERRUPTED, and the outcome is there."""
+    DONE = 7
+    """No reply is accepted, and nobody waits for one."""
+
+
+class Event(IntEnum):
+    """What happens to a request."""
+
+    QUEUE = 0
+    """The message is in the receiver's queue; its SEND does not wait."""
+    QUEUE_BLOCKING = 1
+    """The message is in the receiver's queue; its SEND is going to wait."""
+    BLOCK = 2
+    """The SEND, or its restart, begins to wait."""
+    INTERRUPT = 3
+    """A signal ended the wait (SYNC-2, SYNC-3)."""
+    OUTCOME = 4
+    """The reply is attached, or it is certain that none will come, and the SEND does not wait (REP-11, REP-15)."""
+    END = 5
+    """Answered, timed out, cancelled, taken up by its SEND, or one of the two connections left."""
+
+
+TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
+    State.NEW: {Event.QUEUE: State.OWED, Event.QUEUE_BLOCKING: State.STARTING},
+    State.OWED: {Event.END: State.DONE},
+    State.STARTING: {Event.BLOCK: State.BLOCKED, Event.OUTCOME: State.EARLY, Event.END: State.DONE},
+    State.BLOCKED: {Event.INTERRUPT: State.INTERRUPTED, Event.END: State.DONE},
+    State.INTERRUPTED: {Event.BLOCK: State.BLOCKED, Event.OUTCOME: State.KEPT, Event.END: State.DONE},
+    State.EARLY: {Event.END: State.DONE},
+    State.KEPT: {Event.END: State.DONE},
+    State.DONE: {Event.END: State.DONE},
+}
+"""What each event makes of each state.  An event that is not listed cannot happen there: it is a defect of the core."""
+
+# A table of tuples: a step is on the hot path, and a lookup in dictionaries takes four times as long.
+_STEPS: Final[tuple[tuple[State | None, ...], ...]] = tuple(
+    tuple(TRANSITIONS[state].get(event) for event in Event) for state in State
+)
+
+NEW: Final = State.NEW
+OWED: Final = State.OWED
+STARTING: Final = State.STARTING
+BLOCKED: Final = State.BLOCKED
+INTERRUPTED: Final = State.INTERRUPTED
+EARLY: Final = State.EARLY
+KEPT: Final = State.KEPT
+DONE: Final = State.DONE
+
+QUEUE: Final = Event.QUEUE
+QUEUE_BLOCKING: Final = Event.QUEUE_BLOCKING
+BLOCK: Final = Event.BLOCK
+INTERRUPT: Final = Event.INTERRUPT
+OUTCOME: Final = Event.OUTCOME
+END: Final = Event.END
+
+
+class Requests:
+    """The requests of one connection, and those that it has to answer.
+
+    trackers: linked ones of its own requests, oldest first; owed: those of requests that it has to answer; count: slots
+    that its requests take (REP-3); alarm, alarm_ns: of `Deadlines`.
+    """
+
+    __slots__ = ("alarm", "alarm_ns", "count", "owed", "trackers")
+
+    def __init__(self) -> None:
+        self.trackers: list[Tracker] = []
+        self.owed: dict[Tracker, None] = {}
+        self.count = 0
+        self.alarm = 0
+        self.alarm_ns = 0
+
+
+class Tracker:
     """The tracker of one request.
 
-    replying: who owes the reply; requester: whom; deadline_ns: CLOCK_MONOTONIC; name_id: of the name it was sent to;
-    address: id and name that the request was sent to, by which its restart is known (SYNC-2); alarm: of `Deadlines`.
+    replying: the connection that owes the reply; requester: the one that waits for it; cookie: of the request;
+    deadline_ns: CLOCK_MONOTONIC; address, name_id: id and name that the request was sent to, by which its restart is
+    known (SYNC-2), and the id of that name; alarm: the number of its deadline in `Deadlines`, 0: it has none;
+    is_blocking: the request is a SEND that waits.
+    Of a blocking request: call: of the SEND that waits, cancellation: its CANCEL_FD; reply: what was attached, and
+    failure: the errno instead of a reply, 0: none.
     """
 
     __slots__ = (
         "_holders",
         "address",
         "alarm",
-        "answer",
         "call",
         "cancellation",
         "cookie",
         "deadline_ns",
         "failure",
-        "interrupted",
-        "linked",
+        "is_blocking",
         "name_id",
+        "reply",
         "replying",
         "requester",
-        "sync",
+        "state",
     )
 
     def __init__(
-        self, replying: Connection, requester: Connection, message: Message, *, sync: bool
+        self, replying: Connection, requester: Connection, message: Message, *, is_blocking: bool
     ) -> None:
         """Takes one of the requester's slots.  Raises CommandError(EMLINK) when there is none (REP-2)."""
-        if requester.request_count >= CONN_MAX_REQUESTS_PENDING:
+        requests = requester.requests
+        if requests.count >= CONN_MAX_REQUESTS_PENDING:
             raise CommandError(EMLINK, "too many pending requests")
-        requester.request_count += 1
+        requests.count += 1
         self.replying = replying
         self.requester = requester
         self.cookie = message.cookie
-        self.deadline_ns = message.cookie_reply
+        self.deadline_ns = message.timeout_ns
         self.name_id = message.name_id
         self.address = message.address
         self.alarm = 0
-        self.sync = sync
-        self.linked = False
-        self.interrupted = False
+        self.is_blocking = is_blocking
+        self.state: State = NEW
         self.call: Call | None = None
         self.cancellation: Cancellation | None = None
-        self.answer: QueueEntry | None = None
+        self.reply: QueueEntry | None = None
         self.failure = 0
         self._holders = 1
 
     @property
-    def answered(self) -> bool:
-        """Whether it was settled during an interruption."""
-        return self.answer is not None or self.failure != 0
+    def is_linked(self) -> bool:
+        """Whether the requester still lists it."""
+        state = self.state
+        return state is not DONE and state is not NEW
 
-    def retain(self) -> Reply:
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the reply, or the reason why there is none, waits for the SEND to take it up."""
+        state = self.state
+        return state is KEPT or state is EARLY
+
+    def advance(self, event: Event) -> None:
+        """Change the state by `TRANSITIONS`."""
+        state = _STEPS[self.state][event]
+        assert state is not None, f"{event!r} of a request that is {self.state!r}"
+        self.state = state
+
+    def retain(self) -> Tracker:
+        """One holder more."""
         self._holders += 1
         return self
 
-    def drop(self) -> None:
-        """One holder less: the SEND that made it, the queued request, or the list of linked trackers."""
+    def release(self) -> None:
+        """One holder less.  The last one gives the requester's slot back."""
         self._holders -= 1
         if not self._holders:
-            self.requester.request_count -= 1
+            self.requester.requests.count -= 1
 
     def link(self) -> None:
-        """From now on a reply is accepted."""
-        self.linked = True
+        """The request is queued: from now on a reply is accepted."""
+        self.advance(QUEUE_BLOCKING if self.is_blocking else QUEUE)
         self.retain()
-        self.requester.replies.append(self)
-        self.replying.owed[self] = None
+        self.requester.requests.trackers.append(self)
+        self.replying.requests.owed[self] = None
 
     def unlink(self) -> None:
-        """No reply is accepted any more.  Idempotent."""
-        if not self.linked:
+        """The request is over: no reply is accepted any more.  Idempotent."""
+        if not self.is_linked:
             return
-        self.linked = False
-        self.requester.replies.remove(self)
-        self.settle()
-        self.drop()
+        self.advance(END)
+        self.requester.requests.trackers.remove(self)
+        self.forgive()
+        self.release()
 
-    def settle(self) -> None:
+    def forgive(self) -> None:
         """The replying connection owes nothing any more.  Idempotent."""
-        self.replying.owed.pop(self, None)
+        self.replying.requests.owed.pop(self, None)
 
     def move(self, replying: Connection) -> None:
         """Let another connection owe what is owed (ACT-6)."""
-        del self.replying.owed[self]
-        replying.owed[self] = None
+        del self.replying.requests.owed[self]
+        replying.requests.owed[self] = None
         self.replying = replying
 
     def stop_watching(self) -> None:
@@ -120,24 +229,27 @@ class Reply:
             cancellation.close()
 
 
-def find_reply(replying: Connection, requester: Connection, cookie: int) -> Reply | None:
+def find_tracker(replying: Connection, requester: Connection, cookie: int) -> Tracker | None:
     """The newest tracker that entitles `replying` to answer `requester` (REP-8)."""
-    for reply in reversed(requester.replies):
-        if reply.replying is replying and reply.cookie == cookie and not reply.answered:
-            return reply
+    for tracker in reversed(requester.requests.trackers):
+        if tracker.replying is replying and tracker.cookie == cookie and not tracker.has_outcome:
+            return tracker
     return None
 
 
 def find_interrupted(
     requester: Connection, address: tuple[int, bytes | None] | None, cookie: int
-) -> Reply | None:
+) -> Tracker | None:
     """The newest interrupted tracker of a request to `address` (SYNC-2), or to anybody (None, L-67)."""
-    for reply in reversed(requester.replies):
-        if reply.interrupted and reply.cookie == cookie and (address is None or reply.address == address):
-            return reply
+    for tracker in reversed(requester.requests.trackers):
+        state = tracker.state
+        if state is not INTERRUPTED and state is not KEPT:
+            continue
+        if tracker.cookie == cookie and (address is None or tracker.address == address):
+            return tracker
     return None
 
 
-def newest_first(replies: Iterable[Reply]) -> list[Reply]:
+def newest_first(trackers: Iterable[Tracker]) -> list[Tracker]:
     """In the order in which the ends of asynchronous requests are reported (REP-11, NOTE-10)."""
-    return sorted(replies, key=lambda reply: reply.alarm, reverse=True)
+    return sorted(trackers, key=lambda tracker: tracker.alarm, reverse=True)

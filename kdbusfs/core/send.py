@@ -30,9 +30,9 @@ from .examination import examine
 from .grants import granted_kinds
 from .message import Message, make_message
 from .metadata import ConnMetadata, held_bytes
-from .reply import Reply, find_interrupted, find_reply
+from .reply import DONE, Tracker, find_interrupted, find_tracker
 from .rights import may_talk
-from .sync import answer, finish, take_answer, wait
+from .sync import answer, finish, take_reply, wait
 
 if TYPE_CHECKING:
     from ..abi.values import Item
@@ -50,23 +50,23 @@ class CancelToken:
     It may be cancelled before that, while the SEND is held up by its own client's memory; it then ends as it blocks.
     """
 
-    __slots__ = ("is_cancelled", "reply")
+    __slots__ = ("is_cancelled", "tracker")
 
     def __init__(self) -> None:
         self.is_cancelled = False
-        self.reply: Reply | None = None
+        self.tracker: Tracker | None = None
 
     def cancelled(self) -> None:
         """The descriptor got readable (SYNC-1)."""
         self.is_cancelled = True
-        if self.reply is not None and self.reply.call is not None:
-            finish(self.reply, ECANCELED)
+        if self.tracker is not None and self.tracker.call is not None:
+            finish(self.tracker, ECANCELED)
 
-    def block(self, reply: Reply) -> None:
-        """The SEND has come to wait for `reply`."""
-        self.reply = reply
+    def block(self, tracker: Tracker) -> None:
+        """The SEND has come to wait."""
+        self.tracker = tracker
         if self.is_cancelled:
-            finish(reply, ECANCELED)
+            finish(tracker, ECANCELED)
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
@@ -250,8 +250,7 @@ def _broadcast(outgoing: Outgoing) -> None:
             audience.work += _UNITS_OF_A_COPY
         work, audience.work = audience.work, 0
         turn.spend(1 + work)
-    source.sent += 1
-    source.sent_bytes += outgoing.message.payload_size + outgoing.message.memfd_size
+    source.traffic.count_sent(outgoing.message)
 
 
 def _show_monitors(outgoing: Outgoing) -> None:
@@ -269,20 +268,20 @@ def _unicast(
     source, message, call = outgoing.source, outgoing.message, outgoing.call
     rules = source.family.rules
     if sync:
-        if source.replies:
-            reply = find_interrupted(source, None if rules.resumes_any else message.address, message.cookie)
-            if reply is not None:
-                return _resume(reply, message.cookie_reply, call, token, cancellation)
+        if source.requests.trackers:
+            tracker = find_interrupted(source, None if rules.resumes_any else message.address, message.cookie)
+            if tracker is not None:
+                return _resume(tracker, message.timeout_ns, call, token, cancellation)
         if rules.refuses_late:
-            _check_deadline(source, message.cookie_reply)
+            _check_deadline(source, message.timeout_ns)
     receiver = _find_receiver(outgoing)
     outgoing.collect(receiver)
-    request: Reply | None = None
-    awaited: Reply | None = None
+    request: Tracker | None = None
+    awaited: Tracker | None = None
     if message.flags & c.MSG_EXPECT_REPLY:
         if not may_talk(source, receiver, call.caller):
             raise CommandError(EPERM, "may not talk to the receiver")
-        request = Reply(receiver, source, message, sync=sync)
+        request = Tracker(receiver, source, message, is_blocking=sync)
     elif message.flags & c.MSG_SIGNAL and rules.drops_signals:
         return _signal(outgoing, receiver)
     elif message.flags & c.MSG_SIGNAL:
@@ -296,17 +295,15 @@ def _unicast(
     _show_monitors(outgoing)
     if awaited is not None:
         answer(awaited, message, outgoing.process, outgoing.metadata, call.caller)
-        source.sent += 1
-        source.sent_bytes += message.payload_size + message.memfd_size
+        source.traffic.count_sent(message)
         return 0
     try:
         deliver(receiver, message, outgoing.process, outgoing.metadata, source, call.caller, request)
     except CommandError:
         if request is not None:
-            request.drop()
+            request.release()
         raise
-    source.sent += 1
-    source.sent_bytes += message.payload_size + message.memfd_size
+    source.traffic.count_sent(message)
     name = message.dst_name
     if name is not None and name not in receiver.names:
         source.bus.names.forward(receiver, name)
@@ -321,8 +318,7 @@ def _signal(outgoing: Outgoing, receiver: Connection) -> int:
     _show_monitors(outgoing)
     if receiver.matches.accept_signal(message, source) and may_talk(receiver, source):
         try_deliver(receiver, message, outgoing.process, outgoing.metadata, source, outgoing.call.caller)
-    source.sent += 1
-    source.sent_bytes += message.payload_size + message.memfd_size
+    source.traffic.count_sent(message)
     return 0
 
 
@@ -353,44 +349,43 @@ def _find_receiver(outgoing: Outgoing) -> Connection:
     return entry.owner
 
 
-def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> Reply | None:
+def _consume_tracker(source: Connection, receiver: Connection, cookie: int) -> Tracker | None:
     """The right to reply (SEND-42, REP-7): the tracker of a blocked SEND, or None where the reply is queued.
 
     Raises CommandError (EPERM; EBADSLT L-66) when `source` owes no such reply.
     """
-    reply = find_reply(source, receiver, cookie)
-    if reply is None:
+    tracker = find_tracker(source, receiver, cookie)
+    if tracker is None:
         raise CommandError(source.family.rules.no_tracker, "no such reply is expected")
-    if reply.sync:
-        return reply
-    reply.unlink()
+    if tracker.is_blocking:
+        return tracker
+    tracker.unlink()
     return None
 
 
-def _expect(request: Reply, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
+def _expect(request: Tracker, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
     """The request is queued: arm its deadline, and block if it is synchronous (REP-4, REP-5, REP-18)."""
-    if not request.sync:
-        if request.linked:
+    if not request.is_blocking:
+        if request.is_linked:
             request.requester.bus.domain.deadlines.add(request)
-        request.drop()
+        request.release()
         return 0
     # Looked at again: others may have been served since the request was queued (`NameRegistry.forward`).
-    if request.answered:
+    if request.has_outcome or request.failure:
         return _take_result(request, call)
-    if not request.linked:
-        request.drop()
+    if request.state is DONE:
+        request.release()
         raise CommandError(ECONNRESET, "requester is gone")
     return _block(request, call, token, cancellation)
 
 
-def _block(request: Reply, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
+def _block(request: Tracker, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
     """Wait until the deadline, which is signed here.  Raises CommandError(ETIMEDOUT) when it is over."""
     domain = request.requester.bus.domain
     deadline = request.deadline_ns
     if deadline & _SIGN_BIT or deadline <= domain.host.clock.monotonic():
-        request.interrupted = False
         request.unlink()
-        request.drop()
+        request.release()
         raise CommandError(ETIMEDOUT, "deadline is in the past")
     domain.deadlines.add(request)
     wait(request, call, cancellation)
@@ -400,25 +395,24 @@ def _block(request: Reply, call: Call, token: CancelToken | None, cancellation: 
 
 
 def _resume(
-    reply: Reply, deadline_ns: int, call: Call, token: CancelToken | None, cancellation: Cancellation | None
+    tracker: Tracker, deadline_ns: int, call: Call, token: CancelToken | None, cancellation: Cancellation | None
 ) -> int:
     """The ioctl was restarted: wait on, or return what came meanwhile (SYNC-2, SYNC-4).
 
     deadline_ns: of the message as it is now, which counts: after EINTR a program may give itself more time (SYNC-3).
     """
-    if reply.answered:
-        return _take_result(reply, call)
-    reply.deadline_ns = deadline_ns
-    return _block(reply, call, token, cancellation)
+    if tracker.has_outcome:
+        return _take_result(tracker, call)
+    tracker.deadline_ns = deadline_ns
+    return _block(tracker, call, token, cancellation)
 
 
-def _take_result(reply: Reply, call: Call) -> int:
+def _take_result(tracker: Tracker, call: Call) -> int:
     """The result of a SEND that was answered while it did not wait.  Raises CommandError for a failure."""
-    failure = reply.failure
-    reply.interrupted = False
-    reply.unlink()
-    result = take_answer(reply, call) if reply.answer is not None else -failure
-    reply.drop()
+    failure = tracker.failure
+    tracker.unlink()
+    result = take_reply(tracker, call) if tracker.reply is not None else -failure
+    tracker.release()
     if result:
         raise CommandError(-result, "delivery of the reply failed")
     return 0

@@ -1,4 +1,4 @@
-"""Blocked SENDs: how a synchronous call ends, is interrupted and goes on after a restart (REP-14 to 18, SYNC-*)."""
+"""How requests end, above all blocked SENDs: answer, failure, interruption, restart (REP-10 to REP-18, SYNC-1 to 5)."""
 
 from __future__ import annotations
 
@@ -8,48 +8,46 @@ from typing import TYPE_CHECKING
 from ..abi import constants as c
 from ..base.errors import CommandError
 from .delivery import discard
+from .reply import BLOCK, BLOCKED, INTERRUPT, INTERRUPTED, KEPT, OUTCOME
 
 if TYPE_CHECKING:
     from ..base.call import Call
     from ..base.ports import Caller, Cancellation, ProcessMetadata
     from .message import Message
     from .metadata import ConnMetadata
-    from .reply import Reply
+    from .reply import Tracker
 
 
-def wait(reply: Reply, call: Call, cancellation: Cancellation | None) -> None:
-    """Let the SEND `call` block for `reply`: it is answered through `finish` or `interrupt`."""
+def wait(tracker: Tracker, call: Call, cancellation: Cancellation | None) -> None:
+    """Let the SEND `call` block: it is answered through `finish` or `interrupt`."""
     call = call.defer()
-    reply.call = call
-    reply.interrupted = False
-    reply.cancellation = cancellation
-    reply.requester.bus.domain.waiting[call] = reply
+    tracker.advance(BLOCK)
+    tracker.call = call
+    tracker.cancellation = cancellation
+    tracker.requester.bus.domain.waiting[call] = tracker
 
 
-def finish(reply: Reply, errno: int) -> None:
+def finish(tracker: Tracker, errno: int) -> None:
     """End the wait: the SEND returns -errno, or what became of the attached reply, which wins (REP-17)."""
-    call = reply.call
+    call = tracker.call
     assert call is not None
-    domain = reply.requester.bus.domain
+    domain = tracker.requester.bus.domain
     del domain.waiting[call]
-    reply.call = None
-    reply.stop_watching()
-    reply.unlink()
+    tracker.call = None
+    tracker.stop_watching()
+    tracker.unlink()
     call.result = -errno
-    if reply.answer is not None:
-        call.result = take_answer(reply, call)
+    if tracker.reply is not None:
+        call.result = take_reply(tracker, call)
     domain.completed.append(call)
-    reply.drop()
+    tracker.release()
 
 
-def take_answer(reply: Reply, call: Call) -> int:
-    """Put the attached reply into the requester's pool and `call`'s struct (REP-15); the SEND's result.
-
-    The tracker is done with afterwards.
-    """
-    entry, reply.answer = reply.answer, None
+def take_reply(tracker: Tracker, call: Call) -> int:
+    """Put the attached reply into the requester's pool and `call`'s struct (REP-15).  Returns the SEND's result."""
+    entry, tracker.reply = tracker.reply, None
     assert entry is not None
-    requester = reply.requester
+    requester = tracker.requester
     try:
         if not requester.active:
             raise CommandError(ECONNRESET, "requester is gone")
@@ -66,85 +64,83 @@ def take_answer(reply: Reply, call: Call) -> int:
 
 
 def answer(
-    reply: Reply,
+    tracker: Tracker,
     message: Message,
     process: ProcessMetadata | None,
     metadata: ConnMetadata | None,
     caller: Caller,
 ) -> None:
-    """Attach the reply `message` to a blocked or interrupted SEND; it never enters the queue (REP-15).
+    """Attach the reply `message` to a blocking request; it never enters the queue (REP-15).
 
     Raises CommandError for the replying side; the requester learns the same, or EREMOTEIO for ECOMM (REP-16).  EPERM,
     or EBADSLT, when the wait is over already: it may have ended during a copy (`Caller.copy_payload`), and not by this
     reply.
     """
-    _check_awaited(reply)
-    requester = reply.requester
+    _check_awaited(tracker)
+    requester = tracker.requester
     try:
-        entry = requester.delivery.make_entry(requester, message, process, metadata, reply.replying, caller)
+        entry = requester.delivery.make_entry(requester, message, process, metadata, tracker.replying, caller)
     except CommandError as error:
-        _check_awaited(reply)
-        _end(reply, EREMOTEIO if error.errno == ECOMM else error.errno)
+        _check_awaited(tracker)
+        conclude(tracker, EREMOTEIO if error.errno == ECOMM else error.errno)
         raise
     try:
-        _check_awaited(reply)
+        _check_awaited(tracker)
     except CommandError:
         discard(requester, entry)
         raise
-    reply.answer = entry
-    requester.received += 1
-    requester.received_bytes += message.payload_size + message.memfd_size
-    _end(reply, 0)
+    tracker.reply = entry
+    requester.traffic.count_received(message)
+    conclude(tracker, 0)
 
 
-def _check_awaited(reply: Reply) -> None:
-    if not reply.linked or reply.answered:
-        raise CommandError(reply.replying.family.rules.no_tracker, "reply is not expected any more")
+def _check_awaited(tracker: Tracker) -> None:
+    if not tracker.is_linked or tracker.has_outcome:
+        raise CommandError(tracker.replying.family.rules.no_tracker, "reply is not expected any more")
 
 
-def fail(reply: Reply, errno: int) -> None:
-    """No reply will come: the SEND returns -errno, an interrupted one when it is restarted (REP-10, REP-11)."""
-    _end(reply, errno)
+def conclude(tracker: Tracker, errno: int) -> None:
+    """The outcome of a blocking request is certain: the attached reply, or `errno` instead (REP-10, REP-11).
 
-
-def _end(reply: Reply, errno: int) -> None:
-    """Nothing is waited for any more; who is not there to hear it yet learns it at its restart."""
-    if reply.call is not None:
-        finish(reply, errno)
+    A SEND that waits returns with it; another takes it up when it comes to wait, or is restarted.
+    """
+    if tracker.state is BLOCKED:
+        finish(tracker, errno)
     else:
-        reply.failure = errno
-        reply.settle()
+        tracker.advance(OUTCOME)
+        tracker.failure = errno
+        tracker.forgive()
 
 
-def interrupt(reply: Reply, result: int) -> None:
+def interrupt(tracker: Tracker, result: int) -> None:
     """A signal ended the wait: the ioctl returns `result`, the tracker stays for the restart (SYNC-2, SYNC-3)."""
-    call = reply.call
+    call = tracker.call
     assert call is not None
-    domain = reply.requester.bus.domain
+    domain = tracker.requester.bus.domain
     del domain.waiting[call]
-    reply.call = None
-    reply.stop_watching()
-    reply.interrupted = True
+    tracker.call = None
+    tracker.stop_watching()
+    tracker.advance(INTERRUPT)
     call.result = result
     domain.completed.append(call)
 
 
-def forget(reply: Reply) -> None:
-    """Drop a tracker that nobody waits on, with a reply that was kept for a restart (REP-13, SYNC-3)."""
-    entry, reply.answer = reply.answer, None
+def forget(tracker: Tracker) -> None:
+    """Drop a tracker that no SEND waits on, with a reply that was kept for a restart (REP-13, SYNC-3)."""
+    entry, tracker.reply = tracker.reply, None
     if entry is not None:
-        discard(reply.requester, entry)
-    was_interrupted, reply.interrupted = reply.interrupted, False
-    reply.unlink()
-    if was_interrupted:
-        reply.drop()
+        discard(tracker.requester, entry)
+    state = tracker.state
+    tracker.unlink()
+    if state is INTERRUPTED or state is KEPT:
+        tracker.release()  # the hold of the interrupted SEND
 
 
-def end_request(reply: Reply) -> None:
-    """There will be no reply: the blocked SEND gets EPIPE, an asynchronous requester REPLY_DEAD (REP-10, REP-11)."""
-    if reply.sync:
-        fail(reply, EPIPE)
+def end_request(tracker: Tracker) -> None:
+    """No reply will come: a blocking SEND gets EPIPE, an asynchronous requester REPLY_DEAD (REP-10, REP-11)."""
+    if tracker.is_blocking:
+        conclude(tracker, EPIPE)
     else:
-        requester = reply.requester
-        requester.bus.notifications.reply(c.ITEM_REPLY_DEAD, requester.id, reply.cookie)
-        reply.unlink()
+        requester = tracker.requester
+        requester.bus.notifications.reply(c.ITEM_REPLY_DEAD, requester.id, tracker.cookie)
+        tracker.unlink()

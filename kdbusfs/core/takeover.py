@@ -10,27 +10,27 @@ from .delivery import discard
 if TYPE_CHECKING:
     from .connection import Connection
     from .queue import QueueEntry
-    from .reply import Reply
+    from .reply import Tracker
 
 _REPLIES_IN_A_LOOK: Final = 256
 
 
-def owed_by_name(connection: Connection) -> dict[int, list[Reply]]:
+def owed_by_name(connection: Connection) -> dict[int, list[Tracker]]:
     """The trackers of requests that it has to answer, by the id of the name that the request was sent to.
 
     Others may be served meanwhile.
     """
-    found: dict[int, list[Reply]] = {}
+    found: dict[int, list[Tracker]] = {}
     turn = connection.bus.domain.turn
-    for count, reply in enumerate(list(connection.owed)):
-        found.setdefault(reply.name_id, []).append(reply)
+    for count, tracker in enumerate(list(connection.requests.owed)):
+        found.setdefault(tracker.name_id, []).append(tracker)
         if not count % _REPLIES_IN_A_LOOK:
             turn.spend(_REPLIES_IN_A_LOOK // 8)
     return found
 
 
 def take_over_messages(
-    taker: Connection, source: Connection, name_id: int, owed: list[Reply] | None = None
+    taker: Connection, source: Connection, name_id: int, owed: list[Tracker] | None = None
 ) -> None:
     """Move what is queued at `source` to `taker`, with the obligations to reply (ACT-4 to ACT-6, NAME-17).
 
@@ -50,9 +50,9 @@ def take_over_messages(
                 found = True
                 left -= 1
                 _move(entry, source, taker)
-    for reply in list(source.owed) if owed is None else owed:
-        if taker.active and (not name_id or reply.name_id == name_id):
-            _move_obligation(reply, source, taker)
+    for tracker in list(source.requests.owed) if owed is None else owed:
+        if taker.active and (not name_id or tracker.name_id == name_id):
+            _move_obligation(tracker, source, taker)
         turn.spend()
     taker.wake()
     source.wake()
@@ -69,14 +69,13 @@ def _move(entry: QueueEntry, source: Connection, taker: Connection) -> None:
         discard(source, entry)
         return
     source.queue.remove(entry)
-    if entry.reply is not None:
-        _move_obligation(entry.reply, source, taker)
+    if entry.tracker is not None:
+        _move_obligation(entry.tracker, source, taker)
     taker.queue.add(entry)
-    taker.received += 1
-    taker.received_bytes += entry.message.payload_size + entry.message.memfd_size
+    taker.traffic.count_received(entry.message)
     taker.wake()
 
 
-def _move_obligation(reply: Reply, source: Connection, taker: Connection) -> None:
-    if reply in source.owed and reply.requester not in (taker, source):
-        reply.move(taker)
+def _move_obligation(tracker: Tracker, source: Connection, taker: Connection) -> None:
+    if tracker in source.requests.owed and tracker.requester not in (taker, source):
+        tracker.move(taker)

@@ -256,11 +256,11 @@ class MessagesMachine(RuleBasedStateMachine):
                 entry.message.cookie_reply if entry.message.notice is not None else entry.message.cookie
                 for entry in connection.queue.entries()
             ] == [sent.key for sent in peer.queue]
-            assert len(connection.replies) == len([t for t in self.trackers if t.requester is peer])
-            assert len(connection.owed) == len([t for t in self.trackers if t.replier is peer])
+            assert len(connection.requests.trackers) == len([t for t in self.trackers if t.requester is peer])
+            assert len(connection.requests.owed) == len([t for t in self.trackers if t.replier is peer])
             queued = {sent.tracker for other in self.peers for sent in other.queue if sent.tracker}
             slots = {t for t in self.trackers if t.requester is peer} | {t for t in queued if t.requester is peer}
-            assert connection.request_count == len(slots)
+            assert connection.requests.count == len(slots)
 
     def teardown(self) -> None:
         for peer in self.peers:

@@ -163,7 +163,7 @@ class Play:
             client.last_call.installation.done()
 
     def answer(self, client: Client) -> None:
-        owed = list(client.connection.owed)
+        owed = list(client.connection.requests.owed)
         if owed:
             one = self.chance.choice(owed)
             reply(client, one.requester.id, one.cookie, items=self.content(client))
@@ -260,7 +260,7 @@ class Play:
             for connection in bus.connections.values():
                 _check_connection(connection)
         for tracker in domain.waiting.values():
-            assert tracker.linked and tracker.requester.active and tracker.call is not None
+            assert tracker.is_linked and tracker.requester.active and tracker.call is not None
             assert tracker.replying.active
 
     def end(self) -> None:
@@ -288,11 +288,11 @@ def _check_connection(connection: Connection) -> None:
             assert entry.activator is connection and not entry.waiters
     entries = connection.queue.entries()
     assert len(entries) == connection.queue.count
-    for tracker in connection.owed:
-        assert tracker.replying is connection and tracker.linked and tracker.requester.active
-    for tracker in connection.replies:
-        assert tracker.linked and tracker.requester is connection
-        assert tracker.answered or tracker in tracker.replying.owed
+    for tracker in connection.requests.owed:
+        assert tracker.replying is connection and tracker.is_linked and tracker.requester.active
+    for tracker in connection.requests.trackers:
+        assert tracker.is_linked and tracker.requester is connection
+        assert tracker.has_outcome or tracker in tracker.replying.requests.owed
     if connection.is_activator and not connection.names:
         assert not entries  # who owns the name has them
 

@@ -185,7 +185,7 @@ def expire(world: World, now: int) -> None:
 
 def slots(client: Client) -> int:
     """Request slots that the connection's trackers take."""
-    return client.connection.request_count
+    return client.connection.requests.count
 
 
 def at_rest(client: Client) -> bool:
@@ -195,7 +195,7 @@ def at_rest(client: Client) -> bool:
         connection.pool.slices
         or (connection.active and connection.pool.busy)
         or len(connection.queue)
-        or connection.replies
-        or connection.owed
-        or connection.request_count
+        or connection.requests.trackers
+        or connection.requests.owed
+        or connection.requests.count
     )

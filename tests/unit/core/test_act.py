@@ -174,7 +174,7 @@ def test_act_5_what_cannot_move_is_lost_and_counted_and_the_rest_moves(world: Wo
     client.send(items=BY_NAME + client.vec(b"fits"), cookie=4)
     client.send(items=BY_NAME + client.vec(bytes(5000)), cookie=5)
     assert taker.acquire(N) == 0
-    assert taker.connection.lost == 3
+    assert taker.connection.traffic.lost == 3
     assert (file.open_count, memfd.open_count) == (0, 0)
     assert taker.recv() != 0 and taker.out(40) == 3
     assert cookies(taker) == [1, 4]

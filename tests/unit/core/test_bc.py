@@ -74,7 +74,7 @@ def test_bc_2_a_receiver_that_cannot_take_it_loses_it_and_others_do_not(world: W
         client.add_match(1, id_rule(sender.id))
     assert signal(sender, cookie=1, items=sender.vec(bytes(3000))) == 0
     assert signal(sender, cookie=2, items=sender.vec(bytes(5000))) == 0
-    assert (small.connection.lost, big.connection.lost) == (2, 0)
+    assert (small.connection.traffic.lost, big.connection.traffic.lost) == (2, 0)
     assert cookies(big) == [1, 2]
     assert small.connection.pool.busy == 0
 
@@ -84,7 +84,7 @@ def test_bc_2_quota_and_full_queues_count_as_lost(world: World) -> None:
     receiver.add_match(1, id_rule(sender.id))
     for cookie in range(40):
         assert signal(sender, cookie=cookie) == 0
-    assert receiver.connection.lost == 8
+    assert receiver.connection.traffic.lost == 8
     assert len(receiver.connection.queue) == 32
 
 

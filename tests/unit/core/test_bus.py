@@ -345,7 +345,7 @@ def test_fs_26_connections_go_one_by_one_and_nobody_hears_of_it(world: World) ->
         if client.handle is handle
     ]
     assert woken == [0, 1, 2]
-    assert [client.connection.received for client in clients] == [0, 0, 0]
+    assert [client.connection.traffic.received for client in clients] == [0, 0, 0]
 
 
 def test_fs_27_files_keep_nothing_alive(world: World) -> None:

@@ -124,7 +124,7 @@ def test_who_comes_leaves_or_thinks_again_during_a_broadcast(world: World, slow:
     slow.process.meanwhile = others
     assert signal(slow, cookie=7, items=slow.vec(bytes(100))) == 0
     assert 7 in cookies(first)
-    assert leaver.connection.lost == 0 and not len(leaver.connection.queue)
+    assert leaver.connection.traffic.lost == 0 and not len(leaver.connection.queue)
     assert 7 in cookies(remover)
     assert cookies(late) == []
     assert all(at_rest(client) for client in (first, leaver, remover, late))
@@ -218,7 +218,7 @@ def test_an_awaited_reply_comes_from_another_thread(slow: Client, peer: Client, 
     assert done == [0] and results(slow.world) == []
     assert cookies(slow) == [1]
     assert slots(peer) == 0 and at_rest(slow)
-    assert not peer.connection.replies
+    assert not peer.connection.requests.trackers
 
 
 def test_the_deadline_of_an_awaited_reply_passes(world: World, slow: Client, peer: Client) -> None:
@@ -361,7 +361,7 @@ def test_a_killed_sender_of_a_broadcast_reaches_nobody_else(world: World, slow: 
     dies(slow, closes=False)
     assert signal(slow, cookie=7, items=slow.vec(bytes(100))) == -EFAULT
     assert 7 not in cookies(first) + cookies(second)
-    assert first.connection.lost == second.connection.lost == 0
+    assert first.connection.traffic.lost == second.connection.traffic.lost == 0
     assert at_rest(first) and at_rest(second)
 
 

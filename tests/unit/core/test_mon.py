@@ -87,12 +87,12 @@ def test_mon_3_limits_count_for_monitors_and_only_make_them_lose(world: World) -
     drain(watcher)
     assert sender.send(dst=receiver.id, items=pass_files(sender.process, FakeFile())) == 0
     assert sender.send(dst=receiver.id, items=sender.vec(bytes(3000))) == 0
-    assert watcher.connection.lost == 2
+    assert watcher.connection.traffic.lost == 2
     for _ in range(40):
         assert sender.send(dst=receiver.id) == 0
         receiver.recv(flags=c.RECV_DROP)
     assert len(watcher.connection.queue) == 32
-    assert watcher.connection.lost == 2 + 8
+    assert watcher.connection.traffic.lost == 2 + 8
     drain_after = watcher.recv()
     assert drain_after != 0 and watcher.out(40) == 10
     assert len(drain(watcher)) == 32

@@ -400,7 +400,7 @@ def test_sync_requests_to_a_name_survive_its_hand_back(world: World) -> None:
     assert cookies(taker) == [4]
     assert reply(taker, sender.id, 4) == 0
     assert results(world) == [0]
-    assert not waker.connection.owed
+    assert not waker.connection.requests.owed
 
 
 def test_name_21_after_the_own_disconnect_nothing_is_acquired(world: World) -> None:

@@ -87,9 +87,9 @@ def test_note_3_a_full_queue_loses_a_reply_notification_silently(world: World) -
     while len(client.connection.queue) < 256:
         client.acquire(b"a.b")
         client.release_name(b"a.b")
-    client.connection.lost = 0
+    client.connection.traffic.lost = 0
     expire(world, 5)
-    assert client.connection.lost == 0
+    assert client.connection.traffic.lost == 0
     assert c.ITEM_REPLY_TIMEOUT not in [event[0] for event in events(client)]
 
 
@@ -195,9 +195,9 @@ def test_note_11_notifications_that_find_no_place_are_counted(world: World) -> N
     for _ in range(200):
         world.connect().close()
     assert len(watcher.connection.queue) == 256
-    assert watcher.connection.lost == 400 - 256
+    assert watcher.connection.traffic.lost == 400 - 256
     sender = world.connect()
-    watcher.connection.lost = 0
+    watcher.connection.traffic.lost = 0
     drain(watcher)
     assert sender.send(dst=watcher.id, cookie=9) == 0
     assert cookies(watcher) == [9]

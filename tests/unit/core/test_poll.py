@@ -57,7 +57,7 @@ def test_poll_3_dead_connections_have_err_and_hup_and_announce_it(world: World) 
 
 def test_poll_4_lost_messages_alone_make_nothing_readable(world: World) -> None:
     client = world.connect()
-    client.connection.lost = 5
+    client.connection.traffic.lost = 5
     assert client.handle.poll() == IDLE
 
 

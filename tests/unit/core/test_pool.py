@@ -125,7 +125,7 @@ def test_pool_12_messages_moved_to_a_taker_need_room_but_no_half_of_it(world: Wo
     assert taker.acquire(b"a.b") == 0
     assert taker.connection.pool.busy == 4000
     assert activator.connection.pool.busy == 0
-    assert taker.connection.lost == 0
+    assert taker.connection.traffic.lost == 0
 
 
 def test_pool_13_results_need_room_but_no_half_of_it(world: World) -> None:

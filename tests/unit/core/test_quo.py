@@ -39,16 +39,16 @@ def test_quo_1_a_full_queue_loses_broadcasts_and_notifications(world: World) -> 
         fill(user(world, 2000 + n), receiver)
     receiver.add_match(1)
     peer = world.connect()
-    assert receiver.connection.lost == 1
+    assert receiver.connection.traffic.lost == 1
     assert signal(peer) == 0
-    assert receiver.connection.lost == 2
+    assert receiver.connection.traffic.lost == 2
     monitor = world.connect(flags=c.HELLO_MONITOR)
     for _ in range(300):
         peer.add_match(1)
         peer.acquire(b"a.b")
         peer.release_name(b"a.b")
     assert len(monitor.connection.queue) == 256
-    assert monitor.connection.lost == 600 - 256
+    assert monitor.connection.traffic.lost == 600 - 256
 
 
 def test_quo_2_lim_11_one_user_can_queue_32_into_an_idle_receiver(world: World) -> None:
@@ -125,7 +125,7 @@ def test_quo_5_notifications_and_sync_replies_are_nobodys(world: World) -> None:
     for _ in range(30):
         world.connect()
     assert len(receiver.connection.queue) == 62
-    assert receiver.connection.lost == 0
+    assert receiver.connection.traffic.lost == 0
 
 
 def test_quo_6_a_message_refused_by_the_quota_leaves_nothing_in_the_pool(world: World) -> None:
@@ -143,8 +143,8 @@ def test_quo_6_a_request_refused_by_the_quota_takes_no_request_slot(world: World
     fill(sender, receiver)
     for cookie in range(1, 200):
         assert request(sender, receiver.id, cookie) == -ENOBUFS
-    assert sender.connection.request_count == 0
-    assert not receiver.connection.owed
+    assert sender.connection.requests.count == 0
+    assert not receiver.connection.requests.owed
 
 
 def test_rep_2_the_limit_of_requests_holds_before_the_quota(world: World) -> None:

@@ -110,9 +110,9 @@ def test_recv_5_drop_releases_the_message_and_returns_nothing(pair: Pair) -> Non
 def test_recv_5_drop_never_reports_lost_messages(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(dst=receiver.id)
-    receiver.connection.lost = 4
+    receiver.connection.traffic.lost = 4
     assert receiver.recv(flags=DROP) == 0
-    assert receiver.connection.lost == 4
+    assert receiver.connection.traffic.lost == 4
 
 
 def test_recv_5_drop_takes_the_most_urgent_on_request(pair: Pair) -> None:
@@ -146,7 +146,7 @@ def test_recv_7_recv_18_lost_messages_are_told_once_before_the_next_message(worl
 
 def test_recv_8_lost_messages_are_not_told_before_a_message_is_there(pair: Pair) -> None:
     sender, receiver = pair
-    receiver.connection.lost = 2
+    receiver.connection.traffic.lost = 2
     assert receiver.recv() == -EAGAIN
     sender.send(dst=receiver.id, priority=3)
     assert receiver.recv(flags=PRIORITY, priority=2) == -ENOMSG
@@ -160,7 +160,7 @@ def test_recv_9_what_counts_as_lost(world: World) -> None:
     receiver.add_match(1)
 
     def lost() -> int:
-        return receiver.connection.lost
+        return receiver.connection.traffic.lost
 
     assert sender.send(dst=receiver.id, items=sender.vec(bytes(3000))) != 0
     assert sender.send(dst=receiver.id, items=pass_files(sender.process, FakeFile())) != 0

@@ -107,7 +107,7 @@ def test_rep_3_a_timed_out_request_keeps_its_slot_until_it_is_dequeued(world: Wo
     for cookie in range(1, 33):
         assert request(client, server.id, cookie, timeout=world.host.clock.now + 1) == 0
     expire(world, world.host.clock.now + 1)
-    assert not client.connection.replies
+    assert not client.connection.requests.trackers
     assert slots(client) == 32
     for left in range(31, 15, -1):
         server.receive()
@@ -419,11 +419,11 @@ def test_rep_15_a_sync_reply_ignores_quota_full_queue_and_lost_counter(world: Wo
     client, server = pair
     while server.send(dst=client.id) == 0:
         pass
-    client.connection.lost = 3
+    client.connection.traffic.lost = 3
     assert request(client, server.id, 7, sync=True) == PENDING
     assert reply(server, client.id, 7) == 0
     assert sync_reply(client).cookie_reply == 7
-    assert client.connection.lost == 3
+    assert client.connection.traffic.lost == 3
 
 
 def test_rep_16_descriptors_the_requester_does_not_take_are_ecomm_and_eremoteio(world: World) -> None:

@@ -194,7 +194,7 @@ def test_send_12_bc_2_unreadable_payload_of_a_broadcast_is_lost_at_each_receiver
     sender, first, second = world.connect(), observer(world), observer(world)
     drain(first)
     assert signal(sender, items=vec(100, 0xDEAD000)) == 0
-    assert (first.connection.lost, second.connection.lost) == (1, 1)
+    assert (first.connection.traffic.lost, second.connection.traffic.lost) == (1, 1)
     assert at_rest(first) and at_rest(second)
 
 
@@ -461,7 +461,7 @@ def test_send_32_a_broadcast_returns_0_whatever_happens(world: World) -> None:
     receiver = observer(world)
     for _ in range(300):
         assert signal(sender) == 0
-    assert receiver.connection.lost > 0
+    assert receiver.connection.traffic.lost > 0
 
 
 def test_send_33_act_3_mon_4_only_ordinary_connections_have_an_address(world: World) -> None:
@@ -531,7 +531,7 @@ def test_send_40_a_request_needs_permission_before_it_needs_a_slot(world: World)
     receiver = world.connect()
     stranger = world.connect(FakeProcess(uid=2000, pid=200))
     assert request(stranger, receiver.id, 1) == -EPERM
-    assert stranger.connection.request_count == 0
+    assert stranger.connection.requests.count == 0
     friend = world.connect()
     process = friend.process
     for cookie in range(1, 129):

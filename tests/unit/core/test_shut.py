@@ -19,9 +19,9 @@ def test_shut_1_all_are_gone_and_none_is_told_of_the_others(world: World) -> Non
     first.acquire(b"a.b")
     request(watcher, first.id, 1)
     drain(watcher)
-    received = watcher.connection.received
+    received = watcher.connection.traffic.received
     world.control.close()
-    assert watcher.connection.received == received
+    assert watcher.connection.traffic.received == received
     for client in (first, second, watcher, last):
         assert client.recv() == -ECONNRESET
         assert client.send(dst=1) == -ECONNRESET

@@ -111,7 +111,7 @@ def test_note_6_the_end_of_an_owner_of_many_names_among_many_listeners(world: Wo
     seen = events(watcher)
     assert [each[0] for each in seen] == [c.ITEM_NAME_REMOVE] * NAMES
     assert [each[-1] for each in seen] == [b"a.n0x%d" % index for index in range(NAMES)]
-    assert {client.connection.lost for client in others} == {1}
+    assert {client.connection.traffic.lost for client in others} == {1}
 
 
 def test_name_18_the_end_of_who_waits_for_many_names(world: World) -> None:
