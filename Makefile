@@ -9,6 +9,7 @@
 # make tsan   what threads share in C, with ThreadSanitizer, for TSAN_SECONDS (30)
 # make fuzz   the C step of an ioctl and the decoding of commands, from bytes, for FUZZ_SECONDS (60) each
 # make hostile  programs that attack a domain, each against a daemon of its own (root)
+# make coverage  the unit tests over the uncompiled sources, and what they cover of abi, base and core
 # make pure   takes the compiled modules away, so that the sources themselves run
 # make stalls  the cpu time of the longest turns of the core, at all limits at once
 # make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
@@ -30,6 +31,8 @@ NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
 COMPILED := $(wildcard kdbusfs/base/*.py kdbusfs/abi/*.py kdbusfs/abi/*/*.py kdbusfs/core/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
 PYTEST_FLAGS ?=
+# Per cent of the lines and branches of abi, base and core that make coverage asks for.
+COVERAGE_MIN ?= 80
 # How many tests run at a time. What is preloaded for KDBUSFS_TEST_KERNEL does not reach workers.
 PYTEST_WORKERS ?= $(if $(KDBUSFS_TEST_KERNEL),0,2)
 STEP := .ci/step
@@ -52,7 +55,7 @@ COMPLETIONS := share/bash-completion/completions/kdbusctl share/zsh/site-functio
 UNITS := $(notdir $(wildcard mount-helpers/systemd/*.*))
 MANPAGES := $(patsubst docs/man/%.rst,%,$(wildcard docs/man/*.rst))
 
-.PHONY: help venv root run demo test lint types pure conformance man docs stalls bench bench-docs
+.PHONY: help venv root run demo test lint types coverage pure conformance man docs stalls bench bench-docs
 .PHONY: completions screenshots install-deps clean wheel install uninstall
 .PHONY: test-kernels kernels-docs
 .DELETE_ON_ERROR:
@@ -97,7 +100,7 @@ demo: root venv
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "mounting a domain needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-test: .venv/ready-to-test lint types short-checks
+test: .venv/ready-to-test lint types short-checks coverage
 	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
 
@@ -111,6 +114,16 @@ types: venv
 
 pure:
 	rm -f kdbusfs__mypyc.*.so kdbusfs/base/*.so kdbusfs/abi/*.so kdbusfs/abi/*/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
+
+# The sources themselves, in a copy: the working tree has compiled modules beside them, which Python prefers.
+coverage: .venv/ready-to-test
+	@rm -rf build/pure && mkdir -p build/pure && cp -R kdbusfs build/pure/
+	@find build/pure/kdbusfs -name '*.so' ! -path '*/native/*' -delete
+	@for each in .ci Makefile README.md docs mount-helpers pyproject.toml setup.py tests; do \
+		ln -s ../../$$each build/pure/$$each; done
+	@cd build/pure && PYTHONPATH='$(CURDIR)/build/pure' $(CURDIR)/$(BIN)/python -P -m pytest -q -p no:cacheprovider \
+		-p tests.support.uncompiled -n $(PYTEST_WORKERS) --dist loadfile \
+		--cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) tests/unit
 
 # Given on the command line or in the environment; docs/kernels.md tells what they mean.
 export KERNELS KERNELS_DIRECTORY KERNELS_TRIALS KERNELS_SELECT KERNELS_APPEND
