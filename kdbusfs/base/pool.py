@@ -154,13 +154,25 @@ class Pool:
         if not part.parents:
             self._drop(part)
 
-    def free(self, offset: int) -> None:
-        """The client's FREE of a published slice (FREE-1).  Raises CommandError(ENXIO) for every other offset."""
+    def free(self, offset: int) -> Slice:
+        """The client's FREE of a published slice (FREE-1), which may still be held; the slice.
+
+        Raises CommandError(ENXIO) for every other offset.
+        """
         part = self._published.pop(offset, None)
         if part is None:
             raise CommandError(ENXIO, "no published slice there")
         part.published = False
         self._drop(part)
+        return part
+
+    def published_offsets(self) -> list[int]:
+        """Where the slices begin that the client has."""
+        return list(self._published)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a slice of `size` bytes would fit, whatever the account says."""
+        return self._place((size + 7) & ~7, 0) < len(self._free)
 
     def close(self, turn: Turn) -> None:
         """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file.
