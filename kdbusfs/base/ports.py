@@ -10,11 +10,14 @@ translated for a reader only where metadata are exported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
 from .identity import NO_ID, Creds, Pids
+
+if TYPE_CHECKING:
+    from .handle import Handle
 
 
 @dataclass(slots=True)
@@ -129,8 +132,8 @@ class File(Protocol):
 class Caller:
     """The thread that issued a command: valid until that command is answered.
 
-    `write`, `copy_payload` and `collect` may be held up by the client.  Other commands are carried out meanwhile, and
-    whatever was looked at before such a call has to be looked at again after it.  It is a `Reader`, too.
+    `read`, `write`, `copy_payload` and `collect` may be held up by the client.  Other commands are carried out
+    meanwhile, and whatever was looked at before such a call has to be looked at again after it.  It is a `Reader`, too.
     """
 
     __slots__ = ()
@@ -218,6 +221,37 @@ class Caller:
         """Read the caller's (address, size) vectors one after the other into `memory` from `offset` on.
 
         Address 0 stands for that many zero bytes.  One copy; raises CommandError(EFAULT) when any of it is unreadable.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_compat(self) -> bool:
+        """Whether its program is of 32 bits, on a system of 64."""
+        raise NotImplementedError
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes of the caller's memory.  Raises CommandError(EFAULT), or ESRCH when the caller is gone.
+
+        It may be held up like `write`.
+        """
+        raise NotImplementedError
+
+    def view(self) -> Reader:
+        """Its namespaces, as they are now, for as long as anybody needs them."""
+        raise NotImplementedError
+
+    def thread_ids(self) -> dict[int, Pids]:
+        """Its numbers by pid namespace in which it is visible.  Raises CommandError(ESRCH) when it is gone."""
+        raise NotImplementedError
+
+    def security_context(self) -> bytes | None:
+        """What a security module labels it with; None where there is none."""
+        raise NotImplementedError
+
+    def handle_of(self, fd: int) -> Handle | None:
+        """The open file of the same mount that its descriptor `fd` refers to; None for any other file.
+
+        Raises CommandError(EBADF), also for an O_PATH descriptor.
         """
         raise NotImplementedError
 
