@@ -29,7 +29,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
-COMPILED := $(wildcard kdbusfs/base/*.py kdbusfs/abi/*.py kdbusfs/abi/*/*.py kdbusfs/core/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
+COMPILED := $(wildcard kdbusfs/base/*.py kdbusfs/abi/*.py kdbusfs/abi/*/*.py kdbusfs/core/*.py kdbusfs/bus1/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
 PYTEST_FLAGS ?=
 # Per cent of the lines and branches of abi, base and core that make coverage asks for.
 COVERAGE_MIN ?= 80
@@ -113,7 +113,7 @@ types: venv
 	@$(BIN)/mypy --strict --no-error-summary
 
 pure:
-	rm -f kdbusfs__mypyc.*.so kdbusfs/base/*.so kdbusfs/abi/*.so kdbusfs/abi/*/*.so kdbusfs/core/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
+	rm -f kdbusfs__mypyc.*.so kdbusfs/base/*.so kdbusfs/abi/*.so kdbusfs/abi/*/*.so kdbusfs/core/*.so kdbusfs/bus1/*.so kdbusfs/fuse/*.so kdbusfs/host/*.so
 
 # The sources themselves, in a copy: the working tree has compiled modules beside them, which Python prefers.
 coverage: .venv/ready-to-test

@@ -18,6 +18,7 @@ COMPILED = (
     "kdbusfs/abi/*.py",
     "kdbusfs/abi/*/*.py",
     "kdbusfs/core/*.py",
+    "kdbusfs/bus1/*.py",
     "kdbusfs/fuse/files.py",
     "kdbusfs/fuse/requests.py",
     "kdbusfs/fuse/server.py",

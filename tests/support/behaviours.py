@@ -1,4 +1,4 @@
-"""The behaviours of the kdbus v3 specification by group and number: ids only, `SEND-1` to `SEND-49` and so on."""
+"""The behaviours of the specifications of kdbus v3 and of bus1 by group and number: ids only, `SEND-1` and so on."""
 
 from __future__ import annotations
 
@@ -43,4 +43,22 @@ GROUPS: Final = {
     "SHUT": 5,
 }
 
+BUS1_GROUPS: Final = {
+    "IDEA": 6,
+    "FILE": 7,
+    "GEN": 7,
+    "NODE": 14,
+    "PEER": 7,
+    "HAND": 7,
+    "SEND": 15,
+    "ORD": 6,
+    "RECV": 14,
+    "CRED": 2,
+    "LIM": 5,
+    "POOL": 3,
+    "FUSE": 9,
+}
+"""Those of bus1, whose ids are `B1-SEND-1` and so on."""
+
 IDS: Final = tuple(f"{group}-{number}" for group, count in GROUPS.items() for number in range(1, count + 1))
+BUS1_IDS: Final = tuple(f"B1-{group}-{each}" for group, count in BUS1_GROUPS.items() for each in range(1, count + 1))

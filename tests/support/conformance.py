@@ -1,4 +1,4 @@
-"""Writes docs/conformance.md: every behaviour, and the tests or the deviation that stand for it.
+"""Writes docs/conformance.md: every behaviour, and the tests or the deviation that stand for it; the same for bus1.
 
 A test holds a behaviour if its name begins with the id (`test_send_17_...`, `test_match_12_lim_9_...`) or its docstring
 names it (`SEND-17`, `REP-14 to REP-18`).
@@ -14,17 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .behaviours import GROUPS, IDS
+from .behaviours import BUS1_GROUPS, BUS1_IDS, GROUPS, IDS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/conformance.md"
+BUS1_DOCUMENT = ROOT / "docs/conformance-bus1.md"
 DEVIATIONS = ROOT / "docs/deviations.md"
 TESTS = ROOT / "tests"
 
 _COLUMNS = 100
-_GROUP = "|".join(GROUPS)
+_GROUP = "|".join([*(f"B1-{group}" for group in BUS1_GROUPS), *GROUPS])
 _MENTION = re.compile(rf"\b({_GROUP})-(\d+)(?: to (?:({_GROUP})-)?(\d+)\b)?")
-_PREFIX = re.compile(rf"_({_GROUP.lower()})((?:_\d+)+)(?=_|$)")
+_PREFIX = re.compile(rf"_({_GROUP.lower().replace('-', '_')})((?:_\d+)+)(?=_|$)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ class Account:
 
     @property
     def missing(self) -> list[str]:
-        return [each for each in IDS if each not in self.tests and each not in self.deviations]
+        """What of kdbus nobody stands for."""
+        return self.missing_of(IDS)
+
+    def missing_of(self, ids: tuple[str, ...]) -> list[str]:
+        return [each for each in ids if each not in self.tests and each not in self.deviations]
 
 
 def mentioned(text: str) -> Iterator[str]:
@@ -65,7 +70,7 @@ def named(function: str) -> Iterator[str]:
     at = len("test")
     while match := _PREFIX.match(function, at):
         for number in match[2].split("_")[1:]:
-            yield f"{match[1].upper()}-{number}"
+            yield f"{match[1].upper().replace('_', '-')}-{number}"
         at = match.end()
 
 
@@ -82,7 +87,7 @@ def test_functions(source: str) -> Iterator[tuple[str, str, str]]:
 def take_account() -> Account:
     """Read the tests and the deviations as they are now."""
     account = Account()
-    known = set(IDS)
+    known = {*IDS, *BUS1_IDS}
     for path in sorted(TESTS.rglob("test_*.py")):
         file = str(path.relative_to(ROOT))
         for function, name, doc in test_functions(path.read_text()):
@@ -116,9 +121,7 @@ def _tests(tests: list[Holder]) -> str:
 
 def document(account: Account) -> str:
     """The text of docs/conformance.md."""
-    held = sum(each in account.tests for each in IDS)
-    both = sum(each in account.tests and each in account.deviations for each in IDS)
-    alone = sum(each not in account.tests and each in account.deviations for each in IDS)
+    held, both, alone = _counts(account, IDS)
     lines = [
         "# What of kdbus is there",
         "",
@@ -134,20 +137,51 @@ def document(account: Account) -> str:
         "neither.",
     ]
     for group, count in GROUPS.items():
-        lines += ["", f"## {group}", ""]
-        for each in (f"{group}-{number}" for number in range(1, count + 1)):
-            tests = _tests(account.tests.get(each, []))
-            deviation = "see [deviations.md](deviations.md)" if each in account.deviations else ""
-            entry = f"- **{each}**: {'; '.join(filter(None, (deviation, tests)))}"
-            lines += textwrap.wrap(
-                entry, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
+        lines += ["", f"## {group}", "", *_entries(account, group, count)]
     return "\n".join(lines) + "\n"
+
+
+def bus1_document(account: Account) -> str:
+    """The text of docs/conformance-bus1.md."""
+    held, both, alone = _counts(account, BUS1_IDS)
+    missing = account.missing_of(BUS1_IDS)
+    lines = [
+        "# What of bus1 is there",
+        "",
+        *textwrap.wrap(
+            f"bus1, as of the RFC of October 2016, has {len(BUS1_IDS)} behaviours. {held} are held by tests; {alone}"
+            f" only by an entry of [deviations.md](deviations.md), {len(missing)} by neither. {both} have both.",
+            _COLUMNS,
+        ),
+        "",
+        "`make conformance` makes this page as it makes [conformance.md](conformance.md).",
+    ]
+    for group, count in BUS1_GROUPS.items():
+        lines += ["", f"## {group}", "", *_entries(account, f"B1-{group}", count)]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(account: Account, ids: tuple[str, ...]) -> tuple[int, int, int]:
+    """How many of them are held by tests, by tests and deviations, by deviations alone."""
+    held = sum(each in account.tests for each in ids)
+    both = sum(each in account.tests and each in account.deviations for each in ids)
+    return held, both, sum(each not in account.tests and each in account.deviations for each in ids)
+
+
+def _entries(account: Account, group: str, count: int) -> Iterator[str]:
+    for each in (f"{group}-{number}" for number in range(1, count + 1)):
+        tests = _tests(account.tests.get(each, []))
+        deviation = "see [deviations.md](deviations.md)" if each in account.deviations else ""
+        entry = f"- **{each}**: {'; '.join(filter(None, (deviation, tests))) or 'open'}"
+        yield from textwrap.wrap(
+            entry, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
 
 
 def main() -> int:
     account = take_account()
     DOCUMENT.write_text(document(account))
+    BUS1_DOCUMENT.write_text(bus1_document(account))
     for each, where in account.unknown:
         print(f"{where}: there is no {each}", file=sys.stderr)
     if account.missing:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.support import conformance
-from tests.support.behaviours import IDS
+from tests.support.behaviours import BUS1_IDS, IDS
+
+BUS1_OPEN = {f"B1-FUSE-{number}" for number in (2, 3, 5, 6, 9)} | {"B1-FILE-1", "B1-FILE-4", "B1-GEN-6"}
+"""What only a mount can show: there is none that serves bus1 yet."""
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +27,17 @@ def test_no_test_and_no_deviation_names_a_behaviour_that_does_not_exist(account:
 def test_the_page_is_as_new_as_the_tests(account: conformance.Account) -> None:
     fresh = conformance.document(account) == conformance.DOCUMENT.read_text()
     assert fresh, "docs/conformance.md is stale: make conformance"
+    fresh = conformance.bus1_document(account) == conformance.BUS1_DOCUMENT.read_text()
+    assert fresh, "docs/conformance-bus1.md is stale: make conformance"
 
 
-def test_there_are_446_behaviours() -> None:
+def test_there_are_446_behaviours_and_102_of_bus1() -> None:
     assert len(IDS) == len(set(IDS)) == 446
+    assert len(BUS1_IDS) == len(set(BUS1_IDS)) == 102
+
+
+def test_every_behaviour_of_bus1_has_a_test_or_a_deviation_but_those_of_a_mount(account: conformance.Account) -> None:
+    assert set(account.missing_of(BUS1_IDS)) == BUS1_OPEN
 
 
 @pytest.mark.parametrize(
@@ -38,6 +48,7 @@ def test_there_are_446_behaviours() -> None:
         ("NAME-6 to 8, QUO-1", ["NAME-6", "NAME-7", "NAME-8", "QUO-1"]),
         ("POL rows, UTF-8, SEND-999", ["SEND-999"]),
         ("from FS-1 to GEN-2", ["FS-1", "GEN-2"]),
+        ("B1-SEND-1, SEND-2, B1-ORD-1 to B1-ORD-3", ["B1-SEND-1", "SEND-2", "B1-ORD-1", "B1-ORD-2", "B1-ORD-3"]),
     ],
 )
 def test_ids_in_prose(text: str, ids: list[str]) -> None:
@@ -50,6 +61,7 @@ def test_ids_in_prose(text: str, ids: list[str]) -> None:
         ("test_send_17_no_descriptors", ["SEND-17"]),
         ("test_match_12_lim_9_the_257th", ["MATCH-12", "LIM-9"]),
         ("test_rep_14_15_both", ["REP-14", "REP-15"]),
+        ("test_b1_send_1_2_b1_ord_3_all", ["B1-SEND-1", "B1-SEND-2", "B1-ORD-3"]),
         ("test_of_the_root", []),
         ("test_send_3_sizes_64_to_8192", ["SEND-3"]),
         ("test_note_of_bus_7", []),

@@ -16,9 +16,10 @@ ALLOWED = {
     "base": set(),
     "abi": {"base"},
     "core": {"abi", "base"},
+    "bus1": {"base"},
     "native": set(),
     "host": {"abi", "base", "native"},
-    "fuse": {"abi", "base", "core", "host", "native"},
+    "fuse": {"abi", "base", "bus1", "core", "host", "native"},
     "client": {"abi", "base"},
     "ctl": {"abi", "base", "client"},
 }
@@ -26,6 +27,7 @@ FORBIDDEN_OUTSIDE = {
     "base": {"os", "sys", "socket", "trio", "pyfuse3", "cffi", "ctypes", "logging", "mmap", "fcntl", "time"},
     "abi": {"os", "sys", "socket", "trio", "pyfuse3", "cffi", "ctypes", "logging", "mmap", "fcntl"},
     "core": {"os", "sys", "socket", "trio", "pyfuse3", "cffi", "ctypes", "logging", "mmap", "fcntl", "time"},
+    "bus1": {"os", "sys", "socket", "trio", "pyfuse3", "cffi", "ctypes", "logging", "mmap", "fcntl", "time"},
 }
 
 

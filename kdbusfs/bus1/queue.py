@@ -1,0 +1,215 @@
+"""A peer's queue, and the order of all that happens (B1-ORD).
+
+A transaction puts its entries into any number of queues, and others are served in between, for there may be thousands.
+Entries are *staged* then: no receiver sees them.  The commit is one number, the transaction's time: from that moment
+all its entries are there for all receivers.  Times only grow, so what is staged comes after all that has a time, and a
+queue needs no more than to move what was committed from its staged parts behind its last entry whenever it is asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .nodes import Node, NodeHandle
+    from .peer import Peer
+
+_NO_PEERS: Final[list[Peer]] = []
+
+
+class Transaction:
+    """What has one place in the order of everything.  time: that place, 0 until it is committed; peers: in whose queues
+    it has staged entries.
+    """
+
+    __slots__ = ("peers", "time")
+
+    def __init__(self, time: int = 0) -> None:
+        self.time = time
+        self.peers: list[Peer] = _NO_PEERS
+
+    def add(self, peer: Peer) -> None:
+        """`peer` has its first staged entry of it."""
+        if self.peers is _NO_PEERS:
+            self.peers = []
+        self.peers.append(peer)
+
+
+class Entry:
+    """What one receiver is told by one transaction; a notification if it is no `Delivery`.
+
+    kind: MSG_*; node: that it is about, None for a seed; handle: of the receiver, for the destruction of a node of
+    somebody else's; rank: its place among those of its transaction; is_busy: a RECV of it has not come to an end.
+    """
+
+    __slots__ = ("after", "before", "handle", "is_busy", "kind", "node", "queue", "rank", "transaction")
+
+    def __init__(
+        self, kind: int, transaction: Transaction, node: Node | None, handle: NodeHandle | None, rank: int = 0
+    ) -> None:
+        self.kind = kind
+        self.transaction = transaction
+        self.node = node
+        self.handle = handle
+        self.rank = rank
+        self.is_busy = False
+        self.queue: Queue | None = None
+        self.before: Entry | None = None
+        self.after: Entry | None = None
+
+
+class _Part:
+    """The staged entries of one transaction in one queue, linked as they will be there."""
+
+    __slots__ = ("count", "first", "last", "transaction")
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction = transaction
+        self.first: Entry | None = None
+        self.last: Entry | None = None
+        self.count = 0
+
+    def add(self, entry: Entry) -> None:
+        """Entries come by rank, but for those that others add later."""
+        before = self.last
+        while before is not None and before.rank > entry.rank:
+            before = before.before
+        after = self.first if before is None else before.after
+        entry.before = before
+        entry.after = after
+        if before is None:
+            self.first = entry
+        else:
+            before.after = entry
+        if after is None:
+            self.last = entry
+        else:
+            after.before = entry
+        self.count += 1
+
+
+def _time_of(part: _Part) -> int:
+    return part.transaction.time
+
+
+class Queue:
+    """Entries that were committed, in the order of their times, and parts of transactions on their way.
+
+    There are no more of those than threads that serve clients, so that going through them takes no time to speak of.
+    count: of the entries that were committed.
+    """
+
+    __slots__ = ("_first", "_last", "_staged", "count")
+
+    def __init__(self) -> None:
+        self._first: Entry | None = None
+        self._last: Entry | None = None
+        self._staged: list[_Part] = []
+        self.count = 0
+
+    def stage(self, entry: Entry) -> bool:
+        """Have `entry` here from the moment on at which its transaction is committed; whether it is its first."""
+        transaction = entry.transaction
+        part: _Part | None = None
+        for each in self._staged:
+            if each.transaction is transaction:
+                part = each
+                break
+        is_first = part is None
+        if part is None:
+            part = _Part(transaction)
+            self._staged.append(part)
+        entry.queue = self
+        part.add(entry)
+        return is_first
+
+    def unstage(self, transaction: Transaction) -> None:
+        """Forget what is staged of `transaction`, which will not be committed now."""
+        for index, part in enumerate(self._staged):
+            if part.transaction is transaction:
+                del self._staged[index]
+                entry = part.first
+                while entry is not None:
+                    after = entry.after
+                    entry.before = entry.after = None
+                    entry.queue = None
+                    entry = after
+                return
+
+    def settle(self) -> None:
+        """Move what was committed to where it belongs."""
+        if not self._staged:
+            return
+        parts = [part for part in self._staged if part.transaction.time]
+        if not parts:
+            return
+        self._staged = [part for part in self._staged if not part.transaction.time]
+        if len(parts) > 1:
+            parts.sort(key=_time_of)
+        for part in parts:
+            first = part.first
+            assert first is not None
+            last = self._last
+            assert last is None or last.transaction.time < part.transaction.time
+            first.before = last
+            if last is None:
+                self._first = first
+            else:
+                last.after = first
+            self._last = part.last
+            self.count += part.count
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry whose transaction has the last time that was given."""
+        self.settle()
+        last = self._last
+        assert last is None or last.transaction.time < entry.transaction.time
+        entry.queue = self
+        entry.before = last
+        if last is None:
+            self._first = entry
+        else:
+            last.after = entry
+        self._last = entry
+        self.count += 1
+
+    def front(self) -> Entry | None:
+        """The entry whose turn it is."""
+        self.settle()
+        return self._first
+
+    def is_readable(self) -> bool:
+        """Whether there is one, and nobody is busy with it (B1-FILE-6)."""
+        front = self.front()
+        return front is not None and not front.is_busy
+
+    def remove(self, entry: Entry) -> None:
+        """Take out an entry that stands here."""
+        before, after = entry.before, entry.after
+        entry.before = entry.after = None
+        entry.queue = None
+        if before is None:
+            self._first = after
+        else:
+            before.after = after
+        if after is None:
+            self._last = before
+        else:
+            after.before = before
+        self.count -= 1
+
+    def take_staged(self) -> list[Entry]:
+        """The first entries of all that is staged and linked with them, which is here no more: the peer has gone."""
+        self.settle()
+        parts, self._staged = self._staged, []
+        return [part.first for part in parts if part.first is not None]
+
+    def entries(self) -> list[Entry]:
+        """All that was committed, in order."""
+        self.settle()
+        found: list[Entry] = []
+        entry = self._first
+        while entry is not None:
+            found.append(entry)
+            entry = entry.after
+        return found
