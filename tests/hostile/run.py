@@ -17,14 +17,13 @@ from pathlib import Path
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import make_bus
 from tests.conftest import DomainMount
+from tests.support.gauges import GAUGES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PATIENCE = float(os.environ.get("HOSTILE_SECONDS", "300"))
 ARGUMENTS = os.environ.get("HOSTILE_ARGUMENTS", "64").split()
 SETTLE = 20.0  # seconds until what clients have left is gone
-GAUGES = ("buses", "connections", "files", "stuck", "aside", "calls", "installing")
-"""Figures that come back to their start; those of them that the stats have are compared."""
 
 
 def command(program: Path, domain: DomainMount, scratch: Path) -> list[str]:
@@ -38,7 +37,7 @@ def command(program: Path, domain: DomainMount, scratch: Path) -> list[str]:
 
 def gauges(domain: DomainMount) -> dict[str, object]:
     stats = domain.stats()
-    found = {name: stats[name] for name in GAUGES if name in stats}
+    found = {name: stats[name] for name in GAUGES}
     return {name: len(value) if isinstance(value, list | dict) else value for name, value in found.items()}
 
 
@@ -54,7 +53,6 @@ def fault(program: Path, domain: DomainMount, scratch: Path) -> str:
     """What was wrong with the run, or nothing."""
     domain.wait_until_ready()
     fresh = gauges(domain)
-    assert "stuck" in fresh and len(fresh) > 2, f"the stats have other names: {sorted(domain.stats())}"
     with make_bus(domain.path, "hostile", access=c.MAKE_ACCESS_WORLD):
         try:
             ended = subprocess.run(command(program, domain, scratch), cwd=ROOT, timeout=PATIENCE)

@@ -14,16 +14,13 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import NoReturn
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import BusOwner, Connection, make_bus
-from tests.support.hostile_memory import Client
-from tests.support.silent_fuse import Server
-from tests.support.undead import serve
+from tests.support.undead import client_of_own_page
 
 FIRST_UID = 7301
 END_PATIENCE = 10.0  # seconds
@@ -35,15 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def client(bus: str, directory: str, uid: int, writing: int) -> NoReturn:
     """The process that is killed: it tells before it gives its command."""
-    server = Server(directory)
-    threading.Thread(target=serve, args=(server,), daemon=True).start()
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    undead = Client(bus, os.path.join(directory, "pages"))
-    page = undead.page(0)
-    os.close(undead.file)
-    undead.page = lambda number: page  # type: ignore[method-assign]
+    undead = client_of_own_page(bus, directory, uid)
     os.write(writing, b"+")
     os._exit(undead.payload() or 1)
 

@@ -25,6 +25,7 @@ from kdbusfs.client import BusOwner, Connection, make_bus
 from kdbusfs.fuse.mount import visible_mount
 from kdbusfs.native._native import lib
 from tests.conftest import DomainMount
+from tests.support.gauges import GAUGES
 from tests.support.hostile_memory import COOKIE
 
 pytestmark = pytest.mark.mount
@@ -114,8 +115,7 @@ class Scene:
     def counts(self) -> dict[str, Any]:
         """What has to come back."""
         stats = self.domain.stats()
-        names = ("users", "waiting", "buses", "open_files", "deferred", "jobs", "faults", "stuck", "aside")
-        return {**{name: stats[name] for name in names}, "has a spare": stats["spares"] > 0}
+        return {**{name: stats[name] for name in GAUGES}, "has a spare": stats["spares"] > 0}
 
     def exchange(self, count: int = MESSAGES) -> float:
         """Messages from one client to the other; gives the longest time that a call took, in seconds."""

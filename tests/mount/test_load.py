@@ -19,6 +19,7 @@ from kdbusfs.client import Connection, Lost, bloom_rule, make_bus, sealed_memfd
 from kdbusfs.client.encode import Memfd
 from tests.support.actors import Actors, Link
 from tests.support.chatter import chatter
+from tests.support.gauges import GAUGES, OTHERS
 
 if TYPE_CHECKING:
     from tests.conftest import DomainMount
@@ -245,3 +246,8 @@ def test_five_hundred_sudden_deaths(domain_mount: DomainMount, actors: Actors, f
     assert healthy.result() > 100
     actors.clean_up()
     footprint.settles()
+
+
+def test_every_figure_of_the_stats_comes_back_or_not(domain_mount: DomainMount) -> None:
+    """Whatever is added to them has to be said of, or nobody would see that it does not come back."""
+    assert sorted(domain_mount.stats()) == sorted(GAUGES + OTHERS)

@@ -20,12 +20,12 @@ import pytest
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.client import Access, Connection, make_bus, raw
 from tests.conftest import DomainMount
+from tests.support import c_program
 from tests.support.actors import Actors, Link, errno_of
 from tests.support.forked import Fatal, forked
 
 pytestmark = pytest.mark.mount
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = os.sysconf("SC_PAGESIZE")
 POOL = 16 * PAGE
 PATIENT = 30.0  # seconds
@@ -139,18 +139,17 @@ def test_pool_3_no_way_of_writing_reaches_it(
 ) -> None:
     """By what a client has for reading, and by what it had open before; tests/hostile/pool_maps.c has the ways"""
     path = own(domain_mount, actors)
-    program = domain_mount.path.parent / f"{domain_mount.path.name}-pool_maps"
-    options = ["-O1", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "kdbusfs/include")]
-    subprocess.run(
-        ["cc", *options, "-o", str(program), str(ROOT / "tests/hostile/pool_maps.c")], check=True, timeout=240
-    )
-    try:
-        done = subprocess.run(
-            [program, path], capture_output=True, text=True, timeout=240, check=False, user=uid, extra_groups=[]
-        )
-    finally:
-        program.unlink()
+    done = c_program.run("pool_maps", path, uid=uid)
     assert done.returncode == 0 and "nothing wrote to the pool" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("uid", [0, 61000], ids=["root", "a user"])
+def test_hello_10_said_elsewhere_or_closed_meanwhile(domain_mount: DomainMount, actors: Actors, uid: int) -> None:
+    """HELLO-10, CLOSE-1: by another process, by a child of vfork, and while a sibling closes the descriptor; the
+    program tests/hostile/hello_elsewhere.c says what is right"""
+    done = c_program.run("hello_elsewhere", own(domain_mount, actors), uid=uid)
+    assert done.returncode == 0 and "all as it should be" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("how", KEEPERS)

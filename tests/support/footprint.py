@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support import features
+from tests.support.gauges import GAUGES
 
 if TYPE_CHECKING:
     from tests.conftest import DomainMount
-
-_KEPT = ("users", "credentials", "waiting", "buses", "open_files", "deferred", "jobs", "faults")
 
 
 class Footprint:
@@ -34,7 +33,7 @@ class Footprint:
 
     def _now(self) -> dict[str, Any]:
         stats = self._domain.stats()
-        found = {key: stats[key] for key in _KEPT}
+        found = {key: stats[key] for key in GAUGES}
         # One spare reader stays, or two, each with a file that tells how long it waited for a cpu.
         found["descriptors"] = sorted(each for each in descriptors(self._domain.pid) if not each.endswith("/schedstat"))
         found["threads"] = len(os.listdir(f"/proc/{self._domain.pid}/task")) - stats["spares"]

@@ -24,10 +24,8 @@ def serve(server: Server) -> None:
             return
 
 
-def main() -> None:
-    kind, bus, directory = sys.argv[1:4]
-    uid = int(sys.argv[4]) if len(sys.argv) > 4 else UID
-    signal.signal(signal.SIGUSR1, lambda *_: None)
+def client_of_own_page(bus: str, directory: str, uid: int) -> Client:
+    """A client of `bus`, as user `uid` from now on, whose memory is served by a thread of this process."""
     server = Server(directory)
     threading.Thread(target=serve, args=(server,), daemon=True).start()
     os.setgroups([])
@@ -38,6 +36,14 @@ def main() -> None:
     page = client.page(0)
     os.close(client.file)
     client.page = lambda number: page  # type: ignore[method-assign]
+    return client
+
+
+def main() -> None:
+    kind, bus, directory = sys.argv[1:4]
+    uid = int(sys.argv[4]) if len(sys.argv) > 4 else UID
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    client = client_of_own_page(bus, directory, uid)
     print("ready", flush=True)
     sys.stdin.readline()
     threading.Thread(target=getattr(client, kind)).start()

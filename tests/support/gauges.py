@@ -1,0 +1,46 @@
+"""Figures of a mount's `stats` that come back when clients leave, and others; tests/mount/test_load.py holds it."""
+
+from __future__ import annotations
+
+GAUGES = (
+    "aside",
+    "buses",
+    "credentials",
+    "deferred",
+    "faults",
+    "held",
+    "jobs",
+    "open_directories",
+    "open_files",
+    "stuck",
+    "users",
+    "waiting",
+)
+
+OTHERS = (
+    # Counters of what has happened.
+    "abandoned",
+    "collections",
+    "deposed",
+    "interrupts",
+    "ioctls",
+    "kept_waiting",
+    "longest_collection_us",
+    "longest_turn_us",
+    "lost",
+    "muted",
+    "notifies",
+    "pidfds",
+    "polls",
+    "requests",
+    "shunned",
+    "steps_aside",
+    "tree",
+    # What the kernel, the allocator or the pool of threads keeps.
+    "blocks",
+    "memory",
+    "memory_limit",
+    "nodes",
+    "prunes",
+    "spares",
+)
