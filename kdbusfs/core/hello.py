@@ -58,11 +58,15 @@ class _Request:
             self._check_role(endpoint, special)
         for item in items:
             self._item(item)
-        if self.takes_name and self.name is None:
-            raise CommandError(EINVAL, "activator or policy holder without a name")
+        self._check_name()
         if items_first:
             self._check_role(endpoint, special)
             self._check_identity()
+
+    def _check_name(self) -> None:
+        # In a method of its own: mypyc believes that `name` is None where it was set to that.
+        if self.takes_name and self.name is None:
+            raise CommandError(EINVAL, "activator or policy holder without a name")
 
     def _check_role(self, endpoint: Endpoint, special: int) -> None:
         if special & c.HELLO_MONITOR and endpoint.policy is not None:
