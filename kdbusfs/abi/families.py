@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from ..base.words import align8, u64
 from .family import Family
+from .last.family import Last
 from .v3.family import V3
 
 if TYPE_CHECKING:
     from ..base.call import Call
 
-FAMILIES: Final[tuple[Family, ...]] = (V3(),)
+FAMILIES: Final[tuple[Family, ...]] = (V3(), Last())
 
 SHARED_BUS_MAKE: Final = 0x40189500
 """BUS_MAKE of kdbus v1 as well as of the last kdbus: struct and items tell which one is meant (L-1)."""

@@ -237,7 +237,7 @@ class Caller:
         raise NotImplementedError
 
     def view(self) -> Reader:
-        """Its namespaces, as they are now, for as long as anybody needs them."""
+        """Its namespaces, as they are now, for as long as anybody needs them.  Raises CommandError(ESRCH)."""
         raise NotImplementedError
 
     def thread_ids(self) -> dict[int, Pids]:
@@ -257,10 +257,6 @@ class Caller:
 
     def take_file(self, fd: int) -> File:
         """The caller's descriptor `fd`, pinned.  Raises CommandError(EBADF), or EMFILE at the daemon's limits."""
-        raise NotImplementedError
-
-    def reader(self) -> Reader:
-        """Its namespaces as they are now, for as long as anybody wants to know.  Raises CommandError(ESRCH)."""
         raise NotImplementedError
 
     def defer(self) -> Caller:

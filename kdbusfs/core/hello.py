@@ -161,7 +161,7 @@ def hello(
             privileged=privileged,
         )
         if rules.keeps_opener:
-            connection.reader = caller.reader()
+            connection.reader = caller.view()
         offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except CommandError:

@@ -190,11 +190,11 @@ def _write_records(
 
     view: None where nothing is hidden.
     """
+    if family.rules.lists_entries:
+        return _write_entries(family, writer, view, peer, flags)
     activators = flags & c.NAME_LIST_ACTIVATORS
     if peer.is_activator and not activators:
         return 0
-    if family.rules.lists_entries:
-        return _write_entries(family, writer, view, peer, flags)
     shown: list[tuple[Connection, NameEntry]] = []
     if flags & (c.NAME_LIST_NAMES | c.NAME_LIST_ACTIVATORS):
         for entry in peer.names.values():

@@ -111,7 +111,7 @@ class LinuxCaller(Caller):
         if self._owned:
             os.close(self._pidfd)
 
-    def reader(self) -> NamespaceReader:
+    def view(self) -> NamespaceReader:
         """The namespaces of the thread, and its root directory, as they are now.  Raises CommandError(ESRCH)."""
         return NamespaceReader(self.namespaces, self.user_ns, self.pid_ns, self.root, self._foreign_maps())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-GROUPS: Final = {
+V3_GROUPS: Final = {
     "FS": 33,
     "GEN": 21,
     "ITEM": 12,
@@ -60,5 +60,15 @@ BUS1_GROUPS: Final = {
 }
 """Those of bus1, whose ids are `B1-SEND-1` and so on."""
 
-IDS: Final = tuple(f"{group}-{number}" for group, count in GROUPS.items() for number in range(1, count + 1))
+LAST_GROUPS: Final = {"L": 128}
+"""Of the last kdbus, where it differs from v3."""
+
+GROUPS: Final = {**V3_GROUPS, **LAST_GROUPS}
+
+
+def ids_of(groups: dict[str, int]) -> tuple[str, ...]:
+    return tuple(f"{group}-{number}" for group, count in groups.items() for number in range(1, count + 1))
+
+
+IDS: Final = ids_of(GROUPS)
 BUS1_IDS: Final = tuple(f"B1-{group}-{each}" for group, count in BUS1_GROUPS.items() for each in range(1, count + 1))

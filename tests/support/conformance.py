@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .behaviours import BUS1_GROUPS, BUS1_IDS, GROUPS, IDS
+from .behaviours import BUS1_GROUPS, BUS1_IDS, GROUPS, IDS, LAST_GROUPS, V3_GROUPS, ids_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/conformance.md"
@@ -119,18 +119,24 @@ def _tests(tests: list[Holder]) -> str:
     return "; ".join(f"[{file}](../tests/{file}): {', '.join(names)}" for file, names in files.items())
 
 
+def _count(account: Account, whose: str, ids: tuple[str, ...]) -> list[str]:
+    tested, both, alone = _counts(account, ids)
+    return textwrap.wrap(
+        f"{whose} has {len(ids)} behaviours. {tested} are held by tests; {alone} only by an entry of"
+        f" [deviations.md](deviations.md), {len(ids) - tested - alone} by neither. {both} have both: the tests hold"
+        " what the entry says.",
+        _COLUMNS,
+    )
+
+
 def document(account: Account) -> str:
     """The text of docs/conformance.md."""
-    held, both, alone = _counts(account, IDS)
     lines = [
         "# What of kdbus is there",
         "",
-        *textwrap.wrap(
-            f"The specification of kdbus v3 has {len(IDS)} behaviours. {held} are held by tests; {alone} only by an"
-            f" entry of [deviations.md](deviations.md), {len(account.missing)} by neither. {both} have both: the tests"
-            " hold what the entry says.",
-            _COLUMNS,
-        ),
+        *_count(account, "The specification of kdbus v3", ids_of(V3_GROUPS)),
+        "",
+        *_count(account, "That of the last kdbus, where it differs,", ids_of(LAST_GROUPS)),
         "",
         "`make conformance` makes this page from the names and docstrings of the tests and from the",
         "entries of the deviations; a test fails when it is older than they are, or when a behaviour has",

@@ -177,7 +177,7 @@ class FakeCaller(Caller):
         return self.process.ipc_owner
 
     def uid_to_global(self, uid: int) -> int | None:
-        if uid == NO_ID:
+        if not 0 <= uid < NO_ID:
             return None
         return uid if self.process.uid_map is None else self.process.uid_map.get(uid)
 
@@ -239,7 +239,7 @@ class FakeCaller(Caller):
         file.open_count += 1
         return file
 
-    def reader(self) -> FakeCaller:
+    def view(self) -> FakeCaller:
         return FakeCaller(self.process)
 
     def defer(self) -> FakeCaller:
