@@ -161,21 +161,25 @@ def send(connection: Connection, call: Call) -> int:
     account = connection.user.account
     bloom_size = connection.bus.bloom_size
     items = sent.command_items
-    token: CancelToken | None = None
+    token = CancelToken() if items else None
+    late = connection.family.rules.examines_late
     cancellation: Cancellation | None = None
-    message: Message | None = None
-    waits = False
+    if late and token is not None:
+        cancellation = _watch_cancel_fd(connection, call, items, token, always=True)
     try:
-        if connection.family.rules.examines_late:
-            if items:
-                token = CancelToken()
-                cancellation = _watch_cancel_fd(connection, call, items, token, always=True)
+        if late:
             message = examine(sent, call.caller, connection.id, bloom_size, account, sync=sync)
         else:
             message = make_message(sent, call.caller, connection.id, bloom_size, account)
-            if items:
-                token = CancelToken()
-                cancellation = _watch_cancel_fd(connection, call, items, token, always=False)
+    except CommandError:
+        if cancellation is not None:
+            cancellation.close()
+        raise
+    assert message.resources is not None
+    waits = False
+    try:
+        if not late and token is not None:
+            cancellation = _watch_cancel_fd(connection, call, items, token, always=False)
         message.user = connection.user
         message.seqnum = connection.bus.domain.next_seqnum()
         outgoing = Outgoing(connection, call, message)
@@ -186,8 +190,7 @@ def send(connection: Connection, call: Call) -> int:
             result = _unicast(outgoing, token, cancellation, sync=sync)
             waits = result == PENDING
     finally:
-        if message is not None and message.resources is not None:
-            message.resources.release()
+        message.resources.release()
         if cancellation is not None and not waits:
             cancellation.close()
     if result == 0:
