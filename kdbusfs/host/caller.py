@@ -1,8 +1,8 @@
-"""The thread behind a command: its credentials, namespaces, memory and descriptors.
+"""The thread that issued a command: its credentials, namespaces, memory and descriptors.
 
-The kernel keeps a thread inside its ioctl until FUSE has answered it, killed or not, once the request was
-read. So a thread id stays valid for as long as its request is open, deferred requests included.  The pidfd is
-a second line: memory and descriptors are only reached while it says that the thread lives.
+Once FUSE has read a request, the kernel keeps the thread in its ioctl until the reply, even if it is killed.  So its
+thread id cannot be reused while the request is open, deferred requests included.  The pidfd is a second check: memory
+and descriptors are accessed only while it reports that the thread is alive.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ Root = tuple[int, int, int]
 
 
 def root_of(tid: int) -> Root | None:
-    """Identity of the thread's root directory; None where the daemon may not see it.  Raises
-    CommandError(ESRCH).
-    """
+    """Identity of the thread's root directory; None if the daemon may not see it.  Raises CommandError(ESRCH)."""
     r: int = lib.kfs_proc_root(tid, _identity)
     if r == 0:
         return (_identity[0], _identity[1], _identity[2])
@@ -53,9 +51,9 @@ def root_of(tid: int) -> Root | None:
 
 
 class LinuxCaller(Caller):
-    """ports.Caller for thread `tid`; made once and `reset` for each request, or `defer`red.
+    """ports.Caller for thread `tid`.  One object is reused for all requests (`reset`); `defer` makes a copy.
 
-    Everything is read when it is first asked for, and once for a request.
+    Values are read lazily and cached for the request.
     """
 
     __slots__ = (
@@ -85,10 +83,10 @@ class LinuxCaller(Caller):
         self.reset(0, -1)
 
     def reset(self, tid: int, pidfd: int = -1) -> None:
-        """Stand for thread `tid` from now on.
+        """Represent thread `tid` from now on.
 
-        `pidfd` (of kfs_thread_open) stays the property of whoever gave it; without one it is
-        opened when it is needed and closed at the next reset.
+        pidfd: from kfs_thread_open, owned by the caller of this method.  If it is -1, one is opened when it is needed,
+        and closed at the next reset.
         """
         if self._owned:
             self._owned = False
@@ -104,7 +102,7 @@ class LinuxCaller(Caller):
         self._maps: Maps | None = None
 
     def close(self) -> None:
-        """Let go of a pidfd of its own."""
+        """Close an own pidfd."""
         self.reset(0, -1)
 
     def __del__(self) -> None:
@@ -112,22 +110,22 @@ class LinuxCaller(Caller):
             os.close(self._pidfd)
 
     def view(self) -> NamespaceReader:
-        """The namespaces of the thread, and its root directory, as they are now.  Raises CommandError(ESRCH)."""
+        """A snapshot of the thread's namespaces and root directory.  Raises CommandError(ESRCH)."""
         return NamespaceReader(self.namespaces, self.user_ns, self.pid_ns, self.root, self._foreign_maps())
 
     def defer(self) -> LinuxCaller:
-        """The same thread, for as long as its ioctl is open.  It takes no descriptor until it is used."""
+        """A copy that is valid until the ioctl is answered.  It opens no pidfd until it is used."""
         caller = LinuxCaller(self.namespaces, self._descriptors, self.own_root)
         caller.tid = self.tid
         return caller
 
     @property
     def pidfd(self) -> int:
-        """A pidfd of the thread, or of its process where the kernel has none of threads (native/thread.c): only
-        together with `tid` does it say who is meant.
+        """A pidfd of the thread, or of its process if the kernel has no thread pidfds (native/thread.c).  Only `tid`
+        and the pidfd together identify the thread.
 
-        Raises CommandError(ESRCH, EMFILE); ESRCH also for thread 0, which is how FUSE names one that the daemon's
-        pid namespace cannot see.
+        Raises CommandError(ESRCH, EMFILE).  ESRCH also for thread 0: FUSE reports 0 for a thread that is not in the
+        daemon's pid namespace.
         """
         if self._pidfd < 0:
             fd: int = lib.kfs_thread_open(self.tid)
@@ -148,7 +146,7 @@ class LinuxCaller(Caller):
             return ids
         if r != -ENOTTY:
             raise fail(r, "credentials")
-        # The kernel does not tell by pidfd, or not of this thread: the number has to be the thread's at the end too.
+        # The kernel has no ids by pidfd: read /proc, then check that the thread id was not reused meanwhile.
         status = self.status()
         if lib.kfs_thread_is_alive(self._pidfd, self.tid) != 1:
             raise CommandError(ESRCH, "credentials")
@@ -162,14 +160,14 @@ class LinuxCaller(Caller):
         return ids if ids is not None else self._load()
 
     def pids(self) -> Pids:
-        """Its numbers in the daemon's pid namespace.  Raises CommandError(ESRCH)."""
+        """Its ids in the daemon's pid namespace.  Raises CommandError(ESRCH)."""
         if self._numbers is None:
             self._load()
         assert self._numbers is not None
         return self._numbers
 
     def status(self) -> Status:
-        """/proc/TID/status, read once for a request.  Raises CommandError(ESRCH)."""
+        """/proc/TID/status, cached for the request.  Raises CommandError(ESRCH)."""
         status = self._status
         if status is None:
             self._status = status = meta.status_of(self.tid)
@@ -177,7 +175,7 @@ class LinuxCaller(Caller):
 
     @property
     def user(self) -> int:
-        """Its real uid: what limits are accounted to (BUS-7, HELLO-13, QUO-3)."""
+        """Its real uid, which limits are accounted to (BUS-7, HELLO-13, QUO-3)."""
         return self.ids().uid
 
     def groups(self) -> tuple[int, ...]:
@@ -187,9 +185,9 @@ class LinuxCaller(Caller):
     def has_ipc_owner(self) -> bool:
         """Whether it has CAP_IPC_OWNER in effect in the domain's user namespace (PRIV-1, NS-2).
 
-        The domain's user namespace is the daemon's.  A capability counts in the namespace of its thread and
-        below, so one from a child namespace does not count here.  Threads of namespaces above the daemon's do
-        not get through FUSE, and the kernel would not show the daemon that relation either: they are refused.
+        The domain's user namespace is the daemon's.  A capability is valid in the thread's namespace and its
+        descendants, so one of a child namespace does not count.  FUSE rejects threads of ancestor namespaces; they get
+        False, too, because the daemon cannot verify that relation.
         """
         r: int = lib.kfs_thread_capability(self.tid, CAP_IPC_OWNER)
         if r < 0:
@@ -214,13 +212,13 @@ class LinuxCaller(Caller):
 
     @property
     def root(self) -> Root | None:
-        """Identity of its root directory; None, which no metadata carry, where it cannot be seen."""
+        """Identity of its root directory; None, which no metadata has, if it is not visible."""
         if self._root is False:
             self._root = root_of(self.tid)
         return self._root  # type: ignore[return-value]
 
     def _foreign_maps(self) -> Maps | None:
-        """The id maps of its user namespace; None for the daemon's own, where ids are global ones."""
+        """The id maps of its user namespace; None for the daemon's own, whose ids are the global ones."""
         user_ns = self.user_ns
         if user_ns == self.namespaces.user:
             return None
@@ -241,7 +239,7 @@ class LinuxCaller(Caller):
         return self.namespaces.shown_gids(self._foreign_maps(), gids)
 
     def maps_uid(self, uid: int) -> bool:
-        """Whether the global `uid` has a number of its own in the caller's user namespace."""
+        """Whether the global `uid` is mapped in the caller's user namespace."""
         maps = self._foreign_maps()
         return maps is None or maps.uid.to_inside(uid) is not None
 
@@ -260,14 +258,12 @@ class LinuxCaller(Caller):
         return gid if maps is None else maps.gid.to_outside(gid)
 
     def domain_uid(self, uid: int) -> int | None:
-        """A global uid as the domain's user namespace has it; None where unmapped (BUS-5)."""
-        # Global ids are those of the daemon's namespace, and that is the domain's.
+        """A global uid in the domain's user namespace; None if unmapped (BUS-5)."""
+        # Global ids are those of the daemon's namespace, which is also the domain's.
         return uid if 0 <= uid < NO_ID else None
 
     def pids_of(self, pid: int) -> dict[int, int] | None:
-        """The numbers of `pid` of the caller's pid namespace, by pid namespace; None if there is none
-        (HELLO-11).
-        """
+        """The ids of `pid` of the caller's pid namespace, by namespace; None if there is no such process (HELLO-11)."""
         if not 0 < pid <= _PID_LIMIT:
             return None
         try:
@@ -281,28 +277,22 @@ class LinuxCaller(Caller):
             raise
 
     def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
-        """Add those of `kinds` (ATTACH_* bits) to `metadata` that it has not `collected` yet; see
-        metadata.collect.
-        """
+        """Add those of `kinds` (ATTACH_* bits) that `metadata` lacks; see metadata.collect."""
         meta.collect(self, metadata, kinds)
 
     # Memory and descriptors
 
     def write(self, address: int, data: bytes) -> None:
-        """Store `data` in the caller's memory.  Raises CommandError: EFAULT, ESRCH, EPERM (not ours to write
-        to).
-        """
+        """Store `data` in the caller's memory.  Raises CommandError: EFAULT, ESRCH, EPERM (ptrace access denied)."""
         pidfd = self._pidfd
         r: int = _write(pidfd if pidfd >= 0 else self.pidfd, self.tid, address, data, len(data))
         if r < 0:
             raise fail(r, "client memory")
 
     def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
-        """Read (address, size) vectors one after the other into `memory` from `offset` on; address 0: zero
-        bytes.
+        """Copy (address, size) vectors of the client into `memory` at `offset`; address 0 stands for zero bytes.
 
-        Each byte is copied once.  Raises CommandError: EFAULT when any of it is unreadable, ESRCH, EPERM,
-        ENOMEM.
+        Each byte is copied once.  Raises CommandError: EFAULT if any byte is unreadable, ESRCH, EPERM, ENOMEM.
         """
         assert isinstance(memory, PoolMemory)
         if len(vectors) == 1:
@@ -316,7 +306,7 @@ class LinuxCaller(Caller):
         self._copy_vectors(memory, offset, vectors)
 
     def _copy_vector(self, memory: PoolMemory, offset: int, address: int, size: int) -> None:
-        """The only vector, as most messages have it."""
+        """Hot path: a single vector."""
         mapping = memory.mapped(offset + size)
         pidfd = self._pidfd
         r = payload(pidfd if pidfd >= 0 else self.pidfd, self.tid, mapping.address, offset, address, size)
@@ -325,8 +315,8 @@ class LinuxCaller(Caller):
         memory.written(offset, size)
 
     def _copy_vectors(self, memory: PoolMemory, offset: int, vectors: list[tuple[int, int]]) -> int:
-        """At most _VECTORS of them; the offset behind what they fill."""
-        # Of its own, and the mapping by reference: others may own the core during the copy (fuse.ownership).
+        """Copy at most _VECTORS vectors; returns the offset behind them."""
+        # Own array and a reference to the mapping: the reader can be preempted in the copy (fuse.ownership).
         array = self._vectors
         if array is None:
             array = self._vectors = ffi.new("uint64_t[]", 2 * _VECTORS)
@@ -348,9 +338,7 @@ class LinuxCaller(Caller):
         return end
 
     def take_file(self, fd: int) -> LinuxFile:
-        """The caller's descriptor `fd`, pinned.  Raises CommandError: EBADF, EMFILE at the limits, ESRCH,
-        EPERM.
-        """
+        """The caller's descriptor `fd`, pinned.  Raises CommandError: EBADF, EMFILE at the limits, ESRCH, EPERM."""
         return self._descriptors.take(self.tid, self.pidfd, fd, self.user)
 
 

@@ -1,7 +1,7 @@
-"""What keeps this process from doing what a daemon does: capabilities, security modules, seccomp, containers.
+"""Restrictions of this process: capabilities, security modules, seccomp, containers.
 
-Everything here is only read from /proc and /sys.  Whether something works is found out by use (`host/reach.py`); this
-says which of the things that may forbid it are in force.
+All of it is read from /proc and /sys, to explain a failure.  Whether an operation works is found out by use
+(`host/reach.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ _WHOLE_ID_RANGE = 4294967295
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What is in force for this process.
+    """Restrictions in force for a process.
 
-    capabilities: the effective ones, a bit each; seccomp: mode of /proc/PID/status, 0: no filter; yama: its
-    ptrace_scope, None without Yama; apparmor: the profile that confines the process, None: none does; selinux: its
-    context if SELinux enforces, else None; container: whether a container manager says that this is one of its own;
-    user_namespace: whether this is another user namespace than the initial one; overcommit: vm.overcommit_memory, None
-    if unknown.
+    capabilities: effective set, as bits; seccomp: mode in /proc/PID/status, 0: no filter; yama: its ptrace_scope, None
+    without Yama; apparmor: the confining profile, or None; selinux: the context if SELinux enforces, else None;
+    container: whether a container manager has marked the system as its container; user_namespace: whether the user
+    namespace is not the initial one; overcommit: vm.overcommit_memory, None if unknown.
     """
 
     capabilities: int = 0
@@ -51,7 +50,7 @@ class Confinement:
 
 
 def container_options(found: Confinement) -> list[str]:
-    """What the container that this process is in has to be given so that a daemon in it can do all."""
+    """The option that gives this process' container the privileges that the daemon needs."""
     options = []
     for capability, name in ((CAP_SYS_ADMIN, "SYS_ADMIN"), (CAP_SYS_PTRACE, "SYS_PTRACE")):
         if not found.has(capability):
@@ -68,13 +67,13 @@ def container_options(found: Confinement) -> list[str]:
 
 
 def allowing(found: Confinement, otherwise: str) -> str:
-    """How to allow what is refused: by options of the container, or, where that cannot be it, `otherwise`."""
+    """Advice how to allow a refused operation: options of the container, or `otherwise` outside of one."""
     options = container_options(found) if found.container else []
     return f"the container refuses; start it with '{' '.join(options)}'" if options else otherwise
 
 
 def confinement(root: Path = Path("/")) -> Confinement:
-    """Of this process.  `root`: where /proc and /sys are, for tests."""
+    """Read the restrictions of this process.  root: path above /proc and /sys, for tests."""
     status = _status(root)
     return Confinement(
         capabilities=int(status.get("CapEff", "0"), 16),
@@ -95,7 +94,7 @@ def _status(root: Path) -> dict[str, str]:
 
 
 def _apparmor(root: Path) -> str | None:
-    # The second is the same file of kernels where another security module answers first.
+    # The second file is the same one for kernels with several security modules.
     for name in ("proc/self/attr/apparmor/current", "proc/self/attr/current"):
         if name.endswith("attr/current") and not (root / "sys/module/apparmor").exists():
             return None
@@ -113,7 +112,7 @@ def _selinux(root: Path) -> str | None:
 
 
 def _in_container(root: Path) -> bool:
-    # A mark alone may have come along with an image that was made the root of a machine.
+    # A mark alone proves nothing: a container image may be the root of a machine.
     try:
         is_first = os.readlink(root / "proc/self/ns/pid") == _FIRST_PID_NAMESPACE
     except OSError:

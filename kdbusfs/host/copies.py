@@ -1,8 +1,8 @@
-"""What the page cache of a client's file has of a pool, where that file does not have the memory itself.
+"""Bookkeeping of pool pages that are copied to the page cache of a client's inode.
 
-The daemon's memory is the truth, and nothing that a client does to its copy comes back.  A file has copies where the
-kernel refuses passthrough, and where the descriptor of a connection could not be swapped at HELLO: then what the client
-opened stays, and must not reach the memory, because it may be open for writing.
+A file has such copies if it cannot map the pool's memory: the kernel refuses passthrough, or the descriptor could not
+be swapped at HELLO, and the client's own one may be writable.  The daemon's memory is authoritative; the client's
+changes to its copy never reach it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class PageSet:
-    """Pages of a pool, as disjoint parts in order: as many at most as there are pages with others between."""
+    """A set of pages of a pool, as sorted disjoint ranges."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -29,12 +29,12 @@ class PageSet:
         return bool(self._starts)
 
     def add(self, offset: int, size: int) -> None:
-        """The pages of `size` bytes from `offset` on."""
+        """Add the pages of bytes [offset, offset + size)."""
         if size <= 0:
             return
         start = offset // _PAGE
         end = -(-(offset + size) // _PAGE)
-        # Parts that touch the new one become one with it.
+        # Merge ranges that touch the new one.
         first = bisect_left(self._ends, start)
         last = bisect_right(self._starts, end)
         if first < last:
@@ -44,7 +44,7 @@ class PageSet:
         self._ends[first:last] = [end]
 
     def parts(self) -> list[tuple[int, int]]:
-        """(offset, size) in bytes."""
+        """The ranges as (offset, size) in bytes."""
         return [(a * _PAGE, (b - a) * _PAGE) for a, b in zip(self._starts, self._ends, strict=True)]
 
     def clear(self) -> None:
@@ -53,9 +53,9 @@ class PageSet:
 
 
 class Stores:
-    """What has to be stored before an answer: a native array of `count`, and what keeps its data mapped.
+    """Stores that must precede a reply: a native array of `count`, and the mapping that keeps their data valid.
 
-    The first `slots` of them are of pages that get the numbers of descriptors.
+    The first `slots` are pages that receive the numbers of installed descriptors.
     """
 
     __slots__ = ("array", "count", "mapping", "slots")
@@ -68,9 +68,9 @@ class Stores:
 
 
 class Copies:
-    """The inodes that have copies of one pool, by node id, and which pages of those are out of date.
+    """The inodes with copies of one pool, by node id, and their stale pages.
 
-    Pages that the kernel has no copy of it asks for with READ, so an inode begins with none.
+    The kernel requests pages that it lacks with READ, so a new inode has no stale page.
     """
 
     __slots__ = ("changed", "nodeids")
@@ -80,18 +80,18 @@ class Copies:
         self.changed = PageSet()
 
     def written(self, offset: int, size: int) -> None:
-        """`size` bytes of the pool from `offset` on are other ones now."""
+        """Bytes [offset, offset + size) of the pool have changed: mark their pages stale."""
         if self.nodeids:
             self.changed.add(offset, size)
 
     def remove(self, nodeid: int) -> None:
-        """The inode is nobody's any more."""
+        """Forget an inode that is not open any more."""
         self.nodeids.discard(nodeid)
         if not self.nodeids:
             self.changed.clear()
 
     def rows(self, parts: list[tuple[int, int]], size: int, base: Any) -> list[tuple[int, int, int, Any]]:
-        """`parts` of a pool of `size` bytes that is mapped at `base`, for every inode, as kfs_store has them."""
+        """The kfs_store array for `parts` of a pool of `size` bytes, mapped at `base`, for every inode."""
         return [
             (nodeid, offset, min(length, size - offset), base + offset)
             for offset, length in parts
@@ -100,9 +100,9 @@ class Copies:
 
 
 def size_of(nodeid: int, size: int, last: bytes) -> Stores:
-    """What tells the kernel that inode `nodeid`, which it knows as empty, has `size` bytes, `last` being the last one.
+    """A store of the byte `last` at the end, which sets the size of an empty inode to `size` in the kernel.
 
-    The page is not complete by that, and is asked for when somebody looks at it.
+    The page stays incomplete, so the kernel requests it on access.
     """
     data = ffi.from_buffer(last)
     return Stores(ffi.new("struct kfs_store[]", [(nodeid, size - 1, 1, data)]), 1, 0, (data, last))

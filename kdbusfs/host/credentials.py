@@ -1,4 +1,4 @@
-"""What /proc tells of a thread, as text: parsing only, no system calls."""
+"""Parsers for texts of /proc/TID; no system calls."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ _buffer: Final[Any] = ffi.buffer
 _CAPS = Struct("<I8I")
 _CAP_SETS = (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd")  # in the order of the item (META-13)
 
-# Places in /proc/TID/stat, counted from the field behind the command's name, which is number 3 of proc(5).
+# Indices into /proc/TID/stat from the field behind comm, which is field 3 in proc(5).
 _ARG_START = 48 - 3
 _ARG_END = 49 - 3
 
 
 class Status:
-    """The text of /proc/TID/status; fields are looked up when asked for.
+    """The text of /proc/TID/status; fields are parsed on demand.
 
-    The command's name, the only field that a client chooses, comes first and has its newlines escaped, so
-    that no client can write a field of its own.
+    A client controls only the name, which comes first and has its newlines escaped, so it cannot forge a field.
     """
 
     __slots__ = ("_text",)
@@ -33,7 +32,7 @@ class Status:
         self._text = text
 
     def field(self, name: bytes) -> bytes | None:
-        """The value of line `name`, without the white space around it; None where there is no such line."""
+        """The value of line `name`, stripped; None if there is no such line."""
         start = self._text.find(b"\n" + name + b":\t")
         if start < 0:
             return None
@@ -42,12 +41,12 @@ class Status:
         return self._text[start : end if end >= 0 else None].strip()
 
     def numbers(self, name: bytes) -> tuple[int, ...]:
-        """The decimal numbers of line `name`; () where there is no such line."""
+        """The decimal numbers of line `name`; () if there is no such line."""
         value = self.field(name)
         return tuple(map(int, value.split())) if value else ()
 
     def ids(self) -> Creds:
-        """The eight ids; those that the daemon's user namespace does not map are the overflow id."""
+        """The eight ids; an id that is not mapped in the daemon's user namespace is the overflow id."""
         uid = self.numbers(b"Uid")
         gid = self.numbers(b"Gid")
         return Creds(*uid, *gid)
@@ -57,7 +56,7 @@ class Status:
         text = self.field(b"Groups")
         if not text:
             return ()
-        # There may be 65536, with a blank between two.
+        # Up to 65536, separated by blanks.
         limit = text.count(b" ") + 1
         ids = _new("uint32_t[]", limit)
         count: int = lib.kfs_ids_parse(text, len(text), ids, limit)
@@ -78,8 +77,8 @@ class Status:
 
 
 def parse_argument_area(stat: bytes) -> tuple[int, int]:
-    """Start and end address of the argument area, from /proc/TID/stat; (0, 0) where it is not told."""
-    # The name may hold anything, closing parentheses included; none follows it.
+    """Start and end address of the argument area, from /proc/TID/stat; (0, 0) if it is hidden."""
+    # The name may contain parentheses; the last one ends it.
     fields = stat[stat.rfind(b")") + 1 :].split()
     if len(fields) <= _ARG_END:
         return 0, 0
@@ -87,11 +86,9 @@ def parse_argument_area(stat: bytes) -> tuple[int, int]:
 
 
 def parse_cgroup(text: bytes) -> bytes | None:
-    """The path in the hierarchy that was mounted first, from /proc/TID/cgroup (META-12); None for an empty
-    text.
+    """The path in the first hierarchy, from /proc/TID/cgroup (META-12); None for an empty text.
 
-    Hierarchies are numbered as they are mounted; 0 is that of cgroup v2, which counts where there is no
-    other.
+    The lowest number was mounted first; 0 is cgroup v2, used if there is no other.
     """
     best: tuple[int, bytes] | None = None
     for line in text.split(b"\n"):
@@ -105,22 +102,18 @@ def parse_cgroup(text: bytes) -> bytes | None:
 
 
 def strip_root(path: bytes, root: bytes) -> bytes:
-    """`path` as seen from directory `root`, both as the daemon sees them; `path` itself where it is not
-    below.
-    """
+    """`path` relative to root directory `root`; `path` itself if it is not below it."""
     if root != b"/" and path.startswith(root + b"/"):
         return path[len(root) :]
     return path
 
 
 def mount_type(mountinfo: bytes, mount: bytes) -> bytes | None:
-    """The type of the mount with the decimal id `mount` in the text of a mountinfo file; None where it is not
-    there.
-    """
+    """The type of the mount with id `mount` in the text of a mountinfo file; None if it is not listed."""
     start = 0 if mountinfo.startswith(mount + b" ") else mountinfo.find(b"\n" + mount + b" ") + 1
     if start == 0 and not mountinfo.startswith(mount + b" "):
         return None
     end = mountinfo.find(b"\n", start)
-    # Paths have their blanks escaped, so the lone dash is the one before the type.
+    # Blanks in paths are escaped, so a lone dash is the separator before the type.
     tail = mountinfo[start : end if end >= 0 else None].partition(b" - ")[2]
     return tail.split(b" ", 1)[0] or None

@@ -1,7 +1,7 @@
-"""Descriptors that clients pass: taken, looked at, held within bounds, and closed where closing cannot hurt.
+"""Descriptors that clients pass: taken, inspected, bounded for each user, and closed without blocking the reader.
 
-A passed file may live on a FUSE file system whose server is hostile and never answers.  The reader therefore
-asks the kernel only what it knows by itself, and leaves close(2), which sends FLUSH, to a `closer`.
+A passed file may be on a FUSE file system whose hostile server never answers.  So the reader uses only system calls
+that the kernel answers by itself, and leaves close(2), which sends FLUSH, to a `closer`.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ AF_UNIX: Final = 1
 CONTROL_INO: Final = 2
 BUS_TYPE: Final = b"fuse.kdbusfs"
 MAX_PER_USER: Final = 16384
-MAX_MOUNTINFO: Final = 1 << 18  # bytes that are looked through for a mount
-INLINE_CLOSE_MAX: Final = 64 << 20  # bytes; freeing a larger memfd takes too long for the reader
+MAX_MOUNTINFO: Final = 1 << 18  # bytes of a mountinfo file that are searched
+INLINE_CLOSE_MAX: Final = 64 << 20  # bytes; freeing a larger memfd would exceed a turn of the reader
 _INT_MAX: Final = (1 << 31) - 1
 _PRIVATE: Final = b"/.kdbusfs/"
 
 
 class Closer(Protocol):
-    """Closes descriptors in threads that may be blocked for long (host.closer)."""
+    """Closes descriptors in threads that may block (host.closer)."""
 
     def close_later(self, user: int, fd: int) -> None:
         """Close `fd`, which came from `user`."""
 
     def closing(self, user: int) -> int:
-        """How many descriptors of `user` are still to be closed."""
+        """Number of descriptors of `user` that wait to be closed."""
 
 
 class InlineCloser:
-    """Closes at once: for processes that no hostile client sends files to."""
+    """Closes at once: for processes that receive no files of hostile clients."""
 
     __slots__ = ()
 
     def close_later(self, user: int, fd: int) -> None:
-        # close(2) passes on what the file system answers to FLUSH; the descriptor is gone in any case.
+        # the error is the file system's reply to FLUSH; the descriptor is closed in any case
         with suppress(OSError):
             os.close(fd)
 
@@ -59,7 +59,7 @@ _mount_id: Final[Any] = ffi.new("uint64_t *")
 
 
 class Facts:
-    """What the kernel knows of a descriptor by itself (`struct kfs_file`)."""
+    """Facts about a descriptor that the kernel has without asking a file system (`struct kfs_file`)."""
 
     __slots__ = ("device", "domain", "flags", "inode", "mode")
 
@@ -75,10 +75,9 @@ class Facts:
 
 
 class Descriptors:
-    """The descriptors of clients that the daemon holds, counted for each user until they are really closed.
+    """Client descriptors held by the daemon, counted for each user until close(2) has returned.
 
-    In all they may take three quarters of RLIMIT_NOFILE, one user half of that and never more than
-    `per_user`.
+    All users together may hold 3/4 of RLIMIT_NOFILE; one user half of that, and at most `per_user`.
     """
 
     __slots__ = ("_closer", "_closing", "_held", "_per_user", "_total", "_total_held", "own_device")
@@ -88,27 +87,27 @@ class Descriptors:
         self._total = (soft if soft != resource.RLIM_INFINITY else 1 << 20) * 3 // 4
         self._per_user = min(per_user, self._total // 2)
         self._held: dict[int, int] = {}
-        self._closing: dict[int, int] = {}  # of those held, how many the closer had at last sight
+        self._closing: dict[int, int] = {}  # of those held: how many the closer had when last checked
         self._total_held = 0
         self._closer: Closer = closer if closer is not None else InlineCloser()
         self.own_device: tuple[int, int] | None = None
 
     def held(self, user: int) -> int:
-        """How many descriptors of `user` are held, those included whose close is under way."""
-        self._settle(user)
+        """Number of descriptors held for `user`, including those that are being closed."""
+        self._uncount_closed(user)
         return self._held.get(user, 0)
 
     def take(self, tid: int, pidfd: int, fd: int, user: int) -> LinuxFile:
-        """Descriptor `fd` of thread `tid`, accounted to `user`.
+        """Take descriptor `fd` of thread `tid`, accounted to `user`.
 
-        Raises CommandError: EBADF; EMFILE at the limits; ESRCH, EPERM when the client cannot be reached.
+        Raises CommandError: EBADF; EMFILE at the limits; ESRCH, EPERM if the thread cannot be accessed.
         """
         if not 0 <= fd <= _INT_MAX:
             raise CommandError(EBADF, "no descriptor number")
         held = self.held(user)
         if self._total_held >= self._total:
             for other in tuple(self._closing):
-                self._settle(other)
+                self._uncount_closed(other)
         if held >= self._per_user or self._total_held >= self._total:
             raise CommandError(EMFILE, "too many descriptors in flight")
         own: int = lib.kfs_thread_take(pidfd, tid, fd)
@@ -121,7 +120,7 @@ class Descriptors:
         return LinuxFile(self, own, user, tid)
 
     def close(self, user: int, fd: int, inline: bool) -> None:
-        """Close a taken descriptor: right here if `inline`, or else by the closer."""
+        """Close a taken descriptor: at once if `inline`, else in the closer."""
         if inline:
             os.close(fd)
             self._forget(user, 1)
@@ -129,8 +128,8 @@ class Descriptors:
             self._closing[user] = self._closing.get(user, 0) + 1
             self._closer.close_later(user, fd)
 
-    def _settle(self, user: int) -> None:
-        """Take note of what the closer is through with."""
+    def _uncount_closed(self, user: int) -> None:
+        """Uncount the descriptors that the closer has closed since the last check."""
         before = self._closing.get(user, 0)
         if not before:
             return
@@ -168,7 +167,7 @@ class LinuxFile:
 
     @property
     def facts(self) -> Facts:
-        """What the kernel knows of it; looked up once."""
+        """Facts about the file, cached."""
         facts = self._facts
         if facts is None:
             self._facts = facts = Facts(self.fd)
@@ -176,16 +175,15 @@ class LinuxFile:
 
     @property
     def is_bus_file(self) -> bool:
-        """Whether it is an endpoint file of any kdbusfs mount (SEND-16).  Asked while its sender waits.
+        """Whether it is an endpoint file of any kdbusfs mount (SEND-16).  Valid only while its sender waits.
 
-        The own mount is known by its device, wherever it was mounted to.  Other mounts are found if they are
-        in the sender's or the daemon's mount namespace; a file of another daemon's mount that is in neither
-        passes.
+        The own mount is identified by its device.  Mounts of other daemons are found only in the mount namespaces of
+        the sender and of the daemon; a file of any other one passes.
         """
         facts = self.facts
         if facts.flags & os.O_PATH or facts.device[0] != 0:
             return False
-        # The kind is unknown (0) where a FUSE file system does not let the daemon look.
+        # The kind is 0 (unknown) if a FUSE file system denies access to the daemon.
         if stat.S_IFMT(facts.mode) not in (0, stat.S_IFREG) or facts.inode == CONTROL_INO:
             return False
         if facts.device != self._descriptors.own_device and (
@@ -196,7 +194,7 @@ class LinuxFile:
 
     @property
     def is_unix_socket(self) -> bool:
-        """Whether it is an AF_UNIX socket, and not merely an O_PATH descriptor of one (SEND-16)."""
+        """Whether it is an AF_UNIX socket, not opened with O_PATH (SEND-16)."""
         return self.facts.domain == AF_UNIX
 
     @property
@@ -205,7 +203,7 @@ class LinuxFile:
         return bool(self.facts.flags & os.O_PATH)
 
     def seals(self) -> int | None:
-        """Its F_SEAL_* bits; None where the file cannot be sealed (SEND-13)."""
+        """Its F_SEAL_* bits; None if the file does not support seals (SEND-13)."""
         if not self._seals_known:
             r: int = lib.kfs_file_seals(self.fd)
             self._seals = r if r >= 0 else None
@@ -213,13 +211,13 @@ class LinuxFile:
         return self._seals
 
     def size(self) -> int:
-        """Its size in bytes.  Raises CommandError(EBADF) unless it can be sealed: others might block."""
+        """Its size in bytes.  Raises CommandError(EBADF) unless it supports seals: others could block."""
         if self.seals() is None:
             raise CommandError(EBADF, "size of a file that cannot be sealed")
         return os.fstat(self.fd).st_size
 
     def close(self) -> None:
-        """Let go of it; once.  Only memory is closed right here."""
+        """Release it; call once.  Only memfds are closed at once."""
         fd = self.fd
         if fd < 0:
             return
@@ -237,7 +235,7 @@ def _is_bus_mount(fd: int, tid: int) -> bool:
         found: bytes = ffi.string(_type)
         if r == 1 or found != b"fuse":
             return found == BUS_TYPE
-    # Kernels before 6.13 do not tell the subtype.
+    # The kernel reports no subtype before 6.13.
     mount = _mount_of(fd)
     if mount is None:
         return False

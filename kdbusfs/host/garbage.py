@@ -1,10 +1,10 @@
-"""Python's cyclic garbage collector, kept out of the turns of the core.
+"""Schedules Python's cyclic garbage collector outside of the turns of the core.
 
-Left to itself it runs inside whatever allocates, and looks at every object there is: 15 ms with 900 connections.  What
-the daemon makes for clients leaves no cycles (`tests/model/test_garbage.py`), so there is little for it to find: what
-pyfuse3, trio and the standard library make.  Therefore it is off, and a thread of its own has it look at the young
-objects when there are enough of them, but never at so many that it takes long.  Those that survive are looked at again
-only when the mount has been idle for a while, and those from before `begin` never.
+Automatic collection would run inside any allocation and traverse all objects: 15 ms with 900 connections.  The daemon's
+own objects form no cycles (`tests/model/test_garbage.py`); only pyfuse3, trio and the standard library leave garbage.
+So automatic collection is off.  A thread collects the young generation when it is large enough, unless it is so large
+that collection takes long.  Survivors are collected again only while the mount is idle, objects from before `begin`
+never.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final
 from .threads import new_thread
 
 YOUNG: Final = 2000
-"""So many young objects are worth a look."""
+"""Young objects from which on a collection is worthwhile."""
 TOO_MANY: Final = 20_000
-"""A look takes up to 0.15 us for each object, and the interpreter's lock all that time."""
+"""Largest collection: it takes up to 0.15 us for each object, and holds the GIL meanwhile."""
 
 _INTERVAL: Final = 10.0  # s
 _QUIET: Final = 1.0  # s without a request: the mount is idle
@@ -28,10 +28,10 @@ _BETWEEN_FULL: Final = 600.0  # s
 
 
 class Collector:
-    """Looks for cyclic garbage when that disturbs nobody.
+    """Runs collections when they delay no request.
 
-    requests: gives the number of requests that have come so far.
-    collections, longest_us: how often objects were looked at since `begin`, and how long that has taken at most.
+    requests: returns the number of requests so far.  collections, longest_us: number of collections since `begin`, and
+    the longest one.
     """
 
     __slots__ = (
@@ -60,9 +60,9 @@ class Collector:
         self.longest_us = 0
 
     def begin(self) -> None:
-        """Everything is imported and mounted: from now on objects are looked at by this, and by nothing else.
+        """Take over collection: call it when everything is imported and mounted.
 
-        Where the system gives no thread, all stays as Python has it.
+        If no thread can be started, automatic collection stays on.
         """
         try:
             thread = new_thread("kdbusfs-garbage", self._run)
@@ -77,7 +77,7 @@ class Collector:
         gc.callbacks.append(self._measure)
 
     def close(self) -> None:
-        """End the thread; nothing is collected any more."""
+        """Stop the thread; nothing is collected any more."""
         self._is_over = True
         self._due.set()
         if self._thread is not None:
@@ -85,16 +85,16 @@ class Collector:
             gc.callbacks.remove(self._measure)
 
     def notice(self) -> None:
-        """Something was done that may leave garbage.  For the reader: it only asks for a number."""
+        """Call after work that may leave garbage.  Cheap: for the reader."""
         if gc.get_count()[0] >= YOUNG:
             self._due.set()
 
     def figures(self) -> dict[str, object]:
-        """For the statistics of the mount."""
+        """Values for the statistics of the mount."""
         return {"collections": self.collections, "longest_collection_us": self.longest_us}
 
     def look_at_young(self) -> None:
-        """Have the young objects looked at; if they are too many they are set aside unseen, which takes no time."""
+        """Collect the young generation; if it is too large, freeze it instead, which takes no time."""
         if gc.get_count()[0] <= TOO_MANY:
             gc.collect(0)
         else:
@@ -102,9 +102,9 @@ class Collector:
             self._unseen = True
 
     def look_at_all(self) -> None:
-        """Have all objects since `begin` looked at, unless they are too many.
+        """Collect all objects made since `begin`, unless they are too many.
 
-        Where some were set aside unseen those from before are looked at with them, once.
+        If some were frozen, those from before `begin` are collected with them, once.
         """
         if len(gc.get_objects(1)) + len(gc.get_objects(2)) > TOO_MANY:
             return
@@ -127,7 +127,7 @@ class Collector:
                 self.look_at_all()
 
     def _is_idle(self) -> bool:
-        """Whether it is long since all objects were looked at, requests have come since, and none comes now."""
+        """Whether a full collection is due: the last one is long ago, requests came since, and the mount is idle."""
         now = time.monotonic()
         came = self._requests()
         if now - self._full_at < _BETWEEN_FULL or came == self._seen:

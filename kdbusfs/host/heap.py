@@ -1,8 +1,8 @@
-"""Gives memory of the heap back to the system when clients have given much of it back to the daemon.
+"""Returns free heap memory to the system after clients have released much of it.
 
-The C library's allocator keeps what is free in the middle of its heaps: dictionaries and lists, about half of what
-commands make the daemon hold.  Python's own, for small objects, returns an arena of a MiB as soon as it is empty; what
-keeps it from that are objects that stay beside many that go, and those that Python itself keeps for reuse.
+malloc keeps free blocks inside its heaps: dictionaries and lists, about half of the memory that commands hold.
+Python's allocator for small objects returns an arena of 1 MiB once it is empty; long-lived objects and Python's free
+lists prevent that.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from kdbusfs.native._native import lib
 from .threads import new_thread
 
 STEP: Final = 4 << 20
-"""Bytes that accounts have to have given back for that: to look for them costs time, while which others may wait."""
+"""Bytes that accounts must have released before the heap is trimmed: trimming takes time, and may delay others."""
 
 _PAUSE: Final = 0.2  # seconds
 
 
 def _clear_free_lists() -> None:
-    """Have Python free the tuples and others that it keeps for reuse: each can hold a whole arena.
+    """Clear Python's free lists of tuples and others: each entry can pin an arena.
 
-    Only a full collection does; one that has no objects to look at takes no time.
+    Only a full collection does that; with all objects frozen it takes no time.
     """
     gc.freeze()
     gc.collect()
@@ -33,7 +33,7 @@ def _clear_free_lists() -> None:
 
 
 class Heap:
-    """used: what the accounts of all users hold now, in bytes."""
+    """Trims the heap.  used: returns the bytes that the accounts of all users hold now."""
 
     __slots__ = ("_most", "_trimming", "_used")
 
@@ -43,7 +43,7 @@ class Heap:
         self._trimming = False
 
     def look(self) -> None:
-        """Something was given back, perhaps enough.  For the reader; a thread of its own does the rest."""
+        """Call after memory was released.  For the reader; a thread does the work."""
         used = self._used()
         if used > self._most:
             self._most = used

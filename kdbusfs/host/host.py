@@ -1,4 +1,4 @@
-"""The Linux host of a domain: makes callers and pools, and keeps what they share."""
+"""The Linux host of a domain: makes callers and pools, and holds their shared state."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class LinuxClock:
 
 
 class LinuxHost:
-    """ports.Host, and what the FUSE side needs of Linux beside it.
+    """ports.Host, and further services for the FUSE side.
 
-    fuse_fd: the /dev/fuse for backing ids, -1 for pools without; event_fd: an eventfd that is written to when
+    fuse_fd: the /dev/fuse for backing ids, -1 for pools without; event_fd: an eventfd that is signalled when
     `cancelled` has tokens; closer: closes passed descriptors in other threads;
-    max_descriptors: how many passed descriptors are held for one user.
+    max_descriptors: bound of passed descriptors for one user.
     """
 
     def __init__(
@@ -56,34 +56,34 @@ class LinuxHost:
         return uuid.uuid4().bytes
 
     def caller(self, tid: int, pidfd: int = -1) -> LinuxCaller:
-        """The caller for thread `tid`; with a pidfd of the thread that stays the giver's, or -1."""
+        """The caller for thread `tid`.  pidfd: of the thread, still owned by whoever passes it, or -1."""
         caller = LinuxCaller(self.namespaces, self.descriptors, self._root)
         caller.reset(tid, pidfd)
         return caller
 
     def memory(self) -> PoolMemory:
-        """A pool without a size, and without memory."""
+        """A new pool; it has no memory until `resize`."""
         return PoolMemory(self._passthrough)
 
     def watch(self, file: ports.File, token: Any) -> LinuxWatch:
-        """Have `cancelled` give `token` when `file` gets readable.
+        """Report `token` in `cancelled` when `file` becomes readable.  Takes ownership of the file.
 
-        Raises CommandError(EINVAL), and leaves the file to its owner, for one that cannot be polled, or whose
-        answer its file system could hold back.
+        Raises CommandError(EINVAL), without taking the file, if it cannot be polled, or if poll could block in its
+        file system.
         """
         assert isinstance(file, LinuxFile)
         return self._watcher.add(file, token)
 
     def cancelled(self) -> list[Any]:
-        """The tokens of watched files that got readable; asked for when `event_fd` was written."""
+        """Tokens of watched files that became readable; call it when `event_fd` is signalled."""
         return self._watcher.drain()
 
     def set_own_device(self, device: int) -> None:
-        """The st_dev of the own mount, by which its files are known (SEND-16)."""
+        """Set the st_dev of the own mount, which identifies its files (SEND-16)."""
         self.descriptors.own_device = (os.major(device), os.minor(device))
 
     def close(self) -> None:
-        """End what runs beside the reader."""
+        """Stop the helper threads."""
         self._watcher.close()
 
 

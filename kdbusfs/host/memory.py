@@ -1,11 +1,11 @@
 """Pools: a memfd for each connection, passed through to its client by FUSE.
 
-The memfd is made at HELLO, and the kernel gets it as the backing of a file that only the daemon can open, and opens
-read-only: what a client opened, duplicated or mapped before has nothing to do with it.
+The memfd is made at HELLO.  It becomes the passthrough backing of a file that only the daemon can open, and opens
+read-only.  Descriptors and mappings that the client made before do not refer to it.
 
-The daemon maps only what is needed as the target of process_vm_readv and of descriptor numbers, and stores with pwrite
-until a page is there: neither a huge pool nor many pools use up its address space, and memory that the kernel cannot
-provide is an errno, not a SIGBUS.  What goes to pages that are there is copied to the mapping.
+The daemon maps only the part that process_vm_readv and descriptor numbers need.  It writes with pwrite until a page is
+allocated, and through the mapping after that.  So large or many pools do not exhaust its address space, and a lack of
+memory is an errno instead of a SIGBUS.
 """
 
 from __future__ import annotations
@@ -27,20 +27,18 @@ from .threads import new_thread
 
 _NAME: Final = "kdbus-conn"  # POOL-6
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-_FIRST: Final = 1 << 16  # bytes of a first mapping
+_FIRST: Final = 1 << 16  # bytes of the first mapping
 _BIG: Final = 4 << 20
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _SIZE_MAX: Final = (1 << 63) - 1
 _NO_MEMORY: Final = frozenset((ENOMEM, ENOSPC, EMFILE, ENFILE))
-_REFUSED: Final = frozenset((EPERM, ENOTTY, EOPNOTSUPP, EINVAL))  # no privilege, an old kernel, one built without it
+_REFUSED: Final = frozenset((EPERM, ENOTTY, EOPNOTSUPP, EINVAL))  # no privilege, old kernel, not configured
 _from_buffer: Final[Any] = ffi.from_buffer
 _store: Final[Any] = lib.kfs_store
 
 
 class Mapping:
-    """The first `size` bytes of a memfd; unmapped when the last reference is gone, in whatever thread that
-    is.
-    """
+    """A mapping of the first `size` bytes of a memfd; unmapped with the last reference, in any thread."""
 
     __slots__ = ("address", "base", "size")
 
@@ -60,7 +58,7 @@ class Mapping:
 
 
 class _Disposer:
-    """Gives big pools back in a thread of its own: the kernel takes 0.2 ms for each MiB."""
+    """Frees large pools in a thread of its own: that takes the kernel 0.2 ms for each MiB."""
 
     __slots__ = ("_lock", "_queue", "_started")
 
@@ -89,9 +87,9 @@ _disposer: Final = _Disposer()
 
 
 class Passthrough:
-    """What registers the memory of one mount's pools with the kernel.  fuse_fd: /dev/fuse, -1 for none.
+    """Registers the pools of one mount as passthrough backings.  fuse_fd: /dev/fuse, or -1.
 
-    is_refused: the kernel gives no backing ids: known from the first that was asked for.
+    is_refused: the kernel gives no backing ids; known after the first attempt.
     """
 
     __slots__ = ("_fuse_fd", "_is_given", "is_refused")
@@ -102,7 +100,7 @@ class Passthrough:
         self.is_refused = fuse_fd < 0
 
     def open(self, fd: int) -> int:
-        """A backing id for `fd`; 0 where there are none.  Raises CommandError."""
+        """Register `fd`; returns its backing id, or 0 if the kernel gives none.  Raises CommandError."""
         if self.is_refused:
             return 0
         r: int = lib.kfs_backing_open(self._fuse_fd, fd)
@@ -115,15 +113,15 @@ class Passthrough:
         return 0
 
     def close(self, backing_id: int) -> None:
-        """Give an id back."""
-        # ENOENT and the like can only mean that the connection is gone, with all its ids.
+        """Unregister a backing id."""
+        # an error means that the FUSE connection is gone, with all its ids
         lib.kfs_backing_close(self._fuse_fd, backing_id)
 
 
 class PoolMemory(Memory):
-    """ports.Memory: nothing before it has a size.
+    """ports.Memory; has no memory before `resize`.
 
-    `backing_id` is what the answer to an OPEN names; 0 where the file that is opened has copies.
+    backing_id: for the reply to OPEN; 0 if the file has copies instead.
     """
 
     __slots__ = ("_copies", "_filled", "_mapping", "_passthrough", "backing_id", "fd", "size")
@@ -135,12 +133,12 @@ class PoolMemory(Memory):
         self._passthrough = passthrough
         self._copies: Copies | None = None
         self._mapping: Mapping | None = None
-        self._filled = 0  # bytes from the start on whose pages are there
+        self._filled = 0  # bytes from the start whose pages are allocated
 
     def resize(self, size: int) -> None:
-        """Have fresh memory of this size in bytes.
+        """Allocate fresh memory of `size` bytes.
 
-        Raises CommandError: EINVAL for what the kernel refuses, ENOMEM.
+        Raises CommandError: EINVAL for a size that the kernel rejects, ENOMEM.
         """
         if not 0 < size <= _SIZE_MAX:
             raise CommandError(EINVAL, "pool size")
@@ -151,7 +149,7 @@ class PoolMemory(Memory):
             raise CommandError(ENOMEM, "memfd") from None
         try:
             os.ftruncate(fd, size)
-            # Nobody who gets hold of the memfd can cut pages off that the daemon may touch.
+            # Nobody who obtains the memfd can truncate pages that the daemon accesses (SIGBUS).
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             if self._passthrough is not None:
                 self.backing_id = self._passthrough.open(fd)
@@ -166,7 +164,7 @@ class PoolMemory(Memory):
         self.size = size
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at `offset`.  Raises CommandError(ENOMEM) when the host has no memory for it."""
+        """Write `data` at `offset`.  Raises CommandError(ENOMEM)."""
         size = len(data)
         end = offset + size
         if end > self.size:
@@ -181,7 +179,7 @@ class PoolMemory(Memory):
         self.written(offset, size)
 
     def copy_from(self, offset: int, size: int, source: Memory, source_offset: int) -> None:
-        """Move `size` bytes from another pool (ACT-4).  Raises CommandError(ENOMEM)."""
+        """Copy `size` bytes from another pool (ACT-4).  Raises CommandError(ENOMEM)."""
         assert isinstance(source, PoolMemory)
         if offset + size > self.size:
             raise CommandError(ENOMEM, "store beyond the pool")
@@ -192,16 +190,14 @@ class PoolMemory(Memory):
         self.written(offset, size)
 
     def written(self, offset: int, size: int) -> None:
-        """`size` bytes from `offset` on have been written to."""
+        """Bytes [offset, offset + size) were written: update the copies' stale pages."""
         if self._copies is not None:
             self._copies.written(offset, size)
         if offset <= self._filled < offset + size:
             self._filled = -(-(offset + size) // _PAGE) * _PAGE
 
     def mapped(self, end: int) -> Mapping:
-        """The pool, mapped at least up to `end`; valid as long as it is referred to.  Raises
-        CommandError(ENOMEM).
-        """
+        """A mapping of at least `end` bytes, valid while it is referenced.  Raises CommandError(ENOMEM)."""
         mapping = self._mapping
         if mapping is None or mapping.size < end:
             mapping = self._map(end)
@@ -211,24 +207,24 @@ class PoolMemory(Memory):
         if end > self.size or self.fd < 0:
             raise CommandError(ENOMEM, "beyond the pool")
         size = max(_FIRST, 1 << (end - 1).bit_length())
-        # A mapping may not end beyond the last page; a pool's size need not be a power of two.
+        # The mapping must not extend beyond the last page; a pool's size need not be a power of two.
         size = min(size, -(-self.size // _PAGE) * _PAGE)
-        # The former mapping lives on as long as a job holds it: addresses that were given out stay valid.
+        # Jobs may reference the old mapping, so addresses handed out stay valid.
         former, self._mapping = self._mapping, Mapping(self.fd, size)
         if former is not None and former.size >= _BIG:
             _disposer.take(former)
         return self._mapping
 
     def pin(self, offset: int) -> tuple[Any, object]:
-        """An int32 pointer to `offset`, and what keeps it valid as long as it is referred to.
+        """An int32 pointer to `offset`, and the object that keeps it valid.
 
-        Works for a thread of its own, also after `close`.  Raises CommandError(ENOMEM).
+        Other threads may use it, also after `close`.  Raises CommandError(ENOMEM).
         """
         mapping = self.mapped(offset + 4)
         return ffi.cast("int32_t *", mapping.base + offset), mapping
 
     def close(self) -> None:
-        """Forget the backing; the clients' maps keep the memory itself alive (POOL-6)."""
+        """Release the backing; client mappings keep the memory alive (POOL-6)."""
         fd = self.fd
         if fd < 0:
             return
@@ -246,29 +242,29 @@ class PoolMemory(Memory):
     # Copies
 
     def copy_to(self, nodeid: int) -> None:
-        """Inode `nodeid` is going to have copies: from now on what is written goes there, too."""
+        """Maintain copies in inode `nodeid` from now on."""
         if self._copies is None:
             self._copies = Copies()
         self._copies.nodeids.add(nodeid)
 
     def forget_copies(self, nodeid: int) -> None:
-        """Inode `nodeid` is not open any more."""
+        """Inode `nodeid` is not open any more: drop its copies."""
         if self._copies is not None:
             self._copies.remove(nodeid)
 
     def read(self, offset: int, size: int) -> bytes:
-        """For a READ of the kernel's: a page that it has no copy of."""
+        """Data for a READ request, for a page that the kernel lacks."""
         return os.pread(self.fd, size, offset) if self.fd >= 0 else b""
 
     def last_byte(self) -> bytes:
-        """Of the pool."""
+        """The last byte of the pool."""
         return self.read(self.size - 1, 1) or b"\0"
 
     def take_stores(self, slots: list[int]) -> Stores | None:
-        """All that was changed since the last time; None: the copies are up to date.
+        """Stores for all pages that became stale since the last call; None if there are none.
 
-        slots: offsets of int32 that will be written later, and whose pages go first.
-        Raises CommandError(ENOMEM); then they are still to be taken.
+        slots: offsets of int32 that are written later; their pages come first.
+        Raises CommandError(ENOMEM); the pages stay stale then.
         """
         copies = self._copies
         if copies is None or not copies.nodeids or self.fd < 0 or not (copies.changed or slots):

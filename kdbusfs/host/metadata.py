@@ -1,8 +1,7 @@
-"""Process metadata of a thread, gathered from /proc (META-3 to META-14).
+"""Process metadata of a thread, collected from /proc (META-3 to META-14).
 
-Only /proc/TID/cmdline can wait for a client: it takes the lock of the process' memory map, and the reader
-can be deposed meanwhile (fuse.ownership). Links are shown from what the kernel holds, and no file system is
-asked for anything.
+Only /proc/TID/cmdline can block on a client: it takes the lock of the process' memory map, so the reader can be
+preempted there (fuse.ownership).  readlink(2) in /proc asks no file system.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _PARENT_TRIES = 3
 def collect(caller: LinuxCaller, metadata: ProcessMetadata, kinds: int) -> None:
     """Add those process kinds of `kinds` to `metadata` that it has not collected yet.
 
-    Kinds that the thread does not have, or that the daemon may not see, are left out (META-21).
+    Kinds that the thread lacks, or that are hidden from the daemon, are omitted (META-21).
     Raises CommandError: ESRCH when the thread is gone; EINVAL, EFAULT for an argument area without a string
     (HELLO-12).
     """
@@ -51,7 +50,7 @@ def status_of(tid: int) -> Status:
 
 
 def pids_in(caller: LinuxCaller) -> dict[int, Pids]:
-    """The thread's three numbers by pid namespace.  Raises CommandError(ESRCH)."""
+    """The thread's pid, tid and ppid by pid namespace.  Raises CommandError(ESRCH)."""
     namespaces = caller.namespaces
     own = caller.pids()
     chain = namespaces.pid_chain(caller.tid)
@@ -61,13 +60,13 @@ def pids_in(caller: LinuxCaller) -> dict[int, Pids]:
     groups = status.numbers(b"NStgid")
     threads = status.numbers(b"NSpid")
     parents = _parent_numbers(caller.tid, own.ppid)
-    # A parent lives in the same namespace or in one above it: it has no number in those further in.
+    # A parent may be in an ancestor namespace; then it has no id in the inner ones.
     parents += (0,) * (len(chain) - len(parents))
     return {ns: Pids(*numbers) for ns, *numbers in zip(chain, groups, threads, parents, strict=False)}
 
 
 def _parent_numbers(tid: int, parent: int) -> tuple[int, ...]:
-    """The numbers of thread group `parent` from the daemon's pid namespace inwards."""
+    """The ids of thread group `parent`, from the daemon's pid namespace inwards."""
     for _ in range(_PARENT_TRIES):
         if parent <= 0:
             return ()
@@ -75,7 +74,7 @@ def _parent_numbers(tid: int, parent: int) -> tuple[int, ...]:
             numbers = status_of(parent).numbers(b"NStgid")
         except CommandError:
             numbers = ()
-        # As long as the thread still has that parent, the number was not used again in between.
+        # If the thread still has that parent, the id was not reused meanwhile.
         now = int(status_of(tid).field(b"PPid") or b"0")
         if now == parent:
             return numbers
@@ -84,21 +83,19 @@ def _parent_numbers(tid: int, parent: int) -> tuple[int, ...]:
 
 
 def numbers_of(pid: int, chain: tuple[int, ...]) -> dict[int, int]:
-    """The numbers of process `pid` (the daemon's number) by the pid namespaces of `chain`."""
+    """The ids of process `pid` (in the daemon's namespace) by the pid namespaces of `chain`."""
     return dict(zip(chain, status_of(pid).numbers(b"NSpid"), strict=False))
 
 
 def executable(caller: LinuxCaller) -> bytes | None:
-    """The path of the program as seen from the thread's root (META-10); None where there is none to be
-    seen.
-    """
+    """The path of the program as seen from the thread's root (META-10); None if it is not visible."""
     try:
         path = link(caller.tid, b"exe")
         if caller.root == caller.own_root:
             return path
         return strip_root(path, link(caller.tid, b"root"))
     except CommandError as error:
-        # A path that is too long would fail the receiver's RECV in kdbus; a sender must not be able to do
+        # In kdbus a path that is too long fails the receiver's RECV; a sender must not be able to do
         # that.
         if error.errno in (ENOENT, EACCES, EPERM, ENAMETOOLONG):
             return None
@@ -151,7 +148,7 @@ def _cmdline(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
         text = read(caller.tid, b"cmdline", MAX_ARGUMENT, partial=True)
         end = text.find(0)
     if len(text) == end + 1:
-        # One string, or less.  The kernel follows a title that was written across the end of the argument
+        # At most one string.  The kernel follows a title that was written across the end of the argument
         # area; kdbus does not (HELLO-12).
         area_start, area_end = parse_argument_area(read(caller.tid, b"stat", 4096))
         if not text and not area_end:
@@ -170,7 +167,7 @@ def _cgroup(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
     try:
         path = parse_cgroup(read(caller.tid, b"cgroup", MAX_TEXT))
     except CommandError as error:
-        # Without cgroups in the kernel there is no such file; a thread that is gone has no status either.
+        # The file is missing without cgroups; if the thread is gone, status raises.
         if error.errno != ESRCH:
             raise
         caller.status()

@@ -1,6 +1,4 @@
-"""User and pid namespaces: their identity, the translation of ids, and the chain of pid namespaces of a
-thread.
-"""
+"""User and pid namespaces: identities, translation of ids, and the chain of pid namespaces of a thread."""
 
 from __future__ import annotations
 
@@ -17,14 +15,14 @@ from kdbusfs.native._native import ffi, lib
 
 from .proc import fail, read, setting
 
-MAX_PID_LEVELS = 32  # the kernel's own limit
-MAX_CACHED = 256  # user namespaces whose maps are kept
+MAX_PID_LEVELS = 32  # the kernel's limit
+MAX_CACHED = 256  # user namespaces whose maps are cached
 MAX_MAP_SIZE = 65536  # bytes of a uid_map; 340 extents take 11 KiB
 _EXTENT: Final = Struct("<III")  # struct kfs_extent
 
 
 class Extent(NamedTuple):
-    """`length` ids from `inside` on are those from `outside` on in the daemon's namespace."""
+    """Ids [inside, inside + length) of a namespace are [outside, outside + length) in the daemon's."""
 
     inside: int
     outside: int
@@ -32,9 +30,9 @@ class Extent(NamedTuple):
 
 
 class IdMap:
-    """The extents of a uid_map or gid_map, of which there may be 340: found by bisection, both ways.
+    """The extents of a uid_map or gid_map, up to 340, searched by bisection in both directions.
 
-    The kernel sees to it that no two overlap.
+    The kernel ensures that they do not overlap.
     """
 
     __slots__ = ("_by_inside", "_by_outside", "_inside", "_outside", "_packed")
@@ -55,7 +53,7 @@ class IdMap:
         return iter(self._by_inside)
 
     def to_outside(self, inside: int) -> int | None:
-        """The global id of `inside`; None where unmapped."""
+        """The global id for `inside`; None if unmapped."""
         at = bisect_right(self._inside, inside) - 1
         if at < 0:
             return None
@@ -63,7 +61,7 @@ class IdMap:
         return extent.outside + inside - extent.inside if inside - extent.inside < extent.length else None
 
     def to_inside(self, outside: int) -> int | None:
-        """The id that the namespace has for the global `outside`; None where unmapped."""
+        """The namespace's id for the global `outside`; None if unmapped."""
         at = bisect_right(self._outside, outside) - 1
         if at < 0:
             return None
@@ -84,7 +82,7 @@ class IdMap:
 
 
 def parse_id_map(text: bytes) -> IdMap:
-    """The map in `text`, as read by the daemon; what the daemon's namespace lacks is left out."""
+    """Parse a map; ids that are unmapped in the daemon's namespace are omitted."""
     rows = [Extent(*map(int, line.split())) for line in text.splitlines()]
     return IdMap(row for row in rows if row.outside != NO_ID)
 
@@ -97,14 +95,13 @@ class Maps(NamedTuple):
 
 
 class Namespaces:
-    """The daemon's own namespaces, which are the domain's, and what is known of those of clients.
+    """The daemon's own namespaces, which are the domain's, and a cache of those of clients.
 
-    A namespace is identified by the number that the kernel never gives to another one.  Kernels without
-    NS_GET_ID only have the inode number, which may be used again once a namespace is gone: there no map is
-    kept from one request to the next.
+    A namespace is identified by its NS_GET_ID, which is never reused.  Older kernels have only the inode number, which
+    may be reused; there no map is cached across requests.
 
-    has_labels: False once the kernel has said that none of its security modules labels threads, which stays so.
-    owner: uid and gid of what belongs to root elsewhere: files of an id that is not mapped cannot be written to.
+    has_labels: False once the kernel reported that no security module labels threads.
+    owner: uid and gid for files that belong to root otherwise: the kernel refuses writes to files of unmapped ids.
     """
 
     __slots__ = (
@@ -134,7 +131,7 @@ class Namespaces:
 
     @staticmethod
     def _root_or(other: int, name: str) -> int:
-        """0, or `other` in a namespace that has no such id."""
+        """0, or `other` if 0 is not mapped in this namespace."""
         return 0 if parse_id_map(Path("/proc/self", name).read_bytes()).to_outside(0) is not None else other
 
     def _own(self, name: str) -> tuple[int, int]:
@@ -182,16 +179,14 @@ class Namespaces:
         return self._foreign(tid, b"ns/pid")
 
     def maps_of(self, tid: int, user_ns: int) -> Maps:
-        """The maps of the foreign namespace `user_ns`, in which thread `tid` lives.  Raises
-        CommandError(ESRCH).
-        """
+        """The maps of `user_ns`, the namespace of thread `tid`.  Raises CommandError(ESRCH)."""
         maps = self._cached.get(user_ns)
         if maps is None:
             maps = Maps(
                 parse_id_map(read(tid, b"uid_map", MAX_MAP_SIZE)),
                 parse_id_map(read(tid, b"gid_map", MAX_MAP_SIZE)),
             )
-            # A map is written once; until then everything is unmapped.
+            # A map can be written only once; until then all ids are unmapped.
             if self._unique and maps.uid and maps.gid:
                 if len(self._cached) >= MAX_CACHED:
                     del self._cached[next(iter(self._cached))]
@@ -218,9 +213,9 @@ class Namespaces:
         return packed if maps is None else maps.gid.all_to_inside(packed, self.overflow_gid)
 
     def pid_chain(self, tid: int) -> tuple[int, ...]:
-        """The pid namespaces in which the thread has a number, from the daemon's own inwards.
+        """The pid namespaces of the thread, from the daemon's own inwards.
 
-        Raises CommandError(ESRCH), also for a thread that is not below the daemon's namespace.
+        Raises CommandError(ESRCH), also for a thread that is not in the daemon's namespace.
         """
         if self._inode(tid, b"ns/pid") == self._own_pid_inode:
             return (self.pid,)
@@ -238,9 +233,7 @@ class Namespaces:
         raise fail(-ESRCH if fd in (-EPERM, -EACCES) else fd, "pid namespace")
 
     def global_pid(self, tid: int, pid: int) -> int | None:
-        """The daemon's number for `pid` of the pid namespace of thread `tid`; None where there is no such
-        process.
-        """
+        """Translate `pid` of the pid namespace of thread `tid` to the daemon's; None if there is no such process."""
         if self._inode(tid, b"ns/pid") == self._own_pid_inode:
             return pid
         fd: int = lib.kfs_namespace_open(tid, b"ns/pid")
@@ -250,12 +243,12 @@ class Namespaces:
             found: int = lib.kfs_namespace_pid(fd, pid)
         finally:
             os.close(fd)
-        # Kernels before 6.11 cannot tell (ENOTTY); there a number of a child namespace is refused.
+        # Kernels before 6.11 cannot translate (ENOTTY): ids of a child namespace are rejected there.
         return found if found > 0 else None
 
 
 class NamespaceReader:
-    """ports.Reader of a thread that may be gone by now: its namespaces and its root directory of one moment."""
+    """ports.Reader of a thread that may have ended: a snapshot of its namespaces and root directory."""
 
     __slots__ = ("_maps", "_namespaces", "pid_ns", "root", "user_ns")
 

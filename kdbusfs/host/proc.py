@@ -1,4 +1,4 @@
-"""Reads below /proc."""
+"""Reads of /proc."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _unpack: Final[Any] = ffi.unpack
 
 
 def fail(result: int, what: str) -> CommandError:
-    """The error for the negative errno `result` of a call on a thread.
+    """The CommandError for `result`, a negative errno of an access to a thread.
 
-    No entry in /proc means no thread; ECANCELED, that it was killed during an access (native/ownership.c).
+    ENOENT in /proc means that the thread is gone; ECANCELED, that it was killed meanwhile (native/ownership.c).
     """
     if result == -ECANCELED:
         return AbandonedError(what)
@@ -29,17 +29,16 @@ def fail(result: int, what: str) -> CommandError:
 def read(tid: int, name: bytes, limit: int, partial: bool = False, at_once: bool = False) -> bytes:
     """The text of /proc/TID/`name`, at most `limit` bytes of it.
 
-    `partial`: the first `limit` bytes are enough; otherwise a file that may be longer is read again in full.
-    `at_once`: the buffer has room for all of it, because the kernel may take long to write it; what is not
-    written to costs nothing.
-    Raises CommandError: ESRCH when the thread is gone (or has no such file), or the errno of the read.
+    partial: the first `limit` bytes suffice; otherwise a longer file is read again in full.
+    at_once: allocate `limit` bytes at once, because the kernel takes long to produce the text; unused pages are free.
+    Raises CommandError: ESRCH if the thread is gone (or has no such file), or the errno of the read.
     """
     size = limit if at_once else min(limit, _SIZE)
-    # Of this call alone: while the text of one client is awaited, others are read (fuse.ownership).
+    # A buffer of its own: read(2) may block on a client while another reader runs (re-entrant).
     buffer = _new("char[]", size)
     n: int = lib.kfs_proc_read(tid, name, buffer, size)
     while n == size and size < limit:
-        # Built anew rather than continued: a second read may show another state.
+        # Read again from the start: a continued read may show another state.
         size = limit if partial else min(limit, size * 8)
         buffer = _new("char[]", size)
         n = lib.kfs_proc_read(tid, name, buffer, size)
@@ -50,9 +49,7 @@ def read(tid: int, name: bytes, limit: int, partial: bool = False, at_once: bool
 
 
 def link(tid: int, name: bytes) -> bytes:
-    """What link /proc/TID/`name` shows.  Raises CommandError; ENOENT where it leads nowhere or the thread is
-    gone.
-    """
+    """The target of link /proc/TID/`name`.  Raises CommandError; ENOENT if it has none or the thread is gone."""
     buffer = _new("char[]", _LINK_MAX)
     n: int = lib.kfs_proc_link(tid, name, buffer, _LINK_MAX)
     if n < 0:
@@ -63,5 +60,5 @@ def link(tid: int, name: bytes) -> bytes:
 
 @cache
 def setting(name: str) -> int:
-    """A number below /proc/sys that does not change while the kernel runs."""
+    """A constant number in /proc/sys."""
     return int(Path("/proc/sys", name).read_bytes())

@@ -1,13 +1,12 @@
-"""Brings the copies that clients have of their pools up to date (copies.py), and answers them after that.
+"""The storer: updates the copies that clients have of their pools (copies.py), then replies to their commands.
 
-FUSE_DEV_IOC_BACKING_OPEN takes CAP_SYS_ADMIN in the initial user namespace.  Without it a pool is still a memfd
-of the daemon, and what is written to it is put into the page cache of the client's inode (FUSE_NOTIFY_STORE)
-before the command is answered that tells the client where to look.  Pages that were never stored, or that the
-kernel has dropped, it asks for with READ.
+Passthrough (FUSE_DEV_IOC_BACKING_OPEN) needs CAP_SYS_ADMIN in the initial user namespace.  Without it, stale pages are
+written to the page cache of the client's inode (FUSE_NOTIFY_STORE) before the reply that names their offset.  The
+kernel requests pages that it lacks with READ.
 
-A store may wait for the answer to a READ, so the reader never makes one; native/store.c has the reasons why
-nobody can keep the thread that does.  Whole pages are stored, from the mapping: the kernel takes them without
-reading first, and content only ever gets newer.
+A store can block on a READ request, so the reader never stores: that would be a deadlock.  native/store.c explains why
+no client can block the thread that does.  Whole pages are stored from the mapping, so that the kernel need not read
+first, and content only becomes newer.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from .memory import PoolMemory
 
 
 class Storer:
-    """The thread that brings the clients' copies up to date and then answers them.
+    """The thread that updates copies and then replies.
 
-    event_fd: an eventfd that is written to when a job is done after `announce`.
+    event_fd: an eventfd that is signalled when a job is done after `announce`.
     """
 
     __slots__ = ("_kept", "_lock", "_native")
@@ -38,15 +37,15 @@ class Storer:
             raise MemoryError
 
     def take(self, memory: Any, slots: list[int]) -> Stores | None:
-        """What `memory`, of whatever kind, needs to have stored; see PoolMemory.take_stores."""
+        """The stores that `memory` needs; None for other kinds of memory.  See PoolMemory.take_stores."""
         return memory.take_stores(slots) if isinstance(memory, PoolMemory) else None
 
     def size_of(self, memory: Any, nodeid: int) -> Stores | None:
-        """What tells the kernel that inode `nodeid` is as long as `memory`."""
+        """The store that sets the size of inode `nodeid` to that of `memory`."""
         return size_of(nodeid, memory.size, memory.last_byte()) if isinstance(memory, PoolMemory) else None
 
     def answer(self, stores: Stores, unique: int, result: int, out: bytes | bytearray) -> bool:
-        """Answer ioctl `unique` after the stores; False, with nothing done, when that cannot be.  For any thread."""
+        """Reply to ioctl `unique` after the stores.  Returns False if it cannot be queued.  For any thread."""
         with self._lock:
             self._let_go()
             number: int = lib.kfs_storer_submit(
@@ -59,17 +58,17 @@ class Storer:
 
     @property
     def jobs(self) -> int:
-        """How many answers are not given yet."""
+        """Number of replies that are pending."""
         with self._lock:
             self._let_go()
             return len(self._kept)
 
     def announce(self) -> None:
-        """From now on the event descriptor tells when a job is done."""
+        """Signal `event_fd` for each finished job from now on."""
         lib.kfs_storer_announce(self._native)
 
     def close(self) -> None:
-        """End the thread; one that still waits for the kernel ends with the process."""
+        """Stop the thread; if it is blocked in the kernel, it ends with the process."""
         native, self._native = self._native, ffi.NULL
         if native != ffi.NULL:
             lib.kfs_storer_free(native)

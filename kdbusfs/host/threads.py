@@ -10,9 +10,9 @@ from kdbusfs.native._native import lib
 
 
 def new_thread(name: str, target: Callable[..., object], *args: Any) -> threading.Thread:
-    """A thread that runs `target`, not started yet.  The process does not wait for it to end.
+    """A new daemon thread that runs `target`, not started yet.
 
-    It runs with the precedence of the daemon, also where the reader starts it, which may be without at that moment.
+    It has the scheduling boost of the daemon, even if the reader that starts it lacks it at that moment.
     """
 
     def run() -> None:

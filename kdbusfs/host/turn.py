@@ -12,11 +12,11 @@ lib: Final[Any] = _untyped.lib
 
 
 class LinuxTurn(ports.Turn):
-    """The turn of the calling thread.  A thread that never owns the core, like the tree's, has none: it goes on."""
+    """The turn of the calling thread.  Does nothing in a thread that never owns the core, like the tree's."""
 
     __slots__ = ()
 
     def pause(self) -> bool:
-        """Step aside after KFS_TURN_US; whether others have owned the core meanwhile."""
+        """Yield the core if the turn has lasted KFS_TURN_US.  Returns whether others owned it meanwhile."""
         stepped_aside: int = lib.kfs_pause()
         return stepped_aside != 0

@@ -1,9 +1,8 @@
 """Watches the CANCEL_FDs of blocked SENDs in a thread of its own.
 
-Asking a file whether it can be read is a call into its file system, and a FUSE server may leave it
-unanswered. Only kinds whose answer comes from the kernel itself are watched: pipes, sockets, character
-devices, and the descriptors that have no file system at all, except epoll's, which pass the question on, and
-signalfds, which tell each process of its own signals.
+poll(2) calls into the file system of a file, and a FUSE server may never answer.  So only files that the kernel itself
+polls are accepted: pipes, sockets, character devices, and anonymous inodes except epoll, which polls other files, and
+signalfd, which reports signals of the polling process.
 """
 
 from __future__ import annotations
@@ -39,17 +38,16 @@ class LinuxWatch:
         self.token = token
 
     def close(self) -> None:
-        """Stop watching and let go of the descriptor."""
+        """Stop watching and release the descriptor."""
         if self.file.fd >= 0:
             self._watcher.remove(self)
             self.file.close()
 
 
 class Watcher:
-    """The watched descriptors.  `event_fd` is written to when `drain` has something to give.
+    """The watched descriptors.  `event_fd` is signalled when `drain` has tokens.
 
-    All methods belong to the reader; the thread only waits.  It is started by the first watch, and ends when
-    there was none for a second.
+    Only the reader may call the methods.  The thread starts with the first watch, and ends after a second without any.
     """
 
     __slots__ = ("_closed", "_epoll", "_event_fd", "_lock", "_ready", "_thread", "_wake", "_watches")
@@ -58,17 +56,17 @@ class Watcher:
         self._event_fd = event_fd
         self._epoll: select.epoll | None = None
         self._wake = -1
-        self._lock = threading.Lock()  # of what the thread takes away when it ends: `_epoll`, `_wake`, `_thread`
+        self._lock = threading.Lock()  # guards `_epoll`, `_wake` and `_thread`, which the thread clears when it ends
         self._closed = False
         self._thread: threading.Thread | None = None
         self._watches: dict[int, LinuxWatch] = {}
         self._ready: deque[int] = deque()
 
     def add(self, file: LinuxFile, token: Any) -> LinuxWatch:
-        """Watch `file`, which the watch owns from then on.
+        """Watch `file` and take ownership of it.
 
-        Raises CommandError, and leaves the file to its owner: EINVAL for a file that cannot be polled or must
-        not be, EBADF for an O_PATH descriptor.
+        Raises CommandError without taking the file: EINVAL if it cannot or must not be polled, EBADF for an O_PATH
+        descriptor.
         """
         if file.is_path:
             raise CommandError(EBADF, "O_PATH descriptor")
@@ -77,7 +75,7 @@ class Watcher:
         with self._lock:
             epoll = self._start()
             try:
-                # Not by level: a hang-up alone is reported for ever, and is no reason to end the wait (SYNC-1).
+                # Edge-triggered: a hang-up would be reported forever, and does not cancel (SYNC-1).
                 epoll.register(file.fd, select.EPOLLIN | select.EPOLLET)
             except OSError:
                 raise CommandError(EINVAL, "file that cannot be polled") from None
@@ -86,7 +84,7 @@ class Watcher:
             return watch
 
     def remove(self, watch: LinuxWatch) -> None:
-        """Forget `watch`, while its descriptor is still open."""
+        """Remove `watch`; call it before its descriptor is closed."""
         with self._lock:
             if self._watches.pop(watch.file.fd, None) is None or self._epoll is None:
                 return
@@ -95,14 +93,14 @@ class Watcher:
                 os.eventfd_write(self._wake, 1)
 
     def drain(self) -> list[Any]:
-        """The tokens whose descriptors got readable since the last call."""
+        """Tokens of descriptors that became readable since the last call."""
         tokens: list[Any] = []
         while self._ready:
             fd = self._ready.popleft()
             watch = self._watches.get(fd)
             if watch is None:
                 continue
-            # The number may have been closed and used again between the event and now.
+            # A race: the descriptor may have been closed and its number reused since the event.
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             if any(events & select.POLLIN for _, events in poll.poll(0)):
@@ -110,7 +108,7 @@ class Watcher:
         return tokens
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -120,7 +118,7 @@ class Watcher:
             thread.join()
 
     def _start(self) -> select.epoll:
-        """With the lock held."""
+        """The epoll, with its thread running.  Call with the lock held."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
