@@ -1,4 +1,4 @@
-"""The command lines: what `kdbusfs` takes, and what mount(8) gives to its helpers."""
+"""Command lines: of `kdbusfs`, and of the helpers that mount(8) calls."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ CHECK_FLAG = "--check"
 
 _EPILOG = """\
 mount options:
-  attach_flags_mask=N  which metadata any receiver may get, decimal or 0x... (also live, see
-                       MOUNTPOINT/.kdbusfs/parameters/attach_flags_mask)
-  uid=N gid=N          owner of the root directory and of 'control', 0 by default; who makes a
-                       bus owns that himself
-  mode=MODE            who may enter the domain and make buses: 0555 everybody (default), 0550
-                       the owner and group, 0500 the owner; 'control' is 0666, 0660 or 0600
-  max_user_memory=SIZE what the connections of one user may make the daemon hold, in bytes or with
-                       K, M, G or T behind it; by default 3/8 of what is left for the daemon
-  max_user_fds=N       descriptors that one user may have on their way in messages, 16384 by default;
-                       never more than three eighths of the daemon's limit of open files
+  attach_flags_mask=N  metadata that receivers may get at most, decimal or 0x... (can be changed
+                       later in MOUNTPOINT/.kdbusfs/parameters/attach_flags_mask)
+  uid=N gid=N          owner of the root directory and of 'control', default 0; a bus is owned by
+                       its creator
+  mode=MODE            access to the domain and right to make buses: 0555 all users (default),
+                       0550 owner and group, 0500 owner; 'control' is 0666, 0660 or 0600
+  max_user_memory=SIZE memory that connections of one user may use in the daemon, in bytes or with
+                       suffix K, M, G or T; default 3/8 of the memory available to the daemon
+  max_user_fds=N       descriptors that one user may have in flight in messages, default 16384; at
+                       most 3/8 of the daemon's limit of open files
   loglevel=LEVEL       error, warning (default), info or debug
-  fsname=NAME          what the mount table shows as source
-  subtype=TYPE         its type is fuse.TYPE, kdbusfs by default
-  fd=N                 use descriptor N, which the caller has opened on /dev/fuse, and has mounted at
-                       MOUNTPOINT or not; the caller closes his own copy
-  ro nosuid noexec ... and the other options of mount(8) that hold for any file system; nosuid,
-                       nodev and noexec are set unless suid, dev or exec is given
-  user nofail x-* ...  what concerns only mount(8) and systemd has no effect
+  fsname=NAME          the source in the mount table
+  subtype=TYPE         the type in the mount table is fuse.TYPE, default kdbusfs
+  fd=N                 use descriptor N of /dev/fuse, opened by the caller, and mounted at MOUNTPOINT
+                       or not; the caller closes its own copy
+  ro nosuid noexec ... generic options of mount(8); nosuid, nodev and noexec are set unless suid, dev
+                       or exec is given
+  user nofail x-* ...  options for mount(8) and systemd only: accepted, without effect
 
 exit codes:
-  0   the domain is mounted; with -f: it was unmounted, or a signal ended it
+  0   the domain is mounted; with -f: it was unmounted, or a signal ended the daemon
   1   wrong usage, or no privilege to mount
-  2   the system does not let a domain be served: /dev/fuse cannot be opened, or the daemon's
-      own first client was refused something, or there is not enough memory
-  4   an error inside the program, or the connection to the kernel was aborted
+  2   the system does not allow to serve a domain: /dev/fuse cannot be opened, an operation of
+      the trial client was refused, or there is not enough memory
+  4   internal error, or the connection to the kernel was aborted
   32  the domain could not be mounted
 
-SIGTERM and SIGINT unmount the domain and end the program. The log goes to stderr with -f, else to syslog.
-With -f the program tells a service manager, by NOTIFY_SOCKET, when the mount is ready and when it ends.
+SIGTERM and SIGINT unmount the domain and end the daemon. The log goes to stderr with -f, else to syslog.
+With -f, the service manager (NOTIFY_SOCKET) is notified when the mount is ready, and when it is unmounted.
 """
 
 _HELPER_EPILOG = """\
@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of `kdbusfs`."""
+    """The parser of `kdbusfs`."""
     made = _Parser(
         prog="kdbusfs",
         description="Mount a fresh kdbus domain: a kernel-bus file system for unmodified programs.",
@@ -66,14 +66,14 @@ def parser() -> argparse.ArgumentParser:
     _add_common(made)
     made.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
     made.add_argument("--version", action="version", version=f"kdbusfs {__version__}")
-    # Is taken out before: it goes without SOURCE and MOUNTPOINT.
+    # Parsed before the others, because it takes no SOURCE and MOUNTPOINT.
     made.add_argument(CHECK_FLAG, action="store_true", help="say what this machine has for a domain")
     made.set_defaults(sloppy=False, fake=False, verbose=False)
     return made
 
 
 def check_parser() -> argparse.ArgumentParser:
-    """Of `kdbusfs --check`."""
+    """The parser of `kdbusfs --check`."""
     made = _Parser(
         prog="kdbusfs",
         description="Say what this machine has for a domain, what follows from that, and whether one works.",
@@ -86,7 +86,7 @@ def check_parser() -> argparse.ArgumentParser:
 
 
 def helper_parser(name: str) -> argparse.ArgumentParser:
-    """Of `mount.fuse.kdbusfs` and `mount.kdbusfs`, as mount(8) documents it for external helpers."""
+    """The parser of `mount.fuse.kdbusfs` and `mount.kdbusfs`, as mount(8) specifies it for helpers."""
     made = _Parser(
         prog=name,
         description="Mount a fresh kdbus domain for mount(8).",
@@ -106,7 +106,7 @@ def helper_parser(name: str) -> argparse.ArgumentParser:
 
 
 def parse_helper(name: str, arguments: list[str]) -> argparse.Namespace:
-    """What a helper of mount(8) called `name` was asked to do, in the terms of `parser`."""
+    """Translate the arguments of mount helper `name` to those of `parser`."""
     parser = helper_parser(name)
     given = parser.parse_args(arguments)
     if given.namespace is not None:
@@ -116,7 +116,7 @@ def parse_helper(name: str, arguments: list[str]) -> argparse.Namespace:
         if kind != "fuse" or "," in subtype:
             parser.error(f"the type must be fuse.kdbusfs, not '{given.type}'")
         if subtype:
-            # First, so that subtype= wins.
+            # First, so that an explicit subtype= overrides it.
             given.options.insert(0, f"subtype={subtype}")
     return given
 

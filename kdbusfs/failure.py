@@ -1,4 +1,4 @@
-"""Why a domain cannot be mounted or served, and the exit codes that mount(8) and scripts see."""
+"""The error for a domain that cannot be mounted or served, and the exit codes for mount(8) and scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXIT_MOUNT = 32
 
 
 class MountError(Exception):
-    """A domain cannot be mounted or served: what is wrong and what to do in one line, and the exit code for it."""
+    """A domain cannot be mounted or served.  The message is one line with reason and advice."""
 
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The text of `-o` to mount options."""
+"""Parser of mount options (`-o`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MS_LAZYTIME = 1 << 25
 
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
-# Option -> flags of mount(2) that it sets, flags that it clears.
+# Option -> flags of mount(2) that it sets, and flags that it clears.
 _FLAGS: dict[str, tuple[int, int]] = {
     "ro": (MS_RDONLY, 0),
     "rw": (0, MS_RDONLY),
@@ -47,7 +47,7 @@ _FLAGS: dict[str, tuple[int, int]] = {
     "loud": (0, MS_SILENT),
 }
 
-# What mount(8) and systemd say to each other about a line of fstab, and what holds for every mount anyway.
+# Options for mount(8) and systemd only, and options that every mount has anyway.
 _WITHOUT_EFFECT = frozenset(
     {
         *("defaults", "auto", "noauto", "nofail", "_netdev"),
@@ -57,7 +57,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 _PREFIXES_WITHOUT_EFFECT = ("x-", "X-", "user=", "comment=")
 
-# Options of FUSE's own helper, and of mount(8), that would mean something and cannot be done.
+# Options of fusermount and mount(8) that would change behaviour, and are not supported.
 _REFUSED = {
     "setuid": "is not supported: the daemon reaches its clients as root; uid= and gid= give the domain an owner",
     "drop_privileges": "is not supported: the daemon reaches its clients as root",
@@ -65,28 +65,27 @@ _REFUSED = {
 }
 
 _MULTIPLES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_ID_MAX = (1 << 32) - 2  # the last one means "no change" to the kernel
+_ID_MAX = (1 << 32) - 2  # (uid_t)-1 means "no change"
 _INT_MAX = (1 << 31) - 1
 
-# Permissions of the root directory -> those of `control`, as KDBUS_MAKE_ACCESS_* gave them to a domain.
+# Mode of the root directory -> mode of `control`, as KDBUS_MAKE_ACCESS_* defined them for a domain.
 CONTROL_MODES = {0o555: 0o666, 0o550: 0o660, 0o500: 0o600}
 
 
 class OptionError(ValueError):
-    """A mount option that is unknown, or that has a value which makes no sense; the text says which."""
+    """An unknown mount option, or one with an invalid value."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What a mount is made with.
+    """Parsed mount options.
 
-    flags: MS_* of mount(2); fsname: what the mount table shows as source, None: the SOURCE argument;
-    subtype: its type is "fuse." + subtype; attach_flags_mask: the first value of that parameter, None: the
-    built-in one; loglevel: one of LOG_LEVELS; uid, gid: who owns the root directory and `control`, None: root;
-    mode: the permissions of the root directory, one of CONTROL_MODES; max_user_memory: bytes that the connections
-    of one user may make the daemon hold, None: half of the machine's; max_user_fds: descriptors that one user may
-    have on their way in messages, None: as many as the daemon's own limit is good for; fd: a descriptor of
-    /dev/fuse to use instead of a new one.
+    flags: MS_* of mount(2); fsname: source in the mount table, None: the SOURCE argument; subtype: the type is "fuse."
+    + subtype; attach_flags_mask: initial value of that parameter, None: default; loglevel: one of LOG_LEVELS; uid,
+    gid: owner of the root directory and `control`, None: root; mode: of the root directory, one of CONTROL_MODES;
+    max_user_memory: bytes that connections of one user may use in the daemon, None: 3/8 of what is available;
+    max_user_fds: descriptors that one user may have in flight, None: derived from the daemon's limit; fd: descriptor
+    of /dev/fuse to use instead of a new one.
     """
 
     flags: int = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -103,11 +102,11 @@ class MountOptions:
 
 
 def parse(texts: Iterable[str], sloppy: bool = False) -> MountOptions:
-    """Mount options from the arguments of any number of `-o`; later ones win.  Raises OptionError.
+    """Parse the arguments of all `-o`; later options override earlier ones.  Raises OptionError.
 
-    `sloppy` passes over options that are unknown, as mount(8) asks for with -s.
-    `ro` is passed to the kernel like any other flag: opens for writing then fail with EROFS, while a
-    descriptor that was opened for reading takes every command.
+    sloppy: ignore unknown options, as `mount -s`.
+    `ro` is passed to the kernel as a flag: opens for writing then fail with EROFS, but a descriptor opened for reading
+    accepts all commands.
     """
     options = MountOptions()
     for text in texts:
@@ -118,7 +117,7 @@ def parse(texts: Iterable[str], sloppy: bool = False) -> MountOptions:
 
 
 def _with(options: MountOptions, option: str, sloppy: bool) -> MountOptions:
-    """`options` and one more."""
+    """`options` with one more."""
     if option in _FLAGS:
         to_set, to_clear = _FLAGS[option]
         return replace(options, flags=options.flags & ~to_clear | to_set)
@@ -217,7 +216,7 @@ def _id(name: str, value: str) -> int:
 
 
 def _number(value: str, base: int) -> int:
-    """The number that `value` is, without the liberties that Python allows; -1 if it is none."""
+    """Parse a number strictly: no signs, blanks or underscores.  Returns -1 if it is not one."""
     wellformed = value.isalnum() if base == 16 else value.isdigit()
     try:
         return int(value, base) if value.isascii() and wellformed else -1

@@ -1,4 +1,4 @@
-"""How long something that is waited for may take: as long as it makes progress."""
+"""Timeouts by progress: a wait goes on as long as the other process makes progress."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 
 STILL = 30.0
-"""Seconds without any progress after which it is given up."""
+"""Seconds without progress after which the wait is given up."""
 
 BUSY = 300.0
-"""Seconds of processor time that one step may take: what computes for ever makes no progress either."""
+"""Seconds of cpu time that one step may take: an endless loop is not progress."""
 
-_LEAST = 0.01  # seconds of processor time that count as progress
+_LEAST = 0.01  # seconds of cpu time that count as progress
 
 
 class Patience:
-    """Waits for a process: a step that it reports is progress, and so is the processor time that it takes.
+    """Timeout for a process.  Progress is a step that it reports, or cpu time that it uses.
 
-    cpu_time: gives that in seconds, or raises OSError for a process that is no more; factor: of STILL.
+    cpu_time: returns its cpu time in seconds, or raises OSError if the process is gone; factor: multiplies STILL.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class Patience:
         self.at = "its start"
 
     def step(self, name: str) -> None:
-        """It has come to `name`."""
+        """The process has reached step `name`."""
         self.at = name
         self._progress = self._clock()
         self._cpu = self._cpu_at_step = self._used()
 
     @property
     def is_over(self) -> bool:
-        """Whether to give up.  To be asked several times in the while that it may stand still."""
+        """Whether to give up.  Must be called several times within the allowed time without progress."""
         used = self._used()
         if used - self._cpu >= _LEAST:
             self._cpu = used
@@ -47,11 +47,11 @@ class Patience:
 
     @property
     def interval(self) -> float:
-        """Seconds after which to ask next."""
+        """Seconds after which to check again."""
         return min(1.0, self._still / 8)
 
     def __str__(self) -> str:
-        """For how long it was waited for, and where it is."""
+        """Text for the log: how long the wait took, and the step."""
         now = self._clock()
         waited, still = now - self._began, now - self._progress
         return f"waited {waited:.0f} s, the last {still:.0f} s without progress, at the step '{self.at}'"
@@ -64,6 +64,6 @@ class Patience:
 
 
 def cpu_time_of(pid: int) -> float:
-    """Processor time that a process has taken, in seconds.  Raises OSError."""
-    # As clock_getcpuclockid(3) makes it.
+    """The cpu time of a process, in seconds.  Raises OSError."""
+    # The clock id as clock_getcpuclockid(3) computes it.
     return time.clock_gettime(~pid << 3 | 2)

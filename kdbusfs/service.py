@@ -1,4 +1,4 @@
-"""What a service manager is told about the daemon: sd_notify(3)."""
+"""Notifications to a service manager: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ _VARIABLE = "NOTIFY_SOCKET"
 
 
 class Manager:
-    """The service manager that started this process, if one did and wants to hear of it (Type=notify)."""
+    """The service manager that started this process, if it wants notifications (Type=notify)."""
 
     __slots__ = ("_address",)
 
     def __init__(self, address: str) -> None:
-        # A leading @ stands for the abstract namespace.
+        # A leading @ denotes the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     @classmethod
     def of_this_process(cls, in_foreground: bool) -> Manager:
-        """What the environment says, which then says it no more.
+        """Take NOTIFY_SOCKET from the environment, and remove it there.
 
-        A daemon in the background is not what a manager has started, but mount(8) or a script that was: silent.
+        A background daemon sends nothing: the service manager started mount(8) or a script, not this process.
         """
         address = os.environ.pop(_VARIABLE, "")
         return cls(address if in_foreground else "")
 
     def ready(self) -> None:
-        """The mount answers."""
+        """Notify that the mount is ready."""
         self._tell("READY=1")
 
     def stopping(self) -> None:
-        """The domain is being unmounted."""
+        """Notify that the domain is being unmounted."""
         self._tell("STOPPING=1")
 
     def _tell(self, state: str) -> None:
-        """Never waits, and never fails: the domain is served also where nobody listens."""
+        """Send without blocking; errors are ignored, because a missing listener must not stop the daemon."""
         if not self._address:
             return
         try:

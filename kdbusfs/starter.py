@@ -21,9 +21,9 @@ log = logging.getLogger("kdbusfs")
 
 
 class Announcer:
-    """What a daemon tells the process that waits for it, by a pipe: the step that it has come to, one a line.
+    """The daemon's end of a pipe to the process that started it: reports each step of the start as a line.
 
-    Without a descriptor nobody waits.
+    Without a descriptor, nothing is reported.
     """
 
     def __init__(self, pipe: int = -1) -> None:
@@ -39,7 +39,7 @@ class Announcer:
         self._write(name)
 
     def ready(self) -> None:
-        """The mount answers; there is nothing to wait for any more."""
+        """The mount is ready: end the wait."""
         self._write(_READY)
         if self._pipe >= 0:
             os.close(self._pipe)
@@ -114,6 +114,6 @@ def _take_away(path: str, subtype: str) -> None:
 
 
 def complain(exit_code: int, message: str, name: str = "kdbusfs") -> int:
-    """Say in one line, whatever was in a path, what is wrong; gives the exit code."""
+    """Print the error as one line, with control characters of paths escaped.  Returns the exit code."""
     print(f"{name}: {message}".replace("\n", "\\n"), file=sys.stderr)
     return exit_code

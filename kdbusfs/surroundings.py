@@ -1,4 +1,4 @@
-"""What the machine and the control groups leave to the daemon, and what it does not want to be ended for."""
+"""The memory that the machine and control groups leave to the daemon, and its OOM score."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OOM_SCORE = -900
-"""As the units have it: whatever a client fills, others than the daemon of everybody's bus should end first."""
+"""As in the systemd units: the OOM killer should prefer other processes to the daemon that serves all users."""
 
 OOM_SCORE_FILE = Path("/proc/self/oom_score_adj")
 
-_UNLIMITED = 1 << 62  # version 1 of control groups says a huge number
+_UNLIMITED = 1 << 62  # cgroup v1 reports a huge number for "no limit"
 
 
 def protect_from_oom() -> None:
-    """Lower the score by which the kernel chooses whom to end when memory runs out, of all our threads at once.
+    """Lower the OOM score of this process.
 
-    Nothing where it is as low already, or the daemon may not (CAP_SYS_RESOURCE).  Children inherit it; there are none.
+    Does nothing if it is as low already, or without CAP_SYS_RESOURCE.  Children would inherit it; there are none.
     """
     with contextlib.suppress(OSError, ValueError):
         if int(OOM_SCORE_FILE.read_text()) > OOM_SCORE:
@@ -26,11 +26,11 @@ def protect_from_oom() -> None:
 
 
 def memory_total(proc: Path = Path("/proc")) -> int:
-    """What the connections of all users together may make the daemon hold, in bytes.
+    """Bound of the memory for connections of all users together, in bytes.
 
-    Three quarters of what is left for it now: of the machine's memory, or of the least limit of the control groups that
-    it is in, less what the daemon has itself.  The rest is for what no account counts.  One user gets half of that
-    (base/account.py).  A limit that changes later is not seen.
+    It is 3/4 of what is available now: the machine's memory, or the lowest limit of the daemon's control groups, minus
+    what the daemon uses itself.  The rest is for memory that no account counts.  One user gets half of that
+    (base/account.py).  Later changes of limits are ignored.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     limit = min([page * os.sysconf("SC_PHYS_PAGES"), *_group_limits(proc)])
@@ -39,7 +39,7 @@ def memory_total(proc: Path = Path("/proc")) -> int:
 
 
 def _group_limits(proc: Path) -> Iterator[int]:
-    """The memory limits of the daemon's control groups and of those above them, as far as they are to be seen."""
+    """The memory limits of the daemon's control groups and their visible ancestors."""
     with contextlib.suppress(OSError):
         groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
         mounts = (proc / "self/mountinfo").read_text().splitlines()
@@ -55,9 +55,9 @@ def _group_limits(proc: Path) -> Iterator[int]:
 
 
 def _limits_up(point: Path, path: str) -> Iterator[int]:
-    """The limits of the group `path`, below the mount point of its hierarchy, and of all above it there."""
+    """The limits of group `path` and of its ancestors, up to the mount point of the hierarchy."""
     group = point
-    if path.split("/")[0] == "..":  # outside of what is mounted
+    if path.split("/")[0] == "..":  # not below the mount point
         path = "."
     directories = [group, *((group := group / part) for part in path.split("/") if part != ".")]
     for directory in directories:
@@ -69,7 +69,7 @@ def _limits_up(point: Path, path: str) -> Iterator[int]:
 
 
 def _unescape(text: str) -> str:
-    """A path as mountinfo writes it."""
+    """Unescape a path of mountinfo."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text

@@ -1,7 +1,7 @@
 """The command `kdbusfs-sysview`: a view of /sys in which /sys/fs/kdbus is a domain.
 
-Old programs have that path built in, and sysfs takes no new directory.  So /sys/fs is covered by a tmpfs that has
-everything of it, bind-mounted, and the domain beside that; and /sys/module by one with `kdbus/parameters`.
+Old programs have that path built in, and sysfs allows no mkdir.  So /sys/fs is covered by a tmpfs with bind mounts of
+all its entries and of the domain, and /sys/module by one with `kdbus/parameters`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdbusfs.failure import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, MountError
 from kdbusfs.fuse.mount import has_privilege, visible_mount
 
 MARK = "kdbusfs-sysview"
-"""What the mount table shows as source of the covers."""
+"""Source of the covering tmpfs in the mount table."""
 FS, MODULE = TARGETS = ("/sys/fs", "/sys/module")
 NAME = "kdbus"
 EXIT_NOT_EXECUTABLE = 126
@@ -38,25 +38,24 @@ _EPILOG = """\
 COMMAND runs in a mount namespace of its own, where
   /sys/fs/kdbus                    is the domain at MOUNTPOINT
   /sys/module/kdbus/parameters     has its attach_flags_mask
-and everything else below /sys/fs and /sys/module is what it was. It has the caller's ids; the exit
-code is its own. With --system everybody gets that view, until --undo. Where there is no /sys/module,
-as in some containers, the view does without.
+and everything else below /sys/fs and /sys/module is unchanged. It runs with the caller's ids; its
+exit code is returned. With --system all processes get that view, until --undo. Without /sys/module,
+as in some containers, the view has no parameters.
 
-It takes CAP_SYS_ADMIN, which root has, and everybody in a user namespace of his own ('unshare -Urm').
-Directories that appear directly in /sys/fs or /sys/module later, when a module is loaded, are not in
-a view that is there already.
+It needs CAP_SYS_ADMIN: as root, or in a user namespace of your own ('unshare -Urm'). Directories that
+appear in /sys/fs or /sys/module later, when a module is loaded, are not visible in an existing view.
 
 exit codes:
-  0    of --system and --undo: done
+  0    --system or --undo succeeded
   1    wrong usage, or no privilege
-  32   there is no domain at MOUNTPOINT, or the view cannot be made or undone
+  32   no domain at MOUNTPOINT, or the view cannot be made or removed
   126  COMMAND cannot be executed
   127  COMMAND is not found
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script; gives the exit code, or becomes the command."""
+    """Entry point.  Returns the exit code, or executes the command."""
     parser = _parser()
     given = parser.parse_args(arguments)
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a COMMAND is needed, or --system" if not command else "--system takes no COMMAND")
     try:
         if not has_privilege():
-            raise MountError(EXIT_USAGE, "it takes CAP_SYS_ADMIN: run as root, or in a user namespace ('unshare -Urm')")
+            raise MountError(EXIT_USAGE, "needs CAP_SYS_ADMIN: run as root, or in a user namespace ('unshare -Urm')")
         if given.undo:
             undo()
         elif given.system:
@@ -89,23 +88,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make(domain: str) -> None:
-    """Make the view of the domain at the path `domain`, in this process' mount namespace.  MountError, OSError.
+    """Make the view of the domain at path `domain` in this mount namespace.  Raises MountError, OSError.
 
-    Nobody sees a half-made one: it is built aside and moved into its place.
+    It appears atomically: it is built elsewhere and moved into place.
     """
     domain = _check_domain(domain)
     with _staging() as aside:
         fs = _build(os.path.join(aside, "fs"), FS)
         _bind(domain, _new_directory(fs, NAME))
         covers = [(FS, fs)]
-        # Containers often have a /sys with little in it.
+        # /sys of a container is often incomplete.
         if os.path.isdir(MODULE):
             module = _build(os.path.join(aside, "module"), MODULE)
             _new_directory(module, NAME)
             _bind(f"{domain}/.kdbusfs/parameters", _new_directory(module, f"{NAME}/parameters"))
             covers.append((MODULE, module))
         for _, cover in covers:
-            # Nobody makes directories in sysfs either.
+            # As read-only as sysfs.
             _mount("none", cover, flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _COVER_FLAGS)
         with contextlib.ExitStack() as moved:
             for target, cover in covers:
@@ -115,10 +114,10 @@ def make(domain: str) -> None:
 
 
 def undo() -> None:
-    """Take the view away again from this process' mount namespace.  MountError if there is none."""
+    """Remove the view from this mount namespace.  Raises MountError if there is none."""
     found = [target for target in TARGETS if _is_view(target)]
     if not found:
-        raise MountError(EXIT_MOUNT, "there is no such view to undo")
+        raise MountError(EXIT_MOUNT, "there is no view to remove")
     for target in found:
         _uncover(target)
 
@@ -133,7 +132,7 @@ def _is_view(target: str) -> bool:
 
 
 def _check_domain(path: str) -> str:
-    """The absolute path of a domain, which has to be one.  Raises MountError."""
+    """The absolute path of the domain at `path`.  Raises MountError if it is not one."""
     try:
         control = os.stat(f"{path}/control")
         parameters = os.stat(f"{path}/.kdbusfs/parameters/attach_flags_mask")
@@ -147,10 +146,10 @@ def _check_domain(path: str) -> str:
 
 @contextlib.contextmanager
 def _staging() -> Iterator[str]:
-    """A directory in which mounts are made that no other namespace sees."""
+    """A directory for mounts that are private to this namespace."""
     path = tempfile.mkdtemp(prefix=f"{MARK}-")
     try:
-        # What lies in a shared mount would be mounted everywhere, and could not be moved.
+        # Mounts below a shared mount would propagate, and could not be moved.
         _mount("none", path, "tmpfs", data="mode=700")
         _mount("none", path, flags=_MS_PRIVATE)
         try:
@@ -162,7 +161,7 @@ def _staging() -> Iterator[str]:
 
 
 def _build(cover: str, target: str) -> str:
-    """Mount a tmpfs at `cover` that has everything that the directory `target` has, except what will be ours."""
+    """Mount a tmpfs at `cover` with bind mounts of all entries of `target`, except those that the view replaces."""
     os.mkdir(cover)
     old = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -177,7 +176,7 @@ def _build(cover: str, target: str) -> str:
 
 
 def _show(source: str, target: str) -> None:
-    """Have at `target` what is at `source`, with all that is mounted in it."""
+    """Bind-mount `source` at `target`, with its submounts."""
     found = os.lstat(source)
     if stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(source), target)
@@ -190,7 +189,7 @@ def _show(source: str, target: str) -> None:
 
 
 def _bind(source: str, target: str) -> None:
-    """Bind `source`, so that mounts come along now and later, and an end of the copy is no end of the original."""
+    """Bind-mount `source` as a slave: mounts propagate to the copy, but unmounting the copy does not propagate back."""
     _mount(source, target, flags=_MS_BIND | _MS_REC)
     _mount("none", target, flags=_MS_REC | _MS_SLAVE)
 
@@ -203,7 +202,7 @@ def _new_directory(cover: str, name: str) -> str:
 
 
 def _leave_namespace() -> None:
-    """Go into a mount namespace of our own, which still sees what is mounted outside later."""
+    """Enter a new mount namespace that still receives later mounts from outside."""
     _check(_libc.unshare(_CLONE_NEWNS), "mount namespace")
     _mount("none", "/", flags=_MS_REC | _MS_SLAVE)
 

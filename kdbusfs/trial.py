@@ -26,9 +26,9 @@ log = logging.getLogger("kdbusfs")
 
 
 class Trial:
-    """Of the mount that `tree` and `channel` serve.  Nothing of it is left when `run` returns.
+    """The trial of the mount that `tree` and `channel` serve.  It leaves no trace when `run` returns.
 
-    The client has a domain beside `domain`, which shares only the lists of what the reader has to do next.
+    The client uses a domain of its own, which shares only the reader's work lists with `domain`.
     sends_descriptors: whether users may send any.
     """
 
@@ -54,11 +54,11 @@ class Trial:
         self._beside.completed = domain.completed
 
     def begin(self) -> None:
-        """The kernel gets its first answer: the mount can be used from now on."""
+        """INIT is answered: the mount can be used from now on."""
         self._begun.set()
 
     def run(self, path: str, on_step: Callable[[str], None]) -> Verdict:
-        """Wait until the mount at `path` can be used, and use it.  Not for a thread that serves it."""
+        """Wait for the mount at `path`, then run the client.  Not for a thread that serves the mount (deadlock)."""
         self._begun.wait()
         client = self._client
         self._tree.guest = Guest(client.pid, self._beside)

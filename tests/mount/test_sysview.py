@@ -168,7 +168,7 @@ def test_the_whole_system(domain: Path, client: Path) -> None:
     assert left_over() == [] and len(mount_table()) == mounts
     assert done(sys.executable, "-c", _LIST, *TARGETS) == before
     code, said = complaint(*SYSVIEW, "--undo")
-    assert (code, said) == (32, "kdbusfs-sysview: there is no such view to undo")
+    assert (code, said) == (32, "kdbusfs-sysview: there is no view to remove")
     umount(domain)
 
 
@@ -256,7 +256,7 @@ def test_wrong_use(domain: Path, arguments: list[str], code: int, said: str) -> 
 
 def test_without_privilege(domain: Path) -> None:
     code, said = complaint("setpriv", "--bounding-set=-sys_admin", *SYSVIEW, domain, "true")
-    assert code == 1 and said.startswith("kdbusfs-sysview: it takes CAP_SYS_ADMIN: run as root")
+    assert code == 1 and said.startswith("kdbusfs-sysview: needs CAP_SYS_ADMIN: run as root")
 
 
 def test_the_domain_of_a_daemon_that_is_gone(place: Path) -> None:
