@@ -173,6 +173,7 @@ class _Lib:
     KFS_LOOK_MS: Final[int]
     KFS_DYING_MS: Final[int]
     KFS_STUCK_MAX: Final[int]
+    KFS_ASIDE_PER_UID: Final[int]
     KFS_STUCK_PER_UID: Final[int]
     KFS_DEPOSED_MAX: Final[int]
     KFS_DEPOSED_MS: Final[int]

@@ -179,7 +179,8 @@ def test_epm_3_the_bus_ends_before_the_items_of_an_endpoint_count(world: World, 
         assert end.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD, policy) == -ESHUTDOWN
     else:
         assert end.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD, policy) == 0
-        owned = end.handle.owned
+        owned = end.endpoint.owned
+        assert owned is not None and owned.policy is not None
         once(world, end.close)
         assert end.update_endpoint(policy) == 0
         assert len(owned.policy) == 0
