@@ -1,28 +1,29 @@
 # make run    mount a domain at MOUNTPOINT and serve it until Ctrl-C
-# make demo   see two C programs talk through a domain
-# make test   lint, types, all tests
-# make venv   only what these three begin with: .venv, with the package and its tools
-# make man    the manual pages, in build/man
-# make docs   the same, and runs all that the documents show
+# make demo   run two example programs in C on a domain
+# make test   lint, types, coverage, all tests
+# make venv   build .venv with the package and its tools; run, demo and test do that first
+# make man    build the manual pages in build/man
+# make docs   the same, and run the code blocks of the documents
 # make lint   ruff, shellcheck, the C with warnings as errors (also for Arm), clang-tidy, clang-format
-# make asan   the operations tests and those of the channel, with AddressSanitizer and UBSan over the C
-# make tsan   what threads share in C, with ThreadSanitizer, for TSAN_SECONDS (30)
-# make fuzz   the C step of an ioctl and the decoding of commands, from bytes, for FUZZ_SECONDS (60) each
+# make types  mypy --strict over the package and the tests
+# make asan   tests of the channel and of tests/operations with AddressSanitizer and UBSan over the C
+# make tsan   the C that threads share, with ThreadSanitizer, for TSAN_SECONDS (30)
+# make fuzz   fuzz the C step of an ioctl, and the decoding of commands, for FUZZ_SECONDS (60) each
 # make hostile  programs that attack a domain, each against a daemon of its own (root)
-# make coverage  the unit tests over the uncompiled sources, and what they cover of abi, base and core
-# make pure   takes the compiled modules away, so that the sources themselves run
-# make stalls  the cpu time of the longest turns of the core, at all limits at once
-# make bench  what a message costs, beside dbus-broker, dbus-daemon and sockets
-# make bench-docs  writes the figures and plots of docs/performance.md anew, from the last run of make bench
-# make test-kernels  boots packaged kernels in virtual machines and tests with each; KERNELS="5.10 6.1" (root, hours)
-# make kernels-docs  writes the table of docs/kernels.md anew, from the results of make test-kernels
-# make conformance  writes docs/conformance.md anew, from the tests
-# make completions  writes build/completions: what shells need to complete kdbusctl
-# make screenshots  the pictures of kdbusctl in docs/images, from a real run (root)
-# make wheel  builds a wheel, in dist/
-# make install    programs, manual pages, helpers of mount(8), units; DESTDIR= prefix=/usr/local sbindir=/sbin
-# make uninstall  takes that away again, with the same variables
-# make clean  removes all that was made
+# make coverage  the unit tests without compiled modules, and their coverage of abi, base and core
+# make pure   remove the compiled modules, so that Python runs the sources
+# make stalls  cpu time of the longest turns of the core, with all limits exhausted
+# make bench  cost of a message, beside dbus-broker, dbus-daemon and sockets
+# make bench-docs  update the tables and plots of docs/performance.md from the last make bench
+# make test-kernels  test on packaged kernels in virtual machines; KERNELS="5.10 6.1" (root, hours)
+# make kernels-docs  update the table of docs/kernels.md from the results of make test-kernels
+# make conformance  update docs/conformance.md from the tests
+# make completions  write shell completions of kdbusctl to build/completions
+# make screenshots  update the pictures of kdbusctl in docs/images from a real run (root)
+# make wheel  build a wheel in dist/
+# make install    install programs, manual pages, mount(8) helpers, units; DESTDIR= prefix=/usr/local sbindir=/sbin
+# make uninstall  remove them, with the same variables
+# make clean  remove all build products
 
 MOUNTPOINT ?= /run/kdbusfs
 PYTHON ?= python3
@@ -31,16 +32,16 @@ NATIVE := $(wildcard kdbusfs/native/*.h) kdbusfs/native/build_native.py \
 	$(filter-out kdbusfs/native/_native.c,$(wildcard kdbusfs/native/*.c))
 COMPILED := $(wildcard kdbusfs/base/*.py kdbusfs/abi/*.py kdbusfs/abi/*/*.py kdbusfs/core/*.py kdbusfs/bus1/*.py kdbusfs/fuse/*.py kdbusfs/host/*.py)
 PYTEST_FLAGS ?=
-# Per cent of the lines and branches of abi, base and core that make coverage asks for.
+# Minimum coverage of the lines and branches of abi, base and core, in per cent.
 COVERAGE_MIN ?= 80
-# How many tests run at a time. What is preloaded for KDBUSFS_TEST_KERNEL does not reach workers.
+# Parallel test processes. The library preloaded for KDBUSFS_TEST_KERNEL does not reach workers.
 PYTEST_WORKERS ?= $(if $(KDBUSFS_TEST_KERNEL),0,2)
 STEP := .ci/step
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip
-# Without root there are no mounts and no other users to test with.
+# Tests with mounts or several users need root.
 ROOTLESS := $(if $(filter 0,$(shell id -u)),,tests/unit tests/model)
 
-# Where things are installed.  mount(8) looks for its helpers in /sbin alone.
+# Installation paths. mount(8) searches its helpers only in /sbin.
 prefix ?= /usr/local
 sbindir ?= /sbin
 DIST ?= dist
@@ -69,19 +70,19 @@ venv: .venv/built .venv/installed
 install-deps:
 	@PYTHON=$(PYTHON) .ci/prepare
 
-# Each step has a file of its own that says that it is done: after an interruption make goes on with the next one.
+# Each step leaves a stamp file, so that make resumes after an interruption.
 .venv/packages: pyproject.toml
 	@PYTHON=$(PYTHON) .ci/prepare
 	@$(STEP) 'making .venv' '5 s' $(PYTHON) -m venv .venv
 	@$(STEP) 'installing Python packages' '30 s' env $(PIP) install $$($(BIN)/python .ci/requirements dev)
 	@touch $@
 
-# Only what its sources have changed of since.
+# Incremental.
 .venv/built: $(NATIVE) $(COMPILED) .venv/packages setup.py
 	@$(STEP) 'compiling' 'up to 1 min' $(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@touch $@ kdbusfs__mypyc.*.so
 
-# There is nothing left to compile for it.
+# Compiles nothing: .venv/built has done that.
 .venv/installed: pyproject.toml setup.py | .venv/built
 	@$(STEP) 'installing kdbusfs, editable' '10 s' env $(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
@@ -96,12 +97,12 @@ run: root venv
 demo: root venv
 	@.ci/serve demo
 
-# Before anything is built for it.
+# A prerequisite that fails before anything is built.
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "mounting a domain needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
 test: .venv/ready-to-test lint types short-checks coverage
-	@[ -z "$(ROOTLESS)" ] || echo "without root: only $(ROOTLESS); 'sudo make test' runs them all"
+	@[ -z "$(ROOTLESS)" ] || echo "without root only $(ROOTLESS); 'sudo make test' runs all tests"
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
 
 lint: venv lint-shell lint-c
@@ -125,7 +126,7 @@ coverage: .venv/ready-to-test
 		-p tests.support.uncompiled -n $(PYTEST_WORKERS) --dist loadfile \
 		--cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) tests/unit
 
-# Given on the command line or in the environment; docs/kernels.md tells what they mean.
+# From the command line or the environment; see docs/kernels.md.
 export KERNELS KERNELS_DIRECTORY KERNELS_TRIALS KERNELS_SELECT KERNELS_APPEND
 
 test-kernels: venv
@@ -171,13 +172,13 @@ completions: venv
 screenshots: venv
 	@$(BIN)/python docs/images/screenshots.py
 
-# setuptools would put in what an earlier build has left.
+# setuptools would include leftovers of earlier builds.
 wheel: venv
 	@rm -rf build/lib* build/bdist*
 	@$(STEP) 'building the wheel' '10 s' env $(PIP) wheel --no-deps --no-build-isolation -w '$(DIST)' .
 	@ls '$(DIST)'/kdbusfs-*.whl
 
-# A virtual environment of its own, so that nothing of the system's Python changes.
+# Installs into a virtual environment of its own, and leaves the system's Python unchanged.
 install: venv completions man
 	@echo "installing to $(DESTDIR)$(prefix)"
 	@rm -rf build/wheel
