@@ -77,9 +77,12 @@ struct outcome {
 	uint8_t command[32768], message[32768];
 	uint8_t answers[65536];
 	size_t answered;
+	uint32_t in_size, out_size; /* as the request has them */
+	uint64_t freed, published;
 };
 
-static void send_request(const uint8_t *data, size_t size, uint32_t number, const uint8_t *choice)
+static void send_request(const uint8_t *data, size_t size, uint32_t number, const uint8_t *choice,
+			 struct outcome *outcome)
 {
 	static struct {
 		struct fuse_in_header in;
@@ -100,6 +103,8 @@ static void send_request(const uint8_t *data, size_t size, uint32_t number, cons
 			    : _IOC_DIR(number) & _IOC_READ ? (uint32_t)_IOC_SIZE(number)
 							   : 0,
 	};
+	outcome->in_size = request.ioctl.in_size;
+	outcome->out_size = request.ioctl.out_size;
 	memcpy(request.data, data, size);
 	if (send(kernel, &request, len, 0) < 0)
 		refuse("no request");
@@ -128,7 +133,8 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 	slot->published_count = 1;
 	slot->published[0] = 64;
 	channel->private_->mount->freed.count = 0;
-	send_request(client, size < fixed || !fixed ? size : input[1] & 2 ? size : fixed, number, input);
+	send_request(client, size < fixed || !fixed ? size : input[1] & 2 ? size : fixed, number, input,
+		     outcome);
 	/*
 	 * The deadline has the step return where the request is answered in C, and libFuzzer's signals interrupt it before.
 	 * Node 0 is no bell for the alarm.
@@ -152,6 +158,92 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 		at += (size_t)n;
 	}
 	outcome->answered = at;
+	outcome->freed = channel->private_->mount->freed.count;
+	outcome->published = slot->published_count;
+}
+
+static int is_one_of(int error, const int *errors)
+{
+	while (*errors && *errors != error)
+		errors++;
+	return *errors == error;
+}
+
+/* What holds of every answer: there is one, as long as it says, of our request, and the request has room for it. */
+static void check_answer(const struct outcome *outcome)
+{
+	struct fuse_out_header head;
+	struct fuse_ioctl_out out;
+
+	if (outcome->answered < sizeof(head))
+		refuse("no answer");
+	memcpy(&head, outcome->answers, sizeof(head));
+	if (head.len != outcome->answered || head.unique != 2)
+		refuse("more than one answer, or not to the request");
+	if (head.error > 0 || head.error <= -512)
+		refuse("an error that the kernel does not take");
+	if (head.error) {
+		if (head.len != sizeof(head))
+			refuse("data with an error");
+		return;
+	}
+	if (head.len < sizeof(head) + sizeof(out) || head.len > sizeof(head) + sizeof(out) + outcome->out_size)
+		refuse("an answer that its request has no room for");
+	memcpy(&out, outcome->answers + sizeof(head), sizeof(out));
+	if (out.result > 0 || out.result < -4095)
+		refuse("a result that is no errno");
+}
+
+/* What holds of a request that is for Python. */
+static void check_request(const struct outcome *outcome, const uint8_t *input)
+{
+	static const int errors[] = { EFAULT, EINVAL, EMSGSIZE, ESRCH, 0 };
+	const struct kfs_channel *head = &outcome->head;
+	uint32_t fixed = commands[input[0] % COMMANDS].size, pointer = commands[input[0] % COMMANDS].pointer_offset;
+	uint64_t size, at = head->arg - (uint64_t)(uintptr_t)client;
+
+	if (head->unique != 2 || !is_one_of(head->command_error, errors) || !is_one_of(head->message_error, errors))
+		refuse("another request, or an error that reading cannot have");
+	if (!fixed || outcome->in_size < fixed) {
+		if (head->message_len || head->command_len > outcome->in_size)
+			refuse("something was read for a command that is not known, or too short");
+		return;
+	}
+	if (head->command_error)
+		return;
+	memcpy(&size, outcome->command, sizeof(size));
+	if (head->arg & 7 || head->command_len < fixed || head->command_len != size || size > commands[0].max_size)
+		refuse("a struct that is not as long as it says was taken");
+	if (memcmp(outcome->command + fixed, client + at + fixed, head->command_len - fixed))
+		refuse("what was read is not what the client has");
+	if (!pointer || head->message_error) {
+		if (head->message_len && !pointer)
+			refuse("a message with a command that has none");
+		return;
+	}
+	memcpy(&size, outcome->message, sizeof(size));
+	if (head->message_len != size || size < 64 || size > (uint64_t)KFS_MESSAGE_MAX)
+		refuse("a message that is not as long as it says was taken");
+	memcpy(&at, outcome->command + pointer, sizeof(at));
+	if (at & 7 || memcmp(outcome->message, (const void *)(uintptr_t)at, size))
+		refuse("the message is not what the client has");
+}
+
+/* A FREE is carried out in C or by Python, and once: the core hears of the one slice that the client was told of. */
+static void check_freed(const struct outcome *outcome, const uint8_t *input)
+{
+	struct fuse_ioctl_out out = { .result = -1 };
+
+	if (outcome->freed > 1 || (outcome->freed && commands[input[0] % COMMANDS].number != KDBUS_CMD_FREE))
+		refuse("a slice was given back that nobody gave back");
+	if (outcome->freed && (outcome->kind == KFS_IOCTL || outcome->published))
+		refuse("a slice was given back, and is still there");
+	if (!outcome->freed)
+		return;
+	memcpy(&out, outcome->answers + sizeof(struct fuse_out_header), sizeof(out));
+	if (out.result || channel->private_->mount->freed.slices[0].fh != fh ||
+	    channel->private_->mount->freed.slices[0].offset != 64)
+		refuse("another slice was given back, or its client was told of an error");
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -167,14 +259,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(&first, 0, sizeof(first));
 	memset(&second, 0, sizeof(second));
 	step(data, size, 0x55, &first);
+	check_answer(&first);
+	if (first.kind == KFS_IOCTL)
+		check_request(&first, data);
+	check_freed(&first, data);
 	step(data, size, 0xaa, &second);
 	/* pidfd: a number of this process. */
 	first.head.pidfd = first.head.pidfd >= 0;
 	second.head.pidfd = second.head.pidfd >= 0;
-	if (!first.answered)
-		refuse("no answer");
 	/* A struct or message that goes on behind the input is read from what differs. */
 	if (first.kind != second.kind || memcmp(&first.head, &second.head, KFS_HEAD_SIZE))
 		refuse("the outcome depends on memory behind the input");
+	if (first.answered != second.answered || first.freed != second.freed || first.published != second.published)
+		refuse("the answer depends on memory behind the input");
 	return 0;
 }
