@@ -279,6 +279,12 @@ class Channel:
         count: int = lib.kfs_channel_slots(self.native)
         return count
 
+    @property
+    def closed(self) -> int:
+        """Files and directories that were closed and are not ended yet, because that is to be seen by nobody."""
+        count: int = lib.kfs_channel_closed(self.native)
+        return count
+
     def set_tree_timeout(self, milliseconds: int) -> None:
         """How long the tree may take for one answer."""
         self.native.tree_timeout_ms = milliseconds

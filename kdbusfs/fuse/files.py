@@ -27,6 +27,10 @@ class Slots(Protocol):
     def slot_free(self, fh: int) -> None:
         """Give `fh` back."""
 
+    @property
+    def closed(self) -> int:
+        """Files that are closed already, and count as open until `remove`."""
+
     def slot_share(self, fh: int, is_shared: bool, /) -> object:
         """Whether other fhs have the same handle."""
 
@@ -65,8 +69,11 @@ class OpenFiles:
         return self._count
 
     def check_room(self, user: int) -> None:
-        """Raises CommandError(EMFILE) when `user` has as many open as he may."""
-        if self._held.get(user, 0) >= self._per_user:
+        """Raises CommandError(EMFILE) when `user` has as many open as he may.
+
+        He may have more for as long as others are being closed, perhaps his.
+        """
+        if self._held.get(user, 0) >= self._per_user + self._slots.closed:
             raise CommandError(EMFILE, "user has too many files open")
 
     def charge(self, user: int) -> None:

@@ -326,6 +326,10 @@ class Tree(pyfuse3.Operations):
 
     def close_file(self, fh: int) -> None:
         """The last descriptor of `fh` is gone.  The reader carries RELEASE here itself, beside pyfuse3."""
+        directory = self._directories.pop(fh, None)
+        if directory is not None:
+            self.files.discharge(directory[1])
+            return
         try:
             self.files.remove(fh)
         finally:
@@ -375,12 +379,6 @@ class Tree(pyfuse3.Operations):
         self._directories[fh] = (node, ctx.uid)
         self.files.charge(ctx.uid)
         return fh
-
-    @_handler
-    async def releasedir(self, fh: int) -> None:
-        opened = self._directories.pop(fh, None)
-        if opened is not None:
-            self.files.discharge(opened[1])
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:

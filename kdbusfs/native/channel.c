@@ -95,6 +95,7 @@ static void free_mount(struct mount *mount)
 		if (mount->slots[i].fh && mount->slots[i].pidfd >= 0)
 			close(mount->slots[i].pidfd);
 	free(mount->slots);
+	free(mount->closed);
 	kfs_forget_held(mount);
 	free(mount);
 }
@@ -241,6 +242,8 @@ static int serve(struct kfs_channel *ch)
 	if (in->opcode == FUSE_NOTIFY_REPLY)
 		return AGAIN;
 	ch->counts->requests++;
+	if (in->opcode != FUSE_RELEASE && in->opcode != FUSE_RELEASEDIR)
+		kfs_other_than_close(ch->private_->mount);
 	switch (in->opcode) {
 	case FUSE_IOCTL:
 		ch->counts->ioctls++;
@@ -256,9 +259,12 @@ static int serve(struct kfs_channel *ch)
 			return AGAIN;
 		return KFS_INTERRUPT;
 	case FUSE_RELEASE:
-		/* Nobody waits for its answer; its effects come before the next request is read. */
+	case FUSE_RELEASEDIR:
+		/* Nobody waits for its answer; what others see of it comes before the next request is read. */
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
 		kfs_alarm_released(ch->private_->mount->alarm, in->nodeid);
+		if (kfs_note_closed(ch->private_->mount, ch->fh, in->unique))
+			return AGAIN;
 		kfs_put_error(ch, in->unique, 0);
 		return KFS_RELEASE;
 	case FUSE_FORGET:
@@ -295,7 +301,14 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 				return kind;
 			continue;
 		}
+		if (kfs_take_closed(ch, 0))
+			return KFS_RELEASE;
 		kind = kfs_read_request(ch, deadline_ns);
+		if (kind == AGAIN && !ch->request_len) {
+			kfs_other_than_close(p->mount);
+			if (kfs_take_closed(ch, 1))
+				return KFS_RELEASE;
+		}
 		if (kind == AGAIN && ch->request_len) {
 			kfs_seat_turn_begins(p->seat);
 			ch->counts->kept_waiting += (unsigned)kfs_precedence_request(&p->precedence);

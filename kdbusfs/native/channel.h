@@ -107,6 +107,7 @@ void kfs_channel_starve(struct kfs_channel *ch, int is_starving);
 int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
 int kfs_channel_slots(struct kfs_channel *ch);
+uint32_t kfs_channel_closed(struct kfs_channel *ch);
 int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents);
 int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared);
 

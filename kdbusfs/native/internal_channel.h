@@ -56,6 +56,7 @@ struct slot {
 	int pidfd;
 	uint32_t next_free;
 	int is_shared; /* its connection has other files too */
+	int is_used;   /* it had a command, or its connection has: others may see its end */
 	uint32_t published_count;
 	uint64_t published[PUBLISHED_MAX];
 };
@@ -76,6 +77,8 @@ struct mount {
 	struct looking looking;
 	struct held_user *held_users;
 	uint32_t held; /* commands of all of them */
+	struct closed *closed;
+	uint32_t closed_count, closed_room, closes_in_a_row, others_since_closed;
 };
 
 /* Bytes of a request that waits unread: more than the header and the struct of any command. */
@@ -119,6 +122,11 @@ int kfs_take_held(struct kfs_channel *ch);
 int kfs_interrupt_held(struct kfs_channel *ch, uint64_t unique);
 void kfs_refuse_held(struct kfs_channel *ch);
 void kfs_forget_held(struct mount *mount);
+
+/* closed.c */
+void kfs_other_than_close(struct mount *mount);
+int kfs_note_closed(struct mount *mount, uint64_t fh, uint64_t unique);
+int kfs_take_closed(struct kfs_channel *ch, int is_idle);
 
 /* ioctl.c: AGAIN or a kind */
 int kfs_serve_ioctl(struct kfs_channel *ch, int is_new);

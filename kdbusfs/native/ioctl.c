@@ -282,6 +282,7 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 		kfs_answer_current(ch, -ENOTTY);
 		return AGAIN;
 	}
+	slot->is_used = 1;
 	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
 	command = kfs_find_command(ch->private_->mount, slot->kind, ch->cmd);
 	if (is_new && (!command || !command->is_free) && kfs_hold(ch))

@@ -151,6 +151,7 @@ int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared)
 	if (!slot)
 		return -ENOENT;
 	slot->is_shared = is_shared;
+	slot->is_used = 1;
 	if (is_shared)
 		slot->published_count = 0;
 	return 0;

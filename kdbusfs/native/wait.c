@@ -197,7 +197,7 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns)
 	ssize_t n = -EAGAIN;
 
 	ch->request_len = 0;
-	if (kfs_seat_is_hurried(ch->private_->seat)) {
+	if (kfs_seat_is_hurried(ch->private_->seat) || mount->closed_count) {
 		set_waiting(mount, 0);
 		n = read_once(ch);
 		if (n == -EAGAIN) {

@@ -114,7 +114,7 @@ def listing(
         count = len(entries)
         room[0] = a_call
         run(mount.tree.readdir, fh, position[0], None)
-    run(mount.tree.releasedir, fh)
+    mount.tree.close_file(fh)
     return entries
 
 
@@ -318,7 +318,7 @@ class TestOpen:
             mount.open(nodeid)
         refused(errno.EMFILE, run, mount.tree.opendir, ROOT, mount.context(uid=1000))
         assert len(mount.host.memories) == 2
-        run(mount.tree.releasedir, directory)
+        mount.tree.close_file(directory)
         mount.open(CONTROL, uid=1000)
         refused(errno.EMFILE, mount.open, CONTROL, CLIENT, os.O_RDWR, 1000)
         mount.tree.close_file(fh)

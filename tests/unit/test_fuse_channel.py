@@ -63,6 +63,7 @@ from tests.support.channel_client import aligned
 FUSE_GETATTR = 3
 FUSE_FORGET = 2
 FUSE_RELEASE = 18
+FUSE_RELEASEDIR = 29
 FUSE_LOOKUP = 1
 FUSE_IOCTL = 39
 FUSE_POLL = 40
@@ -543,6 +544,52 @@ def test_handle_with_two_fhs_is_released_with_the_last(kernel: Kernel) -> None:
     assert handle.released == 1
     assert (len(files), kernel.channel.slots, files.open_answer(first)) == (0, 0, None)
     files.publish(handle)
+
+
+def close(kernel: Kernel, fh: int, opcode: int = FUSE_RELEASE) -> int:
+    return kernel.ask(opcode, struct.pack("<QIIQ", fh, 0, 0, 0))
+
+
+def test_many_closes_of_files_that_were_not_used_wait_for_other_requests(kernel: Kernel) -> None:
+    """CLOSE-1: nobody sees their end.  The first of them, and those of used files, are carried out at once."""
+    channel = kernel.channel
+    used, other = channel.slot_new(), channel.slot_new()
+    kernel.ioctl(used, 0x9577, 0)
+    assert kernel.step() == IOCTL
+    fhs = [channel.slot_new() for _ in range(49)] + list(range(1, 51))
+    uniques = [close(kernel, fh, FUSE_RELEASE if fh >> 32 else FUSE_RELEASEDIR) for fh in fhs]
+    last = close(kernel, used)
+    polled = kernel.poll(other, kh=1)
+    result = -errno.ENOTTY  # of the ioctl
+    closed = []
+    for _ in range(33):
+        assert kernel.step(result) == RELEASE
+        result = NOTHING
+        closed.append(channel.released)
+    assert closed == [*fhs[:32], used]
+    assert channel.closed == len(fhs) - 32
+    while len(closed) < len(fhs) + 1:
+        assert kernel.step() == RELEASE
+        closed.append(channel.released)
+    assert sorted(closed) == sorted([*fhs, used])
+    assert channel.closed == 0
+    answers = [kernel.answer()[0] for _ in range(len(fhs) + 3)]
+    assert sorted(answers[1:]) == sorted([*uniques, last, polled])
+    assert answers.index(polled) < 40, "the poll did not wait for all of them"
+
+
+def test_closes_that_wait_come_between_others_too(kernel: Kernel) -> None:
+    """A daemon that is never idle must not keep them for ever."""
+    channel = kernel.channel
+    other = channel.slot_new()
+    for _ in range(40):
+        close(kernel, channel.slot_new())
+    for _ in range(32):
+        assert kernel.step() == RELEASE
+    for _ in range(8):
+        kernel.poll(other, kh=1)
+    assert kernel.step() == RELEASE
+    assert channel.closed == 7
 
 
 def test_a_user_has_a_bounded_number_of_files_open(kernel: Kernel) -> None:

@@ -1,0 +1,72 @@
+"""A process with as many files as a user may have ends: all are closed, and he can open files at once (CLOSE-1)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kdbusfs.client import Connection, make_bus
+from tests.support.actors import Actors, Link, until
+
+if TYPE_CHECKING:
+    from tests.conftest import DomainMount
+
+pytestmark = pytest.mark.mount
+
+FILES = 16384
+CLOSER = 3500
+PATIENT = 60.0  # seconds
+OPEN = ("open_files", "open_directories")
+
+
+def open_all(path: str) -> list[int]:
+    """As many files as the user may have."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    files = []
+    with contextlib.suppress(OSError):  # EMFILE
+        for _ in range(FILES):
+            files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    return files
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "directory"])
+def test_close_1_all_files_of_a_user_at_once(domain_mount: DomainMount, actors: Actors, kind: str) -> None:
+    """CLOSE-1, FS-17: the user's next open succeeds, and nothing is left."""
+
+    def play(link: Link) -> int:
+        with make_bus(domain_mount.path, "closes") as bus, Connection(bus) as other:
+            path = bus.path if kind == "endpoint" else os.path.dirname(bus.path)
+            for _ in range(2):
+                files = open_all(path)
+                os.closerange(min(files), max(files) + 1)
+                os.close(os.open(path, os.O_RDONLY))
+                other.send(other.id, b"x")
+                other.receive(PATIENT).free()
+            return len(files)
+
+    before = domain_mount.stats()
+    count = actors(play, uid=CLOSER).result()
+    assert count > 400
+    until("all to come back", lambda: all(domain_mount.stats()[name] == before[name] for name in OPEN))
+
+
+def test_close_1_a_connection_among_many_other_files(domain_mount: DomainMount, actors: Actors) -> None:
+    """CLOSE-1, CLOSE-3: its end is told before the process that closed it does anything else."""
+
+    def play(link: Link) -> None:
+        with make_bus(domain_mount.path, "closes") as bus, Connection(bus) as other:
+            for _ in range(5):
+                files = open_all(bus.path)[:300]
+                leaver = Connection(files[150], pool_size=1 << 16)
+                other.send(leaver.id, b"x")
+                os.closerange(min(files), max(files) + 1)
+                with pytest.raises(OSError, match="No such device"):
+                    other.send(leaver.id, b"x")
+                leaver.fd = -1
+
+    actors(play, uid=CLOSER).result()
