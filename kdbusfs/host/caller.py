@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _PID_LIMIT: Final = 1 << 22  # the kernel's greatest pid_max
 _VECTORS: Final = 128
+_COPIED_AT_ONCE: Final = 1 << 19
+"""Bytes that a turn copies before it can pause: a pool that is new has to get its pages, 0.5 ms for each MiB."""
 _ids: Final[Any] = ffi.new("uint32_t[11]")
 _identity: Final[Any] = ffi.new("uint64_t[3]")
 _unpack: Final[Any] = ffi.unpack
@@ -309,7 +311,22 @@ class LinuxCaller(Caller):
         """Hot path: a single vector."""
         mapping = memory.mapped(offset + size)
         pidfd = self._pidfd
-        r = payload(pidfd if pidfd >= 0 else self.pidfd, self.tid, mapping.address, offset, address, size)
+        done = 0
+        while size - done > _COPIED_AT_ONCE:
+            r = payload(
+                pidfd if pidfd >= 0 else self.pidfd,
+                self.tid,
+                mapping.address,
+                offset + done,
+                address + done,
+                _COPIED_AT_ONCE,
+            )
+            if r < 0:
+                raise fail(r, "payload")
+            done += _COPIED_AT_ONCE
+        r = payload(
+            pidfd if pidfd >= 0 else self.pidfd, self.tid, mapping.address, offset + done, address + done, size - done
+        )
         if r < 0:
             raise fail(r, "payload")
         memory.written(offset, size)
