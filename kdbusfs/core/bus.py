@@ -10,7 +10,7 @@ from ..base.errors import CommandError
 from ..base.ports import ProcessMetadata
 from .match import CLASSES, USER_MESSAGES
 from .match_index import MatchIndex
-from .names import NameRegistry
+from .name_table import NameTable
 from .nodes import access_mode
 from .notifications import Notifications
 from .policy import PolicyDb
@@ -54,7 +54,7 @@ class Bus:
         self.user_listeners = self.listeners[USER_MESSAGES]
         self.policy = PolicyDb()
         self.notifications = Notifications()
-        self.names = NameRegistry(self.notifications)
+        self.names = NameTable()
         self._connection_ids = count(1)
 
     def next_connection_id(self) -> int:

@@ -11,7 +11,7 @@ from ..abi import constants as c
 from ..abi.values import OwnedNames
 from ..base.errors import CommandError
 from .match import MatchDb
-from .names import NAME_COST
+from .name_table import NAME_COST
 from .queue import Queue
 from .reply import Requests
 from .traffic import Traffic
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .endpoint import Endpoint
     from .metadata import ConnMetadata
-    from .names import NameEntry
+    from .name_table import NameEntry
     from .policy import PinnedCredentials
     from .users import User
 

@@ -9,6 +9,7 @@ from ..abi import constants as c
 from ..base.errors import CommandError
 from .delivery import discard
 from .metadata import held_bytes
+from .names import forget_names, give_up_names
 from .notify import flush
 from .reply import newest_first
 from .sync import conclude, end_request, finish, forget
@@ -47,7 +48,7 @@ def disconnect(connection: Connection) -> None:
     bus.policy.remove(connection)
     bus.remove_connection(connection)
     if bus.active:
-        bus.names.remove_connection(connection)
+        give_up_names(connection)
         flush(bus)
     unread = _discard_queue(connection)
     for tracker in list(connection.requests.trackers):
@@ -85,7 +86,7 @@ def _vanish(connection: Connection) -> None:
     Whoever waits for a reply from here leaves the bus, too, and takes its trackers along; only blocked calls end now.
     """
     bus = connection.bus
-    bus.names.forget_connection(connection)
+    forget_names(connection)
     owed = connection.requests.owed
     while owed:
         tracker, _ = owed.popitem()

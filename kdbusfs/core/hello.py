@@ -13,6 +13,7 @@ from .connection import Connection
 from .disconnect import disconnect
 from .metadata import fake_process, held_bytes, sanitize_attach_flags
 from .name_syntax import is_valid_name
+from .names import acquire
 from .notify import flush
 from .split_delivery import SplitDelivery
 from .whole_delivery import WholeDelivery
@@ -237,7 +238,7 @@ def _introduce(connection: Connection, request: _Request, items: list[Item], cal
         bus.notifications.id_change(c.ITEM_ID_ADD, connection.id, connection.flags)
     if connection.is_activator:
         assert request.name is not None
-        bus.names.acquire(connection, request.name, c.NAME_ACTIVATOR)
+        acquire(connection, request.name, c.NAME_ACTIVATOR)
     flush(bus)
     # Looked at again: others may have been served meanwhile.
     connection.check_active()

@@ -12,7 +12,7 @@ from ..abi.commands import BUS_CREATOR_INFO, CONN_INFO, LIST, UPDATE
 from ..base.errors import CommandError
 from .metadata import ConnMetadata, export, sanitize_attach_flags
 from .name_syntax import only_name
-from .names import NameEntry
+from .name_table import NameEntry
 from .policy import View
 from .rights import may_see, may_see_name
 

@@ -1,4 +1,4 @@
-"""NAME_ACQUIRE and NAME_RELEASE (NAME-3, NAME-14): the checks before the registry (`core/names.py`) decides."""
+"""NAME_ACQUIRE and NAME_RELEASE (NAME-3, NAME-14): the checks before `core/names.py` decides."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..abi.commands import NAME_ACQUIRE, NAME_RELEASE
 from ..abi.limits import CONN_MAX_NAMES
 from ..base.errors import CommandError
 from .name_syntax import only_name
+from .names import acquire, release
 from .notify import flush
 from .rights import may_own
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def name_acquire(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_NAME_ACQUIRE.  Raises CommandError: EINVAL, E2BIG, EPERM, and those of `NameRegistry.acquire`."""
+    """KDBUS_CMD_NAME_ACQUIRE.  Raises CommandError: EINVAL, E2BIG, EPERM, and those of `names.acquire`."""
     family = connection.family
     name = only_name(family.decode(NAME_ACQUIRE, call))
     checks_late = family.rules.name_check_late
@@ -28,7 +29,7 @@ def name_acquire(connection: Connection, call: Call) -> int:
         raise CommandError(EPERM, "may not own the name")
     if checks_late:
         _check_entries(connection, name)
-    flags = connection.bus.names.acquire(connection, name, call.flags)
+    flags = acquire(connection, name, call.flags)
     flush(connection.bus)
     family.acquired(call, flags)
     return 0
@@ -42,10 +43,10 @@ def _check_entries(connection: Connection, name: bytes) -> None:
 
 
 def name_release(connection: Connection, call: Call) -> int:
-    """KDBUS_CMD_NAME_RELEASE.  Raises CommandError: EINVAL, and those of `NameRegistry.release`."""
+    """KDBUS_CMD_NAME_RELEASE.  Raises CommandError: EINVAL, and those of `names.release`."""
     family = connection.family
     items = family.decode(NAME_RELEASE, call)
     name = items[0].text if family.rules.releases_any else only_name(items)
-    connection.bus.names.release(connection, name)
+    release(connection, name)
     flush(connection.bus)
     return 0

@@ -30,6 +30,7 @@ from .examination import examine
 from .grants import granted_kinds
 from .message import Message, make_message
 from .metadata import ConnMetadata, held_bytes
+from .names import forward
 from .reply import DONE, Tracker, find_interrupted, find_tracker
 from .rights import may_talk
 from .sync import answer, finish, take_reply, wait
@@ -309,7 +310,7 @@ def _unicast(
     source.traffic.count_sent(message)
     name = message.dst_name
     if name is not None and name not in receiver.names:
-        source.bus.names.forward(receiver, name)
+        forward(receiver, name)
     if request is None:
         return 0
     return _expect(request, call, token, cancellation)
@@ -373,7 +374,7 @@ def _expect(request: Tracker, call: Call, token: CancelToken | None, cancellatio
             request.requester.bus.domain.deadlines.add(request)
         request.release()
         return 0
-    # Looked at again: others may have been served since the request was queued (`NameRegistry.forward`).
+    # Looked at again: others may have been served since the request was queued (`names.forward`).
     if request.has_outcome or request.failure:
         return _take_result(request, call)
     if request.state is DONE:

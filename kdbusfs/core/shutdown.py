@@ -46,6 +46,6 @@ def shut_down_bus(bus: Bus) -> None:
         turn.spend()
     bus.domain.remove_bus(bus)
     # Break the reference cycles: the garbage collector need not.
-    bus.names.forget(turn)
+    bus.names.clear(turn)
     for index in bus.listeners.values():
         index.forget()

@@ -9,7 +9,7 @@ import pytest
 
 from kdbusfs.abi.limits import MATCH_MAX, MATCH_MAX_RULES
 from kdbusfs.abi.v3 import constants as c
-from kdbusfs.core.names import NameEntry
+from kdbusfs.core.name_table import NameEntry
 from tests.support import items as i
 from tests.support.core_client import Client, FakeProcess, World
 from tests.support.core_scenes import drain, id_rule, mask, name_change, name_rule, signal
