@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from types import TracebackType
 from uuid import UUID
 
+from ..abi import commands as k
 from ..abi.v3 import constants as c
 from ..abi.v3 import layouts
 from ..abi.v3.items import RawItem
 from . import decode, encode, raw
 from .bloom import bloom_filter
+from .dialect import DIALECTS
 from .encode import Access, FileLike, Payload, Rule
 from .message import Message
 from .raw import Buffer, check
@@ -51,8 +53,9 @@ class Connection:
     flags: HELLO_ACTIVATOR, HELLO_MONITOR or HELLO_POLICY_HOLDER.
     name, policy: what an activator stands in for or a policy holder is about, and rights to it.
     description: for debugging.  items: more items of HELLO, as (type, payload).
+    family: of the ABI that is spoken, "v3" or "last"; kinds of items and flags are those of v3 in either case.
 
-    Attributes: fd; id; id128 (of the bus); bus_flags; attach_required (by the bus);
+    Attributes: fd; family; id; id128 (of the bus); bus_flags; attach_required (by the bus);
     bloom_size, n_hash (of the bus); pool (a read-only view of all of it).
 
     Every method raises OSError with the errno of its command; kdbus.h says which there are.
@@ -72,33 +75,40 @@ class Connection:
         policy: Iterable[Access] = (),
         description: str | None = None,
         items: Iterable[RawItem] = (),
+        family: str = "v3",
         system: raw.System = raw.LINUX,
     ) -> None:
+        self.family = family
+        self._dialect = dialect = DIALECTS[family]
+        self._late: Message | None = None
         flags |= c.HELLO_ACCEPT_FD if accept_fd else 0
         item_bytes = b"" if name is None else encode.string_item(c.ITEM_NAME, name)
         item_bytes += encode.access_items(policy)
         if description is not None:
             item_bytes += encode.string_item(c.ITEM_CONN_DESCRIPTION, description)
         item_bytes += encode.more_items(items)
-        hello = encode.command(
-            c.CMD_HELLO, flags, 0, 0, attach_send, attach_recv, 0, 0, pool_size, items=item_bytes
+        hello = dialect.command(
+            k.HELLO, item_bytes, flags=flags, attach_send=attach_send, attach_recv=attach_recv, pool_size=pool_size
         )
         self._system = system
         self._cookies = itertools.count(1)
         self.fd = path if isinstance(path, int) else system.open(os.fspath(path))
         try:
-            error, block = raw.issue(system, self.fd, c.CMD_HELLO, hello)
+            error, block = raw.issue(system, self.fd, dialect.number(k.HELLO), hello)
             check(error, "HELLO")
-            fields = layouts.CMD_HELLO.unpack_from(block.view)
             self.pool = system.map_pool(self.fd, pool_size)
-            self.attach_required: int = fields[4] & ~c.FLAG_KERNEL
-            self.bus_flags: int = fields[6]
-            self.id: int = fields[7]
+            required = dialect.read(k.HELLO, "attach_send", block.view) & ~c.FLAG_KERNEL
+            self.attach_required: int = required if family == "v3" else 0
+            self.bus_flags: int = dialect.read(k.HELLO, "bus_flags", block.view)
+            self.id: int = dialect.read(k.HELLO, "id", block.view)
             self.pool_size = pool_size
-            self.id128 = UUID(bytes=fields[11])
-            self.bloom_size, self.n_hash = decode.bloom_parameters(self.pool, fields[9])
+            at = dialect.at(k.HELLO, "id128")
+            self.id128 = UUID(bytes=bytes(block.view[at : at + 16]))
+            offset = dialect.read(k.HELLO, "offset", block.view)
+            size = dialect.read(k.HELLO, "items_size", block.view)
+            self.bloom_size, self.n_hash = dialect.bloom_parameters(self.pool, offset, size)
             if not flags & c.HELLO_POLICY_HOLDER:  # which cannot free anything (HELLO-19)
-                self.free(fields[9])
+                self.free(offset)
         except BaseException:
             self.close()
             raise
@@ -126,7 +136,10 @@ class Connection:
 
     def byebye(self) -> None:
         """End the connection if its queue is empty: EBUSY, EALREADY.  The descriptor stays open."""
-        check(self._system.ioctl(self.fd, c.CMD_BYEBYE, 0), "BYEBYE")
+        if self.family == "v3":
+            check(self._system.ioctl(self.fd, c.CMD_BYEBYE, 0), "BYEBYE")
+        else:
+            self._command(k.BYEBYE, self._dialect.command(k.BYEBYE), "BYEBYE")
 
     def update(
         self,
@@ -146,21 +159,22 @@ class Connection:
         if name is not None:
             item_bytes += encode.string_item(c.ITEM_NAME, name)
         item_bytes += encode.access_items(policy) + encode.more_items(items)
-        self._command(c.CMD_CONN_UPDATE, encode.command(c.CMD_CONN_UPDATE, items=item_bytes), "CONN_UPDATE")
+        self._command(k.UPDATE, self._dialect.command(k.UPDATE, item_bytes), "CONN_UPDATE")
 
-    def _command(self, number: int, command: bytes, name: str) -> raw.Block:
-        error, block = raw.issue(self._system, self.fd, number, command)
+    def _command(self, kind: int, command: bytes, name: str) -> raw.Block:
+        error, block = raw.issue(self._system, self.fd, self._dialect.number(kind), command)
         check(error, name)
         return block
 
     def free(self, offset: int) -> None:
         """Give the slice at `offset` back to the pool (ENXIO).  Messages do that themselves."""
-        self._command(c.CMD_FREE, encode.command(c.CMD_FREE, offset), "FREE")
+        self._command(k.FREE, self._dialect.command(k.FREE, offset=offset), "FREE")
 
     def _free_message(self, offset: int) -> None:
         if self.fd < 0:
             return
-        error, _ = raw.issue(self._system, self.fd, c.CMD_FREE, encode.command(c.CMD_FREE, offset))
+        dialect = self._dialect
+        error, _ = raw.issue(self._system, self.fd, dialect.number(k.FREE), dialect.command(k.FREE, offset=offset))
         if error != _errno.ECONNRESET:  # the slices of a dead connection are gone with it
             check(error, "FREE")
 
@@ -168,20 +182,22 @@ class Connection:
 
     def acquire(self, name: str, *, flags: int = 0) -> int:
         """Own a well-known name, or wait for it (NAME_QUEUE): the name's flags, with NAME_IN_QUEUE then."""
-        command = encode.command(c.CMD_NAME_ACQUIRE, flags, items=encode.string_item(c.ITEM_NAME, name))
-        return int(self._command(c.CMD_NAME_ACQUIRE, command, "NAME_ACQUIRE").words[1])
+        command = self._dialect.command(k.NAME_ACQUIRE, encode.string_item(c.ITEM_NAME, name), flags=flags)
+        block = self._command(k.NAME_ACQUIRE, command, "NAME_ACQUIRE")
+        return self._dialect.read(k.NAME_ACQUIRE, "acquired", block.view)
 
     def release(self, name: str) -> None:
         """Give up a name, or the place in its queue."""
-        command = encode.command(c.CMD_NAME_RELEASE, items=encode.string_item(c.ITEM_NAME, name))
-        self._command(c.CMD_NAME_RELEASE, command, "NAME_RELEASE")
+        command = self._dialect.command(k.NAME_RELEASE, encode.string_item(c.ITEM_NAME, name))
+        self._command(k.NAME_RELEASE, command, "NAME_RELEASE")
 
     def list_names(self, flags: int = c.NAME_LIST_NAMES) -> list[decode.NameInfo]:
         """Names and connections, as NAME_LIST_* in `flags` say; in no particular order."""
-        block = self._command(c.CMD_NAME_LIST, encode.command(c.CMD_NAME_LIST, flags), "NAME_LIST")
-        offset = int(block.words[4])
+        dialect = self._dialect
+        block = self._command(k.LIST, dialect.command(k.LIST, flags=flags), "NAME_LIST")
+        offset = dialect.read(k.LIST, "offset", block.view)
         try:
-            return decode.name_list(self.pool, offset)
+            return dialect.name_list(self.pool, offset, dialect.read(k.LIST, "size", block.view))
         finally:
             self.free(offset)
 
@@ -220,7 +236,7 @@ class Connection:
         message = raw.Block(
             encode.message(
                 dst_id=dst_id,
-                items=item_bytes + encode.more_items(items),
+                items=self._dialect.to_wire(item_bytes + encode.more_items(items)),
                 flags=msg_flags,
                 priority=priority,
                 src_id=src_id,
@@ -229,8 +245,8 @@ class Connection:
                 timeout_ns=timeout_ns,
             )
         )
-        command = encode.command(c.CMD_SEND, send_flags, 0, 0, 0, message.address, items=command_items)
-        return self._command(c.CMD_SEND, command, "SEND")
+        command = self._dialect.command(k.SEND, command_items, flags=send_flags, msg_address=message.address)
+        return self._command(k.SEND, command, "SEND")
 
     def send(
         self,
@@ -329,8 +345,12 @@ class Connection:
             items=(),
             command_items=command_items,
         )
-        offset, _, return_flags = layouts.MSG_INFO.unpack_from(block.view, layouts.CMD_SEND_REPLY_OFFSET)
-        return Message(self.pool, offset, return_flags, self._free_message)
+        return self._message(k.SEND, "reply", block)
+
+    def _message(self, kind: int, member: str, block: raw.Block) -> Message:
+        """What a command says that it has put into the pool."""
+        offset, _, return_flags = layouts.MSG_INFO.unpack_from(block.view, self._dialect.at(kind, member))
+        return Message(self.pool, offset, return_flags, self._free_message, self._dialect)
 
     def broadcast(
         self, payload: Payload = b"", *, bloom: Buffer | tuple[int, Buffer] | None = None, priority: int = 0
@@ -355,26 +375,34 @@ class Connection:
         priority: the most urgent one instead of the oldest, if it is as urgent as that (else ENOMSG).
         Raises Lost (EOVERFLOW).
         """
+        late, self._late = self._late, None
+        if late is not None:
+            return late
+        dialect = self._dialect
         flags = (c.RECV_PEEK if peek else 0) | (c.RECV_DROP if drop else 0)
         if priority is not None:
             flags |= c.RECV_USE_PRIORITY
-        command = encode.command(c.CMD_RECV, flags, 0, 0, priority or 0)
-        error, block = raw.issue(self._system, self.fd, c.CMD_RECV, command)
-        if error == _errno.EAGAIN:
-            return None
-        if error == _errno.EOVERFLOW:
-            raise Lost(layouts.U64.unpack_from(block.view, layouts.CMD_RECV_DROPPED_OFFSET)[0])
-        check(error, "RECV")
-        if drop:
-            return None
-        *_, offset, _, return_flags = layouts.CMD_RECV.unpack_from(block.view)
-        return Message(self.pool, offset, return_flags, self._free_message)
+        command = dialect.command(k.RECV, flags=flags, priority=priority or 0)
+        error, block = raw.issue(self._system, self.fd, dialect.number(k.RECV), command)
+        is_told = error in (0, _errno.EAGAIN) if dialect.tells_lost_with_message else error == _errno.EOVERFLOW
+        lost = dialect.read(k.RECV, "dropped_msgs", block.view) if is_told else 0
+        message: Message | None = None
+        if error not in (_errno.EAGAIN, _errno.EOVERFLOW):
+            check(error, "RECV")
+            message = None if drop else self._message(k.RECV, "msg", block)
+        if lost:
+            # What came along is for the next call.
+            self._late = message
+            raise Lost(lost)
+        return message
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a message is queued: whether one is, after `timeout` seconds (None: no limit).
 
         Raises ConnectionResetError when the connection is dead.
         """
+        if self._late is not None:
+            return True
         ready = self._system.poll(self.fd, select.POLLIN, timeout)
         if ready & _DEAD:
             check(_errno.ECONNRESET, "poll")
@@ -399,14 +427,14 @@ class Connection:
 
         replace: instead of the matches that have this cookie.
         """
-        command = encode.command(
-            c.CMD_MATCH_ADD, cookie, c.MATCH_REPLACE if replace else 0, items=encode.more_items(rules)
+        command = self._dialect.command(
+            k.MATCH_ADD, encode.more_items(rules), cookie=cookie, flags=c.MATCH_REPLACE if replace else 0
         )
-        self._command(c.CMD_MATCH_ADD, command, "MATCH_ADD")
+        self._command(k.MATCH_ADD, command, "MATCH_ADD")
 
     def remove_match(self, cookie: int) -> None:
-        """Remove all matches with this cookie (ENOENT)."""
-        self._command(c.CMD_MATCH_REMOVE, encode.command(c.CMD_MATCH_REMOVE, cookie), "MATCH_REMOVE")
+        """Remove all matches with this cookie (ENOENT, EBADSLT)."""
+        self._command(k.MATCH_REMOVE, self._dialect.command(k.MATCH_REMOVE, cookie=cookie), "MATCH_REMOVE")
 
     # Others.
 
@@ -415,20 +443,20 @@ class Connection:
 
         flags: the ATTACH_* that are wanted; ATTACH_ANY is refused here.
         """
-        if isinstance(who, str):
-            command = encode.command(c.CMD_CONN_INFO, flags, items=encode.string_item(c.ITEM_NAME, who))
-        else:
-            command = encode.command(c.CMD_CONN_INFO, flags, 0, 0, who)
-        return self._info(c.CMD_CONN_INFO, command, "CONN_INFO")
+        items = encode.string_item(c.ITEM_NAME, who) if isinstance(who, str) else b""
+        id = 0 if isinstance(who, str) else who
+        command = self._dialect.command(k.CONN_INFO, items, attach_flags=flags, id=id)
+        return self._info(k.CONN_INFO, command, "CONN_INFO")
 
     def creator_info(self, flags: int = 0) -> decode.Info:
         """What is known of the bus and who made it; `flags` as above."""
-        command = encode.command(c.CMD_BUS_CREATOR_INFO, flags)
-        return self._info(c.CMD_BUS_CREATOR_INFO, command, "BUS_CREATOR_INFO")
+        command = self._dialect.command(k.BUS_CREATOR_INFO, attach_flags=flags)
+        return self._info(k.BUS_CREATOR_INFO, command, "BUS_CREATOR_INFO")
 
-    def _info(self, number: int, command: bytes, name: str) -> decode.Info:
-        offset = int(self._command(number, command, name).words[5])
+    def _info(self, kind: int, command: bytes, name: str) -> decode.Info:
+        block = self._command(kind, command, name)
+        offset = self._dialect.read(kind, "offset", block.view)
         try:
-            return decode.info(self.pool, offset)
+            return self._dialect.info(self.pool, offset)
         finally:
             self.free(offset)

@@ -251,10 +251,12 @@ def name_list(pool: Buffer, offset: int) -> list[NameInfo]:
     return records
 
 
-def info(pool: Buffer, offset: int) -> Info:
-    """What CONN_INFO or BUS_CREATOR_INFO left at `offset`."""
+def info(
+    pool: Buffer, offset: int, walker: Callable[[Buffer, int, int], list[RawItem]] = items_of
+) -> Info:
+    """What CONN_INFO or BUS_CREATOR_INFO left at `offset`; `walker` takes the items of it."""
     end = _own_size(pool, offset, layouts.INFO.size)
     _, id, flags = layouts.INFO.unpack_from(pool, offset)
-    items = items_of(pool, offset + layouts.INFO.size, end)
+    items = walker(pool, offset + layouts.INFO.size, end)
     name = next((string(payload) for kind, payload in items if kind == c.ITEM_MAKE_NAME), None)
     return Info(id, flags, name, items, metadata_of(items))

@@ -11,6 +11,7 @@ from ..abi.v3 import layouts
 from ..abi.v3.items import RawItem
 from . import decode
 from .descriptors import Descriptor
+from .dialect import V3, Dialect
 from .encode import Zero
 
 
@@ -76,7 +77,12 @@ class Message:
     )
 
     def __init__(
-        self, pool: memoryview, offset: int, return_flags: int, free: Callable[[int], None] | None
+        self,
+        pool: memoryview,
+        offset: int,
+        return_flags: int,
+        free: Callable[[int], None] | None,
+        dialect: Dialect = V3,
     ) -> None:
         """Reads the message at `offset` of `pool`; `free` is called with the offset when it ends."""
         if offset + layouts.MSG_SIZE > len(pool):
@@ -96,13 +102,14 @@ class Message:
         self.dst_name: str | None = None
         self.payload: list[ReceivedPart] = []
         self.fds: list[Descriptor] = []
-        self.items: list[RawItem] = decode.items_of(pool, offset + layouts.MSG_SIZE, offset + self.size)
+        self.items: list[RawItem] = dialect.items_of(pool, offset + layouts.MSG_SIZE, offset + self.size)
+        base = offset if dialect.payload_in_message else 0
         self._views: list[memoryview] = []
         self._metadata: decode.Metadata | None = None
         self._free = free
         for kind, payload in self.items:
             if kind == c.ITEM_PAYLOAD_OFF:
-                self._add_vector(pool, *layouts.VEC.unpack(payload))
+                self._add_vector(pool, base, *layouts.VEC.unpack(payload))
             elif kind == c.ITEM_PAYLOAD_MEMFD:
                 start, size, fd, _ = layouts.MEMFD.unpack(payload)
                 self.payload.append(ReceivedMemfd(Descriptor(fd), start, size))
@@ -111,10 +118,11 @@ class Message:
             elif kind == c.ITEM_DST_NAME:
                 self.dst_name = decode.string(payload)
 
-    def _add_vector(self, pool: memoryview, size: int, offset: int) -> None:
+    def _add_vector(self, pool: memoryview, base: int, size: int, offset: int) -> None:
         if offset == c.U64_MAX:
             self.payload.append(Zero(size))
             return
+        offset += base
         if offset + size > len(pool):
             raise ValueError(f"payload of {size} bytes at {offset} of a pool of {len(pool)} bytes")
         view = pool[offset : offset + size]

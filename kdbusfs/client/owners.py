@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TypeVar
 
+from ..abi import commands as k
 from ..abi.v3 import constants as c
 from ..abi.v3 import layouts
 from ..abi.v3.items import RawItem, make_item
 from . import encode, raw
+from .dialect import DIALECTS, Dialect
 from .encode import Policy
 from .raw import check
 
@@ -25,14 +27,16 @@ def own_name(name: str) -> str:
 class _Owner:
     """A descriptor whose last close ends what it made.
 
-    fd; name: of the bus or endpoint; path: of its endpoint file, which is what `Connection` wants.
+    fd; name: of the bus or endpoint; path: of its endpoint file, which is what `Connection` wants; family: of the ABI
+    that it was made with.
     """
 
-    def __init__(self, system: raw.System, fd: int, name: str, path: str) -> None:
+    def __init__(self, system: raw.System, fd: int, name: str, path: str, family: str = "v3") -> None:
         self._system = system
         self.fd = fd
         self.name = name
         self.path = path
+        self.family = family
 
     def fileno(self) -> int:
         return self.fd
@@ -69,15 +73,16 @@ class EndpointOwner(_Owner):
     def update(self, policy: Policy = (), *, items: Iterable[RawItem] = ()) -> None:
         """Replace its whole policy (EINVAL, EEXIST)."""
         item_bytes = encode.policy_items(policy) + encode.more_items(items)
-        command = encode.command(c.CMD_ENDPOINT_UPDATE, items=item_bytes)
-        error, _ = raw.issue(self._system, self.fd, c.CMD_ENDPOINT_UPDATE, command)
+        dialect = DIALECTS[self.family]
+        command = dialect.command(k.ENDPOINT_UPDATE, item_bytes)
+        error, _ = raw.issue(self._system, self.fd, dialect.number(k.ENDPOINT_UPDATE), command)
         check(error, "ENDPOINT_UPDATE")
 
 
-def _make(system: raw.System, path: str, number: int, access: int, items: bytes, name: str) -> int:
+def _make(system: raw.System, path: str, dialect: Dialect, kind: int, access: int, items: bytes, name: str) -> int:
     fd = system.open(path)
     try:
-        error, _ = raw.issue(system, fd, number, encode.command(number, access, items=items))
+        error, _ = raw.issue(system, fd, dialect.number(kind), dialect.command(kind, items, flags=access))
         check(error, name)
     except BaseException:
         system.close(fd)
@@ -95,14 +100,15 @@ def make_bus(
     attach_send: int | None = None,
     prefix: bool = True,
     items: Iterable[RawItem] = (),
+    family: str = "v3",
     system: raw.System = raw.LINUX,
 ) -> BusOwner:
     """Make a bus in the domain mounted at `root`.  Raises OSError.
 
     name: gets the uid prefix unless `prefix` is False.  bloom: bytes of a filter, bits for each element.
     access: MAKE_ACCESS_GROUP, MAKE_ACCESS_WORLD.
-    attach_recv: ATTACH_* that each connection has to agree to send; attach_send: those of the maker to show.
-    items: more items, as (type, payload).
+    attach_recv: ATTACH_* that each connection has to agree to send, for "v3" alone; attach_send: those of the maker to
+    show.  items: more items, as (type, payload).  family: as for `Connection`, and without effect on who may connect.
     """
     name = own_name(name) if prefix else name
     item_bytes = encode.string_item(c.ITEM_MAKE_NAME, name)
@@ -113,8 +119,10 @@ def make_bus(
         item_bytes += encode.u64_item(c.ITEM_ATTACH_FLAGS_SEND, attach_send)
     item_bytes += encode.more_items(items)
     root = os.fspath(root)
-    fd = _make(system, os.path.join(root, "control"), c.CMD_BUS_MAKE, access, item_bytes, "BUS_MAKE")
-    return BusOwner(system, fd, name, os.path.join(root, name, "bus"))
+    fd = _make(
+        system, os.path.join(root, "control"), DIALECTS[family], k.BUS_MAKE, access, item_bytes, "BUS_MAKE"
+    )
+    return BusOwner(system, fd, name, os.path.join(root, name, "bus"), family)
 
 
 def make_endpoint(
@@ -125,15 +133,26 @@ def make_endpoint(
     policy: Policy = (),
     prefix: bool = True,
     items: Iterable[RawItem] = (),
+    family: str = "v3",
     system: raw.System = raw.LINUX,
 ) -> EndpointOwner:
     """Make a custom endpoint beside the default endpoint `bus` (a path or a BusOwner).  Raises OSError.
 
-    name, access, prefix, items: as for `make_bus`.  policy: all that is allowed there, by name.
+    name, access, prefix, items, family: as for `make_bus`.  policy: all that is allowed there, by name.
     """
     name = own_name(name) if prefix else name
     path = os.fspath(bus)
-    item_bytes = encode.string_item(c.ITEM_MAKE_NAME, name) + encode.policy_items(policy)
+    item_bytes = encode.string_item(c.ITEM_MAKE_NAME, name)
+    if family == "v3":
+        item_bytes += encode.policy_items(policy)
     item_bytes += encode.more_items(items)
-    fd = _make(system, path, c.CMD_ENDPOINT_MAKE, access, item_bytes, "ENDPOINT_MAKE")
-    return EndpointOwner(system, fd, name, os.path.join(os.path.dirname(path), name))
+    fd = _make(system, path, DIALECTS[family], k.ENDPOINT_MAKE, access, item_bytes, "ENDPOINT_MAKE")
+    owner = EndpointOwner(system, fd, name, os.path.join(os.path.dirname(path), name), family)
+    if family != "v3" and policy:
+        # There a policy is a command of its own (L-28).
+        try:
+            owner.update(policy)
+        except BaseException:
+            owner.close()
+            raise
+    return owner
