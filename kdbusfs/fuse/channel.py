@@ -241,6 +241,21 @@ class Channel:
         """Send what the next step would send first."""
         lib.kfs_channel_flush(self.native, result)
 
+    def serves(self, uid: int, tid: int, unique: int) -> bool:
+        """After a flush: serve the deferred request `unique` of thread `tid`, by storing something in its memory.
+
+        Whoever holds that up holds up what is his own.  Returns False where the memory may not be accessed now.
+        """
+        return bool(lib.kfs_channel_serves(self.native, uid, tid, unique))
+
+    def served(self, fh: int, number: int, struct: bytes | bytearray | None) -> bool:
+        """That is done, and `struct`, which may tell of a slice, is where it belongs; None: it is not.
+
+        Returns False when the client was killed meanwhile, and must not be answered once more.
+        """
+        stored = ffi.NULL if struct is None else ffi.from_buffer(struct)
+        return bool(lib.kfs_channel_served(self.native, fh, number, stored, 0 if struct is None else len(struct)))
+
     def answer(
         self, unique: int, result: int, out: memoryview | bytes | bytearray, fh: int = 0, number: int = 0
     ) -> bool:

@@ -120,14 +120,15 @@ class Faults:
 
 @mypyc_attr(acyclic=True, free_list_len=1)
 class _Deferred:
-    """A call that is not answered yet."""
+    """A call that is not answered yet, of thread `tid` of `uid`."""
 
-    __slots__ = ("call", "fh", "tid")
+    __slots__ = ("call", "fh", "tid", "uid")
 
-    def __init__(self, call: Call, fh: int, tid: int) -> None:
+    def __init__(self, call: Call, fh: int, tid: int, uid: int) -> None:
         self.call = call
         self.fh = fh
         self.tid = tid
+        self.uid = uid
 
 
 class _Views:
@@ -311,7 +312,7 @@ class Requests:
             if result == PENDING:
                 waiting, call.deferred = call.deferred, None
                 assert waiting is not None
-                deferred = self._ledger.deferred[unique] = _Deferred(waiting, fh, tid)
+                deferred = self._ledger.deferred[unique] = _Deferred(waiting, fh, tid, self._native.uid)
                 result = NOTHING
                 if unique in (self._interrupted, self._native.was_interrupted):
                     self._domain.interrupt(deferred.call)
@@ -325,8 +326,14 @@ class Requests:
         except Exception as fault:
             result = self._errno_of(fault)
             self._let_go(call)
-        if self._changed or self._completed:
-            self.drain()
+        if self._changed:
+            self._publish()
+        if self._completed:
+            if any(each.writes for each in self._completed):
+                # Their clients may hold up what is stored for them, and must not hold up the one of this command.
+                self._channel.flush(result)
+                result = NOTHING
+            self._answer_completed()
         return result
 
     def settle(self) -> None:
@@ -360,6 +367,11 @@ class Requests:
 
     def drain(self) -> None:
         """Publish changed readiness, and answer the calls that were completed."""
+        self._publish()
+        self._answer_completed()
+
+    def _publish(self) -> None:
+        """Let pollers see changed readiness."""
         changed = self._changed
         if changed:
             try:
@@ -368,6 +380,9 @@ class Requests:
             except Exception:
                 self._faults.report("readiness cannot be published")
             changed.clear()
+
+    def _answer_completed(self) -> None:
+        """Answer the calls that were completed; the command of this thread is answered if any of them has writes."""
         completed = self._completed
         while completed:
             call = completed.pop(0)
@@ -377,10 +392,34 @@ class Requests:
                 continue
             try:
                 owner = self._files.get(deferred.fh)
+                if call.writes and self._store(call, deferred, owner):
+                    continue
                 self._answer(call.tag, call, call.result, owner, deferred.fh, deferred.tid)
             except Exception as fault:
                 self._channel.answer(call.tag, self._errno_of(fault), b"")
                 self._let_go(call)
+
+    def _store(self, call: Call, deferred: _Deferred, handle: Handle | None) -> bool:
+        """Store what a completed call has for the memory of its client, and answer it.
+
+        Returns False, with nothing done, where something else has to be done with it as well, or where others must not
+        wait for this client: that is for the installer's thread of its user.
+        """
+        if call.installation is not None or call.becomes_connection or (handle is not None and handle.is_copied):
+            return False
+        channel = self._channel
+        if not channel.serves(deferred.uid, deferred.tid, call.tag):
+            channel.served(deferred.fh, call.number, None)
+            return False
+        result = call.result
+        try:
+            for address, data in call.writes:
+                call.caller.write(address, data)
+        except CommandError as error:
+            result = -error.errno
+        if channel.served(deferred.fh, call.number, None if result else call.fixed):
+            channel.answer(call.tag, result, b"")
+        return True
 
     def finish_jobs(self) -> None:
         """Let go of what the installer is through with."""

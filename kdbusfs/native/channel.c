@@ -213,6 +213,33 @@ int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
 	return r;
 }
 
+/*
+ * After a flush: from now on the thread serves the deferred request `unique` of thread `tid` of `uid`, by storing something
+ * in the memory of that client.  Who holds that up holds up what is his own.  Returns 0 where that memory may not be
+ * accessed now, and another thread has to do it.
+ */
+int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint64_t unique)
+{
+	ch->uid = uid;
+	ch->tid = tid;
+	ch->unique = unique;
+	kfs_seat_request(ch->private_->seat, uid, tid, unique);
+	return kfs_seat_may_access(ch->private_->seat);
+}
+
+/*
+ * It has stored the struct of command `cmd` of `fh`, `stored` (NULL: nothing that tells of a slice), and is about to answer.
+ * Returns 0 where the client was killed, and is answered.
+ */
+int kfs_channel_served(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, const uint8_t *stored, size_t stored_len)
+{
+	if (kfs_seat_request_ends(ch->private_->seat))
+		return 0;
+	if (stored)
+		kfs_note_published(ch->private_->mount, fh, cmd, stored, stored_len);
+	return 1;
+}
+
 /* --- poll ------------------------------------------------------------------------------------------- */
 
 static void serve_poll(struct kfs_channel *ch)

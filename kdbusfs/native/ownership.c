@@ -758,6 +758,12 @@ static int has_successor(struct kfs_ownership *o)
  * What follows may be held up by a client.  Otherwise it must not be done: -EFAULT, the client has done that too often, or
  * nobody could have the core then; -ECANCELED, it was killed, see kfs_access_end.
  */
+/* Whether memory of the client of the owner's request may be accessed now; kfs_access_begin() would say EFAULT. */
+int kfs_seat_may_access(struct kfs_seat *seat)
+{
+	return !seat->shunned && has_successor(seat->ownership);
+}
+
 int kfs_access_begin(uint64_t *ticket)
 {
 	struct kfs_seat *seat = own_seat;

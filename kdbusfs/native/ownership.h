@@ -72,6 +72,7 @@ int kfs_seat_may_begin(struct kfs_seat *seat, uint32_t uid);
 int kfs_seat_has_room(struct kfs_seat *seat);
 void kfs_seat_is_full(struct kfs_seat *seat);
 void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique);
+int kfs_seat_may_access(struct kfs_seat *seat);
 int kfs_seat_request_ends(struct kfs_seat *seat);
 int kfs_seat_is_abandoned(struct kfs_seat *seat);
 int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique);

@@ -26,7 +26,7 @@ from kdbusfs.fuse.mount import visible_mount
 from kdbusfs.native._native import lib
 from tests.conftest import DomainMount
 from tests.support.gauges import GAUGES
-from tests.support.hostile_memory import COOKIE
+from tests.support.hostile_memory import COOKIE, REPLIER
 
 pytestmark = pytest.mark.mount
 
@@ -168,7 +168,7 @@ def everything_comes_back(scene: Scene) -> None:
 # What the late page makes of the command: the file holds no message, and no items.
 @pytest.mark.parametrize(
     ("kind", "result"),
-    [("payload", 0), ("message", errno.EINVAL), ("tail", errno.EINVAL)],
+    [("payload", 0), ("message", errno.EINVAL), ("tail", errno.EINVAL), ("last_recv", errno.EINVAL)],
 )
 def test_who_is_held_up_holds_up_nobody_else_and_goes_on_when_the_page_comes(
     scene: Scene, kind: str, result: int
@@ -191,6 +191,33 @@ def test_a_write_back_that_is_held_up_goes_on(scene: Scene) -> None:
     assert scene.exchange() < STALL
     client.tell("let it write")
     assert outcome(client) == {"results": [0], "received": []}
+    everything_comes_back(scene)
+
+
+def test_a_reply_that_cannot_be_stored_holds_up_who_waits_for_it_alone(scene: Scene) -> None:
+    """L-72: the replier's SEND is answered before anything is stored in the memory of the caller."""
+    scene.receiver.acquire(REPLIER)
+    client = scene.attack("reply_back")
+    with scene.receiver.receive(STALL) as request:
+        scene.receiver.reply(request, b"answer")
+    until(lambda: scene.stuck() == 1)
+    assert scene.exchange() < STALL
+    client.tell("let it write")
+    assert outcome(client) == {"results": [0], "received": []}
+    assert scene.stuck() == 0
+    everything_comes_back(scene)
+
+
+def test_a_caller_that_is_killed_while_its_reply_is_stored_leaves_nothing(scene: Scene) -> None:
+    """L-72"""
+    scene.receiver.acquire(REPLIER)
+    client = scene.attack("reply_back")
+    with scene.receiver.receive(STALL) as request:
+        scene.receiver.reply(request, b"answer")
+    until(lambda: scene.stuck() == 1)
+    client.kill()
+    client.process.wait(PATIENCE)
+    assert scene.exchange(500) < STALL
     everything_comes_back(scene)
 
 

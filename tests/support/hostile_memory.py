@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from struct import pack
 
+from kdbusfs.abi.last import constants as last
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
 from kdbusfs.client import Connection, raw
@@ -24,6 +25,7 @@ from tests.support.silent_fuse import PAGE, PAGES
 
 UID = 4711
 COOKIE = 99
+REPLIER = "com.example.Replier"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -87,6 +89,22 @@ class Client:
         """The struct that the kernel flags are written to: readable, but whoever writes has to wait."""
         address = memory(1)
         write(address, pack("<5Q", 40, 7, 0, 0xFFFFFFFFFFFF, 0))
+        self.hold_writes(address)
+        return raw.ioctl(self.connection.fd, c.CMD_MATCH_ADD, address)
+
+    def reply_back(self, number: int = 0) -> int:
+        """The same of a synchronous SEND of the last kdbus, whose reply is told of by a write to its struct."""
+        connection = Connection(self.bus, family="last")
+        items = make_item(last.ITEM_DST_NAME, REPLIER.encode() + b"\0")
+        header = pack("<QQqQQQQQ", 64 + len(items), c.MSG_EXPECT_REPLY, 0, 0, 0, c.PAYLOAD_DBUS, COOKIE, (1 << 63) - 1)
+        message = raw.Block(header + items)
+        address = memory(1)
+        write(address, pack("<7Q", 56, c.SEND_SYNC_REPLY, 0, message.address, 0, 0, 0))
+        self.hold_writes(address)
+        return raw.ioctl(connection.fd, last.CMD_SEND, address)
+
+    def hold_writes(self, address: int) -> None:
+        """Whoever writes to this page waits for a line of input."""
         fd = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC)
         assert fd >= 0
         fcntl.ioctl(fd, 0xC018AA3F, pack("<3Q", 0xAA, 1, 0))  # UFFDIO_API, pagefault_flag_wp
@@ -98,7 +116,11 @@ class Client:
             fcntl.ioctl(fd, 0xC018AA06, pack("<3Q", address, PAGE, 0))
 
         threading.Thread(target=let_write).start()
-        return raw.ioctl(self.connection.fd, c.CMD_MATCH_ADD, address)
+
+    def last_recv(self, number: int = 0) -> int:
+        """The struct of a RECV of the last kdbus: the kernel copies nothing in."""
+        connection = Connection(self.bus, family="last")
+        return raw.ioctl(connection.fd, last.CMD_RECV, self.page(number))
 
     def recv(self, number: int = 0) -> int:
         """The struct of a RECV: the kernel copies that in our own name."""
@@ -126,7 +148,7 @@ def main() -> None:
     kind, bus, file = sys.argv[1:4]
     count = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     uid = int(sys.argv[5]) if len(sys.argv) > 5 else UID
-    if kind != "write_back":  # userfaultfd for faults of others is for root
+    if kind not in ("write_back", "reply_back"):  # userfaultfd for faults of others is for root
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     client = Client(bus, file)
