@@ -98,6 +98,12 @@ class FakeProcess:
     writable: bool = True
     meanwhile: Callable[[], object] | None = None  # what others do while it next holds up an access to its memory
 
+    def access(self) -> None:
+        """Before each access to it: hold it up, and find out whether it is gone."""
+        self.hold_up()
+        if not self.alive:
+            raise CommandError(ESRCH, "gone")
+
     def hold_up(self) -> None:
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
@@ -193,31 +199,41 @@ class FakeCaller(Caller):
 
     def collect(self, metadata: ProcessMetadata, kinds: int) -> None:
         process = self.process
-        process.hold_up()
+        process.access()
         if kinds & process.failing & ~metadata.collected:
             raise CommandError(EFAULT, "cannot be collected")
         kinds &= ~metadata.collected
         metadata.collected |= kinds
         metadata.valid |= kinds & ~(c.ATTACH_SECLABEL | c.ATTACH_AUDIT)
-        metadata.creds = process.current_ids()
-        metadata.pids = {process.pid_ns: Pids(process.pid, process.pid, 1)}
-        metadata.auxgroups = process.aux
-        metadata.tid_comm = metadata.pid_comm = b"fake"
-        metadata.exe = b"/bin/fake"
-        metadata.root = process.root
-        metadata.cmdline = b"fake"
-        metadata.cgroup = b"/"
-        metadata.caps = bytes(36)
-        metadata.user_ns = process.user_ns
-        if process.seclabel is not None:
+        if kinds & c.ATTACH_CREDS:
+            metadata.creds = process.current_ids()
+        if kinds & c.ATTACH_PIDS:
+            metadata.pids = {process.pid_ns: Pids(process.pid, process.pid, 1)}
+        if kinds & c.ATTACH_AUXGROUPS:
+            metadata.auxgroups = process.aux
+        if kinds & c.ATTACH_TID_COMM:
+            metadata.tid_comm = b"fake"
+        if kinds & c.ATTACH_PID_COMM:
+            metadata.pid_comm = b"fake"
+        if kinds & c.ATTACH_EXE:
+            metadata.exe = b"/bin/fake"
+            metadata.root = process.root
+        if kinds & c.ATTACH_CMDLINE:
+            metadata.cmdline = b"fake"
+        if kinds & c.ATTACH_CGROUP:
+            metadata.cgroup = b"/"
+        if kinds & c.ATTACH_CAPS:
+            metadata.caps = bytes(36)
+            metadata.user_ns = process.user_ns
+        if kinds & c.ATTACH_SECLABEL and process.seclabel is not None:
             metadata.valid |= kinds & c.ATTACH_SECLABEL
             metadata.seclabel = process.seclabel
-        if process.audit is not None:
+        if kinds & c.ATTACH_AUDIT and process.audit is not None:
             metadata.valid |= kinds & c.ATTACH_AUDIT
             metadata.sessionid, metadata.loginuid = process.audit
 
     def write(self, address: int, data: bytes) -> None:
-        self.process.hold_up()
+        self.process.access()
         if not self.process.writable:
             raise CommandError(EFAULT, "read-only")
         for start, region in self.process.memory.items():
@@ -227,12 +243,14 @@ class FakeCaller(Caller):
         raise CommandError(EFAULT, "not mapped")
 
     def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
-        self.process.hold_up()
+        self.process.access()
         for address, size in vectors:
             memory.store(offset, self.process.read(address, size) if address else bytes(size))
             offset += size
 
     def take_file(self, fd: int) -> FakeFile:
+        if not self.process.alive:
+            raise CommandError(ESRCH, "gone")
         file = self.process.files.get(fd)
         if file is None:
             raise CommandError(EBADF, "closed")
