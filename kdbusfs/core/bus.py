@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from errno import EEXIST
 from itertools import count
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ class Bus:
         self.creator: User | None = None
         self.creator_metadata = ProcessMetadata()
         self.endpoints: dict[str, Endpoint] = {}
+        self._by_ino: dict[int, Endpoint] = {}
+        self._inos: list[int] = []
         self.connections: dict[int, Connection] = {}
         self.monitors: dict[int, Connection] = {}
         self.listeners = {rule_class: MatchIndex(domain.turn) for rule_class in CLASSES}
@@ -79,3 +82,16 @@ class Bus:
             raise CommandError(EEXIST, "endpoint exists")
         endpoint.ino = self.domain.inos.take()
         self.endpoints[endpoint.name] = endpoint
+        insort(self._inos, endpoint.ino)
+        self._by_ino[endpoint.ino] = endpoint
+
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
+        del self.endpoints[endpoint.name]
+        del self._inos[bisect_left(self._inos, endpoint.ino)]
+        del self._by_ino[endpoint.ino]
+        self.domain.inos.give(endpoint.ino)
+
+    def endpoints_behind(self, ino: int, count: int) -> list[Endpoint]:
+        """Those with a greater inode number, the first `count` in the order of these: there may be 16384 (FS-12)."""
+        first = bisect_right(self._inos, ino)
+        return [self._by_ino[each] for each in self._inos[first : first + count]]

@@ -52,8 +52,7 @@ class Endpoint:
         """Vanish from the bus.  Idempotent."""
         if self.bus.endpoints.get(self.name) is not self:
             return
-        del self.bus.endpoints[self.name]
-        self.bus.domain.inos.give(self.ino)
+        self.bus.remove_endpoint(self)
         if self.user is not None:
             self.user.account.uncharge(ENDPOINT_COST)
         self._drop_policy()

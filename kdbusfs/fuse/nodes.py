@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import enum
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,8 @@ class Bus(Protocol):
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]: ...
+
+    def endpoints_behind(self, ino: int, count: int) -> Sequence[Endpoint]: ...
 
 
 class Endpoint(Protocol):

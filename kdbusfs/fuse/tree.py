@@ -407,8 +407,7 @@ class Tree(pyfuse3.Operations):
             if self._is_present(node.bus):
                 children = [
                     (child.ino + 2, child.name, child.ino, stat.S_IFREG)
-                    for child in node.bus.endpoints.values()
-                    if child.ino > least
+                    for child in node.bus.endpoints_behind(least, _LISTED_AT_ONCE)
                 ]
         elif isinstance(node, StaticDirectory):
             children = [

@@ -41,6 +41,10 @@ class FakeBus:
     mode: int = 0o555
     endpoints: dict[str, FakeEndpoint] = field(default_factory=dict)
 
+    def endpoints_behind(self, ino: int, count: int) -> list[FakeEndpoint]:
+        behind = (each for each in self.endpoints.values() if each.ino > ino)
+        return sorted(behind, key=lambda each: each.ino)[:count]
+
 
 @dataclass(eq=False)
 class FakeEndpoint:

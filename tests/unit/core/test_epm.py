@@ -251,3 +251,19 @@ def test_epu_2_an_update_after_the_bus_has_no_effect(world: World, owner: Client
     assert owner.update_endpoint(i.world(1)) == -EINVAL
     owner.close()
     assert world.domain.stats() == {"users": 0, "credentials": 0, "waiting": 0, "buses": []}
+
+
+def test_fs_12_endpoints_are_listed_in_the_order_of_their_inodes(world: World) -> None:
+    """FS-12, FS-11: a part of them at a time, whatever comes and goes; a number that is free again is taken first."""
+    ends = [world.open() for _ in range(6)]
+    for number, end in enumerate(ends):
+        assert end.make_endpoint(b"1000-e%d" % number) == 0
+    bus = world.domain.buses["1000-test"]
+    ends[1].close()
+    ends[4].close()
+    late = world.open()
+    assert late.make_endpoint(b"1000-late") == 0
+    names = [each.name for each in bus.endpoints_behind(0, 10)]
+    assert names == ["bus", "1000-e0", "1000-late", "1000-e2", "1000-e3", "1000-e5"]
+    assert [each.name for each in bus.endpoints_behind(bus.endpoints["1000-late"].ino, 2)] == ["1000-e2", "1000-e3"]
+    assert bus.endpoints_behind(bus.endpoints["1000-e5"].ino, 2) == []
