@@ -90,6 +90,7 @@ struct kfs_ownership {
 	/* ns: until when others are served before who has stepped aside goes on; 0: not at all */
 	uint64_t others_until;
 	uint64_t looks; /* for clients that were killed */
+	_Atomic uint64_t longest_turn_us; /* the owner writes it, without the lock */
 	_Atomic uint32_t has_room; /* who could not begin a command perhaps can now */
 	struct kfs_owners count;
 	struct account accounts[ACCOUNTS];
@@ -428,6 +429,7 @@ void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners)
 {
 	pthread_mutex_lock(&o->lock);
 	*owners = o->count;
+	owners->longest_turn_us = o->longest_turn_us;
 	pthread_mutex_unlock(&o->lock);
 }
 
@@ -585,7 +587,7 @@ void kfs_seat_turn_begins(struct kfs_seat *seat)
 /* Others get the core, or it is through. */
 static void end_turn(struct kfs_seat *seat)
 {
-	struct kfs_owners *count = &seat->ownership->count;
+	struct kfs_ownership *o = seat->ownership;
 	uint64_t now, cpu, used_us;
 
 	if (!seat->began)
@@ -594,8 +596,8 @@ static void end_turn(struct kfs_seat *seat)
 	if (now - seat->began >= KFS_MEASURED_US * 1000ull) {
 		cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 		used_us = (cpu - seat->cpu) / 1000;
-		if (used_us > count->longest_turn_us)
-			count->longest_turn_us = used_us;
+		if (used_us > o->longest_turn_us)
+			o->longest_turn_us = used_us;
 		seat->cpu = cpu;
 		seat->cpu_read = now;
 	}

@@ -75,6 +75,8 @@ static void serve(struct kfs_seat *seat, unsigned *seed, uint64_t number)
 	int how = rand_r(seed) % 64, r;
 
 	kfs_seat_turn_begins(seat);
+	if (kfs_seat_has_room(seat) && !kfs_seat_may_begin(seat, number % UIDS))
+		kfs_seat_is_full(seat);
 	/* Pid 1 lives, and a number that no thread has is that of a client that was killed. */
 	kfs_seat_request(seat, (uint32_t)rand_r(seed) % UIDS, how == 1 ? 0x7ffffff0 : 1, number);
 	core++;
