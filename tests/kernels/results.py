@@ -15,6 +15,9 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 BEGIN = "<!-- the table: written by make kernels-docs -->"
 END = "<!-- the end of the table -->"
 
+PATIENT = "again, with longer waits:"
+"""The line between the self-tests and what failed of them, run again."""
+
 _SELFTEST = re.compile(r"^([a-z][a-z-]*) +(ok|skip|FAILED|HUNG)(?: +(.*))?$")
 _TEST = re.compile(r"^(tests/\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b(?: \((.*?)\))?")
 
@@ -46,7 +49,7 @@ class Result:
     slowness: float = 1.0  # how many times as long the machine takes for the same work as the host
     commit: str = ""
     trials: dict[str, Outcome] = field(default_factory=dict)
-    microseconds: dict[str, float] = field(default_factory=dict)  # median of a call, by its name
+    microseconds: dict[str, float] = field(default_factory=dict)  # of a call, by its name
 
     def save(self, directory: Path) -> None:
         """Write it below `directory`, by the kernel's release."""
@@ -62,9 +65,11 @@ def load(path: Path) -> Result:
 
 
 def parse_selftests(output: str) -> Outcome:
-    """From what the tool that runs kdbus' self-tests prints; whether it is complete is not said there."""
+    """From what the tool that runs kdbus' self-tests prints, up to PATIENT; `complete` is not known from that."""
     outcome = Outcome()
     for line in output.splitlines():
+        if line == PATIENT:
+            break
         match = _SELFTEST.match(line)
         if match is None:
             continue
@@ -76,6 +81,16 @@ def parse_selftests(output: str) -> Outcome:
         else:
             outcome.failed[name] = f"{verdict}: {reason}" if reason else verdict
     return outcome
+
+
+def note_patience(outcome: Outcome, output: str, factor: int) -> None:
+    """Add to the reasons of self-tests what came of them with waits that are `factor` times as long."""
+    again = parse_selftests(output.partition(f"\n{PATIENT}\n")[2])
+    for name in outcome.failed:
+        if name in again.passed:
+            outcome.failed[name] += f"; passes with its waits {factor} times as long"
+        elif name in again.failed:
+            outcome.failed[name] += f"; with its waits {factor} times as long: {again.failed[name]}"
 
 
 def parse_pytest(output: str) -> Outcome:
@@ -116,6 +131,11 @@ def parse_hellos(output: str) -> Outcome:
             outcome.failed[match[1]] = match[2]
         outcome.complete = outcome.complete or line == "hellos: done"
     return outcome
+
+
+def parse_calls(output: str) -> dict[str, float]:
+    """Microseconds by name, from what tests.kernels.calls prints."""
+    return {match[1]: float(match[2]) for match in re.finditer(r"^(call .*): ([\d.]+)$", output, re.MULTILINE)}
 
 
 def merge_second_run(first: Outcome, second: Outcome) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from tests.kernels import results
 from tests.kernels.packages import MissingError, choose, parse_wanted
 from tests.kernels.results import Outcome, Result
-from tests.kernels.trials import medians
 
 NAMES = [
     "linux-image-5.10.0-9-amd64",
@@ -80,6 +78,18 @@ def test_self_tests_are_counted_with_their_reasons() -> None:
     assert outcome.total == 5
 
 
+def test_what_passes_with_longer_waits_is_said() -> None:
+    output = f"{SELFTESTS}{results.PATIENT}\nsync-reply           ok\nchat                 HUNG   waits\n1 passed\n"
+    outcome = results.parse_selftests(output)
+    results.note_patience(outcome, output, 20)
+    longer = "with its waits 20 times as long"
+    assert outcome.passed == ["bus-make", "benchmark-nomemfds"]
+    assert outcome.failed == {
+        "sync-reply": f"FAILED: Testing sync-reply (synchronous replies) .. ERROR; passes {longer}",
+        "chat": f"HUNG; {longer}: HUNG: waits",
+    }
+
+
 PYTEST = """\
 tests/operations/test_a.py::test_one PASSED                              [ 10%]
 tests/operations/test_a.py::test_two[a b] FAILED                         [ 20%]
@@ -126,11 +136,9 @@ def test_hellos_are_counted() -> None:
     assert outcome.complete
 
 
-def test_medians_come_from_the_benchmark() -> None:
-    kinds = {"time": {"median": [3.0, 1.0, 2.0]}}
-    figures = {"about": {}, "figures": {"pinned": {"call 8 B": {"kdbusfs": kinds}}}}
-    assert medians(json.dumps(figures)) == {"call 8 B": 2.0}
-    assert medians("no compiler") == {}
+def test_calls_are_read_from_their_lines() -> None:
+    assert results.parse_calls("call 8 B: 120.5\ncall 256 KiB: 1000\n") == {"call 8 B": 120.5, "call 256 KiB": 1000.0}
+    assert results.parse_calls("Traceback: call me\n") == {}
 
 
 def test_the_table_has_a_row_for_each_kernel() -> None:
