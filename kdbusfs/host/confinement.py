@@ -32,7 +32,8 @@ class Confinement:
     capabilities: effective set, as bits; seccomp: mode in /proc/PID/status, 0: no filter; yama: its ptrace_scope, None
     without Yama; apparmor: the confining profile, or None; selinux: the context if SELinux enforces, else None;
     container: whether a container manager has marked the system as its container; user_namespace: whether the user
-    namespace is not the initial one; overcommit: vm.overcommit_memory, None if unknown.
+    namespace is not the initial one; overcommit: vm.overcommit_memory, None if unknown; device:
+    whether /dev/fuse exists.
     """
 
     capabilities: int = 0
@@ -43,6 +44,7 @@ class Confinement:
     container: bool = False
     user_namespace: bool = False
     overcommit: int | None = None
+    device: bool = True
 
     def has(self, capability: int) -> bool:
         """Whether the process has CAP_... number `capability` in effect."""
@@ -51,7 +53,7 @@ class Confinement:
 
 def container_options(found: Confinement) -> list[str]:
     """The option that gives this process' container the privileges that the daemon needs."""
-    options = []
+    options = [] if found.device else ["--device /dev/fuse"]
     for capability, name in ((CAP_SYS_ADMIN, "SYS_ADMIN"), (CAP_SYS_PTRACE, "SYS_PTRACE")):
         if not found.has(capability):
             options.append(f"--cap-add {name}")
@@ -84,6 +86,7 @@ def confinement(root: Path = Path("/")) -> Confinement:
         container=_in_container(root),
         user_namespace=_in_user_namespace(root),
         overcommit=_number(root / "proc/sys/vm/overcommit_memory"),
+        device=(root / "dev/fuse").exists(),
     )
 
 

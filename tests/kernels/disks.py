@@ -162,7 +162,7 @@ def _mirror_checkout(source: Path, target: Path) -> bool:
 
 def _lend_compiled(source: Path, target: Path) -> bool:
     """Copy compiled modules that are as new as their sources and made for the interpreter of the root."""
-    compiled = [path for pattern in ("*.so", "kdbusfs/*/*.so") for path in source.glob(pattern)]
+    compiled = [*source.glob("*.so"), *source.glob("kdbusfs/**/*.so")]
     if not any(f".{_ROOT_INTERPRETER}-" in path.name for path in source.glob("kdbusfs__mypyc.*.so")):
         return False
     built = max(path.stat().st_mtime for path in source.glob("kdbusfs__mypyc.*.so"))

@@ -17,6 +17,7 @@ class System:
         self.write("proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\nSeccomp:\t0\n")
         self.write("proc/self/uid_map", "         0          0 4294967295\n")
         self.write("proc/sys/vm/overcommit_memory", "0\n")
+        self.write("dev/fuse", "")
         self.set_pid_namespace(4026531836)
 
     def write(self, name: str, text: str) -> None:
@@ -48,6 +49,11 @@ def test_capabilities_and_seccomp(system: System) -> None:
     system.write("proc/self/status", "Name:\tx: y\nCapEff:\t0000000000200000\nSeccomp:\t2\n")
     found = system.found()
     assert found.has(CAP_SYS_ADMIN) and not found.has(CAP_SYS_PTRACE) and found.seccomp == 2
+
+
+def test_the_device(system: System) -> None:
+    (system.root / "dev/fuse").unlink()
+    assert not system.found().device
 
 
 def test_yama_and_overcommit(system: System) -> None:

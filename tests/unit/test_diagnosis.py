@@ -149,3 +149,4 @@ def test_options_of_a_container() -> None:
     assert container_options(FREE) == []
     names = ("SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH")
     assert container_options(Confinement()) == [f"--cap-add {name}" for name in names]
+    assert container_options(Confinement(ROOT, device=False)) == ["--device /dev/fuse"]
