@@ -1,4 +1,4 @@
-"""Fixtures for tests with a real mount: a domain of their own, which is gone afterwards whatever happens."""
+"""Fixtures for tests with a real mount: each has a domain of its own, which is removed in any case."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _PR_SET_PDEATHSIG = 1
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# How long an example takes, or what makes one, says how busy the machine is.
+# The duration of examples and generators depends on the load of the machine.
 settings.register_profile("kdbusfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kdbusfs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to test what was compiled of older sources; take away from the kernel what is asked for."""
+    """Reject stale compiled modules; emulate an older kernel if that is requested."""
     old_kernel.enter(config)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As a shell has it for what runs in the background; programs that are started here would inherit it.
+        # Shells ignore these signals for background jobs, and programs started here would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _refuse_stale_builds()
 
@@ -58,19 +58,19 @@ def _refuse_stale_builds() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Leave nothing behind."""
+    """Clean up."""
     old_kernel.leave()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests that are marked so run on older kernels too; if the variable asks for one, all run on that anyway."""
+    """Run tests with the mark on older kernels too, unless KDBUSFS_TEST_KERNEL runs all tests on one."""
     mark = metafunc.definition.get_closest_marker("old_kernels")
     if mark is not None and not old_kernel.prefix():
         metafunc.parametrize("kernel", ("", old_kernel.OLDEST, *mark.args), indirect=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist hands its account of the documents to the process that prints the summary."""
+    """Send the counts of document blocks from an xdist worker to the main process."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["documents"] = (account.ran, account.not_run)
@@ -78,20 +78,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Add the account of a worker that has ended to that of the others."""
+    """Add the counts of a worker that has ended."""
     account.add(*getattr(node, "workeroutput", {}).get("documents", ({}, {})))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many commands of the documents were run, and which blocks were not, and why."""
+    """Print how many commands of the documents were run, and the skipped blocks with their reasons."""
     for line in account.lines():
         terminalreporter.write_line(line)
 
 
 class DomainMount:
-    """A mounted domain, served by a daemon of its own; `path` is its mount point, `pid` the daemon.
+    """A mounted domain with its own daemon.  path: mount point; pid: of the daemon.
 
-    prefix: what its command begins with.
+    prefix: prepended to the daemon's command.
     """
 
     def __init__(self, path: Path, *options: str, prefix: tuple[str, ...] = old_kernel.prefix()) -> None:
@@ -101,7 +101,7 @@ class DomainMount:
         for option in options:
             command += ["-o", option]
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._manager.bind("")  # an abstract address that the kernel chooses
+        self._manager.bind("")  # an abstract address chosen by the kernel
         self._manager.settimeout(0.01)
         address = self._manager.getsockname().decode().replace("\0", "@")
         self.process = subprocess.Popen(
@@ -120,7 +120,7 @@ class DomainMount:
         self._watchdog.start()
 
     def wait_until_ready(self) -> None:
-        """Return when the daemon has tried its mount; AssertionError with its log if it does not in time."""
+        """Wait until the daemon is ready.  AssertionError with its log at the timeout."""
         limit = time.monotonic() + START_PATIENCE
         is_ready = False
         while time.monotonic() < limit and self.process.poll() is None:
@@ -130,39 +130,39 @@ class DomainMount:
             if entry is not None:
                 self._mount = Mount(entry.path, entry.device)
             if entry is not None and is_ready:
-                # Another process looks: one that is not answered could not be ended from here.
+                # In another process: if the mount does not answer, that one can be killed.
                 subprocess.run(["stat", str(self.path / "control")], check=True, stdout=subprocess.DEVNULL, timeout=120)
                 return
         raise AssertionError(f"the daemon does not mount (exit code {self.process.poll()}):\n{self.log()}")
 
     def stats(self) -> dict[str, Any]:
-        """What the `stats` file shows."""
+        """The content of the `stats` file."""
         found: dict[str, Any] = json.loads((self.path / ".kdbusfs/stats").read_bytes())
         return found
 
     def log(self) -> str:
-        """What the daemon has printed so far."""
+        """The output of the daemon so far."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def abort(self) -> None:
-        """Cut the connection between the kernel and the daemon: whoever waits for the mount gets an error."""
+        """Abort the FUSE connection: blocked callers get an error."""
         if self._mount is not None:
             with contextlib.suppress(OSError):
                 (_CONNECTIONS / str(self._mount.connection) / "abort").write_text("1")
 
     def stop(self) -> int:
-        """End the daemon with SIGTERM; gives its exit code, or fails the test if it does not end."""
+        """Send SIGTERM and return the exit code; fails the test if the daemon does not end."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(END_PATIENCE)
 
     def expect(self, exit_code: int) -> None:
-        """The daemon is to end with `exit_code`, and may say why."""
+        """Expect that the daemon exits with `exit_code`, and with the output so far."""
         self.expected = (exit_code, self.log())
 
     def clean_up(self) -> None:
-        """Leave nothing behind, however the daemon is."""
+        """Kill the daemon and unmount, in any state."""
         self._watchdog.cancel()
         if self.process.poll() is None:
             self.abort()
@@ -184,9 +184,9 @@ def _mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> 
 
 
 def _open_to_everybody(path: Path) -> None:
-    """Let clients of other users reach `path` below directories that are closed to them, as mktemp(1) makes them.
+    """Make `path` accessible to other users although parent directories are private, as those of mktemp(1) are.
 
-    In this mount namespace each is covered by a directory that is open to all, with links to the rest.
+    In this mount namespace each is covered by a tmpfs that all may enter, with links to the other entries.
     """
     closed = [each for each in (path, *path.parents) if not each.parent.stat().st_mode & 0o001]
     for inside in reversed(closed):
@@ -206,7 +206,7 @@ def _open_to_everybody(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def private_mounts() -> None:
-    """Put this process into a mount namespace of its own, which ends with its processes."""
+    """Move this process to a private mount namespace."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
     if not os.path.exists("/dev/fuse"):
@@ -220,23 +220,22 @@ def private_mounts() -> None:
 
 @pytest.fixture(scope="session")
 def old_kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What takes system calls away."""
+    """The library that emulates an older kernel."""
     return old_kernel.build(tmp_path_factory.mktemp("old-kernel"))
 
 
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """What the daemon's command begins with; the parameter is an older kernel, or empty."""
+    """Prefix of the daemon's command.  The parameter is an older kernel, or empty."""
     name = getattr(request, "param", "")
     return old_kernel.under(name, request.getfixturevalue("old_kernel_library")) if name else old_kernel.prefix()
 
 
 @pytest.fixture
 def domain_mount(private_mounts: None, kernel: tuple[str, ...]) -> Iterator[DomainMount]:
-    """A fresh domain at a directory of its own.
+    """A new domain in a directory of its own.
 
-    Its daemon must end with exit code 0 at SIGTERM, and must not have printed anything by then, unless the test
-    says otherwise with `expect`.
+    The daemon must exit with 0 at SIGTERM and print nothing, unless the test calls `expect`.
     """
     # Not below tmp_path, which other users may not enter.
     path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
@@ -255,10 +254,10 @@ def domain_mount(private_mounts: None, kernel: tuple[str, ...]) -> Iterator[Doma
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built once, outside of the checkout; without compiling, which `make install` is tested with."""
+    """The wheel, built once outside of the checkout, uncompiled; `make install` tests the compiled one."""
     from tests.support.checkout import building, make
 
-    # Workers of pytest-xdist have a common parent directory: the first one builds for all.
+    # Workers of pytest-xdist share the parent directory: the first one builds.
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
@@ -272,7 +271,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel_environment(wheel: Path) -> Iterator[Path]:
-    """A fresh virtual environment with the wheel in it, and nothing of the checkout."""
+    """A new virtual environment with the wheel, without the checkout."""
     from tests.support.checkout import lend_dependencies
 
     # Not below tmp_path, which other users may not enter.

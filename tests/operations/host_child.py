@@ -1,4 +1,4 @@
-"""A client process for the tests of `kdbusfs.host`: runs a Python text and answers line by line in JSON."""
+"""A client process for tests of `kdbusfs.host`: runs Python code and replies with lines of JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 TIMEOUT = 240.0
 
-# Runs in the child before the test's own text: memory at known addresses, and `say` for its answers.
+# Runs in the child before the test's code: memory at known addresses, and `say` for replies.
 PRELUDE = """
 import ctypes, json, mmap, os, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -25,7 +25,7 @@ areas = []
 def tid():
     return threading.get_native_id()
 """
-# Afterwards each line of its input is an expression whose value is answered.
+# Then each line of its input is an expression; the reply is its value.
 LOOP = """
 for line in sys.stdin:
     say(value=eval(line))
@@ -33,7 +33,7 @@ for line in sys.stdin:
 
 
 class Child:
-    """Starts `text`; its answers come from `hear`, values of expressions in its process from `ask`."""
+    """Runs `text` in a child; `hear` returns its replies, `ask` the value of an expression there."""
 
     def __init__(self, text: str = "", prefix: tuple[str, ...] = (), **options: Any) -> None:
         program = PRELUDE + text + LOOP

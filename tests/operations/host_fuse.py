@@ -1,6 +1,6 @@
-"""A client with a FUSE file system of its own, whose server stops answering when it is told to.
+"""A client with a FUSE file system of its own, whose server stops to answer on request.
 
-The server is a process of its own: a process that waits for itself could not be ended.
+The server is a separate process: a process that waits for itself cannot be killed (deadlock).
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class FuseChild(Child):
         return int(self.ask(f"os.open(os.path.join(path, {name!r}), {flags})"))
 
     def silence(self) -> None:
-        """From now on nothing is answered."""
+        """Answer no request from now on."""
         os.kill(self.server, signal.SIGSTOP)
 
     def end(self) -> None:
-        server, self.server = self.server, 0  # once: its number may be somebody else's afterwards
+        server, self.server = self.server, 0  # once: the pid may be reused afterwards
         if server:
             os.kill(server, signal.SIGKILL)
         super().end()

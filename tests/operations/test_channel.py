@@ -1,4 +1,4 @@
-"""The channel on a real /dev/fuse: pyfuse3 serves the tree, everything else goes beside it."""
+"""The channel on a real /dev/fuse: pyfuse3 serves the tree only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Mount:
         mountpoint.mkdir()
         script = str(ROOT / "tests/support/channel_daemon.py")
         self.mountpoint = mountpoint
-        # Without --fork the daemon is what we started: its end is ours to see, and ends the mount.
+        # Without --fork the daemon is the direct child, and its end ends the mount.
         self.process = subprocess.Popen(
             [
                 "unshare",
@@ -76,7 +76,7 @@ class Mount:
         self.log = ""
 
     def wait(self) -> dict[str, object]:
-        """What the daemon said at its end."""
+        """The output of the daemon at its end."""
         out, self.log = self.process.communicate(timeout=PATIENCE)
         report: dict[str, object] = json.loads(out)
         return report
@@ -93,7 +93,7 @@ class Mount:
 
     @contextlib.contextmanager
     def client(self, action: str) -> Iterator[subprocess.Popen[str]]:
-        """A client that waits in a sync send."""
+        """A client that blocks in a synchronous SEND."""
         script = str(ROOT / "tests/support/channel_client.py")
         process = subprocess.Popen(
             [sys.executable, script, self.bus, action], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -214,7 +214,7 @@ def test_bad_arguments_are_errors_of_that_command_only(fd: int) -> None:
     assert ioctl(fd, c.CMD_RECV, aligned(struct.pack("<Q", 1 << 40) + bytes(64))) == -errno.EMSGSIZE
     assert ioctl(fd, c.CMD_SEND, send_struct(0)) == -errno.EFAULT
     assert ioctl(fd, c.CMD_SEND, send_struct(12)) == -errno.EFAULT
-    # A struct that says it goes on where nothing is mapped.
+    # The size of the struct extends into unmapped memory.
     area = mmap.mmap(-1, 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     libc = ctypes.CDLL(None)
@@ -310,7 +310,7 @@ def test_epoll_by_edge_tells_every_message(mount: Mount, fd: int) -> None:
     with select.epoll() as epoll:
         epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         assert epoll.poll(0) == []
-        # Nobody takes a message out: each is an edge though the file was readable before.
+        # No message is received: each is an edge although the file was readable before.
         for _ in range(200):
             ioctl(other, fakes.PUSH)
             assert epoll.poll(PATIENCE) == [(fd, select.EPOLLIN)]
@@ -322,7 +322,7 @@ def test_epoll_by_edge_tells_every_message(mount: Mount, fd: int) -> None:
 
 
 def cpu_time(pid: int) -> int:
-    """ns that all threads of a process have used."""
+    """cpu time of all threads of a process, in ns."""
     files = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(file.read_text().split()[0]) for file in files)
 
@@ -430,7 +430,7 @@ def test_killed_client_is_let_go(mount: Mount, fd: int) -> None:
 
 
 def test_thread_stays_until_its_request_is_answered(mount: Mount, fd: int) -> None:
-    """What makes it safe to reach for a caller by its thread id: killing it does not free the id."""
+    """The invariant behind access by thread id: killing a caller does not free its id."""
     ioctl(fd, fakes.HOLD_INTERRUPTS, 1)
     with mount.client("threaded") as client:
         tid = int(line(client))

@@ -1,4 +1,4 @@
-"""Files of FUSE mounts: those of other kdbusfs mounts are known, and silent servers hold nothing up."""
+"""Files of FUSE mounts: files of other kdbusfs mounts are recognized, and silent servers do not block the daemon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mount
 
 
 def close_quietly(fd: int) -> None:
-    with suppress(OSError):  # what the server, or its end, says to FLUSH
+    with suppress(OSError):  # the reply of the server to FLUSH, or its end
         os.close(fd)
 
 
@@ -104,7 +104,7 @@ def test_a_silent_server_holds_up_nothing_but_the_close_of_its_own_user(client: 
     thread.start()
     thread.join(240)
     assert done == [True]
-    # The close itself waits for its server's FLUSH, and is accounted until it is done.
+    # close(2) waits for FLUSH, and the descriptor is accounted until then.
     closer.threads[0].join(0.2)
     assert host.descriptors.held(0) == 1
     client.end()

@@ -87,7 +87,7 @@ def test_sync_1_a_hang_up_alone_is_not_readable(bench: Bench, tmp_path: os.PathL
     os.close(writer)
     assert bench.wait(50) == []
     time.sleep(0.1)
-    # It is told once, not over and over.
+    # Reported once (edge-triggered).
     assert bench.wait(50) == []
     writer = os.open(path, os.O_WRONLY)
     os.write(writer, b"x")
@@ -115,7 +115,7 @@ def test_a_closed_watch_is_silent_though_the_client_keeps_the_file(bench: Bench)
     before = len(os.listdir("/proc/self/fd"))
     event, other = os.eventfd(0), os.eventfd(0)
     bench.host.watch(bench.take(event), "gone").close()
-    # Its descriptor number is used again.
+    # Its number is reused.
     watch = bench.host.watch(bench.take(other), "other")
     os.eventfd_write(event, 1)
     assert bench.wait(100) == []
@@ -154,7 +154,7 @@ def signalfd() -> int:
 
 
 def test_files_that_cannot_or_must_not_be_polled_are_einval(bench: Bench, tmp_path: os.PathLike[str]) -> None:
-    """An epoll descriptor could ask a hostile file system in turn; a signalfd would tell of our own signals."""
+    """An epoll descriptor may poll a hostile file system; a signalfd would report the daemon's own signals."""
     regular = os.open(os.path.join(tmp_path, "f"), os.O_CREAT | os.O_RDWR)
     epoll = select.epoll()
     kinds = {

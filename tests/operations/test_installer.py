@@ -101,7 +101,7 @@ class Daemon:
         return out
 
     def kill_started(self) -> None:
-        """What a failed test may have left."""
+        """Clean up after a failed test."""
         for process in self.started:
             if process.poll() is None:
                 process.kill()
@@ -109,7 +109,7 @@ class Daemon:
         self.started.clear()
 
     def descriptors(self) -> int:
-        """How many the daemon has open, once no job is left."""
+        """Number of open descriptors of the daemon, once no job is left."""
         return int(self.run("stats"))
 
     def stop(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Daemon:
 
 @contextlib.contextmanager
 def daemon_serving(prefix: tuple[str, ...]) -> Iterator[Daemon]:
-    # pytest's own directories are for their owner only, and clients of other users are run too
+    # pytest's directories are private, and there are clients of other users
     with tempfile.TemporaryDirectory(prefix="installer-") as directory:
         daemon = Daemon(Path(directory), prefix)
         try:
@@ -142,7 +142,7 @@ def serving() -> Iterator[Daemon]:
 
 @pytest.fixture
 def daemon(serving: Daemon) -> Iterator[Daemon]:
-    """The daemon, which has to have as many descriptors after the test as before."""
+    """The daemon; it must not leak descriptors."""
     before = serving.descriptors()
     try:
         yield serving
@@ -302,7 +302,7 @@ class TestDeath:
 
     @pytest.mark.parametrize("leader", [0, 1])
     def test_a_sibling_executed_another_program_before(self, daemon: Daemon, leader: int) -> None:
-        """Its execve and the installer would wait for each other."""
+        """execve(2) of the client and the installer could deadlock."""
         promptly(lambda: seconds(lambda: daemon.run("exec-before", leader)), 1)
 
 
@@ -314,7 +314,7 @@ class TestBlockedMemory:
         daemon.run("fault", 300)
 
     def test_memory_that_comes_too_late(self, daemon: Daemon) -> None:
-        """The job ends without descriptors; the client goes on when it stops at last; others don't notice."""
+        """The job ends without descriptors; the client continues when it finally stops; others are not delayed."""
 
         def play() -> float:
             blocked = daemon.start("fault", 2600)
@@ -327,7 +327,7 @@ class TestBlockedMemory:
         promptly(play, 1.5)
 
     def test_what_a_call_has_made_that_ends_too_late_is_taken_away(self, daemon: Daemon) -> None:
-        """The client is held up in the call that makes its sockets."""
+        """The client blocks in the call that makes its sockets."""
         daemon.run("fault", 2600, 1)
 
 
@@ -460,7 +460,7 @@ class TestBounds:
         assert list(files.slots)[:2] == [-errno.EAGAIN] * 2 and job.error == errno.EAGAIN
 
     def test_memory_that_cannot_be_written(self, make_files: Callable[..., Files]) -> None:
-        """The client's fault is its errno; a flag that cannot be stored changes no result."""
+        """A fault of the client is its errno; a flag that cannot be stored does not change the result."""
         files = make_files()
         for writes, result in (([], 0), ([(8, b"results")], -errno.EFAULT)):
             files.installer.submit(files.job(out=b"", caller=NoMemory(), writes=writes))

@@ -1,22 +1,22 @@
-"""What of the documents was run in this session, and what was not."""
+"""Counts of the document blocks that were run in this session, and the skipped ones."""
 
 from __future__ import annotations
 
 ran: dict[str, int] = {}
-"""How many of each kind, such as commands."""
+"""Number of executed blocks, by kind."""
 not_run: dict[str, str] = {}
-"""Blocks, as DOCUMENT:LINE, with the reason."""
+"""Skipped blocks, as DOCUMENT:LINE, with the reason."""
 
 
 def add(more: dict[str, int], left: dict[str, str]) -> None:
-    """Add the account of another process."""
+    """Add the counts of another process."""
     for what, count in more.items():
         ran[what] = ran.get(what, 0) + count
     not_run.update(left)
 
 
 def lines() -> list[str]:
-    """For the summary of the session; nothing where no document was tested."""
+    """Lines for the summary of the session; none if no document was tested."""
     if not ran:
         return []
     counted = ", ".join(f"{count} {what}" for what, count in sorted(ran.items()))

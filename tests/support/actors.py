@@ -1,4 +1,4 @@
-"""Clients in processes of their own: functions that run in a child, talk with the test, and always end."""
+"""Clients in child processes: functions that exchange values with the test, and are always ended."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ PATIENT = 240.0  # seconds that a message may take
 
 
 def chatter(path: str) -> Callable[[Link], int]:
-    """Two that talk with each other as long as they are asked to, and tell how often; any error fails them."""
+    """Two connections that exchange messages until told to end, and return the count; any error is a failure."""
 
     def chat(link: Link) -> int:
         rounds = 0

@@ -1,4 +1,4 @@
-"""Short forms for what tests of the core do over and over: requests, signals, files, and reading queues."""
+"""Helpers for tests of the core: requests, signals, files, queues."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def slots(client: Client) -> int:
 
 
 def at_rest(client: Client) -> bool:
-    """Whether nothing is left of messages in the connection: no slice, no entry, no tracker, no slot."""
+    """Whether the connection holds nothing of any message: no slice, queue entry, tracker or request slot."""
     connection = client.connection
     return not (
         connection.pool.slices

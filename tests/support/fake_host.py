@@ -1,4 +1,4 @@
-"""The world of a domain in memory: what `kdbusfs.core` needs of a host, without Linux."""
+"""Fakes of the ports of `kdbusfs.core`, without Linux; tests/operations/test_ports.py compares them with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OVERFLOW_ID = 65534
 
 
 class FakeMemory(Memory):
-    """Pool memory that a test can look into."""
+    """Pool memory that a test can inspect."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -48,7 +48,7 @@ class FakeMemory(Memory):
 
 @dataclass
 class FakeFile:
-    """A passed file; `open_count` shows whether the core let go of it exactly once."""
+    """A passed file; `open_count` is its reference count."""
 
     seal_bits: int | None = None
     length: int = 0
@@ -99,7 +99,7 @@ class FakeProcess:
     meanwhile: Callable[[], object] | None = None  # what others do while it next holds up an access to its memory
 
     def access(self) -> None:
-        """Before each access to it: hold it up, and find out whether it is gone."""
+        """Call before each access: block as `hold_up`; raises CommandError(ESRCH) if the process is gone."""
         self.hold_up()
         if not self.alive:
             raise CommandError(ESRCH, "gone")
@@ -276,10 +276,10 @@ class FakeClock:
 
 
 class FakeTurn(Turn):
-    """A turn that a test can look into.
+    """A turn that a test can inspect.  It pauses each time that the core reports work.
 
-    meanwhile: what others do whenever the core lets them, which is each time that it tells of work; pauses: how often
-    that was; longest_ns: the most cpu time between two of them, since `watch`.
+    meanwhile: called in each pause, to act as other clients; pauses: their number; longest_ns: the longest cpu time
+    between two pauses, since `watch`.
     """
 
     def __init__(self) -> None:
@@ -290,12 +290,12 @@ class FakeTurn(Turn):
         self._since: int | None = None
 
     def watch(self) -> None:
-        """Measure from now on."""
+        """Start to measure."""
         self.pauses = self.longest_ns = 0
         self._since = thread_time_ns()
 
     def stop(self) -> None:
-        """Measure no more: the last stretch ends here."""
+        """Stop to measure; counts the time since the last pause."""
         self._measure()
         self._since = None
 

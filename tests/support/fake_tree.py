@@ -1,4 +1,4 @@
-"""Stand-ins for what the tree is made with: just enough of a core, a host and a table of files."""
+"""Fakes for the tree: minimal core, host and table of open files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdbusfs.base.errors import CommandError
 
 @dataclass(eq=False)
 class FakeMemory:
-    """Counts how often it is closed, and notes which inodes have copies."""
+    """Counts its closes, and records the inodes with copies."""
 
     backing_id: int
     closed: int = 0
@@ -73,13 +73,13 @@ class FakeHandle:
 
 
 class FakeFiles:
-    """The table of open files as fuse/files.py has it, without the native side."""
+    """The table of open files, as fuse/files.py without the C part."""
 
     def __init__(self) -> None:
         self.handles: dict[int, FakeHandle] = {}
         self.answers: dict[int, tuple[int, int]] = {}
         self.is_full = False
-        self.room: dict[int, int] = {}  # of users that have a bound
+        self.room: dict[int, int] = {}  # by user, for users with a bound
         self._users: dict[FakeHandle, int] = {}
         self._next = 1 << 32
 

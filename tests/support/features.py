@@ -1,4 +1,4 @@
-"""What the kernel has that a test needs, found out by use."""
+"""Kernel features that tests need, detected by use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PID_FROM_PIDNS = 0x8004B706
 
 
 def has_passthrough() -> bool:
-    """Whether FUSE can give clients the memory of their pools itself (Linux 6.9)."""
+    """Whether FUSE passthrough works (Linux 6.9)."""
     device = os.open("/dev/fuse", os.O_RDWR)
     try:
         fcntl.ioctl(device, _BACKING_OPEN, bytes(16))
@@ -25,7 +25,7 @@ def has_passthrough() -> bool:
 
 
 def has_thread_pidfds() -> bool:
-    """Whether a pidfd can be of a thread (Linux 6.9)."""
+    """Whether thread pidfds exist (Linux 6.9)."""
     try:
         os.close(os.pidfd_open(threading.get_native_id(), os.O_EXCL))
     except OSError:
@@ -34,7 +34,7 @@ def has_thread_pidfds() -> bool:
 
 
 def tells_foreign_pids() -> bool:
-    """Whether the kernel tells which process the number of another pid namespace means (Linux 6.11)."""
+    """Whether the kernel translates pids of other namespaces (Linux 6.11)."""
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
     try:
         return bool(fcntl.ioctl(namespace, _PID_FROM_PIDNS, os.getpid()))

@@ -1,4 +1,4 @@
-"""What a daemon holds at one moment, and that it goes back there."""
+"""Snapshots of the resources of a daemon, to show that they are released."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Footprint:
 
 
 def descriptors(pid: int) -> list[str]:
-    """What the open descriptors of a process are, without numbers that differ from time to time."""
+    """The kinds of the open descriptors of a process, without variable numbers."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -68,7 +68,7 @@ def descriptors(pid: int) -> list[str]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has for itself: shared pools do not count."""
+    """Bytes of private memory of a process, without shared pools."""
     match = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match is not None
     return int(match[1]) << 10

@@ -1,4 +1,4 @@
-"""A function run in a child process, for what a test cannot do to itself: another user, a fatal signal, an exit."""
+"""Run a function in a child process: as another user, or with a fatal signal or exit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fatal(Exception):  # noqa: N818 - what a test may well expect
 
 
 def forked(play: Callable[[], Any], *, uid: int | None = None) -> Any:
-    """What `play` returns in a child, as the user `uid` without groups; raises what it raises there, or Fatal."""
+    """Run `play` in a child as user `uid` without groups.  Returns its result; raises its exception, or Fatal."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         # The only other thread of the test process sleeps: nothing can be torn.

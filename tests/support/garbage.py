@@ -1,4 +1,4 @@
-"""Finds what the reference counts leave behind: objects of the program that only Python's collector would free."""
+"""Finds reference cycles: objects of the program that only the cyclic collector would free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Garbage:
 
 @contextlib.contextmanager
 def watched(package: str = "kdbusfs") -> Iterator[Garbage]:
-    """Let nothing be collected, and tell what of `package` is unreachable at the end though its count is not zero."""
+    """Disable collection, and report the unreachable objects of `package` at the end."""
     garbage = Garbage()
     was_enabled = gc.isenabled()
     gc.collect()

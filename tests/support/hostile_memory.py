@@ -1,4 +1,4 @@
-"""A client whose memory does not come when it is read: `hostile_memory.py KIND BUS FILE [COUNT [UID]]`.
+"""A client whose memory blocks whoever reads it: `hostile_memory.py KIND BUS FILE [COUNT [UID]]`.
 
 It says "ready" when it is, goes on at a line of input, and at the end says one line of JSON: the errno of each command,
 and what it received of what it sent to itself.
@@ -34,7 +34,7 @@ _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
 
 
 def memory(pages: int) -> int:
-    """Memory of our own."""
+    """Anonymous memory; returns its address."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     address = _libc.mmap(None, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
     assert address
@@ -55,7 +55,7 @@ class Client:
     def __init__(self, bus: str, file: str) -> None:
         self.bus = bus
         self.connection = Connection(bus, pool_size=1 << 20)
-        # Last: a process that serves it itself, and fails, would wait for itself to close it.
+        # Last: a process that serves the file itself would deadlock when it closes it.
         self.file = os.open(file, os.O_RDONLY)
 
     def page(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""A process in namespaces of its own that does what a test tells it.
+"""A process in namespaces of its own that executes code for a test.
 
 As a script: `peer.py FLAGS CREDENTIALS`; FLAGS are of unshare(2), CREDENTIALS "uid:gid" to take inside, or "-".
 It says when it is unshared, waits until its id maps are written, and then runs what comes: one JSON string of
@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class PeerError(Exception):
-    """What the other process ran into: name of the exception's type, its errno if it has one, its text."""
+    """An exception of the other process: type, errno if it has one, text."""
 
     def __init__(self, name: str, errno: int | None, text: str) -> None:
         super().__init__(name, errno, text)
@@ -70,7 +70,7 @@ class Peer:
             raise
 
     def __call__(self, code: str) -> Any:
-        """Run `code` there; gives what it leaves in `result`.  Raises PeerError."""
+        """Run `code` there and return its variable `result`.  Raises PeerError."""
         self._to.write(json.dumps(code).encode() + b"\n")
         self._to.flush()
         return self._answer()
@@ -92,7 +92,7 @@ class Peer:
         self.close()
 
     def close(self) -> None:
-        """End it."""
+        """Kill it."""
         with contextlib.suppress(OSError):
             self._to.close()
         try:

@@ -1,4 +1,4 @@
-"""Shows that nothing waits for what it should not, on machines where everything may take long."""
+"""Asserts that an action does not block, on machines with any load."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ ATTEMPTS = 10
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long `action` takes."""
+    """The duration of `action`, in seconds."""
     began = time.monotonic()
     action()
     return time.monotonic() - began
 
 
 def promptly(play: Callable[[], float], limit: float) -> None:
-    """Run `play`, which tells how many seconds something took, until that is less than `limit`.
+    """Repeat `play`, which returns a duration in seconds, until that is below `limit`.
 
-    A wait in the code makes every attempt take longer, other load on the machine only some.  AssertionError if no
-    attempt was fast enough, and whatever `play` raises.
+    Blocking code delays every attempt, load on the machine only some.  AssertionError if no attempt was fast enough.
     """
     took: list[float] = []
     while not took or took[-1] >= limit:

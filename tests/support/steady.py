@@ -1,4 +1,4 @@
-"""A service and callers that must not notice what others on the bus do: every call has its answer."""
+"""A service and callers whose calls must all be answered, whatever other clients do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _until_told(link: Link) -> threading.Event:
 
 
 def _service(root: Path) -> Callable[[Link], int]:
-    """Owns a bus, its name, a policy for it, an endpoint that shows it; answers every call."""
+    """Owns a bus, a name, a policy for it and a custom endpoint; answers every call."""
 
     def serve(link: Link) -> int:
         answered = 0
@@ -58,7 +58,7 @@ def _service(root: Path) -> Callable[[Link], int]:
 
 
 def _caller(path: str) -> Callable[[Link], int]:
-    """Asks without end, in every way there is."""
+    """Calls in all ways until it is told to end."""
 
     def ask(link: Link) -> int:
         reading, _writing = os.pipe()
