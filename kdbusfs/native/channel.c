@@ -261,6 +261,12 @@ static void serve_poll(struct kfs_channel *ch)
 
 /* --- the step --------------------------------------------------------------------------------------- */
 
+/* The kernel forgets the inodes of files that are closed: nobody waits for that either. */
+static int comes_with_closes(uint32_t opcode)
+{
+	return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR || opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET;
+}
+
 static int serve(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
@@ -269,7 +275,7 @@ static int serve(struct kfs_channel *ch)
 	if (in->opcode == FUSE_NOTIFY_REPLY)
 		return AGAIN;
 	ch->counts->requests++;
-	if (in->opcode != FUSE_RELEASE && in->opcode != FUSE_RELEASEDIR)
+	if (!comes_with_closes(in->opcode))
 		kfs_other_than_close(ch->private_->mount);
 	switch (in->opcode) {
 	case FUSE_IOCTL:

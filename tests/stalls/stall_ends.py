@@ -5,6 +5,7 @@ It wants compiled modules.  The measure is `longest_turn_us` of `stats`: cpu tim
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -24,6 +25,7 @@ NAMES = 256
 REQUESTS = 128
 POOL = 1 << 16
 FAR = 1000.0
+FILES = 16384
 
 
 @pytest.fixture
@@ -105,3 +107,21 @@ def test_rep_11_who_owes_many_replies(domain_mount: DomainMount, bus: BusOwner) 
     assert longest_turn(domain_mount, server.close, len(clients)) < TURN_MAX_US
     for client in clients:
         client.close()
+
+
+def test_close_1_as_many_files_as_a_user_may_have(domain_mount: DomainMount, bus: BusOwner) -> None:
+    """Files and directories that never had a command: each close is a turn of its own, whatever comes first."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files = []
+    for path in (bus.path, bus.directory):
+        with contextlib.suppress(OSError):  # a quarter of what the daemon may have open
+            for _ in range(FILES // 2):
+                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    assert len(files) > 1000
+
+    def close() -> None:
+        for file in files:
+            os.close(file)
+
+    assert longest_turn(domain_mount, close, 0) < TURN_MAX_US

@@ -584,8 +584,10 @@ def test_closes_that_wait_come_between_others_too(kernel: Kernel) -> None:
     other = channel.slot_new()
     for _ in range(40):
         close(kernel, channel.slot_new())
-    for _ in range(32):
-        assert kernel.step() == RELEASE
+        kernel.ask(FUSE_FORGET, struct.pack("<Q", 1))
+    kinds = [kernel.step() for _ in range(72)]
+    assert kinds == [RELEASE, FORGET] * 32 + [FORGET] * 8, "inodes that go with them are no other requests"
+    assert channel.closed == 8
     for _ in range(8):
         kernel.poll(other, kh=1)
     assert kernel.step() == RELEASE
