@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOSYS, ENOTTY, EPERM, ESRCH
 
+from kdbusfs.failure import EXIT_SYSTEM, MountError
 from kdbusfs.host.confinement import (
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
@@ -18,6 +20,8 @@ from kdbusfs.host.confinement import (
 )
 from kdbusfs.host.reach import Reach
 from kdbusfs.rehearsal import Outcome, Step
+
+log = logging.getLogger("kdbusfs")
 
 _SHORTAGE = frozenset((ENOMEM, ENOSPC, ENOBUFS, EAGAIN))
 _REFUSAL = frozenset((EPERM, EACCES, ENOSYS, ENOTTY, ESRCH))  # ENOTTY is what an ioctl makes of ENOSYS
@@ -143,3 +147,11 @@ def _installation(outcome: Outcome, found: Confinement, reached: Reach | None) -
         return [f"clients with a seccomp filter {what}: {because}; {allowing(found, _outside(found))}"]
     error = outcome.failed.get(Step.DESCRIPTOR, EACCES)
     return [f"clients {what}: {shortage(error, found) if error in _SHORTAGE else os.strerror(error)}"]
+
+
+def warn(found: Verdict) -> None:
+    """Log what some clients have to do without.  Raises MountError if none can be served."""
+    if found.fatal:
+        raise MountError(EXIT_SYSTEM, found.fatal)
+    for text in found.warnings:
+        log.warning("%s", text)

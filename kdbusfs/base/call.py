@@ -21,8 +21,16 @@ IOC_WRITE: Final = 1 << 30
 IOC_READ: Final = 1 << 31
 """In a request number: the struct travels back with the answer."""
 
+_SIZE_SHIFT: Final = 16
+_SIZE_MASK: Final = 0x3FFF
+
 _U64: Final = Struct("<Q")
 _I32: Final = Struct("<i")
+
+
+def struct_size(number: int) -> int:
+    """Bytes of the fixed struct that a request number stands for."""
+    return number >> _SIZE_SHIFT & _SIZE_MASK
 
 
 class Pinned(Protocol):

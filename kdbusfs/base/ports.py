@@ -17,6 +17,7 @@ from mypy_extensions import mypyc_attr
 from .identity import NO_ID, Creds, Pids
 
 if TYPE_CHECKING:
+    from .call import Call
     from .handle import Handle
 
 
@@ -141,6 +142,9 @@ class Caller:
     def reset(self, tid: int, pidfd: int = -1) -> None:
         """Stand for thread `tid` from now on.  pidfd: of it and not to be closed, or -1."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what it holds; it stands for no thread then."""
 
     @property
     def user_ns(self) -> int:
@@ -302,6 +306,34 @@ class Turn:
 
     def pause(self) -> bool:
         """Let others be served if this turn has lasted long enough; whether they may have been."""
+        raise NotImplementedError
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ServedDomain:
+    """What a domain is for whoever serves it.
+
+    changed: handles whose `poll()` may have changed, and completed: deferred calls with their result; both are taken
+    after every entry.
+    """
+
+    changed: list[Handle]
+    completed: list[Call]
+
+    def interrupt(self, call: Call) -> None:
+        """A signal is pending for the caller of a deferred call."""
+        raise NotImplementedError
+
+    def next_deadline(self) -> int:
+        """CLOCK_MONOTONIC ns of the next thing to expire; 0: none."""
+        raise NotImplementedError
+
+    def expire(self, now: int) -> None:
+        """Do what is due at `now`."""
+        raise NotImplementedError
+
+    def shutdown(self) -> None:
+        """End everything."""
         raise NotImplementedError
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING
 
+from ..base.ports import ServedDomain
 from .deadlines import Deadlines
 from .ends import Ends
 from .metadata import DEFAULT_MASK
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .reply import Tracker
 
 
-class DomainState:
+class DomainState(ServedDomain):
     """What all buses and connections of a domain share.
 
     host: the world; turn: of the host; users: with their accounts of memory;

@@ -6,12 +6,12 @@ import errno
 import os
 from collections.abc import Callable
 from struct import Struct
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..abi.commands import ENDPOINT_FILE, Command
 from ..abi.families import FAMILIES
-from ..native import _native as _untyped
 from ..native import calls
+from ..native._native import ffi, lib
 from ..native.calls import address_of
 from .protocol import (
     INIT,
@@ -27,8 +27,8 @@ from .protocol import (
     parse_forget,
 )
 
-ffi: Final[Any] = _untyped.ffi
-lib: Final[Any] = _untyped.lib
+if TYPE_CHECKING:
+    from ..native import _native
 
 IOCTL: Final = 1
 INTERRUPT: Final = 2
@@ -42,7 +42,7 @@ RELEASE: Final = 9
 FORGET: Final = 10
 
 NOTHING: Final = -2147483647
-"""Of a result: there is nothing to answer."""
+"""Sentinel result: no reply is due."""
 
 NS_PER_MS: Final = 1_000_000
 
@@ -105,8 +105,8 @@ class Channel:
     fuse_fd: /dev/fuse; O_NONBLOCK is set and cleared on it.  tree_fd: our end of the SOCK_SEQPACKET pair.
     event_fd: an eventfd that ends a wait when it is written.  No descriptor is closed here.
 
-    A channel belongs to one thread.  Other threads of the same mount have a `twin`, and all of them share the fhs;
-    which one may use them now is a matter of ownership (fuse.ownership).
+    A channel belongs to one thread.  Other threads of the same mount have their own (`for_thread`), and all of them
+    share the fhs; which one may use them now is a matter of ownership (fuse.ownership).
     """
 
     __slots__ = (
@@ -122,7 +122,7 @@ class Channel:
     address: int
     """Of the native structure, for `native.calls`."""
 
-    native: Any
+    native: _native.Channel
     """The native structure: its members, and those of the request, are read directly where speed counts."""
 
     command: memoryview
@@ -154,7 +154,7 @@ class Channel:
             told, count = command.tells_flags_at, 2 if command.offered else 1
             check(lib.kfs_channel_frees(native, file, number, at, flags, told, count, command.offered))
 
-    def _use(self, native: Any) -> None:
+    def _use(self, native: _native.Channel) -> None:
         if native == ffi.NULL:
             raise MemoryError
         self.native = native
@@ -166,11 +166,11 @@ class Channel:
         self.request = memoryview(ffi.buffer(native.request, lib.KFS_REQUEST_MAX))
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
 
-    def twin(self) -> Channel:
+    def for_thread(self) -> Channel:
         """Another channel of the mount, for another thread.  Raises MemoryError."""
-        twin = Channel.__new__(Channel)
-        twin._use(lib.kfs_channel_twin(self.native))
-        return twin
+        channel = Channel.__new__(Channel)
+        channel._use(lib.kfs_channel_for_thread(self.native))
+        return channel
 
     def take(self) -> int:
         """Let the calling thread have this channel, and wait until it owns the core: OWNER; or END.
@@ -201,8 +201,9 @@ class Channel:
 
     def close(self) -> None:
         """Free the native side.  Nothing else may be asked of the channel then."""
-        native, self.native = self.native, None
-        if native is not None:
+        if hasattr(self, "native"):
+            native = self.native
+            del self.native
             lib.kfs_channel_free(native)
 
     def step(self, deadline: int, result: int) -> int:

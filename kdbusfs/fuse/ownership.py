@@ -86,7 +86,7 @@ def signals_blocked() -> Iterator[None]:
 class Readers:
     """The threads that own the core in turn.
 
-    channel: of the mount; every thread gets a twin of it.  serve: called by a thread that has become the owner for
+    channel: of the mount; every thread gets one of its own.  serve: called by a thread that has become the owner for
     the first time; when it returns the thread ends.  fail: called by one that cannot become it, with the reason.
     """
 
@@ -181,7 +181,7 @@ class Readers:
 
     def _run(self) -> None:
         try:
-            channel = self._channel.twin()
+            channel = self._channel.for_thread()
         except MemoryError as fault:
             self._fail(fault)
             return

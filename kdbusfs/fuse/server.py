@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from ..base.ports import ServedDomain
 from ..native.calls import step
 from .channel import (
     END,
@@ -25,9 +26,9 @@ from .channel import (
     Channel,
     check,
 )
+from .error_log import ErrorLog
 from .ownership import Readers
-from .requests import Domain as RequestsDomain
-from .requests import Faults, Requests
+from .requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +37,6 @@ LINGER_NS: Final = 2_000_000_000
 
 _END_PATIENCE: Final = 2.0
 """Seconds that the reader threads may take to end; those that are stuck never do."""
-
-
-class Domain(RequestsDomain, Protocol):
-    """What the loop needs of the core's domain."""
-
-    def next_deadline(self) -> int:
-        """CLOCK_MONOTONIC ns of the next thing to expire; 0: none."""
-
-    def expire(self, now: int) -> None:
-        """Whatever is due at `now` is."""
-
-    def shutdown(self) -> None:
-        """Everything ends."""
 
 
 class Tree(Protocol):
@@ -82,7 +70,7 @@ class Server:
     """Drives a mount.  `on_event` are called when the event descriptor was written, `on_release` when a file
     was closed, `on_tree` when the tree has answered a request.
 
-    channel, requests: of the mount; every reader thread has its own twins of them (fuse.ownership).
+    channel, requests: of the mount; every reader thread has its own ones (fuse.ownership).
     tree: is told what needs no answer of pyfuse3.
     """
 
@@ -90,8 +78,8 @@ class Server:
         "_amendments",
         "_channel",
         "_domain",
+        "_errors",
         "_failure",
-        "_faults",
         "_is_owned",
         "_limit",
         "_linger_ns",
@@ -112,11 +100,11 @@ class Server:
         channel: Channel,
         amendments: Amendments,
         requests: Requests,
-        domain: Domain,
+        domain: ServedDomain,
         wakeup: Wakeup,
         tree: Tree,
         *,
-        faults: Faults,
+        errors: ErrorLog,
         on_event: Sequence[Callable[[], None]] = (),
         on_release: Callable[[], None] = lambda: None,
         on_tree: Callable[[], None] = lambda: None,
@@ -128,7 +116,7 @@ class Server:
         self._domain = domain
         self._wakeup = wakeup
         self._tree = tree
-        self._faults = faults
+        self._errors = errors
         self._on_event = on_event
         self._on_release = on_release
         self._on_tree = on_tree
@@ -173,7 +161,7 @@ class Server:
         """The life of a reader thread, from when it first owns the core."""
         self._is_owned = True
         try:
-            requests = self._requests.twin(channel)
+            requests = self._requests.for_thread(channel)
             try:
                 if not self._take_turns(channel, requests):
                     return
@@ -225,7 +213,7 @@ class Server:
         """Until when a stopped server goes on; -1 when it ends now."""
         if not self._limit:
             self._requests.announce_answers()
-        if not self._requests.answering:
+        if not self._requests.is_answering:
             return -1
         now = time.monotonic_ns()
         if not self._limit:
@@ -234,7 +222,7 @@ class Server:
 
     def _other(self, kind: int, channel: Channel, requests: Requests) -> None:
         try:
-            requests.settle()
+            requests.tell_freed()
             if kind == TREE:
                 self._amendments.apply(channel)
                 self._on_tree()
@@ -254,20 +242,20 @@ class Server:
             elif kind == OWNER:
                 self._readers.ask_for_spares()
         except Exception:
-            self._faults.report("a request failed unexpectedly")
+            self._errors.report("a request failed unexpectedly")
         self._drain(requests)
 
     def _drain(self, requests: Requests) -> None:
         try:
             requests.drain()
         except Exception:
-            self._faults.report("an effect of a command failed unexpectedly")
+            self._errors.report("an effect of a command failed unexpectedly")
 
     def _shut_down(self, channel: Channel, requests: Requests) -> None:
         try:
             self._domain.shutdown()
         except Exception:
-            self._faults.report("the domain does not end as it should")
+            self._errors.report("the domain does not end as it should")
         self._drain(requests)
         requests.finish_jobs()
         requests.abandon()

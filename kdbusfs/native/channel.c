@@ -78,7 +78,7 @@ struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd)
 }
 
 /* Another channel of the same mount, for another thread: with buffers and a request of its own. */
-struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch)
+struct kfs_channel *kfs_channel_for_thread(struct kfs_channel *ch)
 {
 	struct kfs_channel *twin = new_channel(ch->private_->mount);
 

@@ -88,7 +88,7 @@ struct kfs_channel {
 };
 
 struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd);
-struct kfs_channel *kfs_channel_twin(struct kfs_channel *ch);
+struct kfs_channel *kfs_channel_for_thread(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
 int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);

@@ -18,8 +18,9 @@ import pyfuse3
 import trio
 
 from kdbusfs.fuse.channel import Amendments, Channel
+from kdbusfs.fuse.error_log import ErrorLog
 from kdbusfs.fuse.files import OpenFiles
-from kdbusfs.fuse.requests import Faults, Requests
+from kdbusfs.fuse.requests import Requests, SharedState
 from kdbusfs.fuse.server import Server, Wakeup
 from tests.support.channel_fakes import Caller, Domain
 from tests.support.channel_tree import Tree
@@ -47,10 +48,10 @@ def main() -> None:
         channel.set_tree_timeout(int(sys.argv[2]))
     files = OpenFiles(channel)
     tree = Tree(domain, files)
-    faults = Faults()
-    requests = Requests(channel, files, domain, Caller, faults=faults)
+    errors = ErrorLog()
+    requests = Requests(channel, SharedState(files, domain, Caller, None, errors))
     amendments = Amendments(tree, files.open_answer, passthrough=True)
-    server = Server(channel, amendments, requests, domain, wakeup, tree, faults=faults)
+    server = Server(channel, amendments, requests, domain, wakeup, tree, errors=errors)
 
     pyfuse3.init(tree, f"/dev/fd/{theirs.fileno()}", {"fsname=channel-test"})
     threading.Thread(target=trio.run, args=(pyfuse3.main,), daemon=True).start()

@@ -14,6 +14,7 @@ from kdbusfs.base.call import PENDING, Call
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.handle import Handle as CoreHandle
 from kdbusfs.base.ports import Caller as CoreCaller
+from kdbusfs.base.ports import ServedDomain
 
 INTERRUPTED = -512
 
@@ -51,7 +52,7 @@ class Caller(CoreCaller):
         return self
 
 
-class Domain:
+class Domain(ServedDomain):
     """One counter of messages that all handles share, and the calls that wait."""
 
     def __init__(self) -> None:

@@ -15,7 +15,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,13 +49,16 @@ from kdbusfs.fuse.channel import (
     TREE,
     Amendments,
     Channel,
-    ffi,
-    lib,
 )
+from kdbusfs.fuse.error_log import ErrorLog
 from kdbusfs.fuse.files import OpenFiles
-from kdbusfs.fuse.requests import Faults, Requests
+from kdbusfs.fuse.requests import Requests, SharedState
+from kdbusfs.fuse.responder import ClientFiles, JobContext
 from kdbusfs.fuse.server import LINGER_NS, Server, Wakeup
+from kdbusfs.host.installer import Installer as RealInstaller
+from kdbusfs.host.job import Job
 from kdbusfs.native import calls
+from kdbusfs.native._native import ffi, lib
 from tests.support import channel_fakes as fakes
 from tests.support.channel_client import aligned
 
@@ -1078,11 +1080,7 @@ def installation_of(account: Account) -> tuple[Installation, Pool]:
     return Installation(entries, Resources(account, 1), 64, 1), pool
 
 
-class Job(SimpleNamespace):
-    """An installer.Job whose members the tests look at."""
-
-
-class Installer:
+class Installer(RealInstaller):
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.through: list[Job] = []
@@ -1102,6 +1100,16 @@ class Installer:
         return through
 
 
+class NoNodes:
+    """A tree that knows no file."""
+
+    def node_of(self, fh: int) -> int:
+        return 0
+
+    def only_node_of(self, fh: int) -> int:
+        return 0
+
+
 class Bench:
     """Requests over the fake kernel, with one open file."""
 
@@ -1111,17 +1119,12 @@ class Bench:
         self.files = OpenFiles(kernel.channel)
         self.handle = self.domain.open()
         self.fh = self.files.add(self.handle, 1, 0)
-        self.faults = Faults()
-        self.requests = Requests(
-            kernel.channel,
-            self.files,
-            self.domain,
-            fakes.Caller,
-            installer=installer,
-            make_job=Job,
-            swap_path=lambda fh: f"/mount/.conn-{fh}",
-            faults=self.faults,
-        )
+        self.errors = ErrorLog()
+        files = None
+        if installer is not None:
+            files = ClientFiles(installer, NoNodes(), None, lambda fh: f"/mount/.conn-{fh}")
+        self.shared = SharedState(self.files, self.domain, fakes.Caller, files, self.errors)
+        self.requests = Requests(kernel.channel, self.shared)
 
     def turn(self) -> None:
         """Serve the ioctl that was asked for."""
@@ -1168,7 +1171,7 @@ def test_interrupt_of_what_has_to_be_installed_is_passed_on(kernel: Kernel) -> N
     installer = Installer()
     bench = Bench(kernel, installer)
     for jobs, seen in ((0, []), (1, [22])):
-        bench.requests._ledger.jobs = jobs
+        bench.shared.pending.jobs = jobs
         kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", 22))
         assert kernel.step() == INTERRUPT
         bench.requests.interrupt()
@@ -1182,12 +1185,12 @@ def test_fault_of_ours_is_logged_once_and_the_client_gets_eio(kernel: Kernel, ca
         bench.turn()
         assert kernel.result()[:2] == (unique, -errno.EIO)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert bench.faults.count == 5
+    assert bench.errors.count == 5
 
 
 def test_faults_are_logged_once_a_minute_for_each_place(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    faults = Faults(clock=lambda: now)
+    errors = ErrorLog(clock=lambda: now)
 
     def here(where: int) -> None:
         try:
@@ -1195,7 +1198,7 @@ def test_faults_are_logged_once_a_minute_for_each_place(caplog: pytest.LogCaptur
                 raise ValueError
             raise KeyError
         except (ValueError, KeyError):
-            faults.report("what")
+            errors.report("what")
 
     for at, where, count in ((0, 0, 1), (1, 1, 2), (59, 0, 2), (60, 0, 3), (61, 1, 4), (62, 1, 4)):
         now = float(at)
@@ -1218,6 +1221,7 @@ def test_hello_is_answered_by_a_job_that_swaps(kernel: Kernel, monkeypatch: pyte
     assert bench.requests.jobs == 1
     # The file may be closed meanwhile: what the job needs stays.
     bench.files.remove(bench.fh)
+    assert isinstance(job.context, JobContext)
     assert job.context.handle is bench.handle
     installer.through = installer.jobs
     bench.requests.finish_jobs()
@@ -1257,7 +1261,8 @@ def test_descriptors_are_installed_by_a_job(kernel: Kernel, monkeypatch: pytest.
     unique, account, _ = receive(bench, monkeypatch)
     assert kernel.is_silent()
     (job,) = installer.jobs
-    assert (job.unique, job.entries, job.swap) == (unique, [(42, "pointer to 128")], None)
+    entries: list[tuple[int, object]] = [*job.entries]
+    assert (job.unique, entries, job.swap) == (unique, [(42, "pointer to 128")], None)
     assert job.flags_offset == 64
     assert job.incomplete_flags == 1
     assert account.used == 1
@@ -1460,7 +1465,7 @@ def server_of(bench: Bench, linger_ns: int = LINGER_NS) -> Server:
         bench.domain,
         kernel.wakeup,
         NoTree(),
-        faults=bench.faults,
+        errors=bench.errors,
         linger_ns=linger_ns,
     )
 

@@ -23,7 +23,7 @@ class Seats:
         self.enough = threading.Semaphore(0)
         self.over = threading.Event()
 
-    def twin(self) -> Seats:
+    def for_thread(self) -> Seats:
         return self
 
     def take(self) -> int:

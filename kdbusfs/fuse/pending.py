@@ -1,0 +1,35 @@
+"""The calls of a mount that are not answered yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
+
+if TYPE_CHECKING:
+    from ..base.call import Call
+
+
+@mypyc_attr(acyclic=True, free_list_len=1)
+class DeferredCall:
+    """A call that the core answers later.  fh: its open file; tid, uid: the thread that is blocked in it, and whose."""
+
+    __slots__ = ("call", "fh", "tid", "uid")
+
+    def __init__(self, call: Call, fh: int, tid: int, uid: int) -> None:
+        self.call = call
+        self.fh = fh
+        self.tid = tid
+        self.uid = uid
+
+
+class PendingCalls:
+    """deferred: the calls that the core answers later, by the unique of their request; jobs: how many are with the
+    installer.
+    """
+
+    __slots__ = ("deferred", "jobs")
+
+    def __init__(self) -> None:
+        self.deferred: dict[int, DeferredCall] = {}
+        self.jobs = 0

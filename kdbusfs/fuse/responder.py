@@ -1,0 +1,256 @@
+"""Answers ioctls: at once, after the client's copies of its pool are up to date, or by the installer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EPERM
+from typing import TYPE_CHECKING, Protocol, cast
+
+from ..base.call import IOC_READ, Call, Installation, struct_size
+from ..base.errors import CommandError
+from ..base.handle import Handle
+from ..host.job import Job
+from ..native.calls import answer
+from .channel import Channel
+from .error_log import ErrorLog
+from .pending import DeferredCall, PendingCalls
+
+if TYPE_CHECKING:
+    from ..host.copies import Stores
+    from ..host.installer import Installer
+    from ..host.store_memory import Storer
+    from ..native._native import CData
+
+
+class _OpenFile(Protocol):
+    """A file of the core's that the daemon has open."""
+
+    fd: int
+
+
+class _MappedMemory(Protocol):
+    """The memory of a pool, in which the number of a descriptor is stored."""
+
+    def pin(self, offset: int) -> tuple[CData, object]:
+        """An int32 pointer to `offset`, and what keeps it valid."""
+
+
+class Nodes(Protocol):
+    """What the responder needs of the tree."""
+
+    def node_of(self, fh: int) -> int:
+        """The node id that `fh` is an open of."""
+
+    def only_node_of(self, fh: int) -> int:
+        """The same; 0 if others have it open as well."""
+
+
+class ClientFiles:
+    """What changes the files of clients: their descriptors, and the copies that they have of their pools.
+
+    installer: gives descriptors to clients; storer: brings their copies up to date; swap_path: gives the path of the
+    private file of an fh's connection, None if connections keep the file that they have opened.
+    """
+
+    __slots__ = ("installer", "nodes", "storer", "swap_path")
+
+    def __init__(
+        self, installer: Installer, nodes: Nodes, storer: Storer | None, swap_path: Callable[[int], str] | None
+    ) -> None:
+        self.installer = installer
+        self.nodes = nodes
+        self.storer = storer
+        self.swap_path = swap_path
+
+
+class JobContext:
+    """What a job of the installer keeps alive."""
+
+    __slots__ = ("handle", "installation", "pinned")
+
+    def __init__(self, installation: Installation | None, handle: Handle | None, pinned: list[object]) -> None:
+        self.installation = installation
+        self.handle = handle
+        self.pinned = pinned
+
+
+class Swap:
+    """The file that a new connection moves to at HELLO.
+
+    path: of the private file, None: it keeps the file that it has; node: the one that this is of; unswapped: what shows
+    the client its pool there, if nothing is swapped.
+    """
+
+    __slots__ = ("node", "path", "unswapped")
+
+    def __init__(self, path: str | None = None, node: int = 0, unswapped: Stores | None = None) -> None:
+        self.path = path
+        self.node = node
+        self.unswapped = unswapped
+
+
+class Responder:
+    """Answers the calls of one mount, for whichever thread owns the core.
+
+    files: None if nothing can be done to the files of clients.
+    """
+
+    __slots__ = ("_errors", "_files", "_pending")
+
+    def __init__(self, files: ClientFiles | None, pending: PendingCalls, errors: ErrorLog) -> None:
+        self._files = files
+        self._pending = pending
+        self._errors = errors
+
+    def answer(
+        self, channel: Channel, unique: int, call: Call, result: int, handle: Handle | None, fh: int, tid: int
+    ) -> None:
+        """Answer request `unique` of thread `tid` now, or let the installer do it, after giving it descriptors.
+
+        Raises CommandError for client memory that does not take the results.
+        """
+        installation, call.installation = call.installation, None
+        swap = self._swap_of(handle, fh) if call.becomes_connection else None
+        is_job = installation is not None or (swap is not None and swap.path is not None) or bool(call.writes)
+        out = call.returned(struct_size(call.number) if call.number & IOC_READ else 0)
+        if not is_job and (handle is None or not handle.is_copied):
+            answer(channel.address, fh, call.number, unique, result, out)
+            return
+        if is_job:
+            if self._submit(unique, call, result, handle, tid, out, swap or Swap(), installation):
+                return
+            if installation is not None:
+                installation.refuse(call, EPERM)
+            for address, data in call.writes:
+                call.caller.write(address, data)
+            out = call.returned(len(out))
+        unswapped = None if swap is None else swap.unswapped
+        stores = self._take_stores(handle, None) if unswapped is None else unswapped
+        storer = None if self._files is None else self._files.storer
+        if stores is None or storer is None or not storer.answer(stores, unique, result, out):
+            answer(channel.address, fh, call.number, unique, result, out)
+
+    def store(self, channel: Channel, call: Call, deferred: DeferredCall, handle: Handle | None) -> bool:
+        """Store what a completed call has for the memory of its client, and answer it.
+
+        Returns False, with nothing done, if something else has to be done with it as well, or if others must not
+        wait for this client: that is for the installer's thread of its user.
+        """
+        if call.installation is not None or call.becomes_connection or (handle is not None and handle.is_copied):
+            return False
+        if not channel.serves(deferred.uid, deferred.tid, call.tag):
+            channel.served(deferred.fh, call.number, None)
+            return False
+        result = call.result
+        try:
+            for address, data in call.writes:
+                call.caller.write(address, data)
+        except CommandError as error:
+            result = -error.errno
+        if channel.served(deferred.fh, call.number, None if result else call.fixed):
+            channel.answer(call.tag, result, b"")
+        return True
+
+    def let_go(self, call: Call) -> None:
+        """The call is not answered by what it came to: nothing is installed."""
+        installation, call.installation = call.installation, None
+        if installation is not None:
+            installation.done()
+
+    def interrupt(self, unique: int) -> None:
+        """A signal came for the client of a job that may not have begun yet."""
+        if self._pending.jobs and self._files is not None:
+            self._files.installer.interrupt(unique)
+
+    def finish_jobs(self) -> None:
+        """Let go of what the installer has done."""
+        if self._files is not None:
+            for job in self._files.installer.finished():
+                self._pending.jobs -= 1
+                assert isinstance(job.context, JobContext)
+                installation = job.context.installation
+                if installation is not None:
+                    installation.done()
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether others still have answers to give, which they need the reader for."""
+        storer = None if self._files is None else self._files.storer
+        return bool(self._pending.jobs) or (storer is not None and bool(storer.jobs))
+
+    def announce_answers(self) -> None:
+        """End the server's wait whenever `is_answering` may have changed."""
+        if self._files is not None and self._files.storer is not None:
+            self._files.storer.announce()
+
+    def _swap_of(self, handle: Handle | None, fh: int) -> Swap | None:
+        files = self._files
+        if files is None:
+            return None
+        path = None if files.swap_path is None else files.swap_path(fh)
+        nodeid = files.nodes.only_node_of(fh)
+        unswapped = None
+        if files.storer is not None and nodeid:
+            unswapped = files.storer.size_of(getattr(handle, "memory", None), nodeid)
+        return Swap(path, files.nodes.node_of(fh), unswapped)
+
+    def _take_stores(self, handle: Handle | None, installation: Installation | None) -> Stores | None:
+        """What the storer has to do before the owner of `handle` gets an answer; None: nothing."""
+        if self._files is None or self._files.storer is None or handle is None or not handle.is_copied:
+            return None
+        slots = [] if installation is None else [offset for _, _, offset in installation.entries]
+        return self._files.storer.take(getattr(handle, "memory", None), slots)
+
+    def _submit(
+        self,
+        unique: int,
+        call: Call,
+        result: int,
+        handle: Handle | None,
+        tid: int,
+        out: bytes,
+        swap: Swap,
+        installation: Installation | None,
+    ) -> bool:
+        """Give the installer what it needs.  Returns False, with nothing answered, if that cannot be."""
+        if self._files is None:
+            return False
+        try:
+            entries: list[tuple[int, CData]] = []
+            pinned: list[object] = []
+            if installation is not None:
+                for file, memory, offset in installation.entries:
+                    pointer, keepalive = cast(_MappedMemory, memory).pin(offset)
+                    entries.append((cast(_OpenFile, file).fd, pointer))
+                    pinned.append(keepalive)
+            writes_memory = bool(call.writes) or (installation is not None and not call.number & IOC_READ)
+            caller = None
+            if writes_memory:
+                caller = call.caller if call.fixed is not None else call.caller.defer()
+            job = Job(
+                tid=tid,
+                user=call.caller.user,
+                unique=unique,
+                result=result,
+                out=out,
+                entries=entries,
+                address=call.address,
+                flags_offset=installation.flags_offset if installation is not None else -1,
+                incomplete_flags=installation.incomplete_flags(call) if installation is not None else 0,
+                caller=caller,
+                writes=call.writes,
+                swap=swap.path,
+                swapped_node=swap.node,
+                unswapped=swap.unswapped,
+                stores=self._take_stores(handle, installation),
+                context=JobContext(installation, handle, pinned),
+            )
+            self._files.installer.submit(job)
+        except CommandError:
+            # The caller is no more, or there is no memory to map: the command itself has been carried out.
+            return False
+        except Exception:
+            self._errors.report("descriptors cannot be installed")
+            return False
+        self._pending.jobs += 1
+        return True
