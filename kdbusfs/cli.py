@@ -118,7 +118,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
     try:
         with contextlib.closing(Rehearsal()) as client:
             _raise_file_limit()
-            _take_precedence()
+            _boost_scheduling()
             protect_from_oom()
             announcer.step("opening /dev/fuse")
             fuse_fd = open_device() if options.fd is None else take_device(options.fd)
@@ -130,7 +130,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
             daemon.on_step, daemon.on_ready = announcer.step, ready
             code = _serve(daemon, source, path, options)
     except (OSError, MemoryError, RuntimeError, ImportError) as fault:
-        raise _want(fault) from None
+        raise _as_shortage(fault) from None
     if daemon.has_stuck_readers:
         # An orderly exit could wait for threads that only the end of the process can end.
         logging.shutdown()
@@ -153,8 +153,8 @@ def _serve(daemon: Daemon, source: str, path: str, options: MountOptions) -> int
         daemon.close()
 
 
-def _want(fault: Exception) -> Exception:
-    """What a fault means that a want of memory, threads or descriptors may be behind; itself where none is."""
+def _as_shortage(fault: Exception) -> Exception:
+    """The error to report if memory, threads or descriptors have run out; otherwise `fault` itself."""
     number = fault.errno or 0 if isinstance(fault, OSError) else 0
     if isinstance(fault, MemoryError) or any(sign in str(fault) for sign in _SIGNS_OF_SHORTAGE):
         number = errno.ENOMEM
@@ -190,13 +190,13 @@ def _leave_terminal(level: str) -> None:
     )
 
 
-def _take_precedence() -> None:
-    """Run before ordinary programs, and for short at a time: a call of a client waits for several wake-ups of ours, and
-    on a busy machine every one of them would wait its turn.  Without the right to it things are slower, no more.
+def _boost_scheduling() -> None:
+    """Run before ordinary programs, for short slices: a call of a client waits for several wake-ups of the daemon, and
+    on a busy machine each would wait its turn.  Without the right to it calls take longer.
     """
     from kdbusfs.native._native import lib
 
-    lib.kfs_precedence(_NICE, _SLICE_NS)
+    lib.kfs_boost(_NICE, _SLICE_NS)
 
 
 def _raise_file_limit() -> None:

@@ -46,21 +46,21 @@ NOTHING: Final = -2147483647
 
 NS_PER_MS: Final = 1_000_000
 
-# Where the members of the head of the current ioctl are (`native.calls.described`): three u64, then 32 bits each.  The
-# pidfd is of the calling thread and the channel's, -1 where no memory has to be read or written; lengths and errno are
-# of the copied command and message; the last tells how many slices are in `freed`.
-HEAD_UNIQUE: Final = 0
-HEAD_FH: Final = 8
-HEAD_ARG: Final = 16
-HEAD_CMD: Final = 24
-HEAD_TID: Final = 28
-HEAD_COMMAND_LEN: Final = 32
-HEAD_COMMAND_ERROR: Final = 36
-HEAD_PIDFD: Final = 40
-HEAD_MESSAGE_LEN: Final = 44
-HEAD_MESSAGE_ERROR: Final = 48
-HEAD_FREED: Final = 52
-HEAD_SIZE: Final = 56
+# Where the members of the head of the current ioctl are (`native.calls.current_request`): three u64, then 32 bits each.
+# The pidfd is of the calling thread and belongs to the channel, -1 if no memory has to be read or written; lengths and
+# errno are of the copied command and message; the last tells how many slices are in `freed`.
+REQUEST_UNIQUE: Final = 0
+REQUEST_FH: Final = 8
+REQUEST_ARG: Final = 16
+REQUEST_CMD: Final = 24
+REQUEST_TID: Final = 28
+REQUEST_COMMAND_LEN: Final = 32
+REQUEST_COMMAND_ERROR: Final = 36
+REQUEST_PIDFD: Final = 40
+REQUEST_MESSAGE_LEN: Final = 44
+REQUEST_MESSAGE_ERROR: Final = 48
+REQUEST_FREED: Final = 52
+REQUEST_SIZE: Final = 56
 FREED: Final = Struct("=QQ")
 """fh and offset."""
 _FREED_COUNT_SIZE: Final = 8

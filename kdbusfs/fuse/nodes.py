@@ -2,7 +2,7 @@
 
 The kernel ties page cache and passthrough backing to the inode, and an inode to a node id; kdbus gives every
 open of an endpoint a pool of its own.  The file that a client opens has no memory behind it: at HELLO its descriptor is
-swapped for one of a private inode (`PoolNode`), with the connection's pool as its backing.  Only where that cannot be
+swapped for one of a private inode (`PrivateNode`), with the connection's pool as its backing.  Only if that cannot be
 done the client reads copies of its pool, in the page cache of the inode that it opened, and then this must be nobody
 else's.  So each LOOKUP of an endpoint answers with a node id that nobody has open: whoever opens a path has an inode to
 himself, while st_ino, which programs see, stays the endpoint's (FS-33).
@@ -150,7 +150,7 @@ class BusNode(Node):
         self.bus = bus
 
 
-class PooledNode(Node):
+class EndpointFileNode(Node):
     """A node of an endpoint's with its `opens`: file handle number -> handle.
 
     has_copies: the page cache may show what an open's pool has, or a former one's.
@@ -167,7 +167,7 @@ class PooledNode(Node):
         self.has_copies = False
 
     @property
-    def shown(self) -> EndpointHandle | None:
+    def copied_handle(self) -> EndpointHandle | None:
         """The connection whose pool the page cache may have copies of: that of the only open; None if there is none."""
         if len(self.opens) != 1:
             return None
@@ -175,13 +175,13 @@ class PooledNode(Node):
         return handle if handle.connection is not None else None
 
 
-class EndpointNode(PooledNode):
+class EndpointNode(EndpointFileNode):
     """One LOOKUP of an endpoint file (FS-7, FS-8)."""
 
     __slots__ = ()
 
 
-class PoolNode(PooledNode):
+class PrivateNode(EndpointFileNode):
     """The private inode that a connection moves to at HELLO; to its client it looks like the endpoint.
 
     handle: None once it has been opened and closed: the kernel may keep the inode for long after that.
@@ -194,7 +194,7 @@ class PoolNode(PooledNode):
         self.handle: EndpointHandle | None = handle
 
     @property
-    def shown(self) -> EndpointHandle | None:
+    def copied_handle(self) -> EndpointHandle | None:
         handle = self.handle
         return handle if handle is not None and not handle.memory.backing_id else None
 
@@ -208,8 +208,8 @@ class Admission(enum.Enum):
     BUSY = "a connection needs the inode for itself"
 
 
-class _Shown:
-    """When the first of the inodes that an endpoint has at present was made, and how many they are."""
+class _InodeCount:
+    """How many inodes an endpoint has, and when the first of them was made."""
 
     __slots__ = ("changed_ns", "nodes")
 
@@ -231,14 +231,14 @@ class NodeTable:
         self._nodes: dict[int, Node] = {}
         # By identity of the core's object, which a node here keeps alive.
         self._of_bus: dict[int, BusNode] = {}
-        self._of_endpoint: dict[int, _Shown] = {}
-        self._of_file: dict[int, PooledNode] = {}
+        self._of_endpoint: dict[int, _InodeCount] = {}
+        self._of_file: dict[int, EndpointFileNode] = {}
         self._latest: dict[int, EndpointNode] = {}  # of each endpoint, by identity
-        self._moved: dict[int, PoolNode] = {}  # by identity of the handle, which an open here keeps alive
+        self._moved: dict[int, PrivateNode] = {}  # by identity of the handle, which an open here keeps alive
         self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
-        self._crowded_at = _SPARE_NODES
+        self._prune_at = _SPARE_NODES
         now = realtime()
         ids = (access.uid, access.gid)
         self.root = StaticDirectory(ROOT_ID, ROOT_ID, ids, now, ROOT_ID, access.mode)
@@ -288,7 +288,7 @@ class NodeTable:
         alone = tid in self._refused
         node = None if alone else self._latest.get(id(endpoint))
         if node is None or node.opens or node.has_copies:
-            node = EndpointNode(self._fresh_nodeid(), endpoint, self._show(endpoint))
+            node = EndpointNode(self._fresh_nodeid(), endpoint, self._count_inode(endpoint))
             self._nodes[node.nodeid] = node
             if not alone:
                 self._latest[id(endpoint)] = node
@@ -296,7 +296,7 @@ class NodeTable:
             node.lookups += 1
         return node
 
-    def look_up_pool(self, handle: EndpointHandle) -> PoolNode | None:
+    def look_up_pool(self, handle: EndpointHandle) -> PrivateNode | None:
         """A fresh private node for the pool of `handle`, looked up once; None when it has moved to one already.
 
         So whoever looks again after opening makes the kernel drop the name, and with it the inode at its last
@@ -304,7 +304,7 @@ class NodeTable:
         """
         if id(handle) in self._moved:
             return None
-        node = PoolNode(self._fresh_nodeid(), handle, self._show(handle.endpoint))
+        node = PrivateNode(self._fresh_nodeid(), handle, self._count_inode(handle.endpoint))
         self._nodes[node.nodeid] = node
         return node
 
@@ -317,33 +317,33 @@ class NodeTable:
         if node.lookups > 0:
             return
         del self._nodes[nodeid]
-        self._crowded_at = min(self._crowded_at, self._roomy())
+        self._prune_at = min(self._prune_at, self._next_prune_at())
         if isinstance(node, BusNode):
             del self._of_bus[id(node.bus)]
-        elif isinstance(node, PooledNode):
+        elif isinstance(node, EndpointFileNode):
             key = id(node.endpoint)
             if self._latest.get(key) is node:
                 del self._latest[key]
-            shown = self._of_endpoint[key]
-            shown.nodes -= 1
-            if not shown.nodes:
+            inodes = self._of_endpoint[key]
+            inodes.nodes -= 1
+            if not inodes.nodes:
                 del self._of_endpoint[key]
 
-    def crowd(self) -> list[int]:
+    def prunable(self) -> list[int]:
         """Node ids without an open that the kernel should be asked to forget, if it holds many.
 
         Files come before their buses: a directory is not forgotten before what is in it.
         The kernel keeps the names of what is gone until it wants its own memory back, and so does the table.
         """
-        if len(self._nodes) < self._crowded_at:
+        if len(self._nodes) < self._prune_at:
             return []
-        files = [node.nodeid for node in self._nodes.values() if isinstance(node, PooledNode) and not node.opens]
+        files = [node.nodeid for node in self._nodes.values() if isinstance(node, EndpointFileNode) and not node.opens]
         buses = [node.nodeid for node in self._nodes.values() if isinstance(node, BusNode)]
-        self._crowded_at = self._roomy()
+        self._prune_at = self._next_prune_at()
         return files + buses
 
-    def _roomy(self) -> int:
-        """Beyond how many nodes the present ones are a crowd again: to look through them must pay."""
+    def _next_prune_at(self) -> int:
+        """The number of nodes at which it pays to look for prunable ones again."""
         return len(self._nodes) + max(_SPARE_NODES, len(self._nodes) // 2)
 
     def admit(self, node: EndpointNode, tid: int) -> Admission:
@@ -359,18 +359,18 @@ class NodeTable:
             return Admission.BUSY
         return Admission.SHARED
 
-    def opened(self, node: PooledNode, fh: int, handle: EndpointHandle) -> None:
+    def opened(self, node: EndpointFileNode, fh: int, handle: EndpointHandle) -> None:
         """Note that the file handle number `fh` is an open of `node`."""
         if not node.opens:
             node.has_copies = False  # the kernel empties the page cache for a first open
         node.opens[fh] = handle
         self._of_file[fh] = node
-        if isinstance(node, PoolNode):
+        if isinstance(node, PrivateNode):
             self._moved[id(handle)] = node
             if not handle.memory.backing_id:
                 self._copy(node, handle)
 
-    def _copy(self, node: PooledNode, handle: EndpointHandle) -> None:
+    def _copy(self, node: EndpointFileNode, handle: EndpointHandle) -> None:
         node.has_copies = True
         handle.is_copied = True
         handle.memory.copy_to(node.nodeid)
@@ -378,7 +378,7 @@ class NodeTable:
     def copied_by(self, fh: int) -> Memory | None:
         """The pool that the open file `fh` shows by copies in its page cache, from now on; None if it shows none."""
         node = self._of_file.get(fh)
-        handle = None if node is None else node.shown
+        handle = None if node is None else node.copied_handle
         if node is None or handle is None:
             return None
         self._copy(node, handle)
@@ -403,17 +403,17 @@ class NodeTable:
         if node.opens:
             return
         handle.memory.forget_copies(node.nodeid)
-        if isinstance(node, PoolNode):
+        if isinstance(node, PrivateNode):
             del self._moved[id(handle)]
             node.handle = None
 
-    def _show(self, endpoint: Endpoint) -> int:
+    def _count_inode(self, endpoint: Endpoint) -> int:
         """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""
-        shown = self._of_endpoint.get(id(endpoint))
-        if shown is None:
-            shown = self._of_endpoint[id(endpoint)] = _Shown(self._realtime())
-        shown.nodes += 1
-        return shown.changed_ns
+        inodes = self._of_endpoint.get(id(endpoint))
+        if inodes is None:
+            inodes = self._of_endpoint[id(endpoint)] = _InodeCount(self._realtime())
+        inodes.nodes += 1
+        return inodes.changed_ns
 
     def _remember_refusal(self, tid: int, nodeid: int) -> None:
         # A thread that does not come back leaves its entry behind; the oldest go first.

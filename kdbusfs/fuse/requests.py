@@ -12,19 +12,19 @@ from ..base.call import PENDING, Call, struct_size
 from ..base.errors import CommandError
 from ..base.ports import Caller, ServedDomain
 from ..base.words import u32, u64
-from ..native.calls import described
+from ..native.calls import current_request
 from .channel import (
     FREED,
-    HEAD_ARG,
-    HEAD_CMD,
-    HEAD_COMMAND_ERROR,
-    HEAD_FH,
-    HEAD_FREED,
-    HEAD_MESSAGE_ERROR,
-    HEAD_PIDFD,
-    HEAD_TID,
-    HEAD_UNIQUE,
     NOTHING,
+    REQUEST_ARG,
+    REQUEST_CMD,
+    REQUEST_COMMAND_ERROR,
+    REQUEST_FH,
+    REQUEST_FREED,
+    REQUEST_MESSAGE_ERROR,
+    REQUEST_PIDFD,
+    REQUEST_TID,
+    REQUEST_UNIQUE,
     Channel,
 )
 from .error_log import ErrorLog
@@ -130,12 +130,12 @@ class Requests:
 
         Never raises; the client of a fault of ours gets EIO.
         """
-        head, data, message = described(self._address)
-        unique = u64(head, HEAD_UNIQUE)
-        fh = u64(head, HEAD_FH)
-        number = u32(head, HEAD_CMD)
-        tid = u32(head, HEAD_TID)
-        if u32(head, HEAD_FREED):
+        head, data, message = current_request(self._address)
+        unique = u64(head, REQUEST_UNIQUE)
+        fh = u64(head, REQUEST_FH)
+        number = u32(head, REQUEST_CMD)
+        tid = u32(head, REQUEST_TID)
+        if u32(head, REQUEST_FREED):
             self.tell_freed()
         call = self._call
         try:
@@ -143,11 +143,11 @@ class Requests:
             if handle is None:
                 raise LookupError("no such open file")
             call.number = number
-            call.address = u64(head, HEAD_ARG)
+            call.address = u64(head, REQUEST_ARG)
             call.data = data
-            call.error = u32(head, HEAD_COMMAND_ERROR)
+            call.error = u32(head, REQUEST_COMMAND_ERROR)
             call.message = message
-            call.message_error = u32(head, HEAD_MESSAGE_ERROR)
+            call.message_error = u32(head, REQUEST_MESSAGE_ERROR)
             words = struct_size(number) // 8
             views = self._views[words if words < _VIEWED_WORDS else 0]
             call.command = views.command if len(data) == views.size else self._command[: len(data)]
@@ -155,7 +155,7 @@ class Requests:
             call.tells_offset = False
             call.becomes_connection = False
             call.tag = unique
-            pidfd: int = read_i32_le(head, HEAD_PIDFD)
+            pidfd: int = read_i32_le(head, REQUEST_PIDFD)
             self._caller.reset(tid, pidfd)
             result = handle.ioctl(call)
             if result == PENDING:

@@ -25,13 +25,13 @@ from kdbusfs.fuse.nodes import (
     Admission,
     Bus,
     BusNode,
+    EndpointFileNode,
     EndpointHandle,
     EndpointNode,
     Memory,
     Node,
     NodeTable,
-    PooledNode,
-    PoolNode,
+    PrivateNode,
     StaticDirectory,
 )
 from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP, FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH
@@ -47,8 +47,8 @@ _LISTED_AT_ONCE = 512  # entries
 _PRUNED_AT_ONCE = 256  # node ids
 _FORGET_UNITS = 2
 _POOL_PREFIX = ".conn-"
-# What a want of the daemon's own looks like to the client; any other OSError is a fault of ours.
-_WANTS = {
+# The errno reported when the daemon runs out of a resource; any other OSError is a defect.
+_SHORTAGES = {
     errno.EMFILE: errno.ENFILE,
     errno.ENFILE: errno.ENFILE,
     errno.ENOMEM: errno.ENOMEM,
@@ -125,10 +125,10 @@ def _handler(
         except CommandError as fault:
             raise pyfuse3.FUSEError(fault.errno) from None
         except Exception as fault:
-            want = _want(fault)
-            if want is None:
+            shortage = _shortage(fault)
+            if shortage is None:
                 self._report(f"the tree's {function.__name__} failed unexpectedly")
-            raise pyfuse3.FUSEError(want or errno.EIO) from None
+            raise pyfuse3.FUSEError(shortage or errno.EIO) from None
 
     return guarded
 
@@ -172,7 +172,7 @@ class Tree(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._prune = prune
-        self._crowd: list[int] = []  # node ids that the kernel is still to be asked to forget
+        self._to_prune: list[int] = []  # node ids that the kernel is still to be asked to forget
         self._spend = spend
         self._prunes: bool | None = None  # whether the kernel does; not asked yet
         self._endpoint_flags = _COPIED_FLAGS
@@ -221,7 +221,7 @@ class Tree(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._node(parent_inode)
-        self._make_room()
+        self._prune_nodes()
         text = os.fsdecode(name)
         if isinstance(parent, BusNode):
             endpoint = parent.bus.endpoints.get(text) if self._is_present(parent.bus) else None
@@ -235,15 +235,15 @@ class Tree(pyfuse3.Operations):
                 return _entry(self._look_up_in_root(text, ctx.pid), 0)
         raise pyfuse3.FUSEError(errno.ENOENT)
 
-    def _make_room(self) -> None:
+    def _prune_nodes(self) -> None:
         """Ask the kernel to forget node ids, some with each lookup: it takes a microsecond or more for each."""
         if self._prunes is False:
             return
-        if not self._crowd:
-            self._crowd = self._nodes.crowd()
-        if self._crowd:
-            self._prunes = self._prune(self._crowd[:_PRUNED_AT_ONCE])
-            del self._crowd[:_PRUNED_AT_ONCE]
+        if not self._to_prune:
+            self._to_prune = self._nodes.prunable()
+        if self._to_prune:
+            self._prunes = self._prune(self._to_prune[:_PRUNED_AT_ONCE])
+            del self._to_prune[:_PRUNED_AT_ONCE]
 
     def _look_up_in_root(self, name: str, tid: int) -> Node:
         bus = self._domain_of(tid).buses.get(name)
@@ -277,7 +277,7 @@ class Tree(pyfuse3.Operations):
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         node = self._node(inode)
-        if isinstance(node, PoolNode):
+        if isinstance(node, PrivateNode):
             fh = self._open_pool(node, ctx.pid)
             return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
         self.files.check_room(ctx.uid)
@@ -307,7 +307,7 @@ class Tree(pyfuse3.Operations):
         self._nodes.opened(node, fh, handle)
         return fh
 
-    def _open_pool(self, node: PoolNode, tid: int) -> int:
+    def _open_pool(self, node: PrivateNode, tid: int) -> int:
         # A client that reopens its own descriptor through /proc arrives here as well.
         if tid not in self._installer.tids or node.handle is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
@@ -517,11 +517,11 @@ class Tree(pyfuse3.Operations):
         )
 
 
-def _want(fault: Exception) -> int | None:
+def _shortage(fault: Exception) -> int | None:
     """The errno for a client if `fault` says that the daemon is out of something; None for any other."""
     if isinstance(fault, MemoryError):
         return errno.ENOMEM
-    return _WANTS.get(fault.errno or 0) if isinstance(fault, OSError) else None
+    return _SHORTAGES.get(fault.errno or 0) if isinstance(fault, OSError) else None
 
 
 def _refuse() -> NoReturn:
@@ -542,8 +542,8 @@ def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
     attributes.st_ino = ino
     attributes.st_mode = node.mode
     attributes.st_nlink = 2 if node.is_directory else 1
-    if isinstance(node, PooledNode):
-        shown = node.shown
+    if isinstance(node, EndpointFileNode):
+        shown = node.copied_handle
         # The kernel maps no further than that; with passthrough it looks at the memory itself (FS-9).
         attributes.st_size = 0 if shown is None else shown.memory.size
     attributes.st_uid = node.uid

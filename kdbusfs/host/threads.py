@@ -16,7 +16,7 @@ def new_thread(name: str, target: Callable[..., object], *args: Any) -> threadin
     """
 
     def run() -> None:
-        lib.kfs_precedence_again()
+        lib.kfs_boost_again()
         target(*args)
 
     return threading.Thread(target=run, name=name, daemon=True)

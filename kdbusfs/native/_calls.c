@@ -70,14 +70,14 @@ static PyObject *step(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	Py_END_ALLOW_THREADS return PyLong_FromLong(kind);
 }
 
-static PyObject *described(PyObject *self, PyObject *const *args, Py_ssize_t n)
+static PyObject *current_request(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
 	const struct kfs_channel *ch;
 
 	(void)self;
 	if (!are(n, 1) || !(ch = pointer(args[0])))
 		return NULL;
-	return Py_BuildValue("(y#y#y#)", (const char *)ch, (Py_ssize_t)KFS_HEAD_SIZE, (const char *)ch->command,
+	return Py_BuildValue("(y#y#y#)", (const char *)ch, (Py_ssize_t)KFS_REQUEST_HEAD_SIZE, (const char *)ch->command,
 			     (Py_ssize_t)ch->command_len, (const char *)ch->message, (Py_ssize_t)ch->message_len);
 }
 
@@ -240,8 +240,8 @@ static PyType_Spec words_spec = {
 	}
 
 static PyMethodDef methods[] = {
-	METHOD(bind),   METHOD(step), METHOD(described), METHOD(set_events),
-	METHOD(answer), METHOD(copy), METHOD(payload),   { NULL, NULL, 0, NULL },
+	METHOD(bind),   METHOD(step), METHOD(current_request), METHOD(set_events),
+	METHOD(answer), METHOD(copy), METHOD(payload),         { NULL, NULL, 0, NULL },
 };
 
 static struct PyModuleDef module = {

@@ -4,7 +4,7 @@
  * the kernel queues a FUSE_NOTIFY_REPLY, which nobody waits for and which needs no answer.
  *
  * It has to be the inode of a regular file (Linux 6.18 refuses others) that the kernel knows, which is sure of one whose
- * file is open: its id is the *bell*.  A mount of which no file is open has none; its reader does not sleep like that.
+ * file is open: its id is the *wake-up node*.  A mount of which no file is open has none; its reader does not sleep like that.
  *
  * No wake-up is lost, for all of this is in one order (seq_cst): the reader tells its deadline and that it is asleep,
  * then looks whether there is `news`, then reads; the thread says that there is news, then looks whether it is asleep.
@@ -13,7 +13,7 @@
 #include "internal_alarm.h"
 #include "internal_answer.h"
 #include "internal_channel.h"
-#include "precedence.h"
+#include "boost.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -39,15 +39,15 @@ struct kfs_alarm {
 	_Atomic int ended;
 	_Atomic int news;
 	_Atomic int sleeper;
-	_Atomic uint64_t bell; /* 0: none */
+	_Atomic uint64_t wake_node; /* an open file's, 0: none */
 	_Atomic uint64_t deadline, armed;
 	pthread_mutex_t arming;
 };
 
 /* Has a request appear.  Returns 0 or -errno. */
-static int ring(struct kfs_alarm *a)
+static int request_wake_up(struct kfs_alarm *a)
 {
-	uint64_t nodeid = a->bell;
+	uint64_t nodeid = a->wake_node;
 
 	return nodeid ? kfs_notify_retrieve(a->fuse_fd, nodeid) : -ENOENT;
 }
@@ -61,7 +61,7 @@ static void call_reader(struct kfs_alarm *a)
 	if (!atomic_compare_exchange_strong(&a->sleeper, &expected, CALLED))
 		return;
 	/* It fails where memory is short, and where a request that wakes the reader is there already: a RELEASE, the end. */
-	while (ring(a) < 0 && a->sleeper == CALLED && !a->ended)
+	while (request_wake_up(a) < 0 && a->sleeper == CALLED && !a->ended)
 		nanosleep(&pause, NULL);
 }
 
@@ -100,7 +100,7 @@ static void *watch(void *argument)
 	struct kfs_alarm *a = argument;
 	struct epoll_event event;
 
-	kfs_precedence_again();
+	kfs_boost_again();
 	while (!a->ended)
 		if (epoll_wait(a->epoll_fd, &event, 1, -1) == 1 && !a->ended &&
 		    (event.data.fd != a->timer_fd || is_due(a)))
@@ -169,24 +169,24 @@ void kfs_alarm_free(struct kfs_alarm *a)
 /* A regular file of `nodeid` is open. */
 void kfs_alarm_opened(struct kfs_alarm *a, uint64_t nodeid)
 {
-	if (atomic_load_explicit(&a->bell, memory_order_relaxed) != nodeid)
-		a->bell = nodeid;
+	if (atomic_load_explicit(&a->wake_node, memory_order_relaxed) != nodeid)
+		a->wake_node = nodeid;
 }
 
 /* A file of `nodeid` was closed; others of that inode may still be open. */
 void kfs_alarm_released(struct kfs_alarm *a, uint64_t nodeid)
 {
-	if (atomic_load_explicit(&a->bell, memory_order_relaxed) == nodeid)
-		a->bell = 0;
+	if (atomic_load_explicit(&a->wake_node, memory_order_relaxed) == nodeid)
+		a->wake_node = 0;
 }
 
 /* Whether the reader's sleep could be ended now.  The first time the bell is rung to see whether that works here. */
 int kfs_alarm_watches(struct kfs_alarm *a)
 {
-	if (!atomic_load_explicit(&a->bell, memory_order_relaxed) || a->state == USELESS)
+	if (!atomic_load_explicit(&a->wake_node, memory_order_relaxed) || a->state == USELESS)
 		return 0;
 	if (a->state == NOT_STARTED) {
-		int r = ring(a);
+		int r = request_wake_up(a);
 
 		/* The file may have been closed just now. */
 		if (r == -ENOENT)

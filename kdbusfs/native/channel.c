@@ -38,8 +38,8 @@ static struct kfs_channel *new_channel(struct mount *mount)
 	p->mount = mount;
 	p->seat = seat;
 	p->pidfd = -1;
-	p->precedence.schedstat = -1;
-	p->precedence.stride = UINT32_MAX;
+	p->boost.schedstat = -1;
+	p->boost.stride = UINT32_MAX;
 	ch->private_ = p;
 	ch->counts = &mount->counts;
 	ch->request = request;
@@ -108,7 +108,7 @@ void kfs_channel_free(struct kfs_channel *ch)
 		return;
 	mount = ch->private_->mount;
 	kfs_seat_free(ch->private_->seat);
-	kfs_precedence_end(&ch->private_->precedence);
+	kfs_boost_end(&ch->private_->boost);
 	free(ch->request);
 	free(ch->reply);
 	free(ch->private_);
@@ -123,7 +123,7 @@ int kfs_channel_take(struct kfs_channel *ch)
 	int kind = kfs_seat_take(ch->private_->seat);
 
 	if (kind == KFS_OWNER)
-		kfs_precedence_begin(&ch->private_->precedence);
+		kfs_boost_begin(&ch->private_->boost);
 	return kind;
 }
 
@@ -321,7 +321,7 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 		if (kind)
 			return kind;
 		if (++p->unpolled >= REQUESTS_BETWEEN_LOOKS || kfs_alarm_has_news(p->mount->alarm)) {
-			kind = kfs_look_around(ch);
+			kind = kfs_check_descriptors(ch);
 			if (kind)
 				return kind;
 		}
@@ -344,7 +344,7 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 		}
 		if (kind == AGAIN && ch->request_len) {
 			kfs_seat_turn_begins(p->seat);
-			ch->counts->kept_waiting += (unsigned)kfs_precedence_request(&p->precedence);
+			ch->counts->kept_waiting += (unsigned)kfs_boost_request(&p->boost);
 			kind = serve(ch);
 		}
 		if (kind)

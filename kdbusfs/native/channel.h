@@ -49,9 +49,9 @@ struct kfs_freed_list {
 	struct kfs_freed slices[KFS_FREED_MAX];
 };
 
-static const int KFS_HEAD_SIZE = 56;
+static const int KFS_REQUEST_HEAD_SIZE = 56;
 
-/* The members up to `freed`, KFS_HEAD_SIZE bytes, describe the last request: Python takes them in one go. */
+/* The members up to `freed`, KFS_REQUEST_HEAD_SIZE bytes, describe the last request: Python takes them in one go. */
 struct kfs_channel {
 	uint64_t unique;
 	uint64_t fh;

@@ -4,7 +4,7 @@
 #include "internal_alarm.h"
 #include "internal_answer.h"
 #include "internal_clock.h"
-#include "internal_precedence.h"
+#include "internal_boost.h"
 
 #include <linux/fuse.h>
 #include <poll.h>
@@ -56,7 +56,7 @@ struct slot {
 	int pidfd;
 	uint32_t next_free;
 	int is_shared; /* its connection has other files too */
-	int is_used;   /* it had a command, or its connection has: others may see its end */
+	int is_used; /* it had a command, or its connection has: others may see its end */
 	uint32_t published_count;
 	uint64_t published[PUBLISHED_MAX];
 };
@@ -87,7 +87,7 @@ struct mount {
 struct kfs_channel_private {
 	struct mount *mount;
 	struct kfs_seat *seat;
-	struct precedence precedence;
+	struct boost boost;
 	unsigned unpolled;
 	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */
 	int pidfd, pidfd_detached;
@@ -102,7 +102,7 @@ int kfs_pass_reply(struct kfs_channel *ch);
 void kfs_let_go(struct kfs_channel *ch);
 
 /* wait.c: AGAIN, a kind, or -errno */
-int kfs_look_around(struct kfs_channel *ch);
+int kfs_check_descriptors(struct kfs_channel *ch);
 int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns);
 
 /* slots.c */

@@ -57,12 +57,12 @@ struct kfs_seat {
 	uint32_t uid;
 	uint32_t client;
 	uint64_t unique;
-	int is_command;  /* rather than a close or whatever is due, which nobody waits for */
+	int is_command; /* rather than a close or whatever is due, which nobody waits for */
 	int has_stepped; /* aside, in this turn */
 	uint64_t looked; /* when it was looked last whether its client was killed */
 	int shunned;
-	int abandoned;  /* the client was killed and has its answer; set only while the seat is among the stuck */
-	int accesses;   /* of this turn so far */
+	int abandoned; /* the client was killed and has its answer; set only while the seat is among the stuck */
+	int accesses; /* of this turn so far */
 	/* What this turn is measured by: its start, and what cpu time the thread had had at some time before. */
 	uint64_t began; /* ns, 0: there is no turn */
 	uint64_t cpu, cpu_read;
@@ -176,8 +176,7 @@ static void charge(struct kfs_ownership *o, uint32_t uid)
 		return;
 	oldest = &account->times[account->deposed];
 	account->stuck++;
-	if (account->stuck >= (uint32_t)KFS_STUCK_PER_UID ||
-	    (*oldest && now - *oldest < KFS_DEPOSED_MS * NS_PER_MS)) {
+	if (account->stuck >= (uint32_t)KFS_STUCK_PER_UID || (*oldest && now - *oldest < KFS_DEPOSED_MS * NS_PER_MS)) {
 		account->shunned_until = now + KFS_SHUNNED_MS * NS_PER_MS;
 		o->shunning = 1;
 	}
@@ -726,7 +725,7 @@ static int step_aside(struct kfs_seat *seat)
 }
 
 /* Has the turn step aside if it has been long. */
-static int mind_others(struct kfs_seat *seat)
+static int yield_if_due(struct kfs_seat *seat)
 {
 	return now_ns() - seat->began >= TURN_NS && step_aside(seat);
 }
@@ -739,7 +738,7 @@ int kfs_pause(void)
 {
 	struct kfs_seat *seat = own_seat;
 
-	return seat && seat->began && mind_others(seat);
+	return seat && seat->began && yield_if_due(seat);
 }
 
 /* Whether there is somebody to have the core if this thread is held up, or will be. */
@@ -779,7 +778,7 @@ int kfs_access_begin(uint64_t *ticket)
 	if (seat->shunned || !has_successor(seat->ownership))
 		return -EFAULT;
 	if (++seat->accesses >= KFS_ACCESSES_MIN)
-		mind_others(seat);
+		yield_if_due(seat);
 	o = seat->ownership;
 	*ticket = atomic_fetch_add(&o->access, 1) + 1;
 	if (o->asleep)

@@ -13,7 +13,7 @@
 #define _GNU_SOURCE
 #include "store.h"
 #include "internal_answer.h"
-#include "precedence.h"
+#include "boost.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -79,7 +79,7 @@ static void *run(void *argument)
 	struct kfs_storer *storer = argument;
 	const uint64_t one = 1;
 
-	kfs_precedence_again();
+	kfs_boost_again();
 	pthread_mutex_lock(&storer->lock);
 	for (;;) {
 		struct job *job = storer->first;

@@ -61,7 +61,7 @@ static int wait_any(struct kfs_channel *ch, const struct timespec *timeout)
 }
 
 /* Looks at the other descriptors without waiting.  Returns AGAIN, a kind, or -errno. */
-int kfs_look_around(struct kfs_channel *ch)
+int kfs_check_descriptors(struct kfs_channel *ch)
 {
 	const struct timespec none = { 0, 0 };
 

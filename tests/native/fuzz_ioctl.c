@@ -137,13 +137,13 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 		     outcome);
 	/*
 	 * The deadline has the step return where the request is answered in C, and libFuzzer's signals interrupt it before.
-	 * Node 0 is no bell for the alarm.
+	 * Node 0 is no wake-up node for the alarm.
 	 */
 	do
 		outcome->kind = kfs_channel_step(channel, kfs_now_ns() + 300000, KFS_NOTHING);
 	while (outcome->kind == KFS_EVENT ||
 	       (outcome->kind == KFS_TIMER && recv(kernel, answer, 1, MSG_PEEK | MSG_DONTWAIT) < 0));
-	memcpy(&outcome->head, channel, KFS_HEAD_SIZE);
+	memcpy(&outcome->head, channel, KFS_REQUEST_HEAD_SIZE);
 	if (outcome->kind == KFS_IOCTL) {
 		if (channel->command_len > (uint32_t)KFS_COMMAND_MAX ||
 		    channel->message_len > (uint32_t)KFS_MESSAGE_MAX)
@@ -268,7 +268,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	first.head.pidfd = first.head.pidfd >= 0;
 	second.head.pidfd = second.head.pidfd >= 0;
 	/* A struct or message that goes on behind the input is read from what differs. */
-	if (first.kind != second.kind || memcmp(&first.head, &second.head, KFS_HEAD_SIZE))
+	if (first.kind != second.kind || memcmp(&first.head, &second.head, KFS_REQUEST_HEAD_SIZE))
 		refuse("the outcome depends on memory behind the input");
 	if (first.answered != second.answered || first.freed != second.freed || first.published != second.published)
 		refuse("the answer depends on memory behind the input");

@@ -29,22 +29,22 @@ from kdbusfs.fuse.channel import (
     EVENT,
     FORGET,
     FREED,
-    HEAD_ARG,
-    HEAD_CMD,
-    HEAD_COMMAND_ERROR,
-    HEAD_COMMAND_LEN,
-    HEAD_FH,
-    HEAD_FREED,
-    HEAD_MESSAGE_ERROR,
-    HEAD_MESSAGE_LEN,
-    HEAD_PIDFD,
-    HEAD_SIZE,
-    HEAD_TID,
-    HEAD_UNIQUE,
     INTERRUPT,
     IOCTL,
     NOTHING,
     RELEASE,
+    REQUEST_ARG,
+    REQUEST_CMD,
+    REQUEST_COMMAND_ERROR,
+    REQUEST_COMMAND_LEN,
+    REQUEST_FH,
+    REQUEST_FREED,
+    REQUEST_MESSAGE_ERROR,
+    REQUEST_MESSAGE_LEN,
+    REQUEST_PIDFD,
+    REQUEST_SIZE,
+    REQUEST_TID,
+    REQUEST_UNIQUE,
     TIMER,
     TREE,
     Amendments,
@@ -208,35 +208,35 @@ HEAD = struct.Struct("=QQQIIIiiIiI")
 """unique, fh, arg, cmd, tid, length and errno of the command, pidfd, length and errno of the message, freed."""
 
 
-def described(kernel: Kernel) -> tuple[int, ...]:
-    return HEAD.unpack(calls.described(kernel.channel.address)[0])
+def current_request(kernel: Kernel) -> tuple[int, ...]:
+    return HEAD.unpack(calls.current_request(kernel.channel.address)[0])
 
 
 def test_members_of_the_head_are_where_they_are_looked_for() -> None:
     members = {
-        HEAD_UNIQUE: "unique",
-        HEAD_FH: "fh",
-        HEAD_ARG: "arg",
-        HEAD_CMD: "cmd",
-        HEAD_TID: "tid",
-        HEAD_COMMAND_LEN: "command_len",
-        HEAD_COMMAND_ERROR: "command_error",
-        HEAD_PIDFD: "pidfd",
-        HEAD_MESSAGE_LEN: "message_len",
-        HEAD_MESSAGE_ERROR: "message_error",
-        HEAD_FREED: "freed",
+        REQUEST_UNIQUE: "unique",
+        REQUEST_FH: "fh",
+        REQUEST_ARG: "arg",
+        REQUEST_CMD: "cmd",
+        REQUEST_TID: "tid",
+        REQUEST_COMMAND_LEN: "command_len",
+        REQUEST_COMMAND_ERROR: "command_error",
+        REQUEST_PIDFD: "pidfd",
+        REQUEST_MESSAGE_LEN: "message_len",
+        REQUEST_MESSAGE_ERROR: "message_error",
+        REQUEST_FREED: "freed",
     }
     assert {offset: ffi.offsetof("struct kfs_channel", name) for offset, name in members.items()} == {
         offset: offset for offset in members
     }
-    assert HEAD_SIZE == HEAD.size == lib.KFS_HEAD_SIZE
+    assert REQUEST_SIZE == HEAD.size == lib.KFS_REQUEST_HEAD_SIZE
 
 
 def test_fixed_struct_needs_no_client_memory(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
     unique = kernel.ioctl(fh, c.CMD_RECV, 0x1000, recv_struct().raw, tid=0)
     assert kernel.step() == IOCTL
-    head = described(kernel)
+    head = current_request(kernel)
     assert head[:8] == (unique, fh, 0x1000, c.CMD_RECV, 0, 72, 0, -1)
     assert kernel.channel.command[:72] == recv_struct().raw
 
@@ -246,7 +246,7 @@ def test_tail_is_read_behind_the_struct(kernel: Kernel) -> None:
     tail = bytes(range(256)) * 4
     kernel.command(fh, c.CMD_RECV, recv_struct(72 + len(tail), tail))
     assert kernel.step() == IOCTL
-    length, error, pidfd = described(kernel)[5:8]
+    length, error, pidfd = current_request(kernel)[5:8]
     assert (length, error) == (72 + len(tail), 0)
     assert kernel.channel.command[72:length] == tail
     assert pidfd >= 0
@@ -271,7 +271,7 @@ def test_size_is_checked_before_anything_is_read(kernel: Kernel, cmd: int, size:
     fh = kernel.channel.slot_new()
     kernel.command(fh, cmd, recv_struct(size))
     assert kernel.step() == IOCTL
-    length, error, pidfd = described(kernel)[5:8]
+    length, error, pidfd = current_request(kernel)[5:8]
     assert (length, error, pidfd) == ((cmd >> 16) & 0x3FFF, expected, -1)
 
 
@@ -281,7 +281,7 @@ def test_unaligned_argument(kernel: Kernel, offset: int) -> None:
     fh = kernel.channel.slot_new()
     kernel.ioctl(fh, c.CMD_RECV, 0x10000 + offset, recv_struct(80).raw, tid=0)
     assert kernel.step() == IOCTL
-    assert described(kernel)[6] == errno.EFAULT
+    assert current_request(kernel)[6] == errno.EFAULT
 
 
 @pytest.mark.parametrize("address", [8, 2**64 - 80, 2**64 - 72])
@@ -289,14 +289,14 @@ def test_unreadable_tail(kernel: Kernel, address: int) -> None:
     fh = kernel.channel.slot_new()
     kernel.ioctl(fh, c.CMD_RECV, address, recv_struct(32768).raw)
     assert kernel.step() == IOCTL
-    assert described(kernel)[5:7] == (72, errno.EFAULT)
+    assert current_request(kernel)[5:7] == (72, errno.EFAULT)
 
 
 def test_caller_outside_of_the_pid_namespace(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
     kernel.command(fh, c.CMD_RECV, recv_struct(80), tid=0)
     assert kernel.step() == IOCTL
-    assert described(kernel)[5:8] == (72, errno.ESRCH, -1)
+    assert current_request(kernel)[5:8] == (72, errno.ESRCH, -1)
 
 
 def test_caller_that_is_gone(kernel: Kernel) -> None:
@@ -315,18 +315,18 @@ def test_caller_that_is_gone(kernel: Kernel) -> None:
     buffer = recv_struct(80, bytes(8))
     kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
     assert kernel.step() == IOCTL
-    assert described(kernel)[6] == 0
+    assert current_request(kernel)[6] == 0
     done.set()
     thread.join()
     while os.path.exists(f"/proc/self/task/{tids[0]}"):
         time.sleep(0.001)
     kernel.command(fh, c.CMD_RECV, buffer, tid=tids[0])
     assert kernel.step() == IOCTL
-    assert described(kernel)[5:8] == (72, errno.ESRCH, -1)
+    assert current_request(kernel)[5:8] == (72, errno.ESRCH, -1)
     # The slot serves the next thread none the worse.
     kernel.command(fh, c.CMD_RECV, buffer)
     assert kernel.step() == IOCTL
-    assert described(kernel)[6] == 0
+    assert current_request(kernel)[6] == 0
     assert kernel.channel.counters()["pidfds"] == 3
 
 
@@ -346,7 +346,7 @@ def test_message_of_a_send(kernel: Kernel, size: int, to_page_end: int) -> None:
     assert kernel.step() == IOCTL
     native = kernel.channel.native
     assert (native.message_len, native.message_error) == (size, 0)
-    assert calls.described(kernel.channel.address)[2] == content
+    assert calls.current_request(kernel.channel.address)[2] == content
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_message_of_illegal_size(kernel: Kernel, size: int, expected: int) -> No
     message = aligned(struct.pack("<Q", size) + bytes(1024))
     kernel.command(fh, c.CMD_SEND, send(ctypes.addressof(message)))
     assert kernel.step() == IOCTL
-    assert described(kernel)[6] == 0
+    assert current_request(kernel)[6] == 0
     assert (kernel.channel.native.message_len, kernel.channel.native.message_error) == (0, expected)
 
 
@@ -368,7 +368,7 @@ def test_message_that_cannot_be_read(kernel: Kernel, address: int) -> None:
     fh = kernel.channel.slot_new()
     kernel.command(fh, c.CMD_SEND, send(address))
     assert kernel.step() == IOCTL
-    assert described(kernel)[6] == 0
+    assert current_request(kernel)[6] == 0
     assert kernel.channel.native.message_error == errno.EFAULT
 
 
@@ -394,7 +394,7 @@ def test_unknown_command_touches_no_memory(kernel: Kernel) -> None:
     for cmd in (c.CMD_BYEBYE, 0x9577, 0xC0489577):
         kernel.ioctl(fh, cmd, 0xDEAD_BEEF, bytes((cmd >> 16) & 0x3FFF), tid=0)
         assert kernel.step() == IOCTL
-        assert described(kernel)[3:8] == (cmd, 0, 0, 0, -1)
+        assert current_request(kernel)[3:8] == (cmd, 0, 0, 0, -1)
 
 
 # Answers
@@ -1393,7 +1393,7 @@ def ask_to_read(bench: Bench, address: int) -> tuple[int, bytes]:
     """Errno and struct of a command that the kernel copies nothing in for."""
     bench.kernel.ioctl(bench.fh, READ_ONLY, address)
     assert bench.kernel.step() == IOCTL
-    head, data, _ = calls.described(bench.kernel.channel.address)
+    head, data, _ = calls.current_request(bench.kernel.channel.address)
     return HEAD.unpack(head)[6], data
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.fuse.nodes import Admission, NodeTable, PooledNode, PoolNode
+from kdbusfs.fuse.nodes import Admission, EndpointFileNode, NodeTable, PrivateNode
 from tests.support.fake_tree import FakeDomain, FakeEndpoint, FakeHandle, FakeMemory
 
 ME, OTHER = 100, 200
@@ -23,7 +23,7 @@ def endpoint() -> FakeEndpoint:
     return FakeDomain().make_bus("0-a").endpoints["bus"]
 
 
-def open_first(table: NodeTable, node: PooledNode, fh: int, backing_id: int = 1) -> Any:
+def open_first(table: NodeTable, node: EndpointFileNode, fh: int, backing_id: int = 1) -> Any:
     """An open that is alone on its node."""
     assert isinstance(node.endpoint, FakeEndpoint)
     handle: Any = FakeHandle(node.endpoint, FakeMemory(backing_id))
@@ -31,7 +31,7 @@ def open_first(table: NodeTable, node: PooledNode, fh: int, backing_id: int = 1)
     return handle
 
 
-def private_node(table: NodeTable, handle: Any) -> PoolNode:
+def private_node(table: NodeTable, handle: Any) -> PrivateNode:
     node = table.look_up_pool(handle)
     assert node is not None
     return node
@@ -249,7 +249,7 @@ def test_many_nodes_without_an_open_are_a_crowd(table: NodeTable) -> None:
     files = []
     buses: list[int] = []
     opened = 0
-    while not (crowd := table.crowd()):
+    while not (crowd := table.prunable()):
         bus = domain.make_bus(f"0-{len(buses)}")
         buses.append(table.look_up_bus(bus).nodeid)
         node = table.look_up_endpoint(bus.endpoints["bus"], ME)
@@ -262,13 +262,13 @@ def test_many_nodes_without_an_open_are_a_crowd(table: NodeTable) -> None:
     held = len(table)
     for index in range(500):
         table.look_up_bus(domain.make_bus(f"0-more-{index}"))
-        assert not table.crowd()
+        assert not table.prunable()
     for nodeid in crowd:
         table.forget(nodeid, 1)
     left = len(table)
     assert left < held
     for index in range(1023):
         table.look_up_bus(domain.make_bus(f"0-again-{index}"))
-        assert not table.crowd()
+        assert not table.prunable()
     table.look_up_bus(domain.make_bus("0-last"))
-    assert len(table) == left + 1024 and table.crowd()
+    assert len(table) == left + 1024 and table.prunable()

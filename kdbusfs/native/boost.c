@@ -7,7 +7,7 @@
  * runs before others, it then tries once in a while how it fares without.
  */
 #define _GNU_SOURCE
-#include "precedence.h"
+#include "boost.h"
 #include "internal_channel.h"
 
 #include <errno.h>
@@ -18,9 +18,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Without precedence the thread is looked at after every request at first, and after so many when all is well. */
+/* A thread that is not boosted is looked at after every request at first, and after so many when all is well. */
 #define STRIDE_MAX 16
-/* It takes precedence when it has waited for longer than this in all, and than that for each request. */
+/* It is boosted when it has waited for longer than this in all, and than that for each request. */
 #define WAITED_NS 500000ull
 #define WAITED_PER_REQUEST_NS 50000ull
 /* More than once, as that happens by chance: each long wait weighs as much as so many short ones. */
@@ -42,7 +42,7 @@ struct attributes {
 	uint64_t period;
 };
 
-/* What the threads of the daemon have; of size 0 where it took no precedence. */
+/* What the threads of the daemon have; of size 0 if it is not boosted. */
 static struct attributes common;
 
 static int set(struct attributes attributes)
@@ -51,7 +51,7 @@ static int set(struct attributes attributes)
 }
 
 /* Sets nice value and slice of the calling thread, and of all that it starts from now on.  Returns 0 or -errno. */
-int kfs_precedence(int nice, uint64_t slice_ns)
+int kfs_boost(int nice, uint64_t slice_ns)
 {
 	struct attributes attributes = { .size = sizeof(attributes), .nice = nice, .runtime = slice_ns };
 	int r = set(attributes);
@@ -62,7 +62,7 @@ int kfs_precedence(int nice, uint64_t slice_ns)
 }
 
 /* The same once more, for a thread whose starter may have been without at that moment. */
-void kfs_precedence_again(void)
+void kfs_boost_again(void)
 {
 	if (common.size)
 		set(common);
@@ -74,7 +74,7 @@ static int set_nice(int nice)
 }
 
 /* For how many ns in all the thread could have run and did not.  Returns 0 or -1. */
-static int read_waited(const struct precedence *p, uint64_t *waited)
+static int read_waited(const struct boost *p, uint64_t *waited)
 {
 	char text[64], *end;
 	ssize_t n = pread(p->schedstat, text, sizeof(text) - 1, 0);
@@ -87,7 +87,7 @@ static int read_waited(const struct precedence *p, uint64_t *waited)
 	return 0;
 }
 
-static void begin_without(struct precedence *p, uint64_t now)
+static void begin_without(struct boost *p, uint64_t now)
 {
 	p->is_taken = 0;
 	p->given_up_at = now;
@@ -97,10 +97,10 @@ static void begin_without(struct precedence *p, uint64_t now)
 }
 
 /*
- * The calling thread adapts its precedence from now on: between that of the daemon and none.  Not if the daemon has
+ * The calling thread adapts its scheduling boost from now on: between that of the daemon and none.  Not if the daemon has
  * none, or could not take it again, or the kernel does not tell how long threads wait.
  */
-void kfs_precedence_begin(struct precedence *p)
+void kfs_boost_begin(struct boost *p)
 {
 	if (common.nice >= 0 || set_nice(common.nice - 1) < 0)
 		return;
@@ -111,14 +111,14 @@ void kfs_precedence_begin(struct precedence *p)
 		set_nice(common.nice);
 }
 
-void kfs_precedence_end(struct precedence *p)
+void kfs_boost_end(struct boost *p)
 {
 	if (p->schedstat >= 0)
 		close(p->schedstat);
 	p->schedstat = -1;
 }
 
-static void take(struct precedence *p, uint64_t now)
+static void take(struct boost *p, uint64_t now)
 {
 	uint64_t term = p->term && now - p->given_up_at < p->term ? p->term * 2 : TERM_FIRST_NS;
 
@@ -129,8 +129,8 @@ static void take(struct precedence *p, uint64_t now)
 	set_nice(common.nice);
 }
 
-/* So many requests as `stride` were read since the last look.  Returns whether the thread takes precedence now. */
-int kfs_precedence_look(struct precedence *p)
+/* So many requests as `stride` were read since the last look.  Returns whether the thread is boosted now. */
+int kfs_boost_look(struct boost *p)
 {
 	uint64_t now = kfs_now_ns(), before = p->waited;
 	uint32_t requests = p->requests;
