@@ -29,6 +29,7 @@ def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
         "bus": connection.bus.name,
         "endpoint": connection.endpoint.name,
         "id": connection.id,
+        "family": connection.family.name,
         "flags": connection.flags,
         "uid": connection.credentials.ids().uid,
         "pid": pids.pid if pids is not None else None,

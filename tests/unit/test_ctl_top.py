@@ -22,6 +22,7 @@ def stats(id: int, **more: Any) -> dict[str, Any]:
         "id": id,
         "flags": 1,
         "uid": 0,
+        "family": "v3",
         "pid": 100 + id,
         "comm": "program",
         "description": "",
@@ -186,3 +187,9 @@ def test_lines_may_be_cut_by_reads(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text("".join(json.dumps(stats(id)) + "\n" for id in range(20)))
     assert [each["id"] for each in read(str(tmp_path))] == list(range(20))
+
+
+def test_a_connection_of_another_family_is_marked() -> None:
+    world = Clockwork()
+    world.lines = [stats(1, names=["a.b"]), stats(2, names=["a.c"], family="last")]
+    assert [top.cells(line)[2] for line in world.meter().measure()] == ["a.b", "a.c [last]"]

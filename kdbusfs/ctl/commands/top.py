@@ -65,6 +65,8 @@ def cells(line: Line) -> list[str]:
     stats = line.stats
     name, *others = stats["names"] or [stats["description"] or "-"]
     role = "".join(f" ({HELLO_FLAGS[flag]})" for flag in HELLO_FLAGS if stats["flags"] & flag & _SPECIAL)
+    if stats["family"] != "v3":
+        role += f" [{stats['family']}]"
     return [
         stats["bus"],
         str(stats["id"]),
@@ -170,15 +172,16 @@ Show the traffic of each connection of a domain, as a table that is updated ever
   LOST                    messages lost because the queue or the pool was full
 
 A broadcast counts once at its sender, and at each receiver; notifications count at their receivers. BYTES are payload
-in vectors and memfds, sent and received. PID and COMMAND are as of HELLO.
+in vectors and memfds, sent and received. PID and COMMAND are as of HELLO. [last] behind a name: the connection speaks
+the last ABI of kdbus, of August 2015.
 
 On a terminal: q quits, s and S change the sort key, r reverses the order. Otherwise, and with --once, tables are
 printed one below the other.
 
 With --json, prints one object per line instead of a table: "realtime_ns", "domain" (its path), "interval" (seconds),
-and "connections", with all statistics of each (bus, endpoint, id, flags, uid, pid, comm, description,
-names, sent, sent_bytes, received, received_bytes, queued, queued_bytes, lost, requests, owed, matches, pool_size,
-pool_used, pool_slices), and the rates of its counters, such as "sent_per_second".
+and "connections", with all statistics of each (bus, endpoint, id, family, flags, uid, pid, comm,
+description, names, sent, sent_bytes, received, received_bytes, queued, queued_bytes, lost, requests, owed, matches,
+pool_size, pool_used, pool_slices), and the rates of its counters, such as "sent_per_second".
 
 With --bus, shows only the connections of that bus. Needs root, because it shows connections of all users.
 """

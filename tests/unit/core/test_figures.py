@@ -37,7 +37,7 @@ def test_who_a_connection_is(world: World) -> None:
     client.add_match(1)
     found = figures(world, client)
     assert (found["bus"], found["endpoint"], found["names"]) == ("1000-test", "bus", ["com.example"])
-    assert found["description"] == "some-text"
+    assert (found["description"], found["family"]) == ("some-text", "v3")
     assert (found["uid"], found["pid"], found["flags"], found["matches"]) == (1000, 4711, c.HELLO_ACCEPT_FD, 1)
     assert found["pool_size"] == client.connection.pool.size and found["pool_used"] == 0
     (elsewhere,) = world.domain.figures(99)

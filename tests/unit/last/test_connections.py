@@ -217,3 +217,9 @@ def test_l_126_a_second_activator_leaves_nothing_behind(world: LastWorld) -> Non
     before = dict(world.domain.buses["1000-test"].connections)
     assert world.open_last().hello(flags=c.HELLO_ACTIVATOR, items=name) == -EEXIST
     assert world.domain.buses["1000-test"].connections == before
+
+
+def test_a_connection_is_shown_with_its_family(world: LastWorld) -> None:
+    world.connect()
+    world.last()
+    assert [each["family"] for each in world.domain.figures(1)] == ["v3", "last"]
