@@ -28,6 +28,15 @@ struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t nu
 	return command && command->number ? command : NULL;
 }
 
+/* Whether files of any kind have such a command. */
+int kfs_is_command(const struct mount *mount, uint32_t number)
+{
+	for (int i = 0; i < COMMANDS_MAX; i++)
+		if (mount->commands[i].number == number)
+			return number != 0;
+	return 0;
+}
+
 /*
  * Files of `kind` have command `number`: a struct of `size` bytes or more, with its size in the first 8.  At
  * `pointer_offset`, unless that is 0, it has the address of a message.

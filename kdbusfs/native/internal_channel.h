@@ -111,6 +111,7 @@ void kfs_count_poll(struct kfs_channel *ch, struct slot *slot);
 
 /* commands.c */
 struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t number);
+int kfs_is_command(const struct mount *mount, uint32_t number);
 
 /* free.c */
 void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len);

@@ -298,6 +298,9 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 		/* A struct that could not be read stays as the client has it. */
 		if (ch->command_error)
 			ch->out_size = 0;
+	} else if (!command && !(_IOC_DIR(ch->cmd) & _IOC_WRITE) && kfs_is_command(ch->private_->mount, ch->cmd)) {
+		/* Of other files.  Nothing was read that could travel back: zeros would take the place of the struct. */
+		ch->out_size = 0;
 	}
 	if (kfs_seat_request_ends(ch->private_->seat)) {
 		kfs_let_go(ch);
