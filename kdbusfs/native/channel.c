@@ -264,7 +264,8 @@ static void serve_poll(struct kfs_channel *ch)
 /* The kernel forgets the inodes of files that are closed: nobody waits for that either. */
 static int comes_with_closes(uint32_t opcode)
 {
-	return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR || opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET;
+	return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR || opcode == FUSE_FORGET ||
+	       opcode == FUSE_BATCH_FORGET;
 }
 
 static int serve(struct kfs_channel *ch)

@@ -50,10 +50,12 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, 
 		return -EINVAL;
 	if (size < 8 || size > max_size || max_size > (uint32_t)KFS_COMMAND_MAX || pointer_offset + 8 > size)
 		return -EINVAL;
-	*command = (struct command){
-		.number = number, .kind = kind, .size = size, .max_size = max_size, .pointer_offset = pointer_offset,
-		.message_max = KFS_MESSAGE_MAX
-	};
+	*command = (struct command){ .number = number,
+				     .kind = kind,
+				     .size = size,
+				     .max_size = max_size,
+				     .pointer_offset = pointer_offset,
+				     .message_max = KFS_MESSAGE_MAX };
 	return 0;
 }
 

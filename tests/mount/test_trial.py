@@ -243,12 +243,12 @@ def test_others_are_served_meanwhile(place: Path) -> None:
 def test_a_start_that_makes_progress_is_waited_for(place: Path) -> None:
     """It computes for several times as long as it may stand still."""
     command = patched(
-        "from kdbusfs import patience, cli",
+        "from kdbusfs import patience, daemon",
         "patience.STILL = 1",
-        "def slowly(*a, made=cli.Daemon.__init__, end=time.process_time() + 3, **k):",
+        "def slowly(*a, made=daemon.Daemon.__init__, end=time.process_time() + 3, **k):",
         "    while time.process_time() < end: pass",
         "    made(*a, **k)",
-        "cli.Daemon.__init__ = slowly",
+        "daemon.Daemon.__init__ = slowly",
     )
     assert done(*command, "s", place) == ""
     umount(place)
@@ -256,7 +256,7 @@ def test_a_start_that_makes_progress_is_waited_for(place: Path) -> None:
 
 def test_a_start_that_stands_still_is_given_up_and_says_where(place: Path) -> None:
     command = patched(
-        "from kdbusfs import patience, cli", "patience.STILL = 1", "cli.Daemon.__init__ = lambda *a: time.sleep(100)"
+        "from kdbusfs import patience, daemon", "patience.STILL = 1", "daemon.Daemon.__init__ = lambda *a: time.sleep(100)"
     )
     code, line = complaint(*command, "s", place)
     pattern = rf"kdbusfs: the mount at '{place}' does not answer: waited \d+ s, the last \d+ s without progress, "

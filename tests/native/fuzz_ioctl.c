@@ -133,8 +133,7 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 	slot->published_count = 1;
 	slot->published[0] = 64;
 	channel->private_->mount->freed.count = 0;
-	send_request(client, size < fixed || !fixed ? size : input[1] & 2 ? size : fixed, number, input,
-		     outcome);
+	send_request(client, size < fixed || !fixed ? size : input[1] & 2 ? size : fixed, number, input, outcome);
 	/*
 	 * The deadline has the step return where the request is answered in C, and libFuzzer's signals interrupt it before.
 	 * Node 0 is no wake-up node for the alarm.
