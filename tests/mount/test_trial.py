@@ -256,7 +256,9 @@ def test_a_start_that_makes_progress_is_waited_for(place: Path) -> None:
 
 def test_a_start_that_stands_still_is_given_up_and_says_where(place: Path) -> None:
     command = patched(
-        "from kdbusfs import patience, daemon", "patience.STILL = 1", "daemon.Daemon.__init__ = lambda *a: time.sleep(100)"
+        "from kdbusfs import patience, daemon",
+        "patience.STILL = 1",
+        "daemon.Daemon.__init__ = lambda *a: time.sleep(100)",
     )
     code, line = complaint(*command, "s", place)
     pattern = rf"kdbusfs: the mount at '{place}' does not answer: waited \d+ s, the last \d+ s without progress, "
