@@ -73,6 +73,13 @@ __attribute__((constructor)) static void begin(void)
 	kernel = KERNEL(major, minor);
 }
 
+/* Libraries that are loaded later can be initialised earlier, and call what is replaced here. */
+static void begin_once(void)
+{
+	if (!kernel)
+		begin();
+}
+
 static int before(int major, int minor)
 {
 	return kernel < KERNEL(major, minor);
@@ -89,6 +96,7 @@ long syscall(long number, ...)
 	long a[6];
 	va_list list;
 
+	begin_once();
 	va_start(list, number);
 	for (int i = 0; i < 6; i++)
 		a[i] = va_arg(list, long);
@@ -128,6 +136,7 @@ int ioctl(int fd, unsigned long request, ...)
 	void *argument;
 	va_list list;
 
+	begin_once();
 	va_start(list, request);
 	argument = va_arg(list, void *);
 	va_end(list);
@@ -145,11 +154,13 @@ int ioctl(int fd, unsigned long request, ...)
 
 int statx(int fd, const char *path, int flags, unsigned int mask, struct statx *found)
 {
+	begin_once();
 	return real_statx(fd, path, flags, before(6, 8) ? mask & ~MNT_ID_UNIQUE : mask, found);
 }
 
 int name_to_handle_at(int fd, const char *path, struct file_handle *handle, int *mount, int flags)
 {
+	begin_once();
 	if (flags & HANDLE_FID && before(6, 5))
 		return fail(EINVAL);
 	return real_name_to_handle_at(fd, path, handle, mount, flags);
@@ -200,6 +211,7 @@ ssize_t read(int fd, void *buffer, size_t size)
 {
 	ssize_t n = real_read(fd, buffer, size);
 
+	begin_once();
 	return n > 0 && is_fuse(fd) ? amend_request(buffer, n) : n;
 }
 
@@ -223,6 +235,7 @@ static int amend_answer(int fd, struct fuse_out_header *out, size_t size)
 
 ssize_t write(int fd, const void *buffer, size_t size)
 {
+	begin_once();
 	char copy[sizeof(struct fuse_out_header) + sizeof(struct fuse_open_out)];
 	int error;
 
@@ -240,5 +253,6 @@ ssize_t write(int fd, const void *buffer, size_t size)
 
 ssize_t writev(int fd, const struct iovec *parts, int count)
 {
+	begin_once();
 	return real_writev(fd, parts, count);
 }
