@@ -48,7 +48,7 @@ static struct kfs_channel *new_channel(struct mount *mount)
 	ch->command = ch->request + IOCTL_DATA;
 	ch->message = p->message;
 	ch->pidfd = -1;
-	ch->tree_timeout_ms = 10000;
+	ch->tree_timeout_ms = 120000; /* it waits for nobody, but for a cpu */
 	return ch;
 }
 
