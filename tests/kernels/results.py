@@ -199,12 +199,12 @@ def summary(outcome: Outcome) -> str:
 
 
 def _cell(outcome: Outcome | None) -> str:
-    return "not tried" if outcome is None else summary(outcome)
+    return "-" if outcome is None else summary(outcome)
 
 
 def _ratio(measured: dict[str, float], base: dict[str, float], name: str) -> str:
     if name not in measured:
-        return "not tried"
+        return "-"
     if name not in base:
         return f"{measured[name]:.0f} us"
     return f"{measured[name] / base[name]:.2f}"
