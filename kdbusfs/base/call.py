@@ -1,4 +1,4 @@
-"""A command of a client on its way: what was copied from the client, and what becomes of it."""
+"""One command: what was copied from the client, and its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .ports import Caller, File, Memory, Words
 
 PENDING: Final = 1
-"""Returned instead of a result for a call that is answered later; no command returns a positive number (GEN-21)."""
+"""Sentinel instead of a result: the call is deferred.  No command returns a positive number (GEN-21)."""
 
 ERESTARTSYS: Final = 512
 """Result of an interrupted blocking call: the kernel restarts the ioctl or makes it EINTR (SYNC-2, SYNC-3)."""
@@ -34,14 +34,14 @@ def struct_size(number: int) -> int:
 
 
 class Pinned(Protocol):
-    """What keeps files open, by reference count."""
+    """A reference-counted owner of open files."""
 
     def release(self) -> None:
-        """One user less."""
+        """Drop one reference."""
 
 
 class Installation:
-    """Descriptors that the calling process must hold before its command returns (RECV-13, REP-15).
+    """Descriptors to install in the calling process before its command returns (RECV-13, REP-15).
 
     entries: the file, the pool memory, and where in it the number of the new descriptor goes (an int32).
     flags_offset, incomplete_flag: where the struct of the command has its u64 of return flags, and the bit of them that
@@ -59,7 +59,7 @@ class Installation:
         self._pinned: Pinned | None = pinned
 
     def incomplete_flags(self, call: Call) -> int:
-        """The return flags of `call` if descriptors are missing: no other code sets that flag (RECV-14)."""
+        """Set the flag for missing descriptors in `call`.  No other code sets it (RECV-14)."""
         struct = call.fixed if call.fixed is not None else call.command
         flags: int = _U64.unpack_from(struct, self.flags_offset)[0]
         return flags | self.incomplete_flag
@@ -82,16 +82,16 @@ class Installation:
 
 @mypyc_attr(acyclic=True)
 class Call:
-    """A command as the client gave it, and what becomes of it.
+    """A command and its result.
 
-    The reader reuses one object for all requests; whoever keeps a call beyond its ioctl takes `defer()`.
+    The reader reuses one object for all requests.  To keep a call beyond its ioctl, take `defer()`.
 
     number, address: ioctl number and argument; data: the struct as copied, error: errno of that copy or 0;
     command: the same bytes, writable, whose first travel back where `number` has IOC_READ; words: the fixed part of
     `command` as u64; flags: of the command, set when it is decoded; message, message_error: what data and error are,
     for a message that the struct points to; result: of a deferred call, and fixed: the fixed part of its struct, the
-    only part that it has; installation: descriptors to install; tells_offset: whether the answer tells where in the
-    caller's pool something is; becomes_connection: whether the file is a connection from now on; tag: a number of the
+    only part that it has; installation: descriptors to install; tells_offset: whether the answer returns an
+    offset in the caller's pool; becomes_connection: whether the file is a connection from now on; tag: a number of the
     server's; deferred: the copy that the last `defer()` made; writes: of a deferred call whose struct does not travel
     back, (address, bytes) to be stored in the client's memory before its answer.  Storing may block, so it is not done
     in the turn of another client, in which the result is put.

@@ -1,4 +1,4 @@
-"""The one error type that a client's fault is reported with."""
+"""The error type for every failure that is the client's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import errno as _errno
 class CommandError(Exception):
     """A command failed because of what the client asked for: `errno` is what its ioctl returns.
 
-    `reason` is for a reader of tests and traces; nothing of it reaches the client.
+    `reason` is for tests and traces; the client does not get it.
     """
 
     __slots__ = ("errno", "reason")

@@ -1,4 +1,4 @@
-"""An open file description, as whoever serves it sees it."""
+"""The interface between an open file description and the server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Handle:
-    """What the core keeps for an open file description.
+    """State of one open file description.
 
-    fhs: the numbers that whoever serves it knows it by; file_kind: which commands its file takes, a number for the
-    channel; is_copied: its client reads copies, which have to be up to date when it is told where something is.
+    fhs: file handle numbers of the server; file_kind: which command table applies, a number for the channel;
+    is_copied: the client reads copies, which must be up to date before an answer returns a pool offset.
     """
 
     __slots__ = ("fhs", "file_kind", "is_copied")
@@ -36,9 +36,9 @@ class Handle:
         """
 
     def poll(self) -> int:
-        """Its readiness now, as POLL* bits."""
+        """The current readiness, as POLL* bits."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Its last descriptor is gone."""
+        """The last descriptor is closed."""
         raise NotImplementedError

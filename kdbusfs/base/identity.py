@@ -1,4 +1,4 @@
-"""Who somebody is: the ids of a thread."""
+"""The ids of a thread."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ class Pids(NamedTuple):
 
 
 NO_PIDS: Final = Pids(0, 0, 0)
-"""Of a process that is not visible."""
+"""Sentinel for a process that is not visible."""

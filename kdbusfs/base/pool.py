@@ -1,9 +1,8 @@
-"""A connection's pool: which parts of it are in use, and who still needs them.
+"""The allocator of a pool: which slices are in use, and by whom.
 
-A slice stays allocated while the core (`held`), the client (`published`) or another slice needs it: the slice of a
-message keeps the one with its payload (`child`), so that one FREE gives both back (FREE-2), and a payload that was
-peeked at stays readable as long as any message slice that refers to it (RECV-12, ACT-11).  The bytes live in a
-`ports.Memory`, which the core only ever writes.
+A slice stays allocated while the core (`held`), the client (`published`) or another slice (`parents`) has a reference
+to it.  A parent refers to one `child`, so that freeing the parent frees both, and the child stays readable as long as
+any parent exists.  The bytes live in a `ports.Memory`, which the core only ever writes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from .ports import Memory, Turn
 
 SLICE_COST: Final = 256
-"""What the bookkeeping of one slice is charged with, in bytes."""
+"""Bytes charged for the bookkeeping of one slice."""
 
 
 @mypyc_attr(free_list_len=1)
@@ -44,9 +43,9 @@ class Slice:
 
 
 class Pool:
-    """The allocator of one pool (POOL-8): best fit, lowest part of it, neighbours merged on release.
+    """The allocator of one pool: best fit, lowest part of it, neighbours merged on release.
 
-    `account` is charged for the part of the memory that was ever in use and for the bookkeeping.
+    `account` is charged up to the high-water mark of the memory, and for the bookkeeping.
     full: errno where no free part is big enough; slices: how many slices are allocated.
     """
 
@@ -54,7 +53,7 @@ class Pool:
         "_charged",
         "_first",
         "_free",
-        "_high",
+        "_high_water",
         "_is_closed",
         "_published",
         "account",
@@ -71,17 +70,17 @@ class Pool:
         self.memory = memory
         self.account = account
         self.busy = 0
-        self._high = 0
+        self._high_water = 0
         self._charged = 0
         self._is_closed = False
         self._first = Slice(0, size, None, None, free=True)
-        self._free = [self._first]  # by size, then offset, which no two have in common
+        self._free = [self._first]  # by (size, offset): no two are equal
         self._published: dict[int, Slice] = {}  # by offset
         self.slices = 0
 
     @property
     def remaining(self) -> int:
-        """Bytes that are not allocated, in one piece or many (POOL-9)."""
+        """Bytes that are not allocated, in one piece or many."""
         return self.size - self.busy
 
     def allocate(self, size: int) -> Slice:
@@ -99,7 +98,7 @@ class Pool:
         found = part.size
         offset = part.offset
         end = offset + size
-        if end > self._high:
+        if end > self._high_water:
             self._grow(end)
         self.account.charge(SLICE_COST)
         self._charged += SLICE_COST
@@ -115,7 +114,7 @@ class Pool:
             rest.offset = end
             rest.size = found - size
             if len(free) > 1:
-                self._settle(index)
+                self._reinsert(index)
         else:
             del free[index]
             part.free = False
@@ -135,7 +134,7 @@ class Pool:
         return part
 
     def publish(self, part: Slice, payload: Slice | None = None) -> None:
-        """Hand a held slice to the client: it stays until FREE, and `payload` at least as long."""
+        """Give a held slice to the client: it stays allocated until `free`, and `payload` at least as long."""
         part.published = True
         part.held = False
         self._published[part.offset] = part
@@ -144,18 +143,18 @@ class Pool:
             payload.parents += 1
 
     def show(self, part: Slice) -> None:
-        """Hand a held slice to the client while the core goes on to need it: it stays until both have let go of it."""
+        """Give a slice to the client while the core holds it, too: it stays allocated until both have released it."""
         part.published = True
         self._published[part.offset] = part
 
     def release(self, part: Slice) -> None:
-        """The core needs a held slice no more."""
+        """Drop the reference of the core."""
         part.held = False
         if not part.parents:
             self._drop(part)
 
     def free(self, offset: int) -> Slice:
-        """The client's FREE of a published slice (FREE-1), which may still be held; the slice.
+        """Drop the reference of the client to a published slice, which may still be held.  Returns the slice.
 
         Raises CommandError(ENXIO) for every other offset.
         """
@@ -167,7 +166,7 @@ class Pool:
         return part
 
     def published_offsets(self) -> list[int]:
-        """Where the slices begin that the client has."""
+        """Offsets of the published slices."""
         return list(self._published)
 
     def has_room(self, size: int) -> bool:
@@ -175,10 +174,10 @@ class Pool:
         return self._place((size + 7) & ~7, 0) < len(self._free)
 
     def close(self, turn: Turn) -> None:
-        """Forget all slices, give the charge back (FREE-5); the memory belongs to the open file.
+        """Forget all slices, and give the charge back.  The memory itself belongs to the open file.
 
-        Neighbours refer to each other, so that each is freed only when it is taken out of the list.  There may be
-        millions: others may be served meanwhile.
+        Neighbours form reference cycles, so each slice is taken out of the list by itself.  There may be millions:
+        other commands may run meanwhile.
         """
         self._is_closed = True
         self.slices = 0
@@ -198,11 +197,11 @@ class Pool:
 
     def _grow(self, end: int) -> None:
         """Charge for memory up to `end`, with room for the slice that wants it.  Raises CommandError(ENOBUFS)."""
-        amount = end - self._high
+        amount = end - self._high_water
         self.account.check(amount + SLICE_COST)
         self.account.charge(amount)
         self._charged += amount
-        self._high = end
+        self._high_water = end
 
     def _place(self, size: int, offset: int) -> int:
         """The index of the first free part that is not smaller or, of the same size, not before `offset`."""
@@ -218,21 +217,21 @@ class Pool:
                 high = middle
         return low
 
-    def _settle(self, index: int) -> None:
-        """The free part at `index`, one of several, has changed: it goes where its size and offset belong."""
+    def _reinsert(self, index: int) -> None:
+        """Restore the order after the free part at `index`, one of several, has changed."""
         part = self._free.pop(index)
         self._free.insert(self._place(part.size, part.offset), part)
 
     def _extend(self, part: Slice, offset: int, size: int) -> None:
-        """A free part is `size` bytes from `offset` on now, having taken in a neighbour."""
+        """Merge: a free part is `size` bytes from `offset` on now."""
         index = self._place(part.size, part.offset) if len(self._free) > 1 else 0
         part.offset = offset
         part.size = size
         if len(self._free) > 1:
-            self._settle(index)
+            self._reinsert(index)
 
     def _drop(self, part: Slice) -> None:
-        """Give `part` back if nobody needs it, with the payload that hangs on it."""
+        """Free `part` if there is no reference to it, and then drop its reference to its child."""
         if part.held or part.published or part.parents or part.free or self._is_closed:
             return
         size = part.size

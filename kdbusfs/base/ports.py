@@ -1,4 +1,4 @@
-"""What a bus needs of the system that it runs on: `host` implements it for Linux, and tests in memory.
+"""Ports: what a bus needs from the system.  `host` implements them for Linux, tests in memory.
 
 Memory and Caller, which every message needs, are classes to derive from, because compiled code calls the methods of
 classes by a table and those of protocols by name; the rest are protocols.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ProcessMetadata:
-    """What is known of one thread at one moment (META-3).  A kind is present iff its bit is in `valid`.
+    """Metadata of one thread at one moment (META-3).  A kind is present iff its bit is in `valid`.
 
-    Kinds are bits, numbered by whoever asks.  `collected` has those that were tried, so that none is gathered twice
-    for one message.
+    Kinds are bits of the caller's numbering.  `collected` has the kinds that were tried, so that none is gathered
+    twice for one message.
     """
 
     collected: int = 0
@@ -66,7 +66,7 @@ class Reader(Protocol):
         """`uid` as the reader sees it; the overflow id where unmapped; NO_ID stays NO_ID."""
 
     def gid_from_global(self, gid: int) -> int:
-        """The same for a gid."""
+        """As the method above, for a gid."""
 
     def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
         """Many gids in the same way, as packed u32: there may be 65536."""
@@ -85,7 +85,7 @@ class Memory:
     __slots__ = ()
 
     def resize(self, size: int) -> None:
-        """Be fresh memory of this size, which nobody can change, at HELLO; again after a HELLO that failed.
+        """Become fresh, zeroed memory of this size, at HELLO; again after a HELLO that failed.
 
         Raises CommandError (ENOMEM, EINVAL).
         """
@@ -100,7 +100,7 @@ class Memory:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Forget the backing; the client's mappings keep the memory itself alive (POOL-6)."""
+        """Drop the backing.  Mappings of the client keep the memory itself alive (POOL-6)."""
         raise NotImplementedError
 
 
@@ -126,15 +126,15 @@ class File(Protocol):
         """Its size in bytes; asked only of sealed files."""
 
     def close(self) -> None:
-        """Let go of it.  Never blocks, whatever file system it lives on."""
+        """Close it.  Never blocks, whatever the file system."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Caller:
     """The thread that issued a command: valid until that command is answered.
 
-    `read`, `write`, `copy_payload` and `collect` may be held up by the client.  Other commands are carried out
-    meanwhile, and whatever was looked at before such a call has to be looked at again after it.  It is a `Reader`, too.
+    `read`, `write`, `copy_payload` and `collect` may block on the client's memory.  Other commands run
+    meanwhile: whatever was checked before such a call must be checked again after it.  It is a `Reader`, too.
     """
 
     __slots__ = ()
@@ -166,7 +166,7 @@ class Caller:
         raise NotImplementedError
 
     def gid_from_global(self, gid: int) -> int:
-        """The same for a gid."""
+        """As the method above, for a gid."""
         raise NotImplementedError
 
     def gids_from_global(self, gids: tuple[int, ...]) -> bytes:
@@ -199,7 +199,7 @@ class Caller:
         raise NotImplementedError
 
     def gid_to_global(self, gid: int) -> int | None:
-        """The same for a gid."""
+        """As the method above, for a gid."""
         raise NotImplementedError
 
     def domain_uid(self, uid: int) -> int | None:
@@ -236,7 +236,7 @@ class Caller:
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes of the caller's memory.  Raises CommandError(EFAULT), or ESRCH when the caller is gone.
 
-        It may be held up like `write`.
+        It may block like `write`.
         """
         raise NotImplementedError
 
@@ -284,11 +284,10 @@ UNITS_BETWEEN_LOOKS: Final = 100
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Turn:
-    """How long the core goes on with one thing before it lets others be served.
+    """The time slice of a command: how long the core works before it lets other commands run.
 
-    Every loop whose length a client decides tells how much it does: `spend`.  Other commands may be carried out
-    in there, exactly as during an access to client memory (`Caller`): whatever was looked at before has to be looked
-    at again after it.
+    Every loop whose length a client decides calls `spend`.  Other commands may run in there, as during an access to
+    client memory (`Caller`): whatever was checked before must be checked again after it.
     """
 
     __slots__ = ("_left",)
@@ -297,7 +296,7 @@ class Turn:
         self._left = UNITS_BETWEEN_LOOKS
 
     def spend(self, units: int = 1) -> bool:
-        """`units` of work were done, each about a microsecond.  Returns whether others may have been served."""
+        """`units` of work were done, each about a microsecond.  Returns whether other commands may have run."""
         self._left -= units
         if self._left > 0:
             return False
@@ -305,7 +304,7 @@ class Turn:
         return self.pause()
 
     def pause(self) -> bool:
-        """Let others be served if this turn has lasted long enough; whether they may have been."""
+        """Let other commands run if this turn has lasted long enough.  Returns whether they may have run."""
         raise NotImplementedError
 
 
@@ -341,7 +340,7 @@ class Cancellation(Protocol):
     """A watched CANCEL_FD of a blocked SEND."""
 
     def close(self) -> None:
-        """Stop watching and let go of the descriptor."""
+        """Stop watching, and close the descriptor."""
 
 
 class Words(Protocol):
@@ -353,7 +352,7 @@ class Words(Protocol):
 
 
 class Host(Protocol):
-    """What a domain is made with."""
+    """All ports of a domain."""
 
     @property
     def clock(self) -> Clock: ...
@@ -369,7 +368,7 @@ class Host(Protocol):
         """16 bytes of a random UUID, version 4 (BUS-9)."""
 
     def watch(self, file: File, token: Any) -> Cancellation:
-        """Have `Domain.cancelled(token)` called when `file` gets readable.
+        """Have `Domain.cancelled(token)` called when `file` becomes readable.
 
         Raises CommandError(EINVAL) for a file that cannot be polled.
         """

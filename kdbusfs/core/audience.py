@@ -1,4 +1,4 @@
-"""Who may hear one sender: the question of every broadcast, asked once for all receivers that it is the same for."""
+"""The policy check of a broadcast: one answer for all receivers with the same credentials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMES_IN_A_UNIT: Final = 2
 
 
 class _Answers:
-    """What one database grants towards the sender, by the credentials of the receivers."""
+    """Cached answers of one database, by the credentials of the receivers."""
 
     __slots__ = ("by_credentials", "changes")
 
@@ -27,8 +27,8 @@ class Audience:
     """`rights.may_talk` from many receivers to one sender, with the receivers' credentials of HELLO (POL-14).
 
     An answer of a database counts for all receivers with the same credentials, until that database or the names of
-    the sender change: others may be served between two questions (POL-18).
-    work: how many units the questions have taken (`ports.Turn`).
+    the sender change: other commands may run between two questions (POL-18).
+    work: units of work that the checks have taken (`ports.Turn.spend`).
     """
 
     __slots__ = ("_answers", "_name_changes", "_source", "_uid", "work")

@@ -61,7 +61,7 @@ class Bus:
         self._connection_ids = count(1)
 
     def next_connection_id(self) -> int:
-        """1, 2, 3...; never given twice (HELLO-10)."""
+        """1, 2, 3...; never reused (HELLO-10)."""
         return next(self._connection_ids)
 
     def add_connection(self, connection: Connection) -> None:
@@ -71,7 +71,7 @@ class Bus:
             self.monitors[connection.id] = connection
 
     def remove_connection(self, connection: Connection) -> None:
-        """From now on nobody can address it."""
+        """From now on it cannot be addressed."""
         del self.connections[connection.id]
         del connection.endpoint.connections[connection.id]
         self.monitors.pop(connection.id, None)

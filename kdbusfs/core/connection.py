@@ -1,4 +1,4 @@
-"""Connections: what the core keeps for each, from HELLO to the last close."""
+"""The state of a connection, from HELLO to the last close."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Connection:
     names: well-known names it owns, in order of acquisition, and name_changes: how often they changed;
     waiting_for: names it is queued for;
     requests: its own, and those that it has to answer; traffic: its counters;
-    is_ending: it has left its bus, and others are served before all effects of that are there; when_ended: what to do
-    then;
-    reader: the namespaces that it sees everything in, whoever gives its commands; None: those of who does;
+    is_ending: it has left its bus, and other commands run before all effects of that are there; when_ended: callback
+    for the moment when they are;
+    reader: the namespaces in which it sees ids, whichever thread gives its commands; None: those of that thread;
     metadata: of its maker at HELLO, or what it faked; credentials: of its maker, for passive checks (POL-14).
     """
 
@@ -162,14 +162,14 @@ class Connection:
         return self.role == MONITOR
 
     def check_active(self) -> None:
-        """Raises CommandError(ECONNRESET) when it left the bus, be it while the command at hand was held up."""
+        """Raises CommandError(ECONNRESET) when it has left the bus, perhaps while the present command was blocked."""
         if not self.active:
             raise CommandError(ECONNRESET, "disconnected")
 
     # Names
 
     def own(self, entry: NameEntry) -> None:
-        """Note that a name is its own now, as the last one that it got."""
+        """Record a name as owned, the newest one."""
         self.names[entry.name] = entry
         self.name_changes += 1
         self.owned_names = None
@@ -182,14 +182,14 @@ class Connection:
         self.user.account.uncharge(NAME_COST)
 
     def names_now(self) -> OwnedNames:
-        """The names with their flags (META-15); made anew only when they have changed."""
+        """The names with their flags (META-15); cached until they change."""
         names = self.owned_names
         if names is None:
             names = self.owned_names = OwnedNames([(entry.flags, name) for name, entry in self.names.items()])
         return names
 
     def describe(self, metadata: ConnMetadata, kinds: int) -> bool:
-        """Put into `metadata` what it lacks of `kinds`: names, description.  Returns whether names were among them."""
+        """Add the missing ones of `kinds` to `metadata`: names, description.  Returns whether names were added."""
         kinds &= ~metadata.collected
         if kinds & c.ATTACH_NAMES:
             metadata.collected |= c.ATTACH_NAMES
@@ -214,13 +214,13 @@ class Connection:
         return _READY_TO_SEND
 
     def lose(self) -> None:
-        """A message for it could not be queued, and nobody else hears of that."""
+        """Count a message that could not be queued, and whose sender is not told."""
         self.traffic.lost += 1
         if self.traffic.lost == 1 and self.family.rules.poll_tells_lost:
             self.wake()
 
     def wake(self) -> None:
-        """Have the pollers look again."""
+        """Wake up the pollers."""
         handle = self.handle
         if handle is not None:
             self.bus.domain.changed.append(handle)

@@ -1,4 +1,4 @@
-"""When requests run out (REP-4, SYNC-3)."""
+"""The deadlines of requests (REP-4, SYNC-3)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _COMPACT_FROM: Final = 1024
 class Deadlines:
     """The connections whose requests have deadlines, each with the earliest of them.
 
-    A connection comes up once for an earlier deadline than it has now if the request of that was answered: most
-    deadlines are far, and nothing has to be noted then for the next one.  It has 128 requests at most, so all of them
-    are looked at when it comes up.
+    A heap of connections.  An entry stays when the request with that deadline is answered, so that most requests
+    need no change of the heap; the connection then comes up once too early.  It has 128 requests at most, so all of
+    them are checked when it comes up.
     """
 
     __slots__ = ("_heap", "_number", "_roomy")
@@ -33,7 +33,7 @@ class Deadlines:
         return len(self._heap)
 
     def add(self, tracker: Tracker) -> None:
-        """Have `tracker` come up at its deadline, and not at another that it had before."""
+        """Arm the deadline of `tracker`, in place of an earlier one."""
         self._number += 1
         tracker.alarm = self._number
         self._file(tracker.requester, tracker.deadline_ns)
@@ -63,7 +63,7 @@ class Deadlines:
     def pop(self, now: int) -> Connection | None:
         """Take out a connection which may have trackers whose deadline is not after `now`; None when there is none.
 
-        It has to be looked at with `expired`.
+        The caller checks it with `expired`.
         """
         heap = self._heap
         while heap and heap[0][0] <= now:

@@ -46,7 +46,7 @@ class Delivery:
         """A queue entry with the payload in the receiver's pool; it is in no queue yet.
 
         source: the sending connection, None for the bus itself; caller: the thread that the payload is copied from.
-        Others may be served during the copy.  Raises CommandError with an errno of the receiver's family.
+        Other commands may run during the copy.  Raises CommandError with an errno of the receiver's family.
         """
         raise NotImplementedError
 
@@ -69,7 +69,7 @@ class Delivery:
         """Move the payload of `entry`, queued at `source`, into the receiver's pool, and what is accounted for it.
 
         False, with nothing changed, when it does not fit.
-        Others may be served meanwhile: False also when the entry left the queue of `source`, or the receiver its bus.
+        Other commands may run meanwhile: False also when the entry left the queue of `source`, or the receiver its bus.
         """
         raise NotImplementedError
 
@@ -104,11 +104,11 @@ def deliver(
         raise CommandError(ENOBUFS, "queue full")
     entry = delivery.make_entry(receiver, message, process, metadata, source, caller)
     try:
-        # Check again: others may have been served during the copy (`Caller.copy_payload`).
+        # Check again: other commands may have run during the copy (`Caller.copy_payload`).
         if not delivery.has_room(receiver):
             raise CommandError(ENOBUFS, "queue full")
         if tracker is not None and not tracker.requester.active:
-            # Its end has passed: nobody would unlink the tracker any more.
+            # Its disconnect has passed: the tracker would never be unlinked.
             raise CommandError(ECONNRESET, "requester is gone")
         if source is not None:
             delivery.charge(receiver, entry, source)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .reply import Tracker
 
 _REPLIES_OF_A_CONNECTION: Final = 100
-"""Units of work that ending all requests of one connection takes."""
+"""Units of `Turn.spend` for ending all requests of one connection."""
 
 
 def byebye(connection: Connection) -> None:
@@ -34,8 +34,8 @@ def byebye(connection: Connection) -> None:
 def disconnect(connection: Connection) -> None:
     """Leave the bus, with every effect on others before this returns (CLOSE-2).  Idempotent.
 
-    Others may be served meanwhile.  From the first moment on they find nobody with this id, and a connection that
-    answers every command with ECONNRESET; names, trackers and notifications follow, in this order.
+    Other commands may run meanwhile.  From the first moment on its id is unknown to them, and its own commands
+    fail with ECONNRESET; names, trackers and notifications follow, in this order.
     """
     if not connection.active:
         return
@@ -71,7 +71,7 @@ def close(connection: Connection) -> None:
     """The last file of the connection is closed and it has left its bus: the pool goes too (FREE-5)."""
     domain = connection.bus.domain
     connection.pool.close(domain.turn)
-    # What is left of it refers to nothing that refers back: no cycles for the garbage collector.
+    # Break the reference cycles: the garbage collector need not find them.
     connection.handle = None
     connection.when_ended = None
     connection.user.connections -= 1
@@ -81,9 +81,9 @@ def close(connection: Connection) -> None:
 
 
 def _vanish(connection: Connection) -> None:
-    """The bus ends as well: nobody is told, and what belongs to the bus goes with it.
+    """The bus ends as well: no notifications, and the state of the bus is dropped as a whole.
 
-    Whoever waits for a reply from here leaves the bus, too, and takes its trackers along; only blocked calls end now.
+    Requesters that wait for a reply leave the bus, too, with their trackers; only blocked calls end now.
     """
     bus = connection.bus
     forget_names(connection)
@@ -114,7 +114,7 @@ def _discard_queue(connection: Connection) -> list[Tracker]:
 
 
 def _end_owed(connection: Connection, unread: list[Tracker]) -> None:
-    """Tell those who wait for a reply that there will be none (REP-11), each the newest request first."""
+    """End the requests that it has not answered (REP-11), for each requester the newest first."""
     bus = connection.bus
     owed = connection.requests.owed
     for tracker in unread:

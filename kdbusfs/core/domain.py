@@ -1,4 +1,4 @@
-"""A domain: everything that one mount holds, and the entry points for whoever serves it."""
+"""A domain: the state of one mount, and the entry points of the server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..base.account import Total
 from ..base.call import ERESTARTSYS
 from ..base.errors import CommandError
 from .domain_state import DomainState
-from .figures import connection_stats, figures
 from .handle import ControlHandle, EndpointHandle, is_privileged
 from .notify import flush
 from .send import CancelToken
 from .shutdown import shut_down_bus
+from .statistics import connection_details, connection_stats
 from .sync import finish, forget, interrupt
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MEMORY_LIMIT: Final = 4 << 30
 _LOOK_AT_REQUESTS: Final = 50
-"""Units of work that ending all requests of one connection takes."""
+"""Units of `Turn.spend` for ending all requests of one connection."""
 
 
 class Domain(DomainState):
@@ -57,7 +57,7 @@ class Domain(DomainState):
     # What happens without a command
 
     def interrupt(self, call: Call) -> None:
-        """A signal came for the thread that is blocked in `call`; calls that ended meanwhile are left alone."""
+        """A signal arrived for the thread that is blocked in `call`.  No effect on a call that has ended."""
         tracker = self.waiting.get(call)
         if tracker is not None:
             interrupt(tracker, -ERESTARTSYS)
@@ -67,14 +67,14 @@ class Domain(DomainState):
         token.cancelled()
 
     def next_deadline(self) -> int:
-        """When `expire` has to be called next, in ns of CLOCK_MONOTONIC; 0: never, or it is at work."""
+        """When to call `expire` next, in ns of CLOCK_MONOTONIC; 0: never, or it is running (it is not re-entrant)."""
         return 0 if self._is_expiring else self.deadlines.next()
 
     def expire(self, now: int) -> None:
         """End the trackers whose deadline has come (REP-4, SYNC-3).
 
         Blocked calls end first.  Notifications follow, those of each user in their order, one connection of each user
-        in turn; others may be served meanwhile.
+        in turn; other commands may run meanwhile.
         """
         if self._is_expiring:
             return
@@ -113,7 +113,7 @@ class Domain(DomainState):
     def _tell_of_timeouts(self, connection: Connection, replies: list[Tracker]) -> None:
         notifications = connection.bus.notifications
         for tracker in replies:
-            # It may have been answered, or be dead, since it was found.
+            # Check again: it may have been answered since it was found.
             if tracker.is_linked:
                 notifications.reply(c.ITEM_REPLY_TIMEOUT, connection.id, tracker.cookie)
                 tracker.unlink()
@@ -121,22 +121,22 @@ class Domain(DomainState):
         flush(connection.bus)
 
     def shutdown(self) -> None:
-        """The mount goes: every bus goes as if its owner had closed it (FS-29)."""
+        """Unmount: end every bus as if its owner had closed it (FS-29)."""
         self.active = False
         for bus in list(self.buses.values()):
             shut_down_bus(bus)
 
-    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]:
-        """The figures of every connection that there is now, each as it is when it is asked for (`core/figures.py`)."""
+    def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]:
+        """The details of every connection that exists now, evaluated lazily (`core/statistics.py`)."""
         present = [connection for bus in self.buses.values() for connection in bus.connections.values()]
-        return figures(present, pid_ns)
+        return connection_details(present, pid_ns)
 
     def counts(self) -> dict[str, object]:
-        """What there is beside buses, for tests and tools: numbers of everything that must come back to its start."""
+        """Numbers of objects beside buses, for tests and tools: each must return to its initial value."""
         return {"users": len(self.users), "credentials": len(self.credentials), "waiting": len(self.waiting)}
 
     def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]:
-        """Each bus with each of its connections, as they are when they are asked for: there may be many thousands."""
+        """Each bus with its connections, evaluated lazily: there may be many thousands."""
         for bus in list(self.buses.values()):
             yield (
                 {
@@ -149,6 +149,6 @@ class Domain(DomainState):
             )
 
     def stats(self) -> dict[str, object]:
-        """All of that at once."""
+        """`counts` and `bus_stats` in one dictionary."""
         buses = [{**bus, "connections": list(connections)} for bus, connections in self.bus_stats()]
         return {**self.counts(), "buses": buses}

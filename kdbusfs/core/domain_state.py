@@ -1,4 +1,4 @@
-"""What the buses of a domain share: the world, users, numbers, deadlines, and what happened."""
+"""The state that the buses of a domain share: ports, users, numbers, deadlines, events for the server."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class DomainState(ServedDomain):
     """What all buses and connections of a domain share.
 
-    host: the world; turn: of the host; users: with their accounts of memory;
+    host: the ports; turn: of the host; users: with their accounts of memory;
     attach_flags_mask: the system-wide mask of metadata, live (MASK-1);
-    changed: handles whose `poll()` may have changed, and completed: deferred calls with their result, both for the
-    caller to take after every entry; waiting: the blocked SENDs; ends: of files that were closed;
+    changed: handles whose `poll()` may have changed, and completed: deferred calls with their result; the server
+    empties both after every call of the core; waiting: the blocked SENDs; ends: of files that were closed;
     inos: the inode numbers of its nodes.
     """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .users import User
 
 ENDPOINT_COST: Final = 2048
-"""What a custom endpoint is charged with, in bytes."""
+"""Bytes charged for a custom endpoint."""
 
 
 class Endpoint:
@@ -49,7 +49,7 @@ class Endpoint:
             self.bus.domain.users.forget_if_idle(self.user.account)
 
     def remove(self) -> None:
-        """Vanish from the bus.  Idempotent."""
+        """Leave the bus.  Idempotent."""
         if self.bus.endpoints.get(self.name) is not self:
             return
         self.bus.remove_endpoint(self)

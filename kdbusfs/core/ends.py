@@ -1,8 +1,8 @@
-"""The ends of files that were closed: each user's come one after the other (CLOSE-1, FS-24, FS-25).
+"""The effects of closed files: one after the other for each user (CLOSE-1, FS-24, FS-25).
 
-An end may be long: a bus of a thousand connections, a connection that many wait for.  Others are served meanwhile, and
-may close files as well.  Those of the same user wait here until the one before is over: an observer sees a user's ends
-in the order of the closes, and only one thread at a time is busy with them.
+An end may be long: a bus of a thousand connections, a connection with many requesters.  Other commands run meanwhile,
+and may close files, too.  Files of the same user wait here until the previous end is over: an observer sees the ends
+of one user in the order of the closes, and only one thread at a time works on them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 class Ends:
-    """What is to be done for files that are closed, by the uid of their users."""
+    """Pending ends of closed files, by the uid of their users."""
 
     __slots__ = ("_waiting",)
 
@@ -20,13 +20,13 @@ class Ends:
         self._waiting: dict[int, deque[Callable[[], None]]] = {}
 
     def __len__(self) -> int:
-        """How many users' ends are under way."""
+        """The number of users with an end that is running."""
         return len(self._waiting)
 
     def begin(self, user: int, end: Callable[[], None]) -> None:
-        """Carry out `end`, or have it carried out by whoever is busy with an earlier one of `user`.
+        """Run `end` now, or after the ends of `user` that are running already.
 
-        Raises what an `end` raises, after those that waited for it.
+        Raises what an `end` raises, after the others have run.
         """
         waiting = self._waiting.get(user)
         if waiting is not None:

@@ -1,4 +1,4 @@
-"""What a message is refused with where header, items and files are judged one after the other (L-50 to L-60)."""
+"""The checks of a message in the order of the last ABI: header, then items, then files (L-50 to L-60)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MAX_MEMFDS: Final = 16
 _MAX_FILES: Final = 16
 _KERNEL_ADDRESSES: Final = 1 << 63
-"""No process has memory there."""
+"""The first address that is no user-space address."""
 
 
 def examine(
@@ -77,7 +77,7 @@ def _check_header(sent: Sent, *, sync: bool) -> None:
 
 
 class _LateScan(Scan):
-    """The walk that looks at no file before all items are known to be in order."""
+    """Checks all items before it touches any file."""
 
     __slots__ = ()
 

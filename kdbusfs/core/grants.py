@@ -1,4 +1,4 @@
-"""Which metadata a receiver gets of a sender, where it is not left to what both agree to (L-103, L-104)."""
+"""Which metadata a receiver gets without the consent of the sender (L-103, L-104)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ControlHandle(Handle):
             return -ESHUTDOWN
         if family is None or kind != k.BUS_MAKE:
             return -ENOTTY
-        # Busy: a command that is held up by its client's memory is about to make something of this file.
+        # Busy: another command on this file is blocked on client memory, and is going to turn it into something.
         if self.bus is not None or self._busy:
             return -EBADFD
         self._busy = True
@@ -72,7 +72,7 @@ class ControlHandle(Handle):
         return POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 
     def release(self) -> None:
-        """The last close takes the bus along (FS-24)."""
+        """The last close ends the bus (FS-24)."""
         bus, self.bus = self.bus, None
         if bus is not None:
             assert bus.creator is not None
@@ -138,7 +138,7 @@ class EndpointHandle(Handle):
         return self._become(family, kind, call)
 
     def _become(self, family: Family, kind: int, call: Call) -> int:
-        # A command that is held up by its client's memory is about to make something of this file.
+        # Another command on this file is blocked on client memory, and is going to turn it into something.
         if self._busy:
             return -EBADFD
         self._busy = True
@@ -183,7 +183,7 @@ class EndpointHandle(Handle):
         assert connection is not None
         disconnect(connection)
         if connection.is_ending:
-            # Its bus or endpoint has ended, and whoever is busy with that goes on.
+            # The end of its bus or endpoint is running, and includes this one.
             connection.when_ended = self._close
         else:
             self._close()
@@ -200,7 +200,7 @@ class EndpointHandle(Handle):
 
 
 def is_privileged(endpoint: Endpoint, caller: Caller) -> bool:
-    """PRIV-1, PRIV-2: judged once, when the file is opened."""
+    """PRIV-1, PRIV-2: evaluated once, when the file is opened."""
     if endpoint.policy is not None:
         return False
     return caller.ids().euid == endpoint.bus.uid or caller.has_ipc_owner()

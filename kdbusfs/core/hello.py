@@ -65,7 +65,7 @@ class _Request:
             self._check_identity()
 
     def _check_name(self) -> None:
-        # In a method of its own: mypyc believes that `name` is None where it was set to that.
+        # In a method of its own: in __init__, mypyc infers that `name` is None.
         if self.takes_name and self.name is None:
             raise CommandError(EINVAL, "activator or policy holder without a name")
 
@@ -105,7 +105,7 @@ def hello(
 ) -> tuple[Connection, int, int]:
     """KDBUS_CMD_HELLO, given on `endpoint` by an open file: `memory` becomes the pool.
 
-    Returns the connection, and the offset and size of the slice that `answer_hello` tells of.
+    Returns the connection, and the offset and size of the slice that `answer_hello` returns to the client.
     Raises CommandError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
     """
     wanted = family.decode_hello(call)
@@ -176,7 +176,7 @@ def hello(
 
 
 def answer_hello(connection: Connection, call: Call, offset: int, size: int) -> None:
-    """Tell the client of its connection (HELLO-17).  Raises CommandError(EFAULT) when its struct is not writable."""
+    """Write the results into the client's struct (HELLO-17).  Raises CommandError(EFAULT)."""
     bus = connection.bus
     connection.family.hello_done(
         call,
@@ -219,9 +219,9 @@ def _publish_bloom_parameter(connection: Connection) -> tuple[int, int]:
 
 
 def _connect(connection: Connection, request: _Request, items: list[Item], call: Call) -> None:
-    """Let the bus see the connection (HELLO-14 to HELLO-16, NOTE-7).
+    """Register the connection with its bus (HELLO-14 to HELLO-16, NOTE-7).
 
-    Raises CommandError: EEXIST, EINVAL; then the connection is gone again.
+    Raises CommandError: EEXIST, EINVAL; the connection is then removed again.
     """
     connection.bus.add_connection(connection)
     connection.active = True
@@ -240,7 +240,7 @@ def _introduce(connection: Connection, request: _Request, items: list[Item], cal
         assert request.name is not None
         acquire(connection, request.name, c.NAME_ACTIVATOR)
     flush(bus)
-    # Looked at again: others may have been served meanwhile.
+    # Check again: other commands may have run meanwhile.
     connection.check_active()
     if request.takes_name:
         wildcards = connection.is_policy_holder

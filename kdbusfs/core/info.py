@@ -1,4 +1,4 @@
-"""Questions about connections and the bus: CONN_INFO, BUS_CREATOR_INFO, NAME_LIST, and CONN_UPDATE."""
+"""CONN_INFO, BUS_CREATOR_INFO, NAME_LIST and CONN_UPDATE."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 1 << 15  # bytes
 _BYTES_IN_A_UNIT: Final = 1024
-"""Of a pool that has to get its pages first."""
+"""Bytes that one unit of `Turn.spend` stands for, when the pool has to get its pages first."""
 _RECORDS_IN_A_UNIT: Final = 2
 
 
 def _publish(connection: Connection, data: bytes) -> tuple[int, int]:
-    """Put a result into the asker's pool.  Raises CommandError(ENOBUFS) (POOL-13)."""
+    """Put a result into the pool of the connection that asked.  Raises CommandError(ENOBUFS) (POOL-13)."""
     part = connection.pool.put(data)
     connection.pool.publish(part)
     return part.offset, len(data)
@@ -57,7 +57,7 @@ def conn_info(connection: Connection, call: Call) -> int:
 
 
 def _system_mask(connection: Connection) -> int:
-    """MASK-1; L-29: one ABI knows no mask of the whole system."""
+    """MASK-1; L-29: the last ABI has no system-wide mask."""
     return c.ATTACH_ALL if connection.family.rules.basic_metadata else connection.bus.domain.attach_flags_mask
 
 
@@ -91,8 +91,8 @@ def creator_info(connection: Connection, call: Call) -> int:
 def name_list(connection: Connection, call: Call) -> int:
     """KDBUS_CMD_NAME_LIST (LIST-1 to LIST-10).  Raises CommandError: EINVAL (any item), ENOBUFS.
 
-    Others may be served between two connections, whose records are each of one moment: a name that changes hands
-    meanwhile may be told of twice, or not at all.  ECONNRESET when the asker leaves meanwhile.
+    Other commands may run between two connections, and the records of each are of one moment: a name that changes
+    hands meanwhile may be listed twice, or not at all.  ECONNRESET when the connection that asked leaves meanwhile.
     """
     family = connection.family
     if family.decode(LIST, call):
@@ -119,7 +119,7 @@ def _list_all(result: _LongResult, connection: Connection, call: Call, flags: in
 
 
 class _LongResult:
-    """The result of a LIST, which is too long to be made and copied in one go: the records that `writer` is given.
+    """The result of a LIST, which may be too long for one turn: the records that are written to `writer`.
 
     The pieces are charged to the user until they are in the pool, and never more than the pool has room for.
     """
@@ -134,7 +134,7 @@ class _LongResult:
         self.writer = BytesWriter()
 
     def cut(self) -> None:
-        """Put aside what was written, once it is a piece.  Raises CommandError(ENOBUFS)."""
+        """Store what was written, once it is long enough for a piece.  Raises CommandError(ENOBUFS)."""
         if len(self.writer) >= _PIECE:
             self._cut()
 
@@ -149,7 +149,7 @@ class _LongResult:
         self._pieces.append(piece)
 
     def publish(self) -> tuple[int, int]:
-        """Put it into the asker's pool; offset and size there.  Others may be served meanwhile.
+        """Put it into the pool.  Returns its offset and size there.  Other commands may run meanwhile.
 
         Raises CommandError: ENOBUFS (POOL-13), ENOMEM, ECONNRESET.
         """
@@ -178,7 +178,7 @@ class _LongResult:
         return part.offset, size
 
     def close(self) -> None:
-        """Give back what was charged."""
+        """Give the charge back."""
         self._connection.user.account.uncharge(self._charged)
         self._charged = 0
 
@@ -186,9 +186,9 @@ class _LongResult:
 def _write_records(
     family: Family, writer: BytesWriter, view: View | None, peer: Connection, flags: int
 ) -> int:
-    """Append the records that one connection gives rise to (LIST-5 to LIST-9); how many names were looked at.
+    """Append the records of one connection (LIST-5 to LIST-9).  Returns how many names were checked.
 
-    view: None where nothing is hidden.
+    view: None: no name is hidden.
     """
     if family.rules.lists_entries:
         return _write_entries(family, writer, view, peer, flags)

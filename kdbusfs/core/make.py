@@ -62,7 +62,7 @@ def make_bus(domain: DomainState, family: Family, call: Call) -> Bus:
     if bus.name in domain.buses:
         raise CommandError(EEXIST, "bus exists")
     caller.collect(bus.creator_metadata, c.ATTACH_PROCESS)
-    # Looked at again: `collect` may be held up by the client.
+    # Check again: `collect` may block on the client, and other commands may have run.
     if not domain.active:
         raise CommandError(ESHUTDOWN, "domain is gone")
     if bus.name in domain.buses:

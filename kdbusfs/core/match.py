@@ -25,8 +25,8 @@ USER_MESSAGES: Final = 0
 
 _MATCH_COST: Final = 1024
 _RULE_COST: Final = 512
-"""What an entry, and each of its rules, is charged with in bytes, with its place in the index; the payload counts
-twice, for the bits of a mask stand there again."""
+"""Bytes charged for an entry, and for each of its rules, with its place in the index.  The payload counts twice,
+because the index has the bits of a mask again."""
 
 _NAME_CHANGES: Final = (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE)
 _FOR_MESSAGES: Final = (c.ITEM_BLOOM_MASK, c.ITEM_NAME, c.ITEM_ID, c.ITEM_DST_ID)
@@ -36,11 +36,11 @@ CLASSES: Final = (USER_MESSAGES, *_NAME_CHANGES, c.ITEM_ID_ADD, c.ITEM_ID_REMOVE
 class Match:
     """An entry: all its rules must accept (MATCH-1); without rules it accepts everything (MATCH-2).
 
-    The rules are brought together when the entry is made, so that what is left to ask has a bound: one id, one mask for
-    each generation, each name once; of a notification one old id, one new id and one name.
-    classes: what it can match at all, none where its rules contradict each other; rule_count: what is left to ask.
-    What a message must have, at least, to be accepted: key, an id or name, or ANYONE; bits, of its bloom filter; bit:
-    the one of `bits` that the bus' index has it filed under.
+    The rules are merged when the entry is made, so that evaluating them has a bound: one id, one mask for each
+    generation, each name once; for a notification one old id, one new id and one name.
+    classes: of messages that it can match; empty when its rules contradict each other; rule_count: checks that remain.
+    Necessary conditions, for the index: key, an id or name, or ANYONE; bits, of the bloom filter; bit: the one of
+    `bits` under which the index of the bus has it.
     """
 
     __slots__ = (
@@ -91,7 +91,7 @@ class Match:
                 self.bits &= mask
 
     def accepts(self, message: Message, source: Connection | None) -> bool:
-        """Of a message of one of its classes; `source` is None for a notification."""
+        """Whether it accepts a message of one of its classes; `source` is None for a notification."""
         if source is None:
             notice = message.notice
             assert notice is not None
@@ -116,7 +116,7 @@ class Match:
 
 
 class _Rules:
-    """The items of a MATCH_ADD, each taken up into what all of them together ask for."""
+    """The rules of a MATCH_ADD, merged item by item."""
 
     __slots__ = ("_contradict", "_kinds", "dst_id", "masks", "name", "names", "new_id", "old_id", "src_id")
 
@@ -177,7 +177,7 @@ class _Rules:
             self.name = name
 
     def _both(self, known: int, wanted: int) -> int:
-        """What is left of two conditions on one id (MATCH-7, MATCH-9)."""
+        """Merge two conditions on one id (MATCH-7, MATCH-9)."""
         if wanted == c.MATCH_ID_ANY:
             return known
         if known not in (wanted, c.MATCH_ID_ANY):
@@ -191,7 +191,7 @@ class _Rules:
         return tuple(self._kinds) if len(self._kinds) == 1 and not self._contradict else ()
 
     def count(self) -> int:
-        """How many questions are left; those about a notification are one."""
+        """The number of checks; those of a notification count as one."""
         if not self._kinds:
             return 0
         if USER_MESSAGES not in self._kinds:
@@ -200,7 +200,7 @@ class _Rules:
         return ids + bool(self.masks) + len(self.names)
 
     def key(self) -> int | bytes:
-        """0 is no key to tell notifications apart by: it is the old id of every NAME_ADD."""
+        """The key for the index.  0 does not select anything: it is the old id of every NAME_ADD."""
         if self.src_id != c.MATCH_ID_ANY:
             return self.src_id
         if self.names:
@@ -211,7 +211,7 @@ class _Rules:
 
 
 def _merge(masks: list[list[int]]) -> list[int]:
-    """One list of masks that says the same as all of them; generations behind the end of a list count as its last.
+    """One list of masks that is equivalent to all of them; generations behind the end of a list count as its last.
 
     In one pass over each: 32 KiB hold thousands of short lists beside a long one.
     """
@@ -234,7 +234,7 @@ def _merge(masks: list[list[int]]) -> list[int]:
 class MatchDb:
     """The matches of one connection; the bus has those of all in `Bus.listeners`.
 
-    It does not refer to its connection, which would be a cycle.
+    It does not refer to its connection: that would be a reference cycle.
     """
 
     __slots__ = ("_entries", "_rule_count")
@@ -274,7 +274,7 @@ class MatchDb:
             raise CommandError(errno, "no match with that cookie")
 
     def clear(self, bus: Bus) -> None:
-        """The connection is gone.  Others may be served meanwhile; if the bus ends in there `forget` does the rest."""
+        """The connection is gone.  Other commands may run meanwhile; if the bus ends then, `forget` does the rest."""
         for entry in list(self._entries):
             if not bus.active:
                 return

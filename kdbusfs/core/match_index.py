@@ -1,4 +1,4 @@
-"""Finds the matches that a message can meet among those of a whole bus, without a look at the others."""
+"""The index of all matches of a bus: finds those that may accept a message without evaluating the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .message import Message
 
 ANYONE: Final = c.MATCH_ID_ANY
-"""The key of entries that ask for no id and no name."""
+"""Sentinel: the key of entries that require neither an id nor a name."""
 NO_BIT: Final = -1
 _BITS_COMPARED: Final = 64
 """How many bits of a mask are compared for the rarest: a mask may have 32768, and MATCH_ADD has to stay cheap."""
@@ -37,7 +37,7 @@ def _lowest_bits(value: int, limit: int) -> list[int]:
 
 
 class Group:
-    """Entries that are filed together, by connection: once one has accepted, its others need no look."""
+    """Entries with the same key and bit, by connection: when one has accepted, its others are not evaluated."""
 
     __slots__ = ("members", "size")
 
@@ -112,7 +112,7 @@ class _Bucket:
         return rarest
 
     def find(self, message: Message, turn: Turn) -> list[Group]:
-        """The groups of entries that the message may meet.  Others may be served meanwhile."""
+        """The groups of entries that may accept the message.  Other commands may run meanwhile."""
         found: list[Group] = []
         if self._maskless.size:
             found.append(self._maskless)
@@ -133,7 +133,7 @@ class _Bucket:
 class MatchIndex:
     """The entries of one class, of all connections of a bus.
 
-    Each is filed once, under something that a message must have for it: an id, a name, or a bit of its filter.
+    Each has one place, by a necessary condition: an id, a name, or a bit of the bloom filter.
     """
 
     __slots__ = ("_buckets", "_count", "_turn")
@@ -161,7 +161,7 @@ class MatchIndex:
         self._count -= 1
 
     def forget(self) -> None:
-        """All of them: the bus is gone.  Others may be served meanwhile."""
+        """All of them: the bus is gone.  Other commands may run meanwhile."""
         self._count = 0
         while self._buckets:
             _, bucket = self._buckets.popitem()
@@ -173,7 +173,7 @@ class MatchIndex:
     def receivers(self, message: Message, source: Connection | None) -> list[Connection]:
         """The connections with an entry that accepts, each once (MATCH-1); `source` is None for a notification.
 
-        Others may be served meanwhile: the entries of a connection count as they are when it is their turn.
+        Other commands may run meanwhile: the entries of a connection count as they are when it is their turn.
         """
         turn = self._turn
         found: dict[Connection, None] = {}
@@ -196,7 +196,7 @@ class MatchIndex:
         return list(found)
 
     def candidates(self, message: Message, source: Connection | None) -> list[Group]:
-        """The entries that have to be looked at, in the groups that they are filed in."""
+        """The groups of entries to evaluate."""
         found: list[Group] = []
         for key in self._keys(message, source):
             bucket = self._buckets.get(key)

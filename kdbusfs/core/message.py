@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 F_SEALS_REQUIRED: Final = 0x0001 | 0x0002 | 0x0004 | 0x0008  # SEAL, SHRINK, GROW, WRITE
 MESSAGE_COST: Final = 2048
-"""What a message is charged with beside its size, in bytes."""
+"""Bytes charged for a message beside its size."""
 _NO_FILES: Final[list[File]] = []
 
 
@@ -44,7 +44,7 @@ _NO_FILES: Final[list[File]] = []
 class Resources:
     """What a sender's message keeps for all its copies: pinned files, and the charge for it (CLOSE-5).
 
-    Counted by reference: the files are closed when the last queue entry, or the sender's command, lets go.
+    Reference-counted: the files are closed when the last queue entry, or the sender's command, releases them.
     memfds: of payload, in the order of the message; files: of the FDS item.
     """
 
@@ -72,7 +72,7 @@ class Resources:
         self.files.append(file)
 
     def charge(self, cost: int) -> None:
-        """What turned up later and lives as long as the message."""
+        """Charge for data that was added later and lives as long as the message."""
         self._account.charge_unchecked(cost)
         self._cost += cost
 
@@ -81,7 +81,7 @@ class Resources:
         return self
 
     def release(self) -> None:
-        """Close the files if nobody needs them any more (SEND-23)."""
+        """Drop a reference; the last one closes the files (SEND-23)."""
         self._users -= 1
         if self._users:
             return
@@ -144,7 +144,7 @@ def make_message(sent: Sent, caller: Caller, conn_id: int, bloom_size: int, acco
     """The message of a SEND, after the checks SEND-9 to SEND-28 in their order.
 
     account: of the sender, charged as long as the message lives.
-    The files it names are pinned; they are let go of on every error (SEND-23).
+    The files it names are pinned; every error releases them (SEND-23).
     Raises CommandError with the errno of the row that is violated.
     """
     message = Message(
@@ -196,7 +196,7 @@ class Scan:
         self._check_whole()
 
     def _note(self, kind: int) -> None:
-        """Remember where an item stands that is no part of the payload: some receivers want the order."""
+        """Record the position of an item that is no payload: some families keep the order of the sender."""
         message = self._message
         if not message.extras:
             message.extras = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..base.ports import Caller, Clock, Reader
 
 _NAME_COST: Final = 24
-"""What a name that travels with a message is charged with beside its length, in bytes."""
+"""Bytes charged for a name that travels with a message, beside its length."""
 
 DEFAULT_MASK: Final = (
     c.ATTACH_TIMESTAMP
@@ -45,9 +45,9 @@ _USUAL_SIZE: Final = 4096
 
 
 def held_bytes(process: ProcessMetadata) -> int:
-    """What an account is charged with for `process`, where it takes more than most: 65536 groups, 128 KiB of arguments.
+    """Bytes charged for `process` beyond the usual size: there may be 65536 groups, 128 KiB of arguments.
 
-    What most take is a part of what a message is charged with in any case, and connections are few.
+    The usual size is part of the charge of a message, and connections are few.
     """
     texts = len(process.cmdline) + len(process.exe) + len(process.cgroup) + len(process.seclabel)
     return max(0, texts + _GROUP_COST * len(process.auxgroups) - _USUAL_SIZE)
@@ -77,7 +77,7 @@ class ConnMetadata:
 
     @property
     def names_cost(self) -> int:
-        """What the names are charged with, in bytes."""
+        """Bytes charged for the names."""
         if self.names is None:
             return 0
         return sum(((len(name) + 8) & ~7) + _NAME_COST for _, name in self.names.names)

@@ -36,7 +36,7 @@ def name_acquire(connection: Connection, call: Call) -> int:
 
 
 def _check_entries(connection: Connection, name: bytes) -> None:
-    """L-108: what it owns and what it waits for counts.  Raises CommandError(E2BIG)."""
+    """L-108: owned names and those that it waits for count.  Raises CommandError(E2BIG)."""
     owned, awaited = connection.names, connection.waiting_for
     if len(owned) + len(awaited) >= CONN_MAX_NAMES and name not in owned and name not in awaited:
         raise CommandError(E2BIG, "owns and waits for too many names")

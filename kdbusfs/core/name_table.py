@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 NAME_COST: Final = 1024
-"""What owning a name, or waiting for one, is charged with, in bytes."""
+"""Bytes charged for owning a name, or for waiting for one."""
 
 _PARTS: Final = 64
 
@@ -17,8 +17,9 @@ _PARTS: Final = 64
 class NameEntry:
     """A name that is owned: `id` numbers names of a bus in the order in which they came up.
 
-    waiters: who waits for it, first come first, with the flags that it will own the name with;
-    heir: who gets it once messages have moved there, with heir_flags; it counts as taken meanwhile.
+    waiters: connections in its queue, in order, each with the flags of its request;
+    heir: the connection that gets the name when messages have moved there, with heir_flags; the name counts as taken
+    until then.
     """
 
     __slots__ = ("activator", "flags", "heir", "heir_flags", "id", "name", "owner", "waiters")
@@ -69,7 +70,7 @@ class NameTable:
         self._count -= 1
 
     def clear(self, turn: Turn) -> None:
-        """Remove all of them: the bus is gone.  Others may be served meanwhile."""
+        """Remove all of them: the bus is gone.  Other commands may run meanwhile."""
         self._count = 0
         for part in self._parts:
             while part:

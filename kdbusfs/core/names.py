@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _NOW_OWNS: Final = c.NAME_PRIMARY | c.NAME_ACQUIRED
 _NOW_WAITS: Final = c.NAME_IN_QUEUE | c.NAME_ACQUIRED
 _MAX_FORWARDS: Final = 16
-"""How often a message follows its name in one command.  Clients that pass a name on for ever cannot hold up a SEND."""
+"""How often a message follows its name in one command.  Clients that pass a name on for ever cannot block a SEND."""
 
 
 def acquire(connection: Connection, name: bytes, flags: int) -> int:
     """Own `name`, or wait for it (NAME-4 to NAME-9; L-107 to L-112).
 
-    Gives back `flags`, with NAME_PRIMARY for an owner or NAME_IN_QUEUE for a waiter, and NAME_ACQUIRED where this
-    is what has made it so.  Permission has been checked.  Others may be served while messages of an activator move.
+    Returns `flags`, with NAME_PRIMARY for an owner or NAME_IN_QUEUE for a waiter, and NAME_ACQUIRED if this
+    call has changed that.  Permission has been checked.  Other commands may run while messages of an activator move.
     Raises CommandError: EALREADY (owner already), EEXIST (taken), E2BIG (waits for 256 names), ENOBUFS (memory of
     the user), ECONNRESET (it left meanwhile).
     """
@@ -65,10 +65,10 @@ def acquire(connection: Connection, name: bytes, flags: int) -> int:
 
 
 def release(connection: Connection, name: bytes) -> None:
-    """Give `name` up, or wait for it no more (NAME-14; L-113, L-114).
+    """Release `name`, or leave its queue (NAME-14; L-113, L-114).
 
-    Raises CommandError: ESRCH where nobody owns it, ESRCH or EADDRINUSE for anybody else.
-    Others may be served while messages move back to an activator.
+    Raises CommandError: ESRCH when it has no owner; ESRCH or EADDRINUSE when the caller neither owns it nor waits.
+    Other commands may run while messages move back to an activator.
     """
     bus = connection.bus
     _check(connection)
@@ -82,11 +82,11 @@ def release(connection: Connection, name: bytes) -> None:
 
 
 def forward(receiver: Connection, name: bytes) -> None:
-    """Let a message that was queued at `receiver` go where it had gone if it had come sooner.
+    """Move a message that was queued at `receiver` to the connection that owns its destination name now.
 
-    It was addressed to `name`, which changed hands while its copy was held up (ACT-4, NAME-17).  Others may be
-    served while it moves, and the name may change hands again: then it goes on to the next owner, if such a change
-    takes messages along.  Who waits first counts as the owner once that one is leaving.
+    It was addressed to `name`, which changed hands during the copy of the payload, a race (ACT-4, NAME-17).  Other
+    commands may run while it moves, and the name may change hands again: then it moves on to the next owner, if such
+    a change moves messages.  The first waiter counts as the owner when the owner is leaving.
     """
     bus = receiver.bus
     for _ in range(_MAX_FORWARDS):
@@ -107,7 +107,7 @@ def forward(receiver: Connection, name: bytes) -> None:
 
 
 def give_up_names(connection: Connection) -> None:
-    """All that a disconnect means for names (NAME-18, ACT-8)."""
+    """The effects of a disconnect on names (NAME-18, ACT-8)."""
     _forget_activator(connection)
     turn = connection.bus.domain.turn
     while connection.waiting_for:
@@ -119,13 +119,13 @@ def give_up_names(connection: Connection) -> None:
     for entry in list(connection.names.values()):
         if entry.activator is not None and owed is None:
             owed = owed_by_name(connection)
-        # Others may have been served.  Where the bus has ended meanwhile, `forget_names` does the rest.
+        # Other commands may have run.  Where the bus has ended meanwhile, `forget_names` does the rest.
         if _owns(connection, entry):
             _pass_on(entry, owed)
 
 
 def forget_names(connection: Connection) -> None:
-    """The same where the whole bus ends: nobody inherits, and nobody is told."""
+    """As `give_up_names`, when the whole bus ends: no heirs and no notifications."""
     _forget_activator(connection)
     connection.user.account.uncharge(NAME_COST * (len(connection.names) + len(connection.waiting_for)))
     connection.names.clear()
@@ -133,7 +133,7 @@ def forget_names(connection: Connection) -> None:
 
 
 def _change_flags(entry: NameEntry, connection: Connection, flags: int) -> int:
-    """Who owns the name, or is about to, wants to own it otherwise (L-109)."""
+    """The owner, or heir, asks again with other flags (L-109)."""
     if connection is entry.heir:
         entry.heir_flags = flags
     else:
@@ -143,7 +143,7 @@ def _change_flags(entry: NameEntry, connection: Connection, flags: int) -> int:
 
 
 def _wait_again(entry: NameEntry, connection: Connection, flags: int) -> int:
-    """Who waits wants to wait otherwise, or no more (L-110)."""
+    """A waiter asks again with other flags, perhaps to leave the queue (L-110)."""
     if flags & c.NAME_QUEUE:
         entry.waiters[connection] = flags
         return flags | c.NAME_IN_QUEUE
@@ -192,7 +192,7 @@ def _change_owner(entry: NameEntry, connection: Connection, flags: int) -> None:
 def _take_from_activator(entry: NameEntry, connection: Connection, flags: int) -> None:
     """ACT-4.  While messages move the name stays with its activator, so that what comes meanwhile moves, too.
 
-    Whoever asks for the name meanwhile finds it taken.  When `connection` leaves, the first waiter gets the name.
+    The name counts as taken meanwhile.  When `connection` leaves, the first waiter gets the name.
     """
     activator = entry.owner
     heir, heir_flags = connection, flags
@@ -205,7 +205,7 @@ def _take_from_activator(entry: NameEntry, connection: Connection, flags: int) -
         if heir.active:
             _stop_waiting(entry, heir)
             _change_owner(entry, heir, heir_flags)
-            # More has come in than was waited for.
+            # More messages have arrived than the first move was willing to wait for.
             take_over_messages(heir, activator, 0)
             break
         waiter = _first_waiter(entry)
@@ -215,9 +215,9 @@ def _take_from_activator(entry: NameEntry, connection: Connection, flags: int) -
 
 
 def _pass_on(entry: NameEntry, owed: dict[int, list[Tracker]] | None = None) -> None:
-    """The owner lets go: to the first waiter, else back to the activator, else the name is free (NAME-15).
+    """The owner releases the name: to the first waiter, else to the activator, else it is free (NAME-15).
 
-    owed: what the owner owes, by name, where many names are passed on.
+    owed: the obligations of the owner by name, when many names are passed on.
     """
     bus = entry.owner.bus
     owner = entry.owner
@@ -236,9 +236,9 @@ def _pass_on(entry: NameEntry, owed: dict[int, list[Tracker]] | None = None) -> 
 
 
 def _returns(entry: NameEntry, owner: Connection, owed: dict[int, list[Tracker]] | None) -> bool:
-    """Give the name back to its activator (NAME-17); whether that was all there is to do.
+    """Give the name back to its activator (NAME-17).  Returns whether nothing else remains to be done.
 
-    Others may be served meanwhile.  For them the name still belongs to `owner`.
+    Other commands may run meanwhile.  For them the name still belongs to `owner`.
     """
     activator = entry.activator
     if activator is None or activator is owner:
@@ -258,20 +258,20 @@ def _returns(entry: NameEntry, owner: Connection, owed: dict[int, list[Tracker]]
 
 
 def _check(connection: Connection) -> None:
-    """A bus that ends keeps no order of its names.  Raises CommandError(ECONNRESET)."""
+    """A bus that is ending does not maintain its names.  Raises CommandError(ECONNRESET)."""
     connection.check_active()
     if connection.bus.notifications.is_over:
         raise CommandError(ECONNRESET, "bus is gone")
 
 
 def _owns(connection: Connection, entry: NameEntry) -> bool:
-    """Whether that has not changed while others were served."""
+    """Whether that is still so, after other commands have run."""
     bus = connection.bus
     return entry.owner is connection and bus.names.find(entry.name) is entry and not bus.notifications.is_over
 
 
 def _first_heir(entry: NameEntry) -> Connection | None:
-    """Who inherits but the activator: who is just taking over from that, else the first who waits."""
+    """The next owner apart from the activator: a take-over that is running, else the first waiter."""
     heir = entry.heir
     if heir is not None and heir.active and not heir.is_activator:
         return heir
@@ -279,7 +279,7 @@ def _first_heir(entry: NameEntry) -> Connection | None:
 
 
 def _first_waiter(entry: NameEntry) -> Connection | None:
-    """One that is leaving waits no more."""
+    """The first in the queue; connections that are leaving do not count."""
     for waiter in entry.waiters:
         if waiter.active:
             return waiter
@@ -287,7 +287,7 @@ def _first_waiter(entry: NameEntry) -> Connection | None:
 
 
 def _wait(entry: NameEntry, connection: Connection, flags: int, *, first: bool = False) -> None:
-    """Join the waiters, `first` before all others; who waits gets new flags and keeps its place (NAME-11)."""
+    """Join the queue, or its head if `first`; a waiter gets the new flags and keeps its place (NAME-11)."""
     if connection not in entry.waiters:
         connection.waiting_for[entry.name] = entry
         connection.user.account.charge_unchecked(NAME_COST)

@@ -34,7 +34,7 @@ class InodeNumbers:
         return ino
 
     def give(self, ino: int) -> None:
-        """Nobody has `ino` any more."""
+        """`ino` is free again."""
         self._free[ino] = 1
         self._first_free = min(self._first_free, ino)
 

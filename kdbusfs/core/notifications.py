@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Round:
-    """A notification on its way: whom it still has to be brought to; lists are served from their end.
+    """A notification that is being delivered, with its remaining receivers; the lists are consumed from their end.
 
-    listeners: connections with the matches that may accept; they are asked when it is their turn, so that the matches
-    count that they have then (MATCH-1).  served: listeners that have it.
+    listeners: connections with the matches that may accept; they are evaluated when it is their turn, so that the
+    matches of that moment count (MATCH-1).  served: listeners that have got it.
     """
 
     __slots__ = ("listeners", "message", "metadata", "monitors", "receiver", "served")
@@ -34,10 +34,10 @@ class Round:
 
 
 class Notifications:
-    """What a bus still has to tell.  `notify.flush` delivers it.
+    """The pending notifications of one bus.  `notify.flush` delivers them.
 
     pending: oldest first; current: the one that is being delivered; noted, done: how many there ever were, and how many
-    of them are delivered; is_over: the bus ends, and nobody is told of anything any more.
+    of them are delivered; is_over: the bus is ending, and nothing is delivered any more.
     """
 
     __slots__ = ("current", "done", "is_over", "noted", "pending")
@@ -69,7 +69,7 @@ class Notifications:
         self._note(Message(dst_id=requester_id, cookie_reply=cookie, notice=Notice(kind)))
 
     def drop(self) -> None:
-        """The bus ends: there is nobody left to tell."""
+        """The bus is ending: drop everything."""
         self.is_over = True
         self.pending.clear()
         self.current = None

@@ -23,8 +23,8 @@ _LISTED_IN_A_UNIT: Final = 20
 def flush(bus: Bus) -> None:
     """Deliver everything that is pending now (NOTE-8).
 
-    Others may be served meanwhile.  When they have notifications, too, they continue with this one first: the order is
-    the same for everybody, and after a flush one's own notifications are delivered.
+    Other commands may run meanwhile.  When they have notifications, too, they continue with this one first: the order
+    is the same for everybody, and after a flush one's own notifications are delivered.
     """
     notifications = bus.notifications
     last = notifications.noted
@@ -50,9 +50,9 @@ def _proceed(bus: Bus) -> int:
 
 
 def _address(bus: Bus, message: Message) -> Round | None:
-    """Find out who may want a notification: all monitors, then its addressee or those who have matches (MON-1).
+    """Find the possible receivers of a notification: all monitors, then its addressee or those with matches (MON-1).
 
-    Returns None when there is nobody.
+    Returns None when there is none.
     """
     domain = bus.domain
     message.seqnum = domain.next_seqnum()
@@ -77,7 +77,7 @@ def _address(bus: Bus, message: Message) -> Round | None:
 
 
 def _deliver_one(current: Round) -> bool:
-    """Bring it to the next one, if that still wants it.  Returns False when there is nobody left."""
+    """Deliver it to the next receiver, if that still wants it.  Returns False when none is left."""
     message = current.message
     if current.monitors:
         _offer(current, current.monitors.pop())

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 DENIED = -1
 ENTRY_COST: Final = 512
 ACCESS_COST: Final = 128
-"""What the bookkeeping of an entry, and of each access in it, is charged with, in bytes."""
+"""Bytes charged for an entry, and for each access in it."""
 
 
 class Subject(Protocol):
-    """Whose rights are asked about: the calling thread, or a connection's credentials of HELLO (POL-13, POL-14).
+    """The subject of a policy check: the calling thread, or a connection's credentials of HELLO (POL-13, POL-14).
 
     None of its credentials changes while a command lasts.
     """
@@ -33,8 +33,8 @@ class Subject(Protocol):
     def groups(self) -> tuple[int, ...]: ...
 
 
-class Asker:
-    """A subject whose groups are a set as well, which is made once and only where it is needed: there may be 65536."""
+class GroupedSubject:
+    """A subject with its groups as a set, made on first use: there may be 65536."""
 
     __slots__ = ("_gids",)
 
@@ -55,7 +55,7 @@ class Asker:
         return gids
 
 
-class _Command(Asker):
+class _CallingThread(GroupedSubject):
     """The calling thread, for as long as its command lasts."""
 
     __slots__ = ("_subject",)
@@ -71,15 +71,15 @@ class _Command(Asker):
         return self._subject.groups()
 
 
-def _asker(subject: Subject) -> Asker:
-    return subject if isinstance(subject, Asker) else _Command(subject)
+def _grouped(subject: Subject) -> GroupedSubject:
+    return subject if isinstance(subject, GroupedSubject) else _CallingThread(subject)
 
 
-class PinnedCredentials(Asker):
+class PinnedCredentials(GroupedSubject):
     """The credentials of a connection's maker, as they were at HELLO (HELLO-20).
 
     Connections with equal credentials share one object (`SharedCredentials`), so its identity can stand for them.
-    holders: how many connections share it.
+    holders: the reference count.
     """
 
     __slots__ = ("_groups", "_ids", "holders")
@@ -109,7 +109,7 @@ class SharedCredentials:
         return len(self._shared)
 
     def take(self, ids: Creds, groups: tuple[int, ...]) -> PinnedCredentials:
-        """The object for these credentials, with one holder more."""
+        """The object for these credentials, with one reference more."""
         key = (ids, groups)
         pinned = self._shared.get(key)
         if pinned is None:
@@ -118,18 +118,18 @@ class SharedCredentials:
         return pinned
 
     def give_back(self, pinned: PinnedCredentials) -> None:
-        """One holder less; without any the object is forgotten."""
+        """Drop a reference; the last one removes the object."""
         pinned.holders -= 1
         if not pinned.holders:
             del self._shared[(pinned.ids(), pinned.groups())]
 
 
-_NOBODY: Final[dict[int, int]] = {}
-"""Never written to."""
+_EMPTY: Final[dict[int, int]] = {}
+"""Sentinel: empty, and never written to."""
 
 
 class _Entry:
-    """What one item list grants: for each user and group the highest level, so that no question walks the items.
+    """The grants of one item list: for each user and group the highest level, so that no check walks the items.
 
     An entry is complete before the database has it, and never changes after that.
     """
@@ -138,13 +138,13 @@ class _Entry:
 
     def __init__(self) -> None:
         self.world = DENIED
-        self.users = _NOBODY
-        self.groups = _NOBODY
+        self.users = _EMPTY
+        self.groups = _EMPTY
         self.highest_group = DENIED
         self.accesses = 0
 
     def grant(self, kind: int, level: int, wanted: int) -> None:
-        """Take up one access item: `kind` POLICY_ACCESS_*, `level` POLICY_*, global id."""
+        """Add one access item: `kind` POLICY_ACCESS_*, `level` POLICY_*, global id."""
         self.accesses += 1
         if kind == c.POLICY_ACCESS_WORLD:
             self.world = max(self.world, level)
@@ -158,15 +158,15 @@ class _Entry:
             self.groups[wanted] = max(self.groups.get(wanted, DENIED), level)
             self.highest_group = max(self.highest_group, level)
 
-    def level_of(self, asker: Asker) -> int:
+    def level_of(self, subject: GroupedSubject) -> int:
         """The highest right that any item grants (POL-3).  Groups are asked for only where they can matter."""
         highest = self.world
         if self.users:
-            highest = max(highest, self.users.get(asker.ids().euid, DENIED))
+            highest = max(highest, self.users.get(subject.ids().euid, DENIED))
         if self.highest_group > highest:
-            highest = max(highest, self.groups.get(asker.ids().egid, DENIED))
+            highest = max(highest, self.groups.get(subject.ids().egid, DENIED))
         if self.highest_group > highest:
-            gids = asker.gids()
+            gids = subject.gids()
             for gid, level in self.groups.items():
                 if level > highest and gid in gids:
                     highest = level
@@ -185,7 +185,7 @@ class _Owned(NamedTuple):
 class PolicyDb:
     """The entries of a bus or of a custom endpoint; at most one for each name and wildcard (POL-1).
 
-    changes: counts the changes, so that whoever keeps an answer knows when to ask again (POL-18).
+    changes: a generation count, by which a cached answer is known to be stale (POL-18).
     """
 
     __slots__ = ("_entries", "_owned", "changes")
@@ -211,7 +211,7 @@ class PolicyDb:
     def level(self, subject: Subject, name: bytes) -> int:
         """What `subject` may do with `name`: POLICY_SEE, _TALK, _OWN, or DENIED."""
         entry = self.find(name) if self._entries else None
-        return DENIED if entry is None else entry.level_of(_asker(subject))
+        return DENIED if entry is None else entry.level_of(_grouped(subject))
 
     def grants_any(self, subject: Subject, names: Iterable[bytes], wanted: int) -> bool:
         """Whether `subject` has the right `wanted` for at least one of `names` (POL-10, POL-17)."""
@@ -261,17 +261,17 @@ class PolicyDb:
 
 
 class View:
-    """What one subject may do by one database, for as long as a command lasts: each entry is evaluated once.
+    """The rights of one subject by one database, cached while a command lasts: each entry is evaluated once.
 
-    What is kept hangs on the entry, which never changes, and which entry a name has is looked up every time: a view
-    stays right whatever happens to the database meanwhile.
+    The cache is keyed by entries, which never change, and the entry of a name is looked up every time: a view stays
+    correct whatever happens to the database meanwhile.
     """
 
-    __slots__ = ("_asker", "_database", "_levels")
+    __slots__ = ("_database", "_levels", "_subject")
 
     def __init__(self, database: PolicyDb, subject: Subject) -> None:
         self._database = database
-        self._asker = _asker(subject)
+        self._subject = _grouped(subject)
         self._levels: dict[_Entry, int] = {}
 
     def level(self, name: bytes) -> int:
@@ -281,7 +281,7 @@ class View:
             return DENIED
         level = self._levels.get(entry)
         if level is None:
-            level = self._levels[entry] = entry.level_of(self._asker)
+            level = self._levels[entry] = entry.level_of(self._subject)
         return level
 
     def grants_any(self, names: Iterable[bytes], wanted: int) -> bool:

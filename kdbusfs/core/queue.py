@@ -1,4 +1,4 @@
-"""A connection's queue of messages that were delivered and not yet received."""
+"""The queue of a connection: messages that were delivered and not received yet."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class QueueEntry:
 _NO_OFFSETS: Final[list[int]] = []
 
 
-class _Lane:
+class _Priority:
     """The entries of one priority, oldest first."""
 
     __slots__ = ("first", "last")
@@ -86,7 +86,7 @@ class _Lane:
 class Queue:
     """Entries in order of arrival, and beside it in order of priority.
 
-    Each entry stands in two lists, of all and of its priority, so that it leaves either at no cost that grows.
+    Each entry is in two linked lists, of all and of its priority, so that removal is O(1).
     count: of entries, the same as len().
     """
 
@@ -95,8 +95,8 @@ class Queue:
     def __init__(self) -> None:
         self._first: QueueEntry | None = None
         self._last: QueueEntry | None = None
-        self._plain = _Lane()  # of priority 0, which most messages have; it stays when it is empty
-        self._lanes: dict[int, _Lane] = {}  # of the other priorities, as long as they have entries
+        self._plain = _Priority()  # of priority 0, which most messages have; it stays when it is empty
+        self._lanes: dict[int, _Priority] = {}  # of the other priorities, as long as they have entries
         self.count = 0
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class Queue:
         if priority:
             found = self._lanes.get(priority)
             if found is None:
-                found = self._lanes[priority] = _Lane()
+                found = self._lanes[priority] = _Priority()
             lane = found
         last = lane.last
         entry.equal_before = last
@@ -170,7 +170,7 @@ class Queue:
             del self._lanes[priority]
 
     def payload_bytes(self) -> int:
-        """What the payload of all entries takes in the pool."""
+        """Bytes of payload of all entries in the pool."""
         return sum(entry.message.payload_size for entry in self.entries())
 
     def entries(self) -> list[QueueEntry]:

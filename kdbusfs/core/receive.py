@@ -65,7 +65,7 @@ def recv(connection: Connection, call: Call) -> int:
 
 
 def _nothing(connection: Connection, call: Call) -> int:
-    """L-93, L-94: nothing is there, or nothing as urgent; what was lost is told of all the same."""
+    """L-93, L-94: there is no message, or none as urgent; lost messages are reported all the same."""
     lost = connection.traffic.report_lost()
     if lost:
         connection.wake()
@@ -74,7 +74,7 @@ def _nothing(connection: Connection, call: Call) -> int:
 
 
 def _drop(connection: Connection, entry: QueueEntry) -> None:
-    """RECV-5; a request that will have no answer now ends for its sender (REP-10)."""
+    """RECV-5; the request ends for its sender, because there will be no reply (REP-10)."""
     tracker = entry.tracker
     connection.delivery.take_out(connection, entry)
     connection.wake()

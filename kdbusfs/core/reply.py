@@ -6,7 +6,7 @@ the SEND that works on it, the queued request, or the list of linked trackers (R
 
 `TRANSITIONS` has the life of a tracker.  Asynchronous requests know NEW, OWED and DONE only.  Of a blocking SEND, the
 reply may arrive while the SEND does not wait: before it blocks (EARLY), or after a signal ended the wait and before the
-ioctl is restarted (KEPT, SYNC-4).  The outcome stays in the tracker then, and nobody owes a reply any more.
+ioctl is restarted (KEPT, SYNC-4).  The outcome stays in the tracker then, and no connection owes a reply any more.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class State(IntEnum):
     KEPT = 6
     """As INTERRUPTED, and the outcome is there."""
     DONE = 7
-    """No reply is accepted, and nobody waits for one."""
+    """No reply is accepted or awaited."""
 
 
 class Event(IntEnum):
@@ -223,7 +223,7 @@ class Tracker:
         self.replying = replying
 
     def stop_watching(self) -> None:
-        """Let go of the CANCEL_FD."""
+        """Stop watching the CANCEL_FD, and close it."""
         cancellation, self.cancellation = self.cancellation, None
         if cancellation is not None:
             cancellation.close()

@@ -46,9 +46,9 @@ _UNITS_OF_A_COPY: Final = 2
 
 
 class CancelToken:
-    """What a watched CANCEL_FD stands for: the blocked SEND, once it blocks.
+    """Connects a watched CANCEL_FD with the blocked SEND.
 
-    It may be cancelled before that, while the SEND is held up by its own client's memory; it then ends as it blocks.
+    The descriptor may become readable before the SEND blocks, during a copy (a race): the SEND then ends at once.
     """
 
     __slots__ = ("is_cancelled", "tracker")
@@ -58,13 +58,13 @@ class CancelToken:
         self.tracker: Tracker | None = None
 
     def cancelled(self) -> None:
-        """The descriptor got readable (SYNC-1)."""
+        """The descriptor became readable (SYNC-1)."""
         self.is_cancelled = True
         if self.tracker is not None and self.tracker.call is not None:
             finish(self.tracker, ECANCELED)
 
     def block(self, tracker: Tracker) -> None:
-        """The SEND has come to wait."""
+        """The SEND blocks now."""
         self.tracker = tracker
         if self.is_cancelled:
             finish(tracker, ECANCELED)
@@ -72,7 +72,7 @@ class CancelToken:
 
 @mypyc_attr(acyclic=True, free_list_len=1)
 class Outgoing:
-    """A message on its way, with the metadata that all its receivers share (META-4).
+    """A message that is being sent, with the metadata that all its receivers share (META-4).
 
     charged: bytes of the process' metadata that the sender's account was charged with.
     """
@@ -90,8 +90,8 @@ class Outgoing:
     def collect(self, receiver: Connection) -> None:
         """Gather what this receiver wants and the sender agrees to (META-2).
 
-        The domain's mask counts when a message is received (MASK-1); kinds that cost a look at the process are not
-        even gathered while it hides them.  Raises CommandError when a kind cannot be gathered.
+        The domain's mask counts when a message is received (MASK-1); kinds that are read from the process are not
+        gathered while it hides them.  Raises CommandError when a kind cannot be gathered.
         """
         source = self.source
         domain = source.bus.domain
@@ -122,7 +122,7 @@ class Outgoing:
                 self.message.resources.charge(self.metadata.names_cost)
 
     def _granted(self, receiver: Connection) -> int:
-        """L-103, L-104: for some kinds it counts whether the receiver sees the sender's process number."""
+        """L-103, L-104: some kinds depend on whether the receiver sees the pid of the sender."""
         source = self.source
         kinds = granted_kinds(receiver, source, self.process)
         if kinds == receiver.attach_flags_recv or source.faked:
@@ -139,7 +139,7 @@ class Outgoing:
         self.charged = size
 
     def offer(self, receiver: Connection) -> None:
-        """Deliver a copy; where that fails the receiver lost it (BC-2, MON-3)."""
+        """Deliver a copy; a failure counts as lost at the receiver (BC-2, MON-3)."""
         try:
             self.collect(receiver)
         except AbandonedError:
@@ -202,7 +202,7 @@ def send(connection: Connection, call: Call) -> int:
 def _watch_cancel_fd(
     connection: Connection, call: Call, items: list[Item], token: CancelToken, *, always: bool
 ) -> Cancellation | None:
-    """SEND-29, SEND-30; L-51 `always`, also where nothing will wait.  Raises CommandError: EINVAL, EEXIST, EBADF."""
+    """SEND-29, SEND-30; L-51 `always`, also without SYNC_REPLY.  Raises CommandError: EINVAL, EEXIST, EBADF."""
     sync = call.flags & c.SEND_SYNC_REPLY
     watched: Cancellation | None = None
     try:
@@ -237,7 +237,8 @@ def _watch(connection: Connection, call: Call, fd: int, token: CancelToken) -> C
 def _broadcast(outgoing: Outgoing) -> None:
     """Monitors first, then every ordinary connection that wants it and may hear the sender (BC-1, BC-3).
 
-    Who wants it is settled before the first copy.  Others may be served all the time: they come, leave and think again.
+    The receivers are determined before the first copy.  Other commands may run all the time: connections appear,
+    leave, and change their matches.
     """
     source = outgoing.source
     bus = source.bus
@@ -246,7 +247,7 @@ def _broadcast(outgoing: Outgoing) -> None:
     _show_monitors(outgoing)
     audience = Audience(source)
     for receiver in receivers:
-        # L-64: some hear themselves.
+        # L-64: some families deliver to the sender, too.
         if receiver is source and not source.family.rules.hears_itself:
             continue
         if receiver.active and audience.admits(receiver):
@@ -258,7 +259,7 @@ def _broadcast(outgoing: Outgoing) -> None:
 
 
 def _show_monitors(outgoing: Outgoing) -> None:
-    """MON-1.  Others may be served meanwhile."""
+    """MON-1.  Other commands may run meanwhile."""
     bus = outgoing.source.bus
     if bus.monitors:
         for monitor in list(bus.monitors.values()):
@@ -317,7 +318,7 @@ def _unicast(
 
 
 def _signal(outgoing: Outgoing, receiver: Connection) -> int:
-    """L-65: one who does not want the signal, or cannot take it, does not get it, and nobody is told."""
+    """L-65: a receiver without a match, or without room, does not get it; no error is reported."""
     source, message = outgoing.source, outgoing.message
     _show_monitors(outgoing)
     if receiver.matches.accept_signal(message, source) and may_talk(receiver, source):
@@ -374,7 +375,7 @@ def _expect(request: Tracker, call: Call, token: CancelToken | None, cancellatio
             request.requester.bus.domain.deadlines.add(request)
         request.release()
         return 0
-    # Looked at again: others may have been served since the request was queued (`names.forward`).
+    # Check again: other commands may have run since the request was queued (`names.forward`).
     if request.has_outcome or request.failure:
         return _take_result(request, call)
     if request.state is DONE:
@@ -384,7 +385,7 @@ def _expect(request: Tracker, call: Call, token: CancelToken | None, cancellatio
 
 
 def _block(request: Tracker, call: Call, token: CancelToken | None, cancellation: Cancellation | None) -> int:
-    """Wait until the deadline, which is signed here.  Raises CommandError(ETIMEDOUT) when it is over."""
+    """Block until the deadline, which is a signed number here.  Raises CommandError(ETIMEDOUT) when it is over."""
     domain = request.requester.bus.domain
     deadline = request.deadline_ns
     if deadline & _SIGN_BIT or deadline <= domain.host.clock.monotonic():
@@ -401,9 +402,9 @@ def _block(request: Tracker, call: Call, token: CancelToken | None, cancellation
 def _resume(
     tracker: Tracker, deadline_ns: int, call: Call, token: CancelToken | None, cancellation: Cancellation | None
 ) -> int:
-    """The ioctl was restarted: wait on, or return what came meanwhile (SYNC-2, SYNC-4).
+    """The ioctl was restarted: block again, or return the outcome (SYNC-2, SYNC-4).
 
-    deadline_ns: of the message as it is now, which counts: after EINTR a program may give itself more time (SYNC-3).
+    deadline_ns: of the restarted SEND; after EINTR a program may extend its time (SYNC-3).
     """
     if tracker.has_outcome:
         return _take_result(tracker, call)
@@ -412,7 +413,7 @@ def _resume(
 
 
 def _take_result(tracker: Tracker, call: Call) -> int:
-    """The result of a SEND that was answered while it did not wait.  Raises CommandError for a failure."""
+    """The result of a SEND whose outcome arrived while it did not block.  Raises CommandError for a failure."""
     failure = tracker.failure
     tracker.unlink()
     result = take_reply(tracker, call) if tracker.reply is not None else -failure

@@ -17,11 +17,11 @@ _MAX_FILES: Final = 16
 _MAX_BYTES: Final = (1 << 32) - 1
 
 BUS_ITSELF: Final = User(-1, Account(-1, 0))
-"""Whom notifications are accounted to."""
+"""The user that notifications are accounted to."""
 
 
 class _Use:
-    """What one user has in the queue."""
+    """What one user has queued."""
 
     __slots__ = ("files", "messages", "size")
 
@@ -34,7 +34,7 @@ class _Use:
 class ShareQuota:
     """Each user may have a third of what the others leave of half of the pool, 256 messages and 16 descriptors.
 
-    Only what is queued counts, and answers of blocked calls that were not taken yet.
+    Only queued messages count, and replies to blocked calls that were not taken yet.
     """
 
     __slots__ = ("_by_user", "_size")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def shut_down_endpoint(endpoint: Endpoint) -> None:
     """Disconnect all its connections, one after the other, then remove it (FS-26, SHUT-5).  Idempotent.
 
-    Others may be served between two of them; nobody comes in any more.
+    Other commands may run between two of them; no connection is made any more.
     """
     if not endpoint.active:
         return
@@ -27,7 +27,7 @@ def shut_down_endpoint(endpoint: Endpoint) -> None:
 def shut_down_bus(bus: Bus) -> None:
     """Remove all connections, then the endpoints, then the directory (FS-24, FS-26, SHUT-1).  Idempotent.
 
-    From the first moment on nobody comes in, and nobody is told of those who leave.  Others may be served while
+    From the first moment on no connection is made, and there are no notifications.  Other commands may run while
     the connections end one after the other.
     """
     if not bus.active:
@@ -45,7 +45,7 @@ def shut_down_bus(bus: Bus) -> None:
         endpoint.remove()
         turn.spend()
     bus.domain.remove_bus(bus)
-    # Break the reference cycles: the garbage collector need not.
+    # Break the reference cycles: the garbage collector need not find them.
     bus.names.clear(turn)
     for index in bus.listeners.values():
         index.forget()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .metadata import ConnMetadata
 
 _COPIED_AT_ONCE: Final = 1 << 16
-"""Bytes of a payload that are moved from pool to pool before others may be served."""
+"""Bytes of a payload that are moved from pool to pool before other commands may run."""
 _BYTES_IN_A_UNIT: Final = 512
 """Bytes that one unit of `Turn.spend` stands for, when the pool has to get its pages first."""
 
@@ -69,7 +69,7 @@ class SplitDelivery(Delivery):
             assert caller is not None
             try:
                 caller.copy_payload(pool.memory, payload.offset, message.vectors)
-                # Check again: the receiver may have left its bus during the copy, and nobody empties its queue twice.
+                # Check again: the receiver may have left its bus during the copy, and its queue is emptied only once.
                 receiver.check_active()
             except CommandError:
                 pool.release(payload)
@@ -164,7 +164,7 @@ def copy_payload(
 ) -> bool:
     """Copy `size` bytes of what is queued at `source`, behind the first `skipped`, into the receiver's pool, in pieces.
 
-    Others may be served meanwhile: False when the entry left the queue of `source`, or the receiver its bus.
+    Other commands may run meanwhile: False when the entry left the queue of `source`, or the receiver its bus.
     Raises CommandError(ENOMEM).
     """
     old = entry.payload

@@ -18,7 +18,7 @@ _REPLIES_IN_A_LOOK: Final = 256
 def owed_by_name(connection: Connection) -> dict[int, list[Tracker]]:
     """The trackers of requests that it has to answer, by the id of the name that the request was sent to.
 
-    Others may be served meanwhile.
+    Other commands may run meanwhile.
     """
     found: dict[int, list[Tracker]] = {}
     turn = connection.bus.domain.turn
@@ -37,8 +37,8 @@ def take_over_messages(
     name_id: only messages to that name; 0: all.  owed: the obligations that may have to move; None: all.  What cannot
     move counts as lost and does not stop the rest.
 
-    Others may be served meanwhile.  They find each message in one of the two queues, with its tracker.  What arrives at
-    `source` moves, too, up to twice the capacity of a queue.  The move ends when `taker` leaves its bus.
+    Other commands may run meanwhile.  They find each message in one of the two queues, with its tracker.  What arrives
+    at `source` moves, too, up to twice the capacity of a queue.  The move ends when `taker` leaves its bus.
     """
     turn = taker.bus.domain.turn
     left = 2 * CONN_MAX_MSGS

@@ -12,8 +12,8 @@ class Traffic:
     """What a connection has sent and received.
 
     sent, received: messages that it sent, and that others queued for it or answered it with; sent_bytes,
-    received_bytes: of their payload; lost: broadcasts that it could not take since it was last told, lost_before: those
-    that it was told of.
+    received_bytes: of their payload; lost: broadcasts that could not be queued since the last report to the client,
+    lost_before: those that were reported before.
     """
 
     __slots__ = ("lost", "lost_before", "received", "received_bytes", "sent", "sent_bytes")

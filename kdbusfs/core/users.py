@@ -1,6 +1,6 @@
-"""Users: who connections, buses and memory are accounted to (EPM-7, NS-5, QUO-3).
+"""Users: the subjects of accounting for connections, buses and memory (EPM-7, NS-5, QUO-3).
 
-A user is a real uid in the domain, or all who use one custom endpoint.
+A user is a real uid in the domain, or everybody who uses one custom endpoint.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Users:
         return user
 
     def forget_if_idle(self, account: Account) -> None:
-        """Something of `account` was given back: perhaps it was the last."""
+        """Remove the user of `account` if nothing is charged to it any more."""
         user = self._users.get(account.uid)
         if user is not None and user.account is account and user.idle:
             del self._users[account.uid]
 
     def _forget_idle(self) -> None:
-        """A message may have been the last that was on the account of somebody who left long ago."""
+        """The last charge of a user who has left may have been a message."""
         for uid in [uid for uid, user in self._users.items() if user.idle]:
             del self._users[uid]

@@ -37,7 +37,7 @@ class WholeDelivery(Delivery):
         self._quota = ShareQuota()
 
     def has_room(self, receiver: Connection) -> bool:
-        """Each user has room of its own (L-70): `make_entry` asks for it."""
+        """There is no limit for the whole queue (L-70); `make_entry` checks that of the user."""
         return True
 
     def make_entry(
@@ -72,7 +72,7 @@ class WholeDelivery(Delivery):
         return entry
 
     def charge(self, receiver: Connection, entry: QueueEntry, source: Connection) -> None:
-        """Done when the entry was made."""
+        """No effect: `make_entry` has charged it."""
 
     def give_back(self, entry: QueueEntry) -> None:
         """L-77."""
@@ -85,7 +85,7 @@ class WholeDelivery(Delivery):
     def adopt_payload(self, receiver: Connection, entry: QueueEntry, source: Connection) -> bool:
         """Move the whole message; one that is not laid out yet is laid out here (L-81).
 
-        It is charged to its sender here before it is not charged there any more, so that it is never lost for nothing.
+        It is charged here before the charge there is given back, so that it is not lost without need.
         """
         message = entry.message
         if message.has_files and not self._takes_files(receiver):
@@ -147,7 +147,7 @@ class WholeDelivery(Delivery):
         return receiver.accepts_files or receiver.is_monitor
 
     def _fill(self, receiver: Connection, entry: QueueEntry, head: bytes, caller: Caller | None) -> Slice:
-        """The slice of the message, with everything in it.  Others may be served during the copy.
+        """The slice of the message, with everything in it.  Other commands may run during the copy.
 
         Raises CommandError: EXFULL, ENOBUFS (memory of the user), EFAULT, ECONNRESET.
         """
@@ -159,7 +159,7 @@ class WholeDelivery(Delivery):
             if message.payload_size:
                 assert caller is not None
                 caller.copy_payload(pool.memory, part.offset + len(head), message.vectors)
-                # Check again: the receiver may have left its bus during the copy, and nobody empties its queue twice.
+                # Check again: the receiver may have left its bus during the copy, and its queue is emptied only once.
                 receiver.check_active()
         except CommandError:
             pool.release(part)

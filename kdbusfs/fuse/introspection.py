@@ -29,7 +29,7 @@ class Domain(Protocol):
 
     def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]: ...
 
-    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
+    def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
 
 class TextFile(Handle):
@@ -133,7 +133,7 @@ class Connections(GrowingFile):
     __slots__ = ()
 
     def __init__(self, domain: Domain, pid_ns: int) -> None:
-        super().__init__(_to_json(figures) + "\n" for figures in domain.figures(pid_ns))
+        super().__init__(_to_json(details) + "\n" for details in domain.connection_details(pid_ns))
 
 
 def parse_u64(data: bytes) -> int:

@@ -158,7 +158,7 @@ class FakeDomain:
         for name in list(self.buses):
             yield {"name": name}, iter([{"id": number, "padding": "x" * 100} for number in range(3)])
 
-    def figures(self, pid_ns: int) -> Iterator[dict[str, object]]:
+    def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]:
         return iter([{"bus": name, "pid_ns": pid_ns, "padding": "x" * 100} for name in self.buses])
 
     def _ino(self) -> int:

@@ -21,7 +21,7 @@ def world() -> World:
 
 
 def figures(world: World, client: Client) -> dict[str, object]:
-    (found,) = [each for each in world.domain.figures(1) if each["id"] == client.id]
+    (found,) = [each for each in world.domain.connection_details(1) if each["id"] == client.id]
     return found
 
 
@@ -40,7 +40,7 @@ def test_who_a_connection_is(world: World) -> None:
     assert (found["description"], found["family"]) == ("some-text", "v3")
     assert (found["uid"], found["pid"], found["flags"], found["matches"]) == (1000, 4711, c.HELLO_ACCEPT_FD, 1)
     assert found["pool_size"] == client.connection.pool.size and found["pool_used"] == 0
-    (elsewhere,) = world.domain.figures(99)
+    (elsewhere,) = world.domain.connection_details(99)
     assert elsewhere["pid"] is None, "a pid means nothing in a namespace where the process is not seen"
 
 
@@ -122,7 +122,7 @@ def test_lost_broadcasts_stay_counted_when_they_were_told(world: World) -> None:
 
 def test_who_ends_meanwhile_is_left_out(world: World) -> None:
     clients = [world.connect() for _ in range(3)]
-    walk = world.domain.figures(1)
+    walk = world.domain.connection_details(1)
     assert next(walk)["id"] == clients[0].id
     clients[1].close()
     world.connect()

@@ -1,4 +1,4 @@
-"""The figures of connections, for whoever looks at a domain from outside."""
+"""Statistics of connections: for the files `connections` and `stats` of a mount."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 
-def figures(connections: Iterable[Connection], pid_ns: int) -> Iterator[dict[str, object]]:
-    """What there is to say of each of `connections` when its turn comes; those that have ended are left out.
+def connection_details(connections: Iterable[Connection], pid_ns: int) -> Iterator[dict[str, object]]:
+    """The details of each connection, evaluated lazily; connections that have ended meanwhile are left out.
 
-    `pid_ns` is the namespace that pids are given for.  docs/design.md has the members.
+    `pid_ns`: the namespace whose pids are shown.  docs/architecture/inspection.md has the members.
     """
     for connection in connections:
         if connection.active:
-            yield _figures(connection, pid_ns)
+            yield _details(connection, pid_ns)
 
 
-def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
+def _details(connection: Connection, pid_ns: int) -> dict[str, object]:
     process = connection.metadata
     pids = process.pids.get(pid_ns)
     pool = connection.pool
@@ -53,7 +53,7 @@ def _figures(connection: Connection, pid_ns: int) -> dict[str, object]:
 
 
 def connection_stats(connection: Connection) -> dict[str, object]:
-    """What must come back to its start when a client leaves."""
+    """Numbers that must return to their initial values when clients leave."""
     return {
         "id": connection.id,
         "endpoint": connection.endpoint.name,
