@@ -77,26 +77,29 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
 }
 """What each event makes of each state.  An event that is not listed cannot happen there: it is a defect of the core."""
 
-# A table of tuples: a step is on the hot path, and a lookup in dictionaries takes four times as long.
-_STEPS: Final[tuple[tuple[State | None, ...], ...]] = tuple(
-    tuple(TRANSITIONS[state].get(event) for event in Event) for state in State
-)
+# The hot path works with plain numbers, which compiled code does not have to look up; a test holds them to the enums.
+NEW: Final = 0
+OWED: Final = 1
+STARTING: Final = 2
+BLOCKED: Final = 3
+INTERRUPTED: Final = 4
+EARLY: Final = 5
+KEPT: Final = 6
+DONE: Final = 7
 
-NEW: Final = State.NEW
-OWED: Final = State.OWED
-STARTING: Final = State.STARTING
-BLOCKED: Final = State.BLOCKED
-INTERRUPTED: Final = State.INTERRUPTED
-EARLY: Final = State.EARLY
-KEPT: Final = State.KEPT
-DONE: Final = State.DONE
+QUEUE: Final = 0
+QUEUE_BLOCKING: Final = 1
+BLOCK: Final = 2
+INTERRUPT: Final = 3
+OUTCOME: Final = 4
+END: Final = 5
 
-QUEUE: Final = Event.QUEUE
-QUEUE_BLOCKING: Final = Event.QUEUE_BLOCKING
-BLOCK: Final = Event.BLOCK
-INTERRUPT: Final = Event.INTERRUPT
-OUTCOME: Final = Event.OUTCOME
-END: Final = Event.END
+_EVENTS: Final = 6
+_ILLEGAL: Final = -1
+_STEPS: Final[list[int]] = [
+    int(TRANSITIONS[state].get(event, _ILLEGAL)) for state in State for event in Event
+]
+"""`TRANSITIONS` by state * _EVENTS + event."""
 
 
 class Requests:
@@ -160,7 +163,7 @@ class Tracker:
         self.address = message.address
         self.alarm = 0
         self.is_blocking = is_blocking
-        self.state: State = NEW
+        self.state = NEW
         self.call: Call | None = None
         self.cancellation: Cancellation | None = None
         self.reply: QueueEntry | None = None
@@ -171,18 +174,18 @@ class Tracker:
     def is_linked(self) -> bool:
         """Whether the requester still lists it."""
         state = self.state
-        return state is not DONE and state is not NEW
+        return state != DONE and state != NEW
 
     @property
     def has_outcome(self) -> bool:
         """Whether the reply, or the reason why there is none, waits for the SEND to take it up."""
         state = self.state
-        return state is KEPT or state is EARLY
+        return state in (KEPT, EARLY)
 
-    def advance(self, event: Event) -> None:
+    def advance(self, event: int) -> None:
         """Change the state by `TRANSITIONS`."""
-        state = _STEPS[self.state][event]
-        assert state is not None, f"{event!r} of a request that is {self.state!r}"
+        state = _STEPS[self.state * _EVENTS + event]
+        assert state != _ILLEGAL, f"{Event(event).name} of a request that is {State(self.state).name}"
         self.state = state
 
     def retain(self) -> Tracker:
@@ -242,8 +245,7 @@ def find_interrupted(
 ) -> Tracker | None:
     """The newest interrupted tracker of a request to `address` (SYNC-2), or to anybody (None, L-67)."""
     for tracker in reversed(requester.requests.trackers):
-        state = tracker.state
-        if state is not INTERRUPTED and state is not KEPT:
+        if tracker.state not in (INTERRUPTED, KEPT):
             continue
         if tracker.cookie == cookie and (address is None or tracker.address == address):
             return tracker

@@ -378,7 +378,7 @@ def _expect(request: Tracker, call: Call, token: CancelToken | None, cancellatio
     # Check again: other commands may have run since the request was queued (`names.forward`).
     if request.has_outcome or request.failure:
         return _take_result(request, call)
-    if request.state is DONE:
+    if request.state == DONE:
         request.release()
         raise CommandError(ECONNRESET, "requester is gone")
     return _block(request, call, token, cancellation)

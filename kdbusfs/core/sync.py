@@ -104,7 +104,7 @@ def conclude(tracker: Tracker, errno: int) -> None:
 
     A SEND that waits returns with it; another takes it up when it comes to wait, or is restarted.
     """
-    if tracker.state is BLOCKED:
+    if tracker.state == BLOCKED:
         finish(tracker, errno)
     else:
         tracker.advance(OUTCOME)
@@ -132,7 +132,7 @@ def forget(tracker: Tracker) -> None:
         discard(tracker.requester, entry)
     state = tracker.state
     tracker.unlink()
-    if state is INTERRUPTED or state is KEPT:
+    if state in (INTERRUPTED, KEPT):
         tracker.release()  # the hold of the interrupted SEND
 
 

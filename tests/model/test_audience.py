@@ -1,7 +1,7 @@
-"""POL-10, POL-14, POL-18, BC-1: one answer for many receivers of a broadcast against a question for each of them.
+"""POL-10, POL-14, POL-18, BC-1: the cached answers for the receivers of a broadcast against a check of each.
 
-Endpoints, credentials and policies are few, so that receivers share them; everything changes between the questions, and
-the answers that were given before stay with the `Audience` that is asked again.
+Endpoints, credentials and policies are few, so that receivers share them.  Everything changes between two checks, while
+the `Audience` keeps its cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ subjects = st.tuples(
 
 
 def level(policy: Policy, subject: FakeProcess, name: bytes) -> int:
-    """POL-3, POL-7, POL-23, by a walk over the items as they were uploaded."""
+    """POL-3, POL-7, POL-23, by iterating over the items as they were uploaded."""
     items = policy.get(name, policy.get(name[: name.rindex(b".")] + b".*", []))
     granted = [
         right

@@ -1,4 +1,4 @@
-"""Hostile clients: whatever they give to files in whatever state, the core answers, and everything comes back."""
+"""Hostile clients: any command on a file in any state gets an answer, and no resource leaks."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ class Scene:
         self.drain()
 
     def end(self) -> None:
-        """Everything that was taken has come back."""
+        """Invariant: every resource was given back."""
         for client in self.clients:
             client.close()
             self.drain()
@@ -423,7 +423,7 @@ def test_long_lives_leave_nothing_behind(seed: int) -> None:
 
 
 def test_the_scene_itself_leaves_nothing_behind() -> None:
-    """CLOSE-2: also with a request, a blocked one, a queued file and a take-over under way."""
+    """CLOSE-2: also with a request, a blocked one, a queued file and a take-over that is running."""
     scene = Scene()
     first, second, other = scene.clients[4:7]
     fds = make_item(c.ITEM_FDS, pack("<2i", 3, 4))

@@ -1,4 +1,4 @@
-"""What ends is freed by its reference count: the daemon lets no collector run while requests wait."""
+"""Everything that ends is freed by its reference count: the garbage collector does not run while requests wait."""
 
 from __future__ import annotations
 

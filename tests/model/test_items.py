@@ -1,4 +1,4 @@
-"""The item walk against a plain model of it (ITEM-1 to ITEM-11)."""
+"""The decoder of item lists against a naive model (ITEM-1 to ITEM-11)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ mutations = st.lists(
 @given(item_lists)
 @settings(max_examples=400)
 def test_what_was_made_is_what_is_parsed(items: list[RawItem]) -> None:
-    """ITEM-1, ITEM-3: where every item is fine the walk gives them back; else the errno of the first that is not."""
+    """ITEM-1, ITEM-3: valid items are returned; else the errno of the first that is invalid."""
     errnos = [errno for errno in (model_check(*item) for item in items) if errno]
     data = b"".join(make_item(*item) for item in items)
     assert parse(data) == (errnos[0] if errnos else items)

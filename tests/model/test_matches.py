@@ -1,4 +1,4 @@
-"""MATCH, BC, NOTE: the index of a bus' matches against a walk over all of them, by a model of the rules of its own."""
+"""MATCH, BC, NOTE: the index of the matches of a bus against a naive model that evaluates all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NAME, ACT: the registry against a naive model of owners, waiters and activators, with its notifications."""
+"""NAME, ACT: ownership of names against a naive model of owners, waiters and activators, with its notifications."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POOL-8: the pool allocator against a naive model that knows only a list of used ranges."""
+"""POOL-8: the pool allocator against a naive model, a list of used ranges."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.free(offset)
 
     def collect(self) -> None:
-        """Drop what nobody needs, with its children."""
+        """Drop slices without a reference, with their children."""
         while gone := [used for used in self.used if not (used.held or used.published or used.parents)]:
             for used in gone:
                 self.used.remove(used)

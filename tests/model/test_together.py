@@ -1,4 +1,4 @@
-"""Everything at once, with commands that are held up by their clients' memory while others are carried out."""
+"""Random commands of all kinds, which also run inside each other's memory accesses and pauses; invariants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROLES = (0, 0, 0, 0, 0, 0, 0, 0, c.HELLO_ACTIVATOR, c.HELLO_POLICY_HOLDER, c.HEL
 
 
 class Play:
-    """Clients that do what chance says.  What is busy with a command is not closed: the kernel holds the file."""
+    """Clients with random commands.  A file with a running command is not closed: the kernel holds it."""
 
     def __init__(self, chance: Random) -> None:
         self.chance = chance
@@ -51,7 +51,7 @@ class Play:
         self.world.host.turn.meanwhile = self.at_pause
 
     def at_pause(self) -> None:
-        """The core lets others be served in the middle of something that may be long."""
+        """A pause of the core (`Turn.spend`): other commands run."""
         if self.nested < NESTED and self.chance.random() < 0.2:
             self.nested += 1
             try:
@@ -248,7 +248,7 @@ class Play:
 
     changes: tuple[Callable[[Play, Client], None], ...] = (names, leave)
 
-    # What must hold
+    # Invariants
 
     def check(self) -> None:
         domain = self.world.domain
@@ -294,7 +294,7 @@ def _check_connection(connection: Connection) -> None:
         assert tracker.is_linked and tracker.requester is connection
         assert tracker.has_outcome or tracker in tracker.replying.requests.owed
     if connection.is_activator and not connection.names:
-        assert not entries  # who owns the name has them
+        assert not entries  # the owner of the name has them
 
 
 @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))

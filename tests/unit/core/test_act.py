@@ -1,4 +1,4 @@
-"""ACT: activators hold a name and its messages until somebody implements it."""
+"""ACT: activators hold a name and queue its messages until a program acquires it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_act_4_a_taker_gets_all_messages_in_order_with_their_payload(world: Worl
 
 
 def test_act_4_nothing_but_the_payload_is_copied(world: World) -> None:
-    """What is behind it in the last 8 bytes belongs to a message that was not for the taker."""
+    """The bytes behind it, in its last 8 bytes, belong to another message: an information leak if copied."""
     waker, sender, taker = activator(world), world.connect(), world.connect()
     assert sender.send(items=BY_NAME + sender.vec(b"S" * 64)) == 0
     assert waker.free(waker.receive().offset) == 0
@@ -256,7 +256,7 @@ def test_act_7_take_over_and_hand_back_can_go_on_for_ever(world: World) -> None:
         if not cookie % 3:
             assert cookies(waker) == [cookie]
         drain(client)
-    expire(world, FAR)  # what nobody replied to
+    expire(world, FAR)  # requests without a reply
     assert len(events(client)) == 16
     assert at_rest(waker) and at_rest(client)
 

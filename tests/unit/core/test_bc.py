@@ -1,4 +1,4 @@
-"""BC: broadcasts reach whoever asked for them and may hear the sender."""
+"""BC: broadcasts reach the connections that have a match and may talk to the sender."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_bc_4_only_the_sending_connection_is_skipped(world: World) -> None:
 
 
 def test_bc_1_connections_that_want_something_else_cost_nothing(world: World) -> None:
-    """A message looks at the matches that ask for something it has, and at those that ask for nothing."""
+    """The index selects the matches whose condition the message meets, and those without a condition."""
     sender, watcher, narrow = world.connect(), observer(world), world.connect()
     narrow.add_match(1, mask(1))
     sender.acquire(b"a.b")

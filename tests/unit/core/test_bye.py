@@ -61,7 +61,7 @@ def test_bye_4_special_connections_cannot(world: World, role: int) -> None:
 
 
 def test_bye_5_the_argument_is_ignored(client: Client) -> None:
-    """BYE-5: also one that nobody can read."""
+    """BYE-5: also a message that cannot be received."""
     call = client.call(c.CMD_BYEBYE, bytes(8))
     call.data, call.command, call.error, call.address = b"", memoryview(bytearray()), EFAULT, 3
     assert client.run(call) == 0

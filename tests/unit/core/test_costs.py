@@ -1,4 +1,4 @@
-"""What commands cost at the limits, in units of work that are counted: looks at names, groups and rules."""
+"""Complexity of commands at the limits, in counted units: accesses to names, groups and rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLICY_MAX_ACCESSES = 810
 
 
 class CountedNames(dict[bytes, NameEntry]):
-    """The names of a connection, with every walk over them and every look at one counted."""
+    """The names of a connection; counts iterations over them and lookups."""
 
     walks = 0
     looks = 0
@@ -34,7 +34,7 @@ class CountedNames(dict[bytes, NameEntry]):
 
 
 class CountedGroups(tuple[int, ...]):
-    """Supplementary groups, with every walk over them counted."""
+    """Supplementary groups; counts iterations over them."""
 
     walks = 0
 
@@ -52,7 +52,7 @@ def own(client: Client, count: int) -> CountedNames:
 
 
 def rules_of(client: Client) -> int:
-    """How many questions its entries ask at most.  Compiled code does not let its looks at names be counted."""
+    """The number of checks in its entries.  Lookups of names in compiled code cannot be counted."""
     return sum(entry.rule_count for entry in client.connection.matches._entries)
 
 
@@ -63,7 +63,7 @@ def full_policy(*last: bytes) -> bytes:
 
 
 def test_pol_10_a_broadcast_asks_once_for_all_who_share_endpoint_and_credentials(world: World) -> None:
-    """POL-10, BC-1: 256 names, and 810 accesses that have to be asked; the names are walked once for each kind."""
+    """POL-10, BC-1: 256 names, and 810 accesses to check; the names are iterated once for each kind."""
     sender = world.connect()
     ends = [world.open() for _ in range(2)]
     for number, end in enumerate(ends):
@@ -79,7 +79,7 @@ def test_pol_10_a_broadcast_asks_once_for_all_who_share_endpoint_and_credentials
     assert [bool(drain(receiver)) for receiver in receivers] == [
         number >= 30 and number % 3 == 0 for number in range(60)
     ]
-    # Two endpoints with three credentials each; and the index looks once for matches that ask for a name.
+    # Two endpoints with three credentials each; and one lookup in the index for matches on a name.
     assert 2 * 3 <= names.walks <= 2 * 3 + 1
 
 
@@ -118,7 +118,7 @@ def test_list_9_an_entry_is_evaluated_once_for_a_list(world: World, kind: int) -
 
 
 def test_match_1_rules_that_say_nothing_new_cost_nothing(world: World) -> None:
-    """MATCH-1, MATCH-7: 256 entries of 1302 rules are asked as 256 entries of two or three."""
+    """MATCH-1, MATCH-7: 256 entries of 1302 rules are evaluated as 256 entries of two or three."""
     sender, receiver = world.connect(), world.connect()
     names = own(sender, 2)
     assert signal(sender) == 0
@@ -136,7 +136,7 @@ def test_match_1_rules_that_say_nothing_new_cost_nothing(world: World) -> None:
 
 
 def test_match_3_entries_that_can_match_nothing_are_asked_nothing(world: World) -> None:
-    """MATCH-3: two ids, two names of one change, or rules of two classes: the entry counts, and is not looked at."""
+    """MATCH-3: two ids, two names of one change, or rules of two classes: it counts, and is not evaluated."""
     sender, receiver = world.connect(), world.connect()
     change = c.ITEM_NAME_ADD
     impossible = (
@@ -182,7 +182,7 @@ def test_match_12_the_rules_of_a_connection_have_a_bound(world: World) -> None:
 
 
 def test_hello_13_groups_are_charged_to_who_has_them(world: World) -> None:
-    """META-8, HELLO-20: 65536 groups take MiB, of each connection and of each message that tells of them."""
+    """META-8, HELLO-20: 65536 groups take MiB, for each connection and for each message that carries them."""
     many = tuple(range(65536))
     process = FakeProcess(uid=2000, aux=many)
     account = world.domain.users.get(2000).account
@@ -204,7 +204,7 @@ def test_hello_13_groups_are_charged_to_who_has_them(world: World) -> None:
 
 
 def test_name_12_a_connection_waits_for_256_names(world: World) -> None:
-    """NAME-6, NAME-11, NAME-12: E2BIG beyond that; who is replaced then has no place, and nobody owns more than 512."""
+    """NAME-6, NAME-11, NAME-12: E2BIG beyond that; a replaced owner then gets no place in the queue."""
     owners = [world.connect() for _ in range(2)]
     names = [b"a.%s" % bytes([97 + number // 16, 97 + number % 16]) for number in range(256)]
     for name in names:

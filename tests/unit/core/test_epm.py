@@ -145,7 +145,7 @@ def test_epm_6_there_may_be_many_endpoints(world: World) -> None:
 
 
 def test_epm_7_users_of_an_endpoint_share_its_account(world: World, owner: Client) -> None:
-    """EPM-7, HELLO-13: 1024 connections, whoever makes them, and nobody else's."""
+    """EPM-7, HELLO-13: 1024 connections, of all users of the endpoint, and of no others."""
     assert owner.make_endpoint(b"1000-ep", c.MAKE_ACCESS_WORLD) == 0
     clients = [
         world.connect(FakeProcess(uid=2000 + number % 3), endpoint="1000-ep", pool_size=4096)

@@ -1,4 +1,4 @@
-"""FREE: which slices a client can give back."""
+"""FREE: which slices a client can free."""
 
 from __future__ import annotations
 

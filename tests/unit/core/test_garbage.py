@@ -1,4 +1,4 @@
-"""What is closed leaves nothing that refers to itself: the daemon's collector looks at young objects only."""
+"""Closed objects leave no reference cycles: the garbage collector of the daemon scans young objects only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = make_item(c.ITEM_NAME, b"a.act\0")
 
 
 def live_and_end(world: World, *, bus_first: bool) -> None:
-    """A bus with a connection, an activator and an endpoint that have something of everything."""
+    """A bus with a connection, an activator and an endpoint, each with one object of every kind."""
     process = FakeProcess(uid=1000)
     control = world.open_control(process)
     assert world.make_bus(control, b"1000-x") == 0

@@ -306,7 +306,7 @@ def test_gen_7_a_struct_above_its_limit_is_emsgsize(spec: Spec) -> None:
 
 @each
 def test_gen_7_a_struct_of_exactly_its_limit_is_looked_at(spec: Spec) -> None:
-    """GEN-7: with one unpadded item that fills it; whatever becomes of it, the flags were negotiated."""
+    """GEN-7: with one unpadded item that fills it; the flags are negotiated whether it succeeds or not."""
     scene = Scene(spec)
     room = spec.max_size - spec.size
     item = bytearray(room)
@@ -523,7 +523,7 @@ def test_gen_21_privileged_commands_answer_with_errors_not_with_positive_numbers
 
 @pytest.mark.parametrize("length", [0, 7])
 def test_a_command_without_its_size_is_refused(length: int) -> None:
-    """No channel gives less than the fixed part; whoever does is told so, and gets no traceback."""
+    """No channel gives less than the fixed part; less is refused with an errno, without a traceback."""
     call = Call()
     call.data = bytes(length)
     with pytest.raises(CommandError) as refused:

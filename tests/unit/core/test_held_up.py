@@ -1,4 +1,4 @@
-"""Commands that are carried out while another one waits for its client's memory (`ports.Caller`)."""
+"""Races: commands that run while another command is blocked on its client's memory (`ports.Caller`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.fake_host import FakeFile
 
 @pytest.fixture
 def slow(world: World) -> Client:
-    """A connection whose process can be held up, without any other being so."""
+    """A connection with a process of its own, so that only its own accesses block."""
     return world.connect(FakeProcess(uid=1000))
 
 
@@ -68,7 +68,7 @@ def test_the_bus_ends(world: World, slow: Client, peer: Client) -> None:
 
 
 def test_the_sender_of_a_request_leaves(slow: Client, peer: Client) -> None:
-    """Its tracker would stay for ever."""
+    """Its tracker would leak."""
     slow.process.meanwhile = slow.byebye
     assert request(slow, peer.id, 1, items=slow.vec(bytes(100))) == -ECONNRESET
     assert cookies(peer) == []
@@ -111,7 +111,7 @@ def test_a_listener_leaves_during_a_broadcast(world: World, slow: Client) -> Non
 
 
 def test_who_comes_leaves_or_thinks_again_during_a_broadcast(world: World, slow: Client) -> None:
-    """MATCH-1: the matches count that are there when the message is sent."""
+    """MATCH-1: the matches at the time of the SEND count."""
     first, leaver, remover, late = observer(world), observer(world), observer(world), world.connect()
     for client in (first, leaver, remover):
         drain(client)
@@ -142,7 +142,7 @@ NAME = make_item(c.ITEM_NAME, b"a.b\0")
 
 
 def test_the_name_of_an_activator_is_taken_over(world: World, slow: Client) -> None:
-    """ACT-4, ACT-6: what is sent to the name reaches its taker, as if it had come before him"""
+    """ACT-4, ACT-6: what is sent to the name reaches its taker, as if it had been sent before the take-over"""
     waker = world.connect(flags=c.HELLO_ACTIVATOR, items=NAME)
     taker = world.connect()
     slow.process.meanwhile = lambda: taker.acquire(b"a.b")
@@ -204,7 +204,7 @@ def test_a_name_gets_free(world: World, slow: Client, peer: Client) -> None:
 
 @pytest.mark.parametrize("readable", [True, False])
 def test_an_awaited_reply_comes_from_another_thread(slow: Client, peer: Client, readable: bool) -> None:
-    """REP-7: a request has one reply; who comes second has none to give."""
+    """REP-7: a request has one reply; the second one is refused."""
     assert request(peer, slow.id, 1, sync=True) == PENDING
     done: list[int] = []
 
@@ -241,7 +241,7 @@ def test_who_awaits_a_reply_closes(world: World, slow: Client, peer: Client) -> 
 
 
 def test_a_send_that_was_cancelled_before_it_blocks(world: World, slow: Client, peer: Client) -> None:
-    """SYNC-1: the descriptor does not get readable twice."""
+    """SYNC-1: the event of the descriptor comes only once."""
     cancel = cancel_fd(slow.process, FakeFile())
 
     def cancelled() -> None:
@@ -314,7 +314,7 @@ def test_a_file_becomes_one_connection_only(world: World) -> None:
 
 
 def dies(client: Client, *, closes: bool = True) -> None:
-    """The next access to the client's memory does not end before the client does."""
+    """The next access to the client's memory blocks until the client is killed."""
 
     def die() -> None:
         if closes:
@@ -366,7 +366,7 @@ def test_a_killed_sender_of_a_broadcast_reaches_nobody_else(world: World, slow: 
 
 
 def test_a_requester_is_told_of_a_replier_that_is_killed(world: World, slow: Client) -> None:
-    """REP-10: its file is closed before the copy of its reply ends; REP-16: or it is not, as a sibling has it too."""
+    """REP-10: its file is closed before the copy of its reply ends; REP-16: or a sibling has it, too."""
     for closes, told in ((False, -EFAULT), (True, -EPIPE)):
         peer = world.connect()
         assert request(peer, slow.id, 3, sync=True) == PENDING
@@ -378,7 +378,7 @@ def test_a_requester_is_told_of_a_replier_that_is_killed(world: World, slow: Cli
 
 
 def test_a_killed_maker_makes_nothing(world: World) -> None:
-    """FS-24, CLOSE-1: its file is closed already, and nobody could end what it would make."""
+    """FS-24, CLOSE-1: its file is closed already: a bus that it made would leak."""
     process = FakeProcess(uid=1000)
     control = world.open_control(process)
     dies(control)

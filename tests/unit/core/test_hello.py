@@ -41,7 +41,7 @@ def stranger(world: World) -> Client:
 
 
 def info_items(reader: Client, id: int, flags: int = c.ATTACH_ALL) -> list[tuple[int, bytes]]:
-    """The metadata that CONN_INFO tells of a connection."""
+    """The metadata of a connection by CONN_INFO."""
     assert reader.conn_info(id=id, flags=flags) == 0
     offset, size = reader.out(40), reader.out(48)
     items = parse_items(bytes(reader.pool[: offset + size]), offset + 24, offset + size)
@@ -114,7 +114,7 @@ def test_hello_2_a_size_that_cannot_be_had_fails(world: World, fresh: Client) ->
 
 
 def test_hello_2_a_size_that_cannot_be_had_is_told_before_the_rest(world: World, fresh: Client) -> None:
-    """HELLO-1, HELLO-2: the pool is made before the maker is looked at, and before the endpoint."""
+    """HELLO-1, HELLO-2: the pool is made before the credentials and the endpoint are checked."""
     fresh.memory.resize_errno = ENOMEM
     assert fresh.hello(send=1 << 30) == -EINVAL
     assert fresh.hello(items=make_item(c.ITEM_PIDS, pack("<QQQ", 2_000_000, 0, 0))) == -ENOMEM
@@ -346,7 +346,7 @@ def test_hello_11_faked_pids_count_with_their_lower_32_bits(world: World) -> Non
 
 
 def test_hello_12_everything_is_collected_whatever_the_flags(world: World) -> None:
-    """HELLO-12: a kind that cannot be had fails HELLO, also where nobody may see it."""
+    """HELLO-12: a kind that cannot be gathered fails HELLO, even if it is visible to no reader."""
     process = FakeProcess(failing=c.ATTACH_CMDLINE)
     client = world.open(process)
     assert client.hello(send=0) == -EFAULT
@@ -372,7 +372,7 @@ def test_hello_13_a_user_has_1024_connections_in_the_domain(world: World) -> Non
 
 
 def test_hello_13_a_closed_connection_does_not_count_for_its_unread_requests(world: World) -> None:
-    """HELLO-13: whose queue they are in is somebody else's affair."""
+    """HELLO-13: messages in the queues of other users do not count."""
     server, client = world.connect(), world.connect(FakeProcess(uid=2000))
     assert server.acquire(b"a.b") == 0
     world.connect(flags=c.HELLO_POLICY_HOLDER, items=NAME + i.world(c.POLICY_TALK))
@@ -518,7 +518,7 @@ def test_hello_22_monitors_need_no_matches_and_may_have_none(world: World) -> No
 
 
 def test_hello_a_caller_that_is_gone_gets_esrch(world: World) -> None:
-    """HELLO-20: its credentials cannot be had any more; nothing stays behind."""
+    """HELLO-20: its credentials cannot be read any more; nothing leaks."""
     process = FakeProcess()
     client = world.open(process)
     process.alive = False

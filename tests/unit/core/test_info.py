@@ -218,7 +218,7 @@ def test_info_7_a_full_pool_is_enobufs(world: World) -> None:
 
 
 def test_info_8_names_are_not_filtered(world: World, client: Client) -> None:
-    """INFO-8: who sees one name learns them all."""
+    """INFO-8: one visible name reveals all of them."""
     assert client.acquire(b"seen.name") == client.acquire(b"hidden.name") == 0
     assert world.open().make_endpoint(b"1000-ep", items=i.name(b"seen.name") + i.world(c.POLICY_SEE)) == 0
     inside = world.connect(endpoint="1000-ep")

@@ -91,7 +91,7 @@ def test_lim_14_a_user_has_16_buses_in_the_domain(world: World) -> None:
 
 
 def test_memory_that_a_user_makes_the_daemon_hold_comes_back(world: World) -> None:
-    """Names, waiting, policies, endpoints and messages are charged to the user who caused them, and only so long."""
+    """Names, waiting, policies, endpoints and messages are charged to their user as long as they exist."""
     owner, server = world.connect(), world.connect()
     account = owner.connection.user.account
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What others do while a broadcast or a list of names is being made: BC, LIST, POL-18."""
+"""Races: commands of others during a broadcast or a list of names (`Turn.spend`): BC, LIST, POL-18."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.core_scenes import drain, mask, signal
 
 
 def once(world: World, action: Callable[[], object], after: int = 0) -> None:
-    """Have others do something at one of the next places where they are served: the one after `after` others."""
+    """Run a command of another client at one of the next pauses: the one after `after` others."""
     turn = world.host.turn
     places = [after]
 
@@ -41,7 +41,7 @@ def receivers(world: World) -> list[Client]:
 
 @pytest.mark.parametrize("after", range(10))
 def test_bc_1_a_receiver_leaves_during_a_broadcast(world: World, receivers: list[Client], after: int) -> None:
-    """BC-1: at whatever moment; the others get their copies, each one."""
+    """BC-1: at any moment; each of the others gets its copy."""
     sender = world.connect()
     leaver = receivers[2]
     once(world, leaver.close, after)
@@ -54,7 +54,7 @@ def test_bc_1_a_receiver_leaves_during_a_broadcast(world: World, receivers: list
 
 @pytest.mark.parametrize("after", range(8))
 def test_match_13_a_match_is_removed_during_a_broadcast(world: World, receivers: list[Client], after: int) -> None:
-    """MATCH-13: it may count or not; all else is as ever."""
+    """MATCH-13: it may count or not; nothing else changes."""
     sender = world.connect()
     once(world, lambda: receivers[1].remove_match(1), after)
     assert signal(sender) == 0
@@ -119,7 +119,7 @@ def test_list_3_the_asker_leaves_during_its_list(world: World, after: int) -> No
 
 @pytest.mark.parametrize("after", range(6))
 def test_list_5_others_come_and_go_during_a_list(world: World, after: int) -> None:
-    """LIST-5, LIST-8: who was there all the time is listed, once."""
+    """LIST-5, LIST-8: a connection that existed all the time is listed once."""
     asker = world.connect()
     others = [world.connect() for _ in range(4)]
     for number, other in enumerate(others):
@@ -138,7 +138,7 @@ def test_list_5_others_come_and_go_during_a_list(world: World, after: int) -> No
 
 
 def test_list_3_a_list_that_is_longer_than_the_pool(world: World) -> None:
-    """LIST-3, POOL-13: ENOBUFS as soon as that shows, and nothing stays charged."""
+    """LIST-3, POOL-13: ENOBUFS as soon as the list is too long, and nothing stays charged."""
     for number in range(8):
         owner = world.connect(pool_size=4096)
         for other in range(256):
@@ -155,7 +155,7 @@ def test_list_3_a_list_that_is_longer_than_the_pool(world: World) -> None:
 
 @pytest.mark.parametrize("command", ["MATCH_ADD", "CONN_UPDATE"])
 def test_gen_3_the_file_is_closed_before_its_items_count(world: World, command: str) -> None:
-    """GEN-3: between the look at 32 KiB of items and their effect others are served."""
+    """GEN-3: other commands run between the decoding of 32 KiB of items and their effect."""
     listener = world.connect()
     holder = world.connect(flags=c.HELLO_POLICY_HOLDER, items=i.name(b"a.b"))
     client = holder if command == "CONN_UPDATE" else listener

@@ -275,7 +275,7 @@ def test_meta_19_notifications_carry_only_a_timestamp(
 
 
 def test_meta_20_translation_is_for_who_receives(world: World) -> None:
-    """META-20: not for who made the connection."""
+    """META-20: not for the process that made the connection."""
     sender, receiver = world.connect(FakeProcess(uid=1000)), world.connect(recv=c.ATTACH_CREDS)
     assert sender.send(dst=receiver.id) == 0
     receiver.process = FakeProcess(uid_map={3: 1000}, user_ns=2)
@@ -334,7 +334,7 @@ def test_meta_22_sequence_numbers_count_sends_and_notifications_from_1() -> None
 
 
 def test_mask_1_the_mask_acts_on_what_is_queued_already(world: World) -> None:
-    """MASK-1: in both directions for what needs no look at the process; and on questions."""
+    """MASK-1: in both directions for kinds that are not read from the process; and for CONN_INFO."""
     sender, receiver = full_sender(world), world.connect(recv=c.ATTACH_ALL)
     assert sender.send(dst=receiver.id) == 0
     world.domain.attach_flags_mask = c.ATTACH_NAMES

@@ -23,7 +23,7 @@ def hold(world: World, name: bytes, *accesses: bytes, process: FakeProcess | Non
 
 
 def own(client: Client, name: bytes = b"a.b") -> int:
-    """What ACQUIRE says; the name is given back."""
+    """The result of ACQUIRE; the name is released again."""
     result = client.acquire(name)
     if result == 0:
         assert client.release_name(name) == 0
@@ -479,7 +479,7 @@ def test_ns_4_ids_in_policies_are_those_of_the_uploader(world: World) -> None:
 
 
 def test_ns_2_endpoint_names_go_by_the_domains_namespace(world: World) -> None:
-    """NS-2: BUS-5 and EPM-3 hold the rest; has_ipc_owner is asked of the host, which knows that namespace."""
+    """NS-2: BUS-5 and EPM-3 hold the rest; has_ipc_owner is a port of the host, which knows that namespace."""
     process = FakeProcess(uid=101000, ipc_owner=True, domain_uids={101000: 1000})
     assert world.open(process).make_endpoint(b"101000-e") == -EINVAL
     assert world.open(process).make_endpoint(b"1000-e") == 0

@@ -85,7 +85,7 @@ def readiness(clients: list[Client]) -> dict[object, int]:
 
 
 def test_poll_2_no_change_goes_without_announcement(world: World) -> None:
-    """Whoever caches `poll()` and looks again at `changed` only is always right."""
+    """Invariant: a cache of `poll()` that is updated for `changed` handles only is always right."""
     client, server, other = world.connect(), world.connect(), world.connect()
     waker = world.connect(flags=c.HELLO_ACTIVATOR, items=make_item(c.ITEM_NAME, b"a.b\0"))
     clients = [client, server, other, waker]

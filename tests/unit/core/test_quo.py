@@ -17,7 +17,7 @@ def user(world: World, uid: int) -> Client:
 
 
 def fill(client: Client, receiver: Client, **more: Any) -> int:
-    """Send until it fails with ENOBUFS; how many got through."""
+    """Send until it fails with ENOBUFS.  Returns how many succeeded."""
     count = 0
     while (result := client.send(dst=receiver.id, **more)) == 0:
         count += 1
@@ -112,7 +112,7 @@ def test_quo_4_messages_moved_to_another_connection_are_accounted_no_more(world:
     assert fill(sender, taker) == 16
     assert taker.release_name(b"a.b") == 0
     assert (len(activator.connection.queue), len(taker.connection.queue)) == (32, 16)
-    assert fill(sender, taker) == 0  # what went back took no slot along
+    assert fill(sender, taker) == 0  # a message that went back holds no slot
 
 
 def test_quo_5_notifications_and_sync_replies_are_nobodys(world: World) -> None:

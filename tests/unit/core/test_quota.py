@@ -1,4 +1,4 @@
-"""What users together make the daemon hold, in bytes (base/account.py)."""
+"""Accounts: the bytes that one user, and all users together, make the daemon hold (base/account.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.fake_host import FakeHost
 
 
 def take_all(account: Account) -> int:
-    """Charge byte by byte until it is refused; how many."""
+    """Charge byte by byte until it is refused.  Returns how many."""
     count = 0
     while True:
         try:

@@ -295,7 +295,7 @@ def test_recv_19_items_are_validated_and_otherwise_ignored(pair: Pair) -> None:
 
 
 def test_poll_changes_are_announced_when_the_queue_gets_empty(pair: Pair) -> None:
-    """POLL-2: whoever keeps the readiness must hear of it."""
+    """POLL-2: the change of readiness must be announced."""
     sender, receiver = pair
     sender.send(dst=receiver.id)
     changed = receiver.world.domain.changed

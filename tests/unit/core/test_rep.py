@@ -519,7 +519,7 @@ def test_rep_11_note_6_reply_dead_precedes_id_remove(world: World, pair: Pair) -
 
 
 def test_answered_requests_with_far_deadlines_do_not_pile_up(world: World, pair: Pair) -> None:
-    """REP-4: the domain remembers at most about twice as many deadlines as there are trackers."""
+    """REP-4: the heap has at most about twice as many deadlines as there are trackers."""
     client, server = pair
     for cookie in range(1, 5000):
         request(client, server.id, cookie)

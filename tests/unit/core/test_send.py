@@ -293,7 +293,7 @@ def test_send_19_one_bloom_filter_of_the_size_of_the_bus(pair: Pair) -> None:
     assert filters(bloom(size=56)) == -EDOM
     assert filters(bloom(size=0)) == -EDOM
     assert filters(make_item(c.ITEM_BLOOM_FILTER, bytes(7))) == -EINVAL
-    assert filters(bloom()) == -EPERM  # valid, but nobody asked for it
+    assert filters(bloom()) == -EPERM  # valid, but without a match
 
 
 def test_send_20_one_valid_destination_name(pair: Pair) -> None:

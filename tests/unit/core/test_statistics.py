@@ -1,4 +1,4 @@
-"""The figures of connections, which `.kdbusfs/connections` shows: they count what really happened."""
+"""The statistics of connections that `.kdbusfs/connections` shows are exact."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def test_sync_5_ends_of_connections_during_an_interruption_leave_nothing(
 
 
 def test_sync_4_a_reply_outlives_its_replier(world: World, pair: Pair) -> None:
-    """What was accepted from the replier is returned although the replier left meanwhile."""
+    """A reply that was accepted is returned although the replier has left meanwhile."""
     client, server = pair
     request(client, server.id, 7, sync=True, items=b"")
     interrupt(world)
@@ -341,7 +341,7 @@ def test_shut_2_a_blocked_send_ends_with_econnreset_or_epipe(world: World, pair:
 
 
 def test_interrupting_a_call_that_ended_does_nothing(world: World, pair: Pair) -> None:
-    """SYNC-3: the interruption may come too late."""
+    """SYNC-3: the interruption may come too late (a race)."""
     client, server = pair
     request(client, server.id, 7, sync=True)
     (call,) = world.domain.waiting

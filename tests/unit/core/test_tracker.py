@@ -8,6 +8,7 @@ from errno import ECANCELED, EPERM, EPIPE, ETIMEDOUT
 import pytest
 
 from kdbusfs.base.call import ERESTARTSYS
+from kdbusfs.core import reply as tracker_module
 from kdbusfs.core.message import Message
 from kdbusfs.core.reply import TRANSITIONS, Event, State, Tracker
 from kdbusfs.core.send import CancelToken
@@ -35,10 +36,15 @@ def make(world: World, *path: Event) -> Tracker:
     return tracker
 
 
+def test_the_numbers_of_the_hot_path_are_those_of_the_enums() -> None:
+    assert {state.name: getattr(tracker_module, state.name) for state in State} == dict(State.__members__)
+    assert {event.name: getattr(tracker_module, event.name) for event in Event} == dict(Event.__members__)
+
+
 def test_every_state_has_a_row_and_can_be_reached(world: World) -> None:
     assert list(TRANSITIONS) == list(State) == list(PATHS)
     for state, path in PATHS.items():
-        assert make(world, *path).state is state
+        assert make(world, *path).state == state
 
 
 @pytest.mark.parametrize("event", Event, ids=lambda event: event.name)
@@ -50,10 +56,10 @@ def test_every_event_in_every_state(world: World, state: State, event: Event) ->
     if expected is None:
         with pytest.raises(AssertionError):
             tracker.advance(event)
-        assert tracker.state is state
+        assert tracker.state == state
     else:
         tracker.advance(event)
-        assert tracker.state is expected
+        assert tracker.state == expected
 
 
 @pytest.mark.parametrize("state", State, ids=lambda state: state.name)
@@ -86,7 +92,7 @@ class Scene:
             assert results(world) == [-ERESTARTSYS]
         if state is State.KEPT:
             assert reply(self.server, self.client.id, 7) == 0
-        assert self.tracker.state is state
+        assert self.tracker.state == state
 
     def send(self) -> int:
         return request(self.client, self.server.id, 7, timeout=self.deadline, sync=True)
@@ -106,7 +112,7 @@ AFTER_OUTCOME = {**dict.fromkeys(LINKED, State.DONE), State.INTERRUPTED: State.K
 def test_rep_7_and_sync_4_a_reply_in_each_state(world: World, state: State) -> None:
     scene = Scene(world, state)
     assert scene.reply() == (-EPERM if state is State.KEPT else 0)
-    assert scene.tracker.state is AFTER_OUTCOME[state]
+    assert scene.tracker.state == AFTER_OUTCOME[state]
     assert scene.reply() == -EPERM, "there is one reply at most"
 
 
@@ -114,7 +120,7 @@ def test_rep_7_and_sync_4_a_reply_in_each_state(world: World, state: State) -> N
 def test_rep_11_the_replier_leaves_in_each_state(world: World, state: State) -> None:
     scene = Scene(world, state)
     scene.server.close()
-    assert scene.tracker.state is AFTER_OUTCOME[state]
+    assert scene.tracker.state == AFTER_OUTCOME[state]
     assert results(world) == ([-EPIPE] if state is State.BLOCKED else [])
     if state is State.INTERRUPTED:
         assert scene.send() == -EPIPE
@@ -127,7 +133,7 @@ def test_rep_4_rep_13_sync_3_the_end_of_each_state(world: World, state: State, e
     scene = Scene(world, state)
     deed: Callable[[], None] = scene.expire if end == "the deadline" else scene.client.close
     deed()
-    assert scene.tracker.state is State.DONE
+    assert scene.tracker.state == State.DONE
     if state is State.BLOCKED and end == "the deadline":
         assert results(world) == [-ETIMEDOUT]
     assert not scene.client.connection.requests.trackers and not scene.server.connection.requests.owed
@@ -139,7 +145,7 @@ def test_rep_4_rep_13_sync_3_the_end_of_each_state(world: World, state: State, e
 def test_sync_2_and_sync_4_a_restart_in_each_state(world: World, state: State) -> None:
     scene = Scene(world, state)
     assert scene.send() == (PENDING if state is State.INTERRUPTED else 0)
-    assert scene.tracker.state is (State.BLOCKED if state is State.INTERRUPTED else State.DONE)
+    assert scene.tracker.state == (State.BLOCKED if state is State.INTERRUPTED else State.DONE)
     assert scene.server.connection.queue.count == 1, "the request is not queued again"
 
 
@@ -149,6 +155,6 @@ def test_sync_1_a_cancelled_wait_is_done(world: World) -> None:
     token.block(scene.tracker)
     token.cancelled()
     assert results(world) == [-ECANCELED]
-    assert scene.tracker.state is State.DONE
+    assert scene.tracker.state == State.DONE
     token.cancelled()
     assert results(world) == [], "a second time nothing happens"

@@ -1,6 +1,6 @@
-"""What one turn of the core may do at the limits: others can be served every few hundred microseconds of cpu time.
+"""The longest turns of the core at the limits: other commands can run every few hundred microseconds of cpu time.
 
-`FakeTurn` measures the cpu time of this thread between two places where the core lets others be served.
+`FakeTurn` measures the cpu time of this thread between two calls of `Turn.spend` that may pause.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ACTIVATOR = make_item(c.ITEM_NAME, b"a.act\0") + make_item(c.ITEM_POLICY_ACCESS,
 
 @pytest.fixture(autouse=True)
 def without_garbage() -> Iterator[None]:
-    """The collector would be measured as well, with all objects of the test run."""
+    """Without the garbage collector: it would scan all objects of the test run."""
     gc.collect()
     gc.disable()
     yield
@@ -49,7 +49,7 @@ def without_garbage() -> Iterator[None]:
 
 
 def longest(world: World, deed: Callable[[], object]) -> int:
-    """Nanoseconds of cpu time that `deed` takes at most without letting others be served."""
+    """The longest cpu time of `deed` between two pauses, in ns."""
     turn = world.host.turn
     turn.watch()
     deed()
@@ -58,7 +58,7 @@ def longest(world: World, deed: Callable[[], object]) -> int:
 
 
 def forget_commands(world: World) -> None:
-    """The fake looks for what it writes among all that was ever placed."""
+    """Forget the memory of fake processes: an access searches all that was ever placed there."""
     world.owner.memory.clear()
 
 
@@ -171,11 +171,11 @@ def test_act_4_a_full_queue_moves_to_the_taker_of_a_name(world: World) -> None:
     assert at_rest(waker) and at_rest(taker)
 
 
-# What others see half done
+# What others can observe half done
 
 
 class Meanwhile:
-    """Does something once, at the pause number `at` of what is under way."""
+    """Runs `deed` once, at pause number `at` of the command that is running."""
 
     def __init__(self, world: World, deed: Callable[[], object], at: int = 1) -> None:
         self.turn = world.host.turn
@@ -239,7 +239,7 @@ def test_act_4_the_taker_leaves_in_the_middle(world: World, waker: Client, at: i
 
     Meanwhile(world, others, at)
     assert taker.acquire(b"a.act") == -ECONNRESET
-    # What had moved is gone with the taker; the rest goes to who waits.
+    # Messages that had moved are gone with the taker; the rest goes to the first waiter.
     assert cookies(late) == [1, 2][at - 1 :]
     assert reply(late, sender.id, 2) == 0
     assert [message.cookie_reply for message in drain(sender)] == [2]
@@ -271,7 +271,7 @@ def test_name_17_the_owner_leaves_while_messages_go_back(world: World, waker: Cl
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_act_7_the_waiter_leaves_while_messages_go_back(world: World, waker: Client, leaves: bool) -> None:
-    """ACT-7, CLOSE-2: who gives the name up, or leaves, does so as ever."""
+    """ACT-7, CLOSE-2: releasing the name, and leaving, have their usual effects."""
     taker, waiter = world.connect(), world.connect()
     assert taker.acquire(b"a.act") == 0
     entry = taker.connection.names[b"a.act"]
@@ -297,7 +297,7 @@ def test_act_7_the_waiter_leaves_while_messages_go_back(world: World, waker: Cli
 
 @pytest.mark.parametrize("at", range(1, 6))
 def test_shut_1_the_bus_ends_while_an_owner_leaves(world: World, at: int) -> None:
-    """SHUT-1, NAME-18: there is nobody left who could inherit, and nothing stays charged."""
+    """SHUT-1, NAME-18: there is no heir left, and nothing stays charged."""
     owner, waiter, waker = world.connect(), world.connect(), world.connect(flags=c.HELLO_ACTIVATOR, items=ACTIVATOR)
     for name in (b"a.act", b"a.b"):
         assert owner.acquire(name) == 0
@@ -335,7 +335,7 @@ def test_act_4_a_name_is_taken_again_while_a_late_message_follows_it_back(world:
 
 
 def test_act_4_the_owner_leaves_while_a_late_message_follows_the_name(world: World, waker: Client) -> None:
-    """ACT-4, NAME-15: then the message comes to who inherits, and does not stay with the activator."""
+    """ACT-4, NAME-15: then the message goes to the heir, and does not stay with the activator."""
     first, second = world.connect(), world.connect()
     sender: Client = world.sender  # type: ignore[attr-defined]
 
@@ -412,7 +412,7 @@ def test_note_6_who_tells_something_during_an_end_tells_it_after_that(world: Wor
 
 
 def test_close_1_the_ends_of_a_user_come_one_after_the_other(world: World) -> None:
-    """Those of another user do not wait for them."""
+    """The ends of another user do not wait for them."""
     watcher = world.connect(FakeProcess(uid=3000))
     watcher.add_match(1, id_change(c.ITEM_ID_REMOVE))
     watcher.add_match(2, name_change(c.ITEM_NAME_REMOVE))

@@ -58,7 +58,7 @@ def test_upd_1_other_items_are_einval_in_item_order(world: World) -> None:
 
 
 def shown(world: World, client: Client) -> bool:
-    """Whether its credentials are told to others."""
+    """Whether its credentials travel with its messages."""
     reader = world.connect()
     assert reader.conn_info(id=client.id, flags=c.ATTACH_CREDS) == 0
     return reader.out(48) > 24
