@@ -20,11 +20,15 @@ from .whole_delivery import WholeDelivery
 
 if TYPE_CHECKING:
     from ..abi.family import Family
-    from ..abi.values import Item
+    from ..abi.rules import Rules
+    from ..abi.values import Hello, Item
     from ..base.call import Call
     from ..base.handle import Handle
     from ..base.ports import Memory
+    from .domain_state import DomainState
     from .endpoint import Endpoint
+    from .policy import PinnedCredentials
+    from .users import User
 
 _IGNORED_ITEMS: Final = frozenset(
     (
@@ -63,11 +67,16 @@ class _Request:
         if items_first:
             self._check_role(endpoint, special)
             self._check_identity()
+        self._check_wildcard(flags)
 
     def _check_name(self) -> None:
         # In a method of its own: in __init__, mypyc infers that `name` is None.
         if self.takes_name and self.name is None:
             raise CommandError(EINVAL, "activator or policy holder without a name")
+
+    def _check_wildcard(self, flags: int) -> None:
+        if self.name is not None and flags & c.HELLO_ACTIVATOR and self.name.endswith(b".*"):
+            raise CommandError(EINVAL, "activator of a wildcard")
 
     def _check_role(self, endpoint: Endpoint, special: int) -> None:
         if special & c.HELLO_MONITOR and endpoint.policy is not None:
@@ -114,17 +123,9 @@ def hello(
     domain = bus.domain
     rules = family.rules
     domain.turn.spend(len(items))
-    if not pool_size or pool_size % domain.host.page_size:
-        raise CommandError(rules.bad_pool_size, "pool size is no multiple of the page size")
+    _check_pool_size(pool_size, domain.host.page_size, rules)
     request = _Request(endpoint, flags, items, items_first=rules.hello_items_first, privileged=privileged)
-    if request.name is not None and flags & c.HELLO_ACTIVATOR and request.name.endswith(b".*"):
-        raise CommandError(EINVAL, "activator of a wildcard")
-    attach_send = sanitize_attach_flags(wanted.attach_send)
-    attach_recv = sanitize_attach_flags(wanted.attach_recv)
-    if rules.agrees_to_all:
-        attach_send |= bus.attach_flags_required
-    elif bus.attach_flags_required & ~attach_send:
-        raise CommandError(ECONNREFUSED, "bus requires more metadata")
+    attach_flags = _attach_flags(wanted, bus.attach_flags_required, rules)
 
     conn_id = bus.next_connection_id()
     memory.resize(pool_size)
@@ -152,7 +153,7 @@ def hello(
             WholeDelivery() if rules.one_slice else SplitDelivery(),
             conn_id,
             flags,
-            (attach_send, attach_recv),
+            attach_flags,
             request.description,
             metadata,
             credentials,
@@ -166,13 +167,34 @@ def hello(
         offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except CommandError:
-        pool.close(domain.turn)
-        user.connections -= 1
-        user.account.uncharge(charged)
-        domain.credentials.give_back(credentials)
-        domain.users.forget_if_idle(user.account)
+        _undo(domain, user, pool, credentials, charged)
         raise
     return connection, offset, size
+
+
+def _check_pool_size(size: int, page_size: int, rules: Rules) -> None:
+    if not size or size % page_size:
+        raise CommandError(rules.bad_pool_size, "pool size is no multiple of the page size")
+
+
+def _attach_flags(wanted: Hello, required: int, rules: Rules) -> tuple[int, int]:
+    """The kinds of metadata to send and to receive.  Raises CommandError: EINVAL, ECONNREFUSED."""
+    send = sanitize_attach_flags(wanted.attach_send)
+    recv = sanitize_attach_flags(wanted.attach_recv)
+    if rules.agrees_to_all:
+        send |= required
+    elif required & ~send:
+        raise CommandError(ECONNREFUSED, "bus requires more metadata")
+    return send, recv
+
+
+def _undo(domain: DomainState, user: User, pool: Pool, credentials: PinnedCredentials, charged: int) -> None:
+    """Give back what a HELLO has taken that failed."""
+    pool.close(domain.turn)
+    user.connections -= 1
+    user.account.uncharge(charged)
+    domain.credentials.give_back(credentials)
+    domain.users.forget_if_idle(user.account)
 
 
 def answer_hello(connection: Connection, call: Call, offset: int, size: int) -> None:
