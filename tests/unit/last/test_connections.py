@@ -222,4 +222,4 @@ def test_l_126_a_second_activator_leaves_nothing_behind(world: LastWorld) -> Non
 def test_a_connection_is_shown_with_its_family(world: LastWorld) -> None:
     world.connect()
     world.last()
-    assert [each["family"] for each in world.domain.figures(1)] == ["v3", "last"]
+    assert [each["family"] for each in world.domain.connection_details(1)] == ["v3", "last"]
