@@ -45,15 +45,23 @@ class Installation:
 
     entries: the file, the pool memory, and where in it the number of the new descriptor goes (an int32).
     flags_offset, incomplete_flag: where the struct of the command has its u64 of return flags, and the bit of them that
-    tells the client that descriptors are missing.
+    tells the client that descriptors are missing; is_all_or_none: where any is missing the client gets none, and the
+    command fails: `conclude` says what became of it.
     """
 
-    __slots__ = ("_pinned", "entries", "flags_offset", "incomplete_flag")
+    __slots__ = ("_pinned", "entries", "flags_offset", "incomplete_flag", "is_all_or_none")
 
     def __init__(
-        self, entries: list[tuple[File, Memory, int]], pinned: Pinned, flags_offset: int, incomplete_flag: int
+        self,
+        entries: list[tuple[File, Memory, int]],
+        pinned: Pinned,
+        flags_offset: int,
+        incomplete_flag: int,
+        *,
+        is_all_or_none: bool = False,
     ) -> None:
         self.entries = entries
+        self.is_all_or_none = is_all_or_none
         self.flags_offset = flags_offset
         self.incomplete_flag = incomplete_flag
         self._pinned: Pinned | None = pinned
@@ -72,6 +80,10 @@ class Installation:
             call.put(self.flags_offset // 8, self.incomplete_flags(call))
         finally:
             self.done()
+
+    def conclude(self, errno: int) -> None:
+        """It has come to its end: 0, or why the client has none of what is all or none.  Idempotent."""
+        self.done()
 
     def done(self) -> None:
         """Unpin the files: the client has its own descriptors, or never will.  Idempotent."""

@@ -228,6 +228,9 @@ class Caller:
         """
         raise NotImplementedError
 
+    def come_by(self, channel: Any) -> None:
+        """Its requests come by this channel of the host's, which knows more of them than their threads."""
+
     @property
     def is_compat(self) -> bool:
         """Whether its program is of 32 bits, on a system of 64."""

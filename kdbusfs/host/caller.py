@@ -24,6 +24,8 @@ from .namespaces import Maps, NamespaceReader, Namespaces
 from .proc import fail
 
 if TYPE_CHECKING:
+    from kdbusfs.base.handle import Handle
+
     from .files import Descriptors, LinuxFile
 
 _PID_LIMIT: Final = 1 << 22  # the kernel's greatest pid_max
@@ -36,6 +38,9 @@ _unpack: Final[Any] = ffi.unpack
 _make_ids: Final = Creds._make
 _payload: Final[Any] = lib.kfs_client_payload
 _write: Final[Any] = lib.kfs_client_write
+_read: Final[Any] = lib.kfs_client_read
+_from_buffer: Final[Any] = ffi.from_buffer
+_IOCTL_32BIT: Final = 1 << 3  # FUSE_IOCTL_32BIT
 
 Root = tuple[int, int, int]
 """Device, inode and mount of a root directory."""
@@ -59,6 +64,7 @@ class LinuxCaller(Caller):
     """
 
     __slots__ = (
+        "_channel",
         "_descriptors",
         "_ids",
         "_maps",
@@ -82,6 +88,7 @@ class LinuxCaller(Caller):
         self._owned = False
         self._pidfd = -1
         self._vectors: Any = None
+        self._channel: Any = None
         self.reset(0, -1)
 
     def reset(self, tid: int, pidfd: int = -1) -> None:
@@ -290,6 +297,39 @@ class LinuxCaller(Caller):
         r: int = _write(pidfd if pidfd >= 0 else self.pidfd, self.tid, address, data, len(data))
         if r < 0:
             raise fail(r, "client memory")
+
+    def come_by(self, channel: Any) -> None:
+        """Its requests come by this channel (struct kfs_channel)."""
+        self._channel = channel
+
+    @property
+    def is_compat(self) -> bool:
+        """Whether its program is of 32 bits, for the request that its channel has now; unknown of others: False."""
+        return self._channel is not None and bool(self._channel.ioctl_flags & _IOCTL_32BIT)
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes of the caller's memory.  Raises CommandError: EFAULT, ESRCH, EPERM."""
+        data = bytearray(size)
+        pidfd = self._pidfd
+        r: int = _read(pidfd if pidfd >= 0 else self.pidfd, self.tid, address, _from_buffer(data), size)
+        if r < 0:
+            raise fail(r, "client memory")
+        return bytes(data)
+
+    def thread_ids(self) -> dict[int, Pids]:
+        """Its numbers by pid namespace in which it is visible.  Raises CommandError(ESRCH)."""
+        return meta.pids_in(self)
+
+    def security_context(self) -> bytes | None:
+        """What a security module labels it with; None where there is none.  Raises CommandError(ESRCH)."""
+        return meta.security_label(self)
+
+    def handle_of(self, fd: int) -> Handle | None:
+        """The open file of the same mount that its descriptor `fd` refers to; None for any other file.
+
+        Raises CommandError: EBADF, also for an O_PATH descriptor; ESRCH.
+        """
+        return self._descriptors.handle_of(self.tid, fd)
 
     def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
         """Copy (address, size) vectors of the client into `memory` at `offset`; address 0 stands for zero bytes.

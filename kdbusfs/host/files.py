@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import resource
 import stat
+from collections.abc import Callable
 from contextlib import suppress
-from errno import EBADF, EMFILE, ENFILE
-from typing import Any, Final, Protocol
+from errno import EBADF, EMFILE, ENFILE, ENOENT
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.native._native import ffi, lib
@@ -19,10 +20,14 @@ from kdbusfs.native._native import ffi, lib
 from .credentials import mount_type
 from .proc import fail, read
 
+if TYPE_CHECKING:
+    from kdbusfs.base.handle import Handle
+
 AF_UNIX: Final = 1
 CONTROL_INO: Final = 2
 BUS_TYPE: Final = b"fuse.kdbusfs"
 MAX_PER_USER: Final = 16384
+MAX_FDINFO: Final = 4096
 MAX_MOUNTINFO: Final = 1 << 18  # bytes of a mountinfo file that are searched
 INLINE_CLOSE_MAX: Final = 64 << 20  # bytes; freeing a larger memfd would exceed a turn of the reader
 _INT_MAX: Final = (1 << 31) - 1
@@ -55,6 +60,7 @@ class InlineCloser:
 
 _facts: Final[Any] = ffi.new("struct kfs_file *")
 _type: Final[Any] = ffi.new("char[]", 64)
+_node: Final[Any] = ffi.new("struct kfs_file_node *")
 _mount_id: Final[Any] = ffi.new("uint64_t *")
 
 
@@ -78,9 +84,10 @@ class Descriptors:
     """Client descriptors held by the daemon, counted for each user until close(2) has returned.
 
     All users together may hold 3/4 of RLIMIT_NOFILE; one user half of that, and at most `per_user`.
+    own_device: of the own mount; find_handle: gives the open file of one of its node ids.
     """
 
-    __slots__ = ("_closer", "_closing", "_held", "_per_user", "_total", "_total_held", "own_device")
+    __slots__ = ("_closer", "_closing", "_held", "_per_user", "_total", "_total_held", "find_handle", "own_device")
 
     def __init__(self, closer: Closer | None = None, per_user: int = MAX_PER_USER) -> None:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -91,6 +98,7 @@ class Descriptors:
         self._total_held = 0
         self._closer: Closer = closer if closer is not None else InlineCloser()
         self.own_device: tuple[int, int] | None = None
+        self.find_handle: Callable[[int], Handle | None] = lambda nodeid: None
 
     def held(self, user: int) -> int:
         """Number of descriptors held for `user`, including those that are being closed."""
@@ -118,6 +126,23 @@ class Descriptors:
         self._held[user] = held + 1
         self._total_held += 1
         return LinuxFile(self, own, user, tid)
+
+    def handle_of(self, tid: int, fd: int) -> Handle | None:
+        """The open file of the own mount that descriptor `fd` of thread `tid` refers to; None for any other file.
+
+        Neither the file's server is asked, nor is the file held.  Raises CommandError: EBADF, also for an O_PATH
+        descriptor; ESRCH.
+        """
+        r: int = lib.kfs_file_node(tid, fd, _node)
+        if r == -ENOENT:
+            raise CommandError(EBADF, "not open")
+        if r < 0:
+            raise fail(r, "descriptor")
+        device, nodeid = (_node.major, _node.minor), _node.nodeid
+        flags = read(tid, b"fdinfo/%d" % fd, MAX_FDINFO).partition(b"flags:\t")[2].partition(b"\n")[0]
+        if not flags or int(flags, 8) & os.O_PATH:
+            raise CommandError(EBADF, "opened with O_PATH")
+        return self.find_handle(nodeid) if device == self.own_device else None
 
     def close(self, user: int, fd: int, inline: bool) -> None:
         """Close a taken descriptor: at once if `inline`, else in the closer."""

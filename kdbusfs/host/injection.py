@@ -95,9 +95,12 @@ class Tracer:
         injection.swapped_node = job.swapped_node
         injection.flags_address = job.address + job.flags_offset if job.tells_incomplete else 0
         injection.incomplete_flags = job.incomplete_flags
+        injection.outcome = ffi.NULL if job.outcome is None else job.outcome
+        original = ffi.from_buffer("unsigned char[]", job.original.ljust(len(job.out), b"\0"))
+        injection.original = original
         injection.stores, injection.store_count, injection.slot_stores = _array(job.stores)
         injection.unswapped, injection.unswapped_count, _ = _array(job.unswapped)
-        return out, files, slots
+        return (out, original), files, slots
 
 
 def _array(stores: Stores | None) -> tuple[_native.CData, int, int]:

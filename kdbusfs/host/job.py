@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,8 @@ class Job:
     swapped_node: the node id that descriptor is of, on the same mount; if a sibling has put any other file at its
     number meanwhile, nothing is swapped;
     unswapped: what shows the client its pool in the file that it has, if nothing is swapped; None: nothing;
+    outcome: 1 or -errno when it is over, an `int32_t *`, for a job that is all or none: the ioctl fails where an entry
+    does, and the client's struct is `original` again; None: it is not;
     stores: what has to be stored in the page cache of the client before its answer; None: nothing;
     context: the submitter's own; it keeps descriptors and pointers of `entries` valid until the end.
 
@@ -52,7 +55,9 @@ class Job:
         "flags_offset",
         "incomplete_flags",
         "installed",
+        "original",
         "out",
+        "outcome",
         "result",
         "stores",
         "swap",
@@ -82,6 +87,8 @@ class Job:
         swap: str | None = None,
         swapped_node: int = 0,
         unswapped: Stores | None = None,
+        outcome: CData | None = None,
+        original: bytes = b"",
         stores: Stores | None = None,
         context: object = None,
     ) -> None:
@@ -99,6 +106,8 @@ class Job:
         self.swap = swap
         self.swapped_node = swapped_node
         self.unswapped = unswapped
+        self.outcome = outcome
+        self.original = original
         self.stores = stores
         self.context = context
         self.installed = 0
@@ -125,6 +134,9 @@ class Job:
         self.error = error
         for _, slot in self.entries:
             slot[0] = -error
+        if self.outcome is not None:
+            self.result = self.outcome[0] = -(error or errno.EIO)
+            return b""
         if not self.tells_incomplete:
             return self.out
         if self.flags_offset + _FLAGS.size <= len(self.out):

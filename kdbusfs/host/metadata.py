@@ -182,9 +182,10 @@ def _caps(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
     return True
 
 
-def _seclabel(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
+def security_label(caller: LinuxCaller) -> bytes | None:
+    """The label of the thread; None where no security module provides one.  Raises CommandError(ESRCH)."""
     if not caller.namespaces.has_labels:
-        return False
+        return None
     try:
         label = read(caller.tid, b"attr/current", 4096).rstrip(b"\n\0")
     except CommandError as error:
@@ -193,8 +194,14 @@ def _seclabel(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
         # No security module provides a label (META-14).
         elif error.errno == EINVAL:
             caller.namespaces.has_labels = False
-        return False
-    metadata.seclabel = label
+        return None
+    return label
+
+
+def _seclabel(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
+    label = security_label(caller)
+    if label is not None:
+        metadata.seclabel = label
     return bool(label)
 
 

@@ -120,6 +120,8 @@ class Injection(CData):
     swapped_node: int
     flags_address: int
     incomplete_flags: int
+    outcome: CData
+    original: CData
     stores: CData
     store_count: int
     slot_stores: int
@@ -141,6 +143,13 @@ class File(CData):
     major: int
     minor: int
     inode: int
+
+class FileNode(CData):
+    """struct kfs_file_node *"""
+
+    major: int
+    minor: int
+    nodeid: int
 
 class _Ffi:
     NULL: Final[CData]
@@ -198,6 +207,9 @@ class _Lib:
     def kfs_channel_publishes(
         self, ch: Channel, kind: int, number: int, info_offset: int, info_flag: int, /
     ) -> int: ...
+    def kfs_channel_plain(
+        self, ch: Channel, kind: int, number: int, reads_memory: int, returns: int, /
+    ) -> int: ...
     def kfs_channel_frees(
         self,
         ch: Channel,
@@ -229,6 +241,7 @@ class _Lib:
         self, ch: Channel, fh: int, cmd: int, unique: int, result: int, out: CData | bytes, out_len: int, /
     ) -> int: ...
     def kfs_client_write(self, pidfd: int, tid: int, address: int, data: CData | bytes, size: int, /) -> int: ...
+    def kfs_client_read(self, pidfd: int, tid: int, address: int, data: CData | bytearray, size: int, /) -> int: ...
     def kfs_client_payload_one(
         self, pidfd: int, tid: int, map: CData | bytes, offset: int, address: int, size: int, /
     ) -> int: ...
@@ -236,6 +249,7 @@ class _Lib:
         self, pidfd: int, tid: int, memfd: int, map: CData | bytes, offset: int, vectors: CData, count: int, /
     ) -> int: ...
     def kfs_file_look(self, fd: int, file: File, /) -> int: ...
+    def kfs_file_node(self, tid: int, fd: int, node: FileNode, /) -> int: ...
     def kfs_file_seals(self, fd: int, /) -> int: ...
     def kfs_file_mount_id(self, fd: int, id: CData, /) -> int: ...
     def kfs_file_mount(self, fd: int, tid: int, type: CData | bytes, size: int, /) -> int: ...

@@ -98,6 +98,13 @@ static inline long arch_result(const struct abi *abi, const arch_regs *regs)
 	return (long)regs->regs[0];
 }
 
+/* What the ioctl is going to return. */
+static inline void arch_set_result(const struct abi *abi, arch_regs *regs, long result)
+{
+	(void)abi;
+	regs->regs[0] = (uint64_t)result;
+}
+
 static inline int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t while_blocked)
 {
 	(void)abi;

@@ -71,6 +71,12 @@ static inline long arch_result(const struct abi *abi, const arch_regs *regs)
 	return abi->compat ? (int32_t)regs->rax : (long)regs->rax;
 }
 
+/* What the ioctl is going to return. */
+static inline void arch_set_result(const struct abi *abi, arch_regs *regs, long result)
+{
+	regs->rax = abi->compat ? (uint32_t)result : (unsigned long long)result;
+}
+
 static inline int arch_first_argument(const struct abi *abi, const arch_regs *regs, uint64_t while_blocked)
 {
 	(void)while_blocked;

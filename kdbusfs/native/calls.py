@@ -23,6 +23,11 @@ def address_of(pointer: CData) -> int:
     return int(ffi.cast("intptr_t", pointer))
 
 
+def new_number() -> CData:
+    """An `int32_t *` to 0."""
+    return ffi.new("int32_t *")
+
+
 for _name, _function in (
     ("step", "kfs_channel_step"),
     ("set_events", "kfs_channel_set_events"),
@@ -32,4 +37,4 @@ for _name, _function in (
 ):
     _calls.bind(_name, address_of(ffi.addressof(lib, _function)))
 
-__all__ = ["Words", "address_of", "answer", "copy", "current_request", "payload", "set_events", "step"]
+__all__ = ["Words", "address_of", "answer", "copy", "current_request", "new_number", "payload", "set_events", "step"]

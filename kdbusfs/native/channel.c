@@ -174,7 +174,11 @@ int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int
 int kfs_answer_current(struct kfs_channel *ch, int32_t result)
 {
 	struct mount *mount = ch->private_->mount;
+	const struct slot *slot = result < 0 && ch->out_size ? kfs_slot_of(mount, ch->fh) : NULL;
+	const struct command *command = slot ? kfs_find_command(mount, slot->kind, ch->cmd) : NULL;
 
+	if (command && command->is_plain)
+		ch->out_size = 0;
 	if (result == 0 && ch->out_size)
 		kfs_note_published(mount, ch->fh, ch->cmd, ch->command, ch->out_size);
 	return kfs_count_lost(ch,

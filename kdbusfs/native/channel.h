@@ -92,6 +92,7 @@ struct kfs_channel *kfs_channel_for_thread(struct kfs_channel *ch);
 void kfs_channel_free(struct kfs_channel *ch);
 int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t size, uint32_t max_size,
 			uint32_t pointer_offset);
+int kfs_channel_plain(struct kfs_channel *ch, uint32_t kind, uint32_t number, int32_t reads_memory, int32_t returns);
 int kfs_channel_messages(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t max_size);
 int kfs_channel_publishes(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t info_offset,
 			  uint64_t info_flag);

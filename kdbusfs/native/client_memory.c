@@ -99,6 +99,19 @@ static int read_batch(int tid, const struct iovec *local, const struct iovec *re
 	return (size_t)n == total ? 0 : -EFAULT;
 }
 
+int kfs_client_read(int pidfd, int tid, uint64_t address, char *to, uint64_t size)
+{
+	struct iovec local = { to, size };
+	struct iovec remote = { (void *)(uintptr_t)address, size };
+	int r = check_range(address, size);
+
+	if (r == 0)
+		r = check_alive(pidfd, tid);
+	if (r == 0)
+		r = read_batch(tid, &local, &remote, 1, size);
+	return r < 0 ? r : check_again(pidfd, tid);
+}
+
 /* One vector of `size` bytes, to `offset` of what is mapped at `map`. */
 int kfs_client_payload_one(int pidfd, int tid, char *map, uint64_t offset, uint64_t address, uint64_t size)
 {

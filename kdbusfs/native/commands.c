@@ -59,6 +59,22 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, 
 	return 0;
 }
 
+/*
+ * The struct of command `number` says no size: it comes with its request, whole.  reads_memory: the core is going to read
+ * what it points to; returns: the struct travels back with a success, and not otherwise.
+ */
+int kfs_channel_plain(struct kfs_channel *ch, uint32_t kind, uint32_t number, int32_t reads_memory, int32_t returns)
+{
+	struct command *command = kfs_find_command(ch->private_->mount, kind, number);
+
+	if (!command || command->pointer_offset || command->size != command->max_size)
+		return -EINVAL;
+	command->is_plain = 1;
+	command->reads_memory = reads_memory;
+	command->returns = returns;
+	return 0;
+}
+
 /* Messages that command `number` points to have at most `max_size` bytes: longer ones are EMSGSIZE. */
 int kfs_channel_messages(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t max_size)
 {

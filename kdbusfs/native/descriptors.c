@@ -14,6 +14,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#ifndef AT_HANDLE_FID
+#define AT_HANDLE_FID 0x200
+#endif
+
 /* Kernel interfaces that are younger than the headers this may be compiled with. */
 #define KFS_NS_GET_MNTNS_ID _IOR(0xb7, 0x5, uint64_t)
 #define KFS_SYS_STATMOUNT 457
@@ -135,4 +139,31 @@ int kfs_file_mount(int fd, int tid, char *type, int size)
 	else
 		n = snprintf(type, size, "%s", sm->text + sm->fs_type);
 	return n < 0 || n >= size ? -ENAMETOOLONG : known;
+}
+
+/*
+ * What descriptor `fd` of thread `tid` is of, which the kernel knows without asking its server; the node id has a meaning
+ * for FUSE alone.  0 or -errno: ENOENT if it is not open.
+ */
+int kfs_file_node(int tid, int fd, struct kfs_file_node *node)
+{
+	uint32_t fuse[3]; /* node id, high half first, and generation */
+	union {
+		struct file_handle head;
+		char bytes[sizeof(struct file_handle) + sizeof(fuse)];
+	} handle = { .head = { .handle_bytes = sizeof(fuse) } };
+	char path[64];
+	struct statx stx;
+	int unused;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", tid, fd);
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) < 0)
+		return -errno;
+	*node = (struct kfs_file_node){ .major = stx.stx_dev_major, .minor = stx.stx_dev_minor };
+	if (name_to_handle_at(AT_FDCWD, path, &handle.head, &unused, AT_SYMLINK_FOLLOW | AT_HANDLE_FID) < 0 &&
+	    name_to_handle_at(AT_FDCWD, path, &handle.head, &unused, AT_SYMLINK_FOLLOW) < 0)
+		return errno == EOPNOTSUPP || errno == EOVERFLOW ? 0 : -errno;
+	memcpy(fuse, handle.bytes + offsetof(struct file_handle, f_handle), sizeof(fuse));
+	node->nodeid = (uint64_t)fuse[0] << 32 | fuse[1];
+	return 0;
 }

@@ -21,6 +21,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* The ioctl fails, though its answer said that it did not.  A thread that was never caught is what it was. */
+static void fail_ioctl(struct tracee *tracee)
+{
+	if (!tracee->abi && kfs_find_ioctl(tracee) < 0)
+		return;
+	if (!tracee->caught && arch_result(tracee->abi, &tracee->saved) != 0)
+		return; /* it has failed already */
+	arch_set_result(tracee->abi, &tracee->saved, tracee->failure);
+	if (!tracee->caught)
+		arch_set(tracee->tid, &tracee->saved);
+}
+
 /* Gives the stopped thread back all that is its own, and lets it go. */
 static void release(struct kfs_tracer *tracer, struct tracee *tracee)
 {
@@ -37,6 +49,8 @@ static void release(struct kfs_tracer *tracer, struct tracee *tracee)
 		return;
 	if (tracee->store && !tracee->abi)
 		kfs_find_ioctl(tracee);
+	if (tracee->failure)
+		fail_ioctl(tracee);
 	if (tracee->store && tracee->abi)
 		kfs_poke(tracee, tracee->command, tracee->out, tracee->out_len);
 	if (tracee->flags_address)
@@ -82,6 +96,32 @@ static void show_unswapped(const struct kfs_injection *job)
 		kfs_store_pages(job->fuse_fd, job->unswapped, job->unswapped_count);
 }
 
+/*
+ * All or none: where one is missing the client keeps none, its ioctl fails, and its struct is what it was.  The outcome is
+ * there before the client goes on: 1, or -errno.
+ */
+static void conclude(struct kfs_tracer *tracer, struct tracee *tracee, struct kfs_injection *job, int error)
+{
+	int numbers[FILES_MAX], count = 0;
+
+	if (!job->reply_error && job->installed == job->count) {
+		*job->outcome = 1;
+		return;
+	}
+	for (uint32_t i = 0; i < job->count && i < FILES_MAX; i++) {
+		if (*job->slots[i] >= 0)
+			numbers[count++] = *job->slots[i];
+		else if (!error)
+			error = *job->slots[i];
+	}
+	if (tracee->caught && count)
+		kfs_remote_close(tracer, tracee, numbers, count);
+	memcpy(tracee->out, job->original, tracee->out_len);
+	tracee->store = tracee->store || !job->reply_error;
+	tracee->failure = error ? error : -EMFILE;
+	*job->outcome = (int32_t)tracee->failure;
+}
+
 /* The part of a job after SEIZE: answers the ioctl, catches the thread, and lets it go. */
 static int serve(struct kfs_tracer *tracer, struct tracee *tracee, struct kfs_injection *job)
 {
@@ -105,6 +145,8 @@ static int serve(struct kfs_tracer *tracer, struct tracee *tracee, struct kfs_in
 			tracee->flags = job->incomplete_flags;
 		}
 	}
+	if (job->outcome)
+		conclude(tracer, tracee, job, error);
 	if (job->count)
 		kfs_store_pages(job->fuse_fd, job->stores, job->slot_stores);
 	drop_swap(job);
@@ -121,6 +163,8 @@ static int serve(struct kfs_tracer *tracer, struct tracee *tracee, struct kfs_in
  * (0: nowhere) too.  `swap` (-1: none) takes the place of the descriptor that the ioctl was made with, but only if that
  * still is of node `swapped_node`; it is closed in every case.  Entries that the kernel refuses to pass on are counted
  * in `refused`; their slots have the -errno.  `unswapped` are stored if nothing was swapped.
+ * With an `outcome` it is all or none: that becomes 1, or -errno, which the ioctl returns then; the struct of the client is
+ * the `original` one again, of `out_len` bytes.
  * Where the client has copies of its pool, `stores` bring them up to date before the answer; the first `slot_stores` of
  * them are of the pages with the slots, and are made again when those have their numbers.
  * `answered`: the answer was written, and `reply_error` is what that gave; otherwise the thread could not be seized,

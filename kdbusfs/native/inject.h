@@ -21,6 +21,8 @@ struct kfs_injection {
 	uint64_t swapped_node;
 	uint64_t flags_address;
 	uint64_t incomplete_flags;
+	int32_t *outcome; /* NULL: the client gets as many as it can */
+	const unsigned char *original;
 	const struct kfs_store *stores;
 	uint32_t store_count;
 	uint32_t slot_stores;

@@ -37,6 +37,8 @@ struct command {
 	uint32_t size, max_size, pointer_offset, message_max;
 	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
 	uint64_t info_flag; /* the flag that makes it tell; 0: it always does */
+	int is_plain; /* its struct says no size */
+	int reads_memory, returns; /* of a plain one */
 	int is_free;
 	uint32_t slice_offset, flags_offset; /* of a FREE */
 	/* What a FREE tells: so many u64 there, the last of which is 0, and the one before it the flags that there are. */

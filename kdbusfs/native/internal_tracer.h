@@ -22,6 +22,7 @@
 #define FILES_PER_MESSAGE 253 /* SCM_MAX_FD */
 #define SCRATCH_PAGE 4096
 #define OUT_MAX 256
+#define FILES_MAX 256 /* of a job that is all or none */
 
 enum call {
 	CALL_SOCKETPAIR,
@@ -84,6 +85,7 @@ struct tracee {
 	uint64_t scratch;
 	size_t scratch_len;
 	size_t control_len; /* of the message being received */
+	long failure; /* what its ioctl returns after all; 0: its answer holds */
 	uint64_t flags_address, flags; /* of the return flags, and what to store there at the end; 0: nothing */
 	size_t out_len;
 	unsigned char out[OUT_MAX];

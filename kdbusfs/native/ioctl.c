@@ -248,6 +248,16 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	ch->command_error = -r;
 }
 
+/* A struct that says no size, as it came with its request: no byte of the client's memory is read. */
+static void take_plain(struct kfs_channel *ch, const struct command *command)
+{
+	ch->command_len = command->size;
+	if (!command->returns)
+		ch->out_size = 0;
+	if (command->reads_memory)
+		ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
+}
+
 /* is_new: it comes from the kernel, and not from those that waited. */
 int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 {
@@ -290,7 +300,10 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 	if (command && comes_with_request(command) && ch->in_size >= command->size) {
 		if (command->is_free && kfs_serve_free(ch, command))
 			return AGAIN;
-		read_command(ch, command);
+		if (command->is_plain)
+			take_plain(ch, command);
+		else
+			read_command(ch, command);
 	} else if (command && !comes_with_request(command)) {
 		/* What an earlier request left there is nothing that this one was given. */
 		memset(ch->command, 0, command->size);
