@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from kdbusfs.bus1.limits import Maxima
+from kdbusfs.bus1.world import World
 from kdbusfs.core.domain import Domain
 from kdbusfs.diagnosis import warn
 from kdbusfs.failure import EXIT_INTERNAL, EXIT_OK
@@ -37,7 +39,7 @@ from kdbusfs.host.installer import Installer
 from kdbusfs.host.store_memory import Storer
 from kdbusfs.host.threads import new_thread
 from kdbusfs.host.user_threads import Pool
-from kdbusfs.options import CONTROL_MODES, MountOptions
+from kdbusfs.options import CONTROL_MODES, Bus1, MountOptions
 from kdbusfs.rehearsal import Rehearsal
 from kdbusfs.surroundings import memory_total
 from kdbusfs.trial import Trial
@@ -60,7 +62,9 @@ class Parts:
         self._make_helpers()
         self.host = self._make_host(options)
         self.domain = self._make_domain(options)
+        self.peers = self._make_peers(options)
         self.tree = self._make_tree(options)
+        self.host.descriptors.find_handle = self.tree.handle_of
         self.session = TreeSession(self.tree)
         self.ended.callback(self.session.stop)
         self.channel = Channel(fuse_fd, self.session.fd, self.wakeup.event_fd)
@@ -97,6 +101,20 @@ class Parts:
             domain.attach_flags_mask = options.attach_flags_mask
         return domain
 
+    def _make_peers(self, options: MountOptions) -> World:
+        """bus1, which shares accounts, ends and turns with the domain."""
+        domain = self.domain
+        users = domain.users
+        maxima = Maxima(
+            options.bus1_max_slices,
+            options.bus1_max_handles,
+            options.bus1_max_inflight_bytes,
+            options.bus1_max_inflight_fds,
+        )
+        return World(
+            domain.turn, lambda uid: users.get(uid).account, users.forget_if_idle, domain.ends, domain.changed, maxima
+        )
+
     def _make_tree(self, options: MountOptions) -> Tree:
         owner = self.host.namespaces.owner
         return Tree(
@@ -110,6 +128,8 @@ class Parts:
             _access(options, owner),
             self._prune,
             self.domain.turn.spend,
+            peers=self.peers if options.bus1 is not Bus1.NONE else None,
+            lists_peers=options.bus1 is Bus1.LISTED,
         )
 
     def _make_requests(self) -> Requests:
@@ -129,6 +149,7 @@ class Parts:
             errors=self.errors,
             on_event=(self._cancel,),
             on_tree=self.collector.notice,
+            on_shutdown=self.peers.shut_down,
             on_release=Heap(lambda: self.domain.users.memory.used).look,
         )
 
@@ -143,6 +164,7 @@ class Parts:
         return {
             **self.requests.stats(),
             **self.collector.figures(),
+            "bus1": self.peers.counts(),
             "memory": memory.used,
             "memory_limit": memory.limit,
             "blocks": sys.getallocatedblocks(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -67,9 +68,19 @@ _REFUSED = {
 _MULTIPLES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _ID_MAX = (1 << 32) - 2  # (uid_t)-1 means "no change"
 _INT_MAX = (1 << 31) - 1
+_BUS1_SLICES_MOST = 1 << 18  # a turn of the core looks at all that a client has
+_BUS1_HANDLES_MOST = 1 << 16
 
 # Mode of the root directory -> mode of `control`, as KDBUS_MAKE_ACCESS_* defined them for a domain.
 CONTROL_MODES = {0o555: 0o666, 0o550: 0o660, 0o500: 0o600}
+
+
+class Bus1(enum.Enum):
+    """Whether a mount has the file `bus1`."""
+
+    NONE = "no"
+    HIDDEN = "hidden"
+    LISTED = "listed"
 
 
 class OptionError(ValueError):
@@ -85,7 +96,8 @@ class MountOptions:
     gid: owner of the root directory and `control`, None: root; mode: of the root directory, one of CONTROL_MODES;
     max_user_memory: bytes that connections of one user may use in the daemon, None: 3/8 of what is available;
     max_user_fds: descriptors that one user may have in flight, None: derived from the daemon's limit; fd: descriptor
-    of /dev/fuse to use instead of a new one.
+    of /dev/fuse to use instead of a new one; bus1: whether there is a file of bus1; bus1_max_*: what one user
+    may have there.
     """
 
     flags: int = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -99,6 +111,11 @@ class MountOptions:
     max_user_memory: int | None = None
     max_user_fds: int | None = None
     fd: int | None = None
+    bus1: Bus1 = Bus1.HIDDEN
+    bus1_max_slices: int = 16384
+    bus1_max_handles: int = 65536
+    bus1_max_inflight_bytes: int = 16 << 20
+    bus1_max_inflight_fds: int = 4096
 
 
 def parse(texts: Iterable[str], sloppy: bool = False) -> MountOptions:
@@ -123,6 +140,8 @@ def _with(options: MountOptions, option: str, sloppy: bool) -> MountOptions:
         return replace(options, flags=options.flags & ~to_clear | to_set)
     if option in _WITHOUT_EFFECT or option.startswith(_PREFIXES_WITHOUT_EFFECT):
         return options
+    if option == "nobus1":
+        return replace(options, bus1=Bus1.NONE)
     name, _, value = option.partition("=")
     if name in _REFUSED:
         raise OptionError(f"mount option '{option}' {_REFUSED[name]}")
@@ -187,6 +206,35 @@ def _max_user_fds(options: MountOptions, value: str) -> MountOptions:
     return replace(options, max_user_fds=count)
 
 
+def _bus1(options: MountOptions, value: str) -> MountOptions:
+    if value not in (Bus1.HIDDEN.value, Bus1.LISTED.value):
+        raise OptionError(f"bus1={value}: must be hidden or listed; nobus1 does without")
+    return replace(options, bus1=Bus1(value))
+
+
+def _bus1_max_slices(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, bus1_max_slices=_count("bus1_max_slices", value, _BUS1_SLICES_MOST))
+
+
+def _bus1_max_handles(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, bus1_max_handles=_count("bus1_max_handles", value, _BUS1_HANDLES_MOST))
+
+
+def _bus1_max_inflight_bytes(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, bus1_max_inflight_bytes=_count("bus1_max_inflight_bytes", value, _INT_MAX))
+
+
+def _bus1_max_inflight_fds(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, bus1_max_inflight_fds=_count("bus1_max_inflight_fds", value, _INT_MAX))
+
+
+def _count(name: str, value: str, most: int) -> int:
+    number = _number(value, 10)
+    if not 0 <= number <= most:
+        raise OptionError(f"{name}={value}: must be a number up to {most}")
+    return number
+
+
 def _fd(options: MountOptions, value: str) -> MountOptions:
     number = _number(value, 10)
     if not 3 <= number <= _INT_MAX:
@@ -205,6 +253,11 @@ _VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
     "max_user_memory": _max_user_memory,
     "max_user_fds": _max_user_fds,
     "fd": _fd,
+    "bus1": _bus1,
+    "bus1_max_slices": _bus1_max_slices,
+    "bus1_max_handles": _bus1_max_handles,
+    "bus1_max_inflight_bytes": _bus1_max_inflight_bytes,
+    "bus1_max_inflight_fds": _bus1_max_inflight_fds,
 }
 
 

@@ -56,6 +56,8 @@ COMMANDS: Final = (
     CMD_SEND,
     CMD_RECV,
 )
+READING: Final = (CMD_NODES_DESTROY, CMD_SEND)
+"""Those whose struct points to more."""
 RETURNING: Final = (CMD_PEER_QUERY, CMD_HANDLE_TRANSFER, CMD_RECV)
 """The commands whose struct travels back, on success alone (B1-GEN-5)."""
 

@@ -19,6 +19,11 @@ _COMPAT_VEC: Final = Struct("<II")
 _LENGTH_MAX: Final = (1 << 63) - 1
 _COMPAT_LENGTH_MAX: Final = (1 << 31) - 1
 _UNITS_OF_A_READ: Final = 2
+_AT_ONCE: Final = 4096
+"""Ids that are read in one piece."""
+_IDS_A_UNIT: Final = 32
+"""So many are unpacked in a microsecond."""
+
 
 
 def read(caller: Caller, address: int, size: int) -> bytes:
@@ -32,14 +37,19 @@ def read(caller: Caller, address: int, size: int) -> bytes:
 
 def read_ids(caller: Caller, address: int, count: int, turn: Turn) -> list[int]:
     """As many of `count` u64 as can be read: who comes to the next one has an EFAULT (B1-SEND-3, B1-HAND-5)."""
-    try:
-        return list(Struct(f"<{count}Q").unpack(read(caller, address, 8 * count)))
-    except AbandonedError:
-        raise
-    except CommandError as error:
-        if error.errno != EFAULT:
-            raise
     found: list[int] = []
+    while len(found) < count:
+        at = address + 8 * len(found)
+        some = min(count - len(found), _AT_ONCE)
+        try:
+            found += Struct(f"<{some}Q").unpack(read(caller, at, 8 * some))
+            turn.spend(_UNITS_OF_A_READ + some // _IDS_A_UNIT)
+        except AbandonedError:
+            raise
+        except CommandError as error:
+            if error.errno != EFAULT:
+                raise
+            break
     while len(found) < count:
         try:
             found.append(int.from_bytes(read(caller, address + 8 * len(found), 8), "little"))
@@ -51,9 +61,14 @@ def read_ids(caller: Caller, address: int, count: int, turn: Turn) -> list[int]:
     return found
 
 
-def read_all_ids(caller: Caller, address: int, count: int) -> list[int]:
+def read_all_ids(caller: Caller, address: int, count: int, turn: Turn) -> list[int]:
     """`count` u64.  Raises CommandError(EFAULT)."""
-    return list(Struct(f"<{count}Q").unpack(read(caller, address, 8 * count)))
+    found: list[int] = []
+    while len(found) < count:
+        some = min(count - len(found), _AT_ONCE)
+        found += Struct(f"<{some}Q").unpack(read(caller, address + 8 * len(found), 8 * some))
+        turn.spend(_UNITS_OF_A_READ + some // _IDS_A_UNIT)
+    return found
 
 
 def read_numbers(caller: Caller, address: int, count: int) -> list[int]:

@@ -34,7 +34,7 @@ def nodes_destroy(peer: Peer, call: Call) -> int:
     peer.namings.append(naming)
     try:
         ids = read_ids(call.caller, u64(data, abi.NODES_DESTROY_PTR_NODES), count, turn)
-        naming.ids.update(ids)
+        naming.name(ids, turn)
         nodes = _make_and_mark(peer, naming, ids, count)
     finally:
         peer.namings.remove(naming)
@@ -55,7 +55,7 @@ def _make_and_mark(peer: Peer, naming: Naming, ids: list[int], count: int) -> li
             nodes = _look_up(peer, ids, count, fresh)
             # From here to the marks nobody else is served.
             peer.check_active()
-            if not naming.changed and not any(node.destruction is not None for node in nodes):
+            if not naming.changed and _are_alive(nodes):
                 peer.limits.charge_handles(len(fresh))
                 for node in fresh.values():
                     assert node.anchor is not None
@@ -67,6 +67,11 @@ def _make_and_mark(peer: Peer, naming: Naming, ids: list[int], count: int) -> li
             for node in fresh.values():
                 node.discard()
     raise CommandError(EDQUOT, "siblings keep changing the ids")
+
+
+def _are_alive(nodes: list[Node]) -> bool:
+    """Whether nobody has begun to destroy any of them."""
+    return all(node.destruction is None for node in nodes)
 
 
 def _look_up(peer: Peer, ids: list[int], count: int, fresh: dict[int, Node]) -> list[Node]:

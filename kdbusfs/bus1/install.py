@@ -20,7 +20,7 @@ class Installing(Installation):
 
     def __init__(self, receiving: Receiving, message: Message, memory: Memory, offset: int) -> None:
         entries = [(file, memory, offset + 4 * index) for index, file in enumerate(message.files)]
-        super().__init__(entries, message.retain(), 0, 0)
+        super().__init__(entries, message.retain(), 0, 0, is_all_or_none=True)
         self._receiving: Receiving | None = receiving
 
     def refuse(self, call: Call, errno: int) -> None:

@@ -179,9 +179,9 @@ class Queue:
         return self._first
 
     def is_readable(self) -> bool:
-        """Whether there is one, and nobody is busy with it (B1-FILE-6)."""
+        """Whether there is one; while somebody is busy with the front, it is the one behind that (B1-FILE-6)."""
         front = self.front()
-        return front is not None and not front.is_busy
+        return front is not None and (not front.is_busy or front.after is not None)
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry that stands here."""

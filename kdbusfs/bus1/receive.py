@@ -134,6 +134,7 @@ def _fill_data(peer: Peer, call: Call, delivery: Delivery, flags: int) -> None:
     call.put(_N_HANDLES, message.n_handles)
     call.put(_N_FDS, len(message.files))
     context = message.secctx
+    call.tells_offset = True
     call.put(_N_SECCTX, len(context) if context is not None and delivery.has_context else 0)
 
 

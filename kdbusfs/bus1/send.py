@@ -116,7 +116,7 @@ class Sending(Naming):
                 self._errors = [0] * n_destinations
             address = u64(data, abi.SEND_PTR_DESTINATIONS)
             self._destinations = read_ids(self._caller, address, n_destinations, self._turn)
-            self.ids.update(self._destinations)
+            self.name(self._destinations, self._turn)
             self._sign(message)
             self._prepare(message, n_destinations)
         self._stage_all()
@@ -156,8 +156,8 @@ class Sending(Naming):
             message.n_bytes += size
         peer.namings.append(self)
         if n_handles:
-            self._handles = read_all_ids(self._caller, u64(data, abi.SEND_PTR_HANDLES), n_handles)
-            self.ids.update(self._handles)
+            self._handles = read_all_ids(self._caller, u64(data, abi.SEND_PTR_HANDLES), n_handles, self._turn)
+            self.name(self._handles, self._turn)
             self._bind()
         n_fds = u64(data, abi.SEND_N_FDS)
         if n_fds:

@@ -21,16 +21,6 @@ PEER_COST: Final = 16384
 """What an open file is charged to its user's memory with, in bytes."""
 
 
-class Accounts(Protocol):
-    """Where the memory of users is accounted, whatever they use it for."""
-
-    def account(self, uid: int) -> Account:
-        """That of a real uid."""
-
-    def forget_if_idle(self, account: Account) -> None:
-        """Something of `account` was given back: perhaps it was the last."""
-
-
 class Ends(Protocol):
     """Carries out the ends of files that were closed, those of one user one after the other."""
 
@@ -41,15 +31,24 @@ class Ends(Protocol):
 class World:
     """What one mount has of bus1.  Everything is called by one thread at a time.
 
+    account_of: gives the account of memory of a real uid, whatever its clients use; forget_if_idle: is told when
+    something of one was given back, perhaps the last;
     changed: handles whose `poll()` may have changed, for whoever serves them to take after each entry;
     maxima: what users that are met from now on may have (B1-LIM-1); time: of the last transaction.
     """
 
     def __init__(
-        self, turn: Turn, accounts: Accounts, ends: Ends, changed: list[Handle], maxima: Maxima | None = None
+        self,
+        turn: Turn,
+        account_of: Callable[[int], Account],
+        forget_if_idle: Callable[[Account], None],
+        ends: Ends,
+        changed: list[Handle],
+        maxima: Maxima | None = None,
     ) -> None:
         self.turn = turn
-        self.accounts = accounts
+        self._account_of = account_of
+        self._forget_if_idle = forget_if_idle
         self.ends = ends
         self.changed = changed
         self.maxima = maxima if maxima is not None else Maxima()
@@ -94,13 +93,13 @@ class World:
     def _user(self, uid: int) -> User:
         user = self.users.get(uid)
         if user is None:
-            user = self.users[uid] = User(uid, self.accounts.account(uid), self.maxima.copy())
+            user = self.users[uid] = User(uid, self._account_of(uid), self.maxima.copy())
         return user
 
     def _forget(self, user: User) -> None:
         if not user.peers:
             del self.users[user.uid]
-            self.accounts.forget_if_idle(user.account)
+            self._forget_if_idle(user.account)
 
     # Order
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..abi.commands import ENDPOINT_FILE, Command
 from ..abi.families import FAMILIES
+from ..base.call import struct_size
+from ..bus1 import abi as bus1
+from ..bus1.peer import FILE_KIND as BUS1_FILE
 from ..native import calls
 from ..native._native import ffi, lib
 from ..native.calls import address_of
@@ -139,6 +142,14 @@ class Channel:
         for family in FAMILIES:
             for command in family.commands():
                 self._register(command)
+        for number in bus1.COMMANDS:
+            self._register_plain(BUS1_FILE, number, number in bus1.READING, number in bus1.RETURNING)
+
+    def _register_plain(self, file: int, number: int, reads_memory: bool, returns: bool) -> None:
+        """A command whose struct says no size, as all of bus1."""
+        size = struct_size(number)
+        check(lib.kfs_channel_command(self.native, file, number, size, size, 0))
+        check(lib.kfs_channel_plain(self.native, file, number, reads_memory, returns))
 
     def _register(self, command: Command) -> None:
         native, file, number = self.native, command.file, command.number

@@ -16,7 +16,7 @@ becomes of that open:
 2. If the thread comes back with the same node id, there is no other inode for it, and the open joins the present
    ones.  None of them can have copies then.
 3. While a present open is a connection that has not moved to its private inode, or has copies here, it keeps the inode
-   for itself: EBUSY.
+   for itself: EBUSY.  So does every open of the file of bus1, which is a peer with its pool from the start.
 """
 
 from __future__ import annotations
@@ -181,6 +181,34 @@ class EndpointNode(EndpointFileNode):
     __slots__ = ()
 
 
+class PeerNode(EndpointNode):
+    """One LOOKUP of the file of bus1, whose pool is there from the open on."""
+
+    __slots__ = ()
+
+    @property
+    def copied_handle(self) -> EndpointHandle | None:
+        if len(self.opens) != 1:
+            return None
+        handle = next(iter(self.opens.values()))
+        return None if handle.memory.backing_id else handle
+
+
+@dataclass(slots=True)
+class PeerFile:
+    """The file of bus1 in the root, for the table an endpoint without a bus."""
+
+    name: str
+    ino: int
+    uid: int
+    gid: int
+    mode: int = 0o666
+
+    @property
+    def bus(self) -> Bus:
+        raise NotImplementedError
+
+
 class PrivateNode(EndpointFileNode):
     """The private inode that a connection moves to at HELLO; to its client it looks like the endpoint.
 
@@ -278,6 +306,10 @@ class NodeTable:
         node.lookups += 1
         return node
 
+    def add_peer_file(self, name: str) -> PeerFile:
+        """The file of bus1, to be looked up like an endpoint."""
+        return PeerFile(name, _STATIC_INO + self._static_nodeid(), *self._owner)
+
     def look_up_endpoint(self, endpoint: Endpoint, tid: int) -> EndpointNode:
         """A node of `endpoint` for thread `tid` that nobody has open, counted as looked up once more.
 
@@ -288,7 +320,8 @@ class NodeTable:
         alone = tid in self._refused
         node = None if alone else self._latest.get(id(endpoint))
         if node is None or node.opens or node.has_copies:
-            node = EndpointNode(self._fresh_nodeid(), endpoint, self._count_inode(endpoint))
+            kind = PeerNode if isinstance(endpoint, PeerFile) else EndpointNode
+            node = kind(self._fresh_nodeid(), endpoint, self._count_inode(endpoint))
             self._nodes[node.nodeid] = node
             if not alone:
                 self._latest[id(endpoint)] = node
@@ -354,6 +387,8 @@ class NodeTable:
         if last_refused != node.nodeid:
             self._remember_refusal(tid, node.nodeid)
             return Admission.STALE
+        if isinstance(node, PeerNode):
+            return Admission.BUSY
         connections = [handle for handle in node.opens.values() if handle.connection is not None]
         if node.has_copies or any(id(handle) not in self._moved for handle in connections):
             return Admission.BUSY
@@ -367,8 +402,8 @@ class NodeTable:
         self._of_file[fh] = node
         if isinstance(node, PrivateNode):
             self._moved[id(handle)] = node
-            if not handle.memory.backing_id:
-                self._copy(node, handle)
+        if isinstance(node, PrivateNode | PeerNode) and not handle.memory.backing_id:
+            self._copy(node, handle)
 
     def _copy(self, node: EndpointFileNode, handle: EndpointHandle) -> None:
         node.has_copies = True
@@ -388,6 +423,13 @@ class NodeTable:
         """The node id that `fh` is the only open of; 0 if there is none."""
         node = self._of_file.get(fh)
         return node.nodeid if node is not None and len(node.opens) == 1 else 0
+
+    def handle_of(self, nodeid: int) -> EndpointHandle | None:
+        """The open file of node id `nodeid`, if it is the only one."""
+        node = self._nodes.get(nodeid)
+        if not isinstance(node, EndpointFileNode) or len(node.opens) != 1:
+            return None
+        return next(iter(node.opens.values()))
 
     def node_of(self, fh: int) -> int:
         """The node id that `fh` is an open of; 0 if it is no endpoint file."""

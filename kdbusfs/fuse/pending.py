@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from mypy_extensions import mypyc_attr
 
 if TYPE_CHECKING:
-    from ..base.call import Call
+    from ..base.call import Call, Installation
+    from ..native._native import CData
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
@@ -25,11 +26,12 @@ class DeferredCall:
 
 class PendingCalls:
     """deferred: the calls that the core answers later, by the unique of their request; jobs: how many are with the
-    installer.
+    installer; installing: those of them that are all or none, with where their outcome is told.
     """
 
-    __slots__ = ("deferred", "jobs")
+    __slots__ = ("deferred", "installing", "jobs")
 
     def __init__(self) -> None:
         self.deferred: dict[int, DeferredCall] = {}
+        self.installing: list[tuple[Installation, CData]] = []
         self.jobs = 0

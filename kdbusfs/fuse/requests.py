@@ -110,6 +110,7 @@ class Requests:
         self._changed = shared.domain.changed
         self._completed = shared.domain.completed
         self._caller = shared.make_caller()
+        self._caller.come_by(channel.native)
         self._call = Call()
         self._call.caller = self._caller
         self._interrupted = 0
@@ -138,6 +139,8 @@ class Requests:
         if u32(head, REQUEST_FREED):
             self.tell_freed()
         call = self._call
+        if self._shared.pending.installing:
+            self._responder.conclude()
         try:
             handle = self._files.get(fh)
             if handle is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EPERM
+from errno import EINTR, EIO, EPERM
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ..base.call import IOC_READ, Call, Installation, struct_size
 from ..base.errors import CommandError
 from ..base.handle import Handle
 from ..host.job import Job
-from ..native.calls import answer
+from ..native.calls import answer, new_number
 from .channel import Channel
 from .error_log import ErrorLog
 from .pending import DeferredCall, PendingCalls
@@ -121,6 +121,8 @@ class Responder:
                 return
             if installation is not None:
                 installation.refuse(call, EPERM)
+                if installation.is_all_or_none:
+                    result, out = -EPERM, b""
             for address, data in call.writes:
                 call.caller.write(address, data)
             out = call.returned(len(out))
@@ -155,7 +157,19 @@ class Responder:
         """The call is not answered by what it came to: nothing is installed."""
         installation, call.installation = call.installation, None
         if installation is not None:
-            installation.done()
+            installation.conclude(EIO)
+
+    def conclude(self) -> None:
+        """End installations whose clients go on already: the next request may be of one of them."""
+        for installation, outcome in list(self._pending.installing):
+            if outcome[0]:
+                self._end(installation, outcome[0])
+
+    def _end(self, installation: Installation, outcome: int) -> None:
+        """outcome: -errno, or that all is well."""
+        if self._pending.installing:
+            self._pending.installing = [each for each in self._pending.installing if each[0] is not installation]
+        installation.conclude(-outcome if outcome < 0 else 0)
 
     def interrupt(self, unique: int) -> None:
         """A signal came for the client of a job that may not have begun yet."""
@@ -170,7 +184,8 @@ class Responder:
                 assert isinstance(job.context, JobContext)
                 installation = job.context.installation
                 if installation is not None:
-                    installation.done()
+                    # Without an outcome its client was killed before its turn.
+                    self._end(installation, 0 if job.outcome is None else job.outcome[0] or -EINTR)
 
     @property
     def is_answering(self) -> bool:
@@ -227,6 +242,8 @@ class Responder:
             caller = None
             if writes_memory:
                 caller = call.caller if call.fixed is not None else call.caller.defer()
+            is_all_or_none = installation is not None and installation.is_all_or_none
+            outcome = new_number() if is_all_or_none else None
             job = Job(
                 tid=tid,
                 user=call.caller.user,
@@ -235,8 +252,12 @@ class Responder:
                 out=out,
                 entries=entries,
                 address=call.address,
-                flags_offset=installation.flags_offset if installation is not None else -1,
-                incomplete_flags=installation.incomplete_flags(call) if installation is not None else 0,
+                flags_offset=-1 if installation is None or is_all_or_none else installation.flags_offset,
+                incomplete_flags=0
+                if installation is None or is_all_or_none
+                else installation.incomplete_flags(call),
+                outcome=outcome,
+                original=call.data if is_all_or_none else b"",
                 caller=caller,
                 writes=call.writes,
                 swap=swap.path,
@@ -253,4 +274,6 @@ class Responder:
             self._errors.report("descriptors cannot be installed")
             return False
         self._pending.jobs += 1
+        if installation is not None and outcome is not None:
+            self._pending.installing.append((installation, outcome))
         return True

@@ -68,7 +68,7 @@ class Wakeup:
 
 class Server:
     """Drives a mount.  `on_event` are called when the event descriptor was written, `on_release` when a file
-    was closed, `on_tree` when the tree has answered a request.
+    was closed, `on_tree` when the tree has answered a request, `on_shutdown` after the domain was shut down.
 
     channel, requests: of the mount; every reader thread has its own ones (fuse.ownership).
     tree: is told what needs no answer of pyfuse3.
@@ -85,6 +85,7 @@ class Server:
         "_linger_ns",
         "_on_event",
         "_on_release",
+        "_on_shutdown",
         "_on_tree",
         "_readers",
         "_requests",
@@ -108,6 +109,7 @@ class Server:
         on_event: Sequence[Callable[[], None]] = (),
         on_release: Callable[[], None] = lambda: None,
         on_tree: Callable[[], None] = lambda: None,
+        on_shutdown: Callable[[], None] = lambda: None,
         linger_ns: int = LINGER_NS,
     ) -> None:
         self._channel = channel
@@ -119,6 +121,7 @@ class Server:
         self._errors = errors
         self._on_event = on_event
         self._on_release = on_release
+        self._on_shutdown = on_shutdown
         self._on_tree = on_tree
         self._linger_ns = linger_ns
         self._readers = Readers(channel, self._read, self._fail)
@@ -254,6 +257,7 @@ class Server:
     def _shut_down(self, channel: Channel, requests: Requests) -> None:
         try:
             self._domain.shutdown()
+            self._on_shutdown()
         except Exception:
             self._errors.report("the domain does not end as it should")
         self._drain(requests)

@@ -18,6 +18,7 @@ from typing import Any, Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, 
 import pyfuse3
 
 from kdbusfs.base.errors import CommandError
+from kdbusfs.bus1.abi import POOL_SIZE
 from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
     WORLD,
@@ -31,6 +32,7 @@ from kdbusfs.fuse.nodes import (
     Memory,
     Node,
     NodeTable,
+    PeerNode,
     PrivateNode,
     StaticDirectory,
 )
@@ -47,6 +49,7 @@ _LISTED_AT_ONCE = 512  # entries
 _PRUNED_AT_ONCE = 256  # node ids
 _FORGET_UNITS = 2
 _POOL_PREFIX = ".conn-"
+_PEER_FILE = "bus1"  # names of buses begin with a uid
 # The errno reported when the daemon runs out of a resource; any other OSError is a defect.
 _SHORTAGES = {
     errno.EMFILE: errno.ENFILE,
@@ -76,6 +79,13 @@ class Domain(Protocol):
     def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]: ...
 
     def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
+
+
+class Peers(Protocol):
+    """bus1, as far as the tree needs it."""
+
+    def open(self, caller: Any, memory: Any) -> Any:
+        """A new peer, with all of its pool."""
 
 
 class Host(Protocol):
@@ -149,6 +159,7 @@ class Tree(pyfuse3.Operations):
     `prune` asks the kernel to forget those of some node ids that nobody uses; it gives back whether the kernel can.
     `spend` tells of work in long loops (`core.ports.Turn`).
     `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
+    `peers` makes those of bus1, None where there is no file of it; `lists_peers`: the root lists that file.
     `files` has to be set before the first request.  `guest` is the client with which the daemon tries itself.
     """
 
@@ -169,6 +180,8 @@ class Tree(pyfuse3.Operations):
         access: Access = WORLD,
         prune: Callable[[list[int]], bool] = lambda nodeids: False,
         spend: Callable[[int], object] = lambda units: None,
+        peers: Peers | None = None,
+        lists_peers: bool = False,
     ) -> None:
         super().__init__()
         self._prune = prune
@@ -181,6 +194,9 @@ class Tree(pyfuse3.Operations):
         self._host = host
         self._installer = installer
         self._nodes = NodeTable(realtime, owner, access)
+        self._peers = peers
+        self._peer_file = self._nodes.add_peer_file(_PEER_FILE) if peers is not None else None
+        self._lists_peers = lists_peers and peers is not None
         self._directories: dict[int, tuple[Node, int]] = {}  # open directories, and who opened them
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
@@ -211,6 +227,10 @@ class Tree(pyfuse3.Operations):
     def only_node_of(self, fh: int) -> int:
         """The same if `fh` is the only open of it: then the pool of its connection may be shown there; else 0."""
         return self._nodes.only_node_of(fh)
+
+    def handle_of(self, nodeid: int) -> Any:
+        """The open file of node id `nodeid`; None if it is none that has a pool, or not the only one."""
+        return self._nodes.handle_of(nodeid)
 
     def counts(self) -> dict[str, object]:
         """For the `stats` file: how many node ids the kernel holds, whether it forgets some when it is asked to (null:
@@ -249,6 +269,8 @@ class Tree(pyfuse3.Operations):
         bus = self._domain_of(tid).buses.get(name)
         if bus is not None:
             return self._nodes.look_up_bus(bus)
+        if self._peer_file is not None and name == self._peer_file.name:
+            return self._nodes.look_up_endpoint(self._peer_file, tid)
         if name.startswith(_POOL_PREFIX) and tid in self._installer.tids:
             number = name.removeprefix(_POOL_PREFIX)
             handle = self.files.get(int(number)) if number.isdecimal() else None
@@ -281,7 +303,9 @@ class Tree(pyfuse3.Operations):
             fh = self._open_pool(node, ctx.pid)
             return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
         self.files.check_room(ctx.uid)
-        if isinstance(node, EndpointNode):
+        if isinstance(node, PeerNode):
+            fh = self._open_peer(node, ctx.pid, ctx.uid)
+        elif isinstance(node, EndpointNode):
             fh = self._open_endpoint(node, ctx.pid, ctx.uid)
         elif node is self._nodes.control:
             handle = self._domain_of(ctx.pid).open_control(self._host.caller(ctx.pid))
@@ -292,16 +316,29 @@ class Tree(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
 
-    def _open_endpoint(self, node: EndpointNode, tid: int, user: int) -> int:
-        endpoint = node.endpoint
-        bus = endpoint.bus
-        if not self._is_present(bus) or bus.endpoints.get(endpoint.name) is not endpoint:
-            raise pyfuse3.FUSEError(errno.ESHUTDOWN)  # FS-21
+    def _admit(self, node: EndpointNode, tid: int) -> None:
         admission = self._nodes.admit(node, tid)
         if admission is Admission.STALE:
             raise pyfuse3.FUSEError(errno.ESTALE)
         if admission is Admission.BUSY:
             raise pyfuse3.FUSEError(errno.EBUSY)
+
+    def _open_peer(self, node: PeerNode, tid: int, user: int) -> int:
+        """B1-FILE-2; the pool is the backing of this very open (B1-FUSE-2)."""
+        assert self._peers is not None
+        self._admit(node, tid)
+        handle = self._peers.open(self._host.caller(tid), self._host.memory())
+        backing_id = handle.memory.backing_id
+        fh = self._add_file(handle, _POOL_FLAGS if backing_id else _COPIED_FLAGS, backing_id, user)
+        self._nodes.opened(node, fh, handle)
+        return fh
+
+    def _open_endpoint(self, node: EndpointNode, tid: int, user: int) -> int:
+        endpoint = node.endpoint
+        bus = endpoint.bus
+        if not self._is_present(bus) or bus.endpoints.get(endpoint.name) is not endpoint:
+            raise pyfuse3.FUSEError(errno.ESHUTDOWN)  # FS-21
+        self._admit(node, tid)
         handle: EndpointHandle = self._domain.open_endpoint(endpoint, self._host.caller(tid), self._host.memory())
         fh = self._add_file(handle, self._endpoint_flags, 0, user)
         self._nodes.opened(node, fh, handle)
@@ -421,6 +458,9 @@ class Tree(pyfuse3.Operations):
                     for bus in self._domain.buses.values()
                     if bus.ino > least
                 ]
+                file = self._peer_file
+                if file is not None and self._lists_peers and file.ino > least:
+                    children.append((file.ino + 2, file.name, file.ino, stat.S_IFREG))
         yield from heapq.nsmallest(_LISTED_AT_ONCE, children)
 
     @_handler
@@ -542,7 +582,9 @@ def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
     attributes.st_ino = ino
     attributes.st_mode = node.mode
     attributes.st_nlink = 2 if node.is_directory else 1
-    if isinstance(node, EndpointFileNode):
+    if isinstance(node, PeerNode):
+        attributes.st_size = POOL_SIZE
+    elif isinstance(node, EndpointFileNode):
         shown = node.copied_handle
         # The kernel maps no further than that; with passthrough it looks at the memory itself (FS-9).
         attributes.st_size = 0 if shown is None else shown.memory.size

@@ -348,7 +348,9 @@ class World:
         self.turn = FakeTurn()
         self.accounts = Accounts(memory_limit)
         self.changed: list[Handle] = []
-        self.core = Core(self.turn, self.accounts, Ends(), self.changed, maxima)
+        self.core = Core(
+            self.turn, self.accounts.account, self.accounts.forget_if_idle, Ends(), self.changed, maxima
+        )
         self.process = Process()
 
     def open(self, process: Process | None = None) -> Client:

@@ -20,7 +20,7 @@ ALLOWED = {
     "native": set(),
     "host": {"abi", "base", "native"},
     "fuse": {"abi", "base", "bus1", "core", "host", "native"},
-    "client": {"abi", "base"},
+    "client": {"abi", "base", "bus1"},
     "ctl": {"abi", "base", "client"},
 }
 TOP: dict[str, set[str]] = {
@@ -43,6 +43,7 @@ TOP: dict[str, set[str]] = {
         "surroundings",
     },
     "daemon": {
+        "bus1",
         "core",
         "diagnosis",
         "failure",
