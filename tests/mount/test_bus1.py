@@ -457,3 +457,84 @@ def test_b1_ord_1_b1_ord_3_processes_multicast_to_each_other(
         peer.close()
     for fd in (*sent, *go):
         os.close(fd)
+
+
+UFFD = """
+import ctypes, fcntl, mmap, os, struct, sys, threading
+from struct import pack
+from kdbusfs.bus1 import abi
+from kdbusfs.client.bus1 import Peer
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+address = libc.mmap(None, 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+fd = libc.syscall({"x86_64": 323, "aarch64": 282}[os.uname().machine], os.O_CLOEXEC)
+assert fd >= 0
+fcntl.ioctl(fd, 0xC018AA3F, pack("<3Q", 0xAA, 0, 0))
+fcntl.ioctl(fd, 0xC020AA00, pack("<4Q", address, 4096, 1, 0))
+peer = Peer(int(sys.argv[1]))
+handle = int(sys.argv[2])
+page = pack("<4Q", handle, 16, address + 16, 5) + b"late."
+
+def send():
+    # The array of destinations comes first, then one vector, whose bytes lie at 32.
+    fixed = pack("<10Q", 0, address, 0, 1, vector_at, 1, address + 8, 1, 0, 0)
+    try:
+        fcntl.ioctl(peer.fileno(), abi.CMD_SEND, fixed)
+        print("sent", flush=True)
+    except OSError as fault:
+        print(fault.errno, flush=True)
+
+vector = (ctypes.c_uint64 * 2)(address + 32, 5)
+vector_at = ctypes.addressof(vector)
+thread = threading.Thread(target=send)
+thread.start()
+print("held", flush=True)
+for line in sys.stdin:
+    if line == "release\\n":
+        source = ctypes.create_string_buffer(page.ljust(4096, b"\\0"), 4096)
+        fcntl.ioctl(fd, 0xC028AA03, pack("<5Q", address, ctypes.addressof(source), 4096, 0, 0))  # UFFDIO_COPY
+        thread.join()
+        break
+    print(peer.transfer(64), flush=True)
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_b1_send_15_held_up_by_memory(file: Path, is_killed: bool) -> None:
+    """B1-FUSE-9, B1-GEN-6: while a SEND waits for its client's memory, all others go on, on the same peer, too."""
+    with Peer(file) as receiver, Peer(file) as other:
+        sender = Peer(file)
+        handle, to_receiver = receiver.transfer(8, sender), receiver.transfer(8, other)
+        held = subprocess.Popen(
+            [sys.executable, "-c", UFFD, str(sender.fileno()), str(handle)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            pass_fds=[sender.fileno()],
+        )
+        assert held.stdin is not None and held.stdout is not None
+        assert held.stdout.readline() == "held\n"
+        sender.close()
+        for number in range(200):
+            other.send([to_receiver], b"%d" % number)
+            message = got(receiver)
+            assert message.data == b"%d" % number
+            receiver.free(message)
+        held.stdin.write("transfer\n")
+        held.stdin.flush()
+        assert held.stdout.readline() == "64\n"
+        if is_killed:
+            held.kill()
+            held.wait(PATIENCE)
+            assert receiver.receive() is None
+        else:
+            held.stdin.write("release\n")
+            held.stdin.flush()
+            assert held.stdout.readline() == "sent\n"
+            message = awaited(receiver)
+            assert message.data == b"late." and len(message.handles) == 1
+            held.wait(PATIENCE)
+            assert awaited(receiver).type == abi.MSG_NODE_DESTROY
+        held.communicate()
