@@ -25,7 +25,7 @@ from kdbusfs.fuse.mount import (
     open_device,
     take_device,
 )
-from kdbusfs.host.confinement import confinement
+from kdbusfs.host.confinement import Confinement, confinement
 from kdbusfs.options import MountOptions, OptionError, parse
 from kdbusfs.rehearsal import Rehearsal
 from kdbusfs.service import Manager
@@ -114,7 +114,9 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
         announcer.ready()
 
     _log_to_stderr(options.loglevel)
-    warn(restrictions(confinement()))
+    # Now, for when there is no memory left to ask for it.
+    found = confinement()
+    warn(restrictions(found))
     try:
         with contextlib.closing(Rehearsal()) as client:
             _raise_file_limit()
@@ -130,7 +132,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
             daemon.on_step, daemon.on_ready = announcer.step, ready
             code = _serve(daemon, source, path, options)
     except (OSError, MemoryError, RuntimeError, ImportError) as fault:
-        raise _as_shortage(fault) from None
+        raise _as_shortage(fault, found) from None
     if daemon.has_stuck_readers:
         # An orderly exit could wait for threads that only the end of the process can end.
         logging.shutdown()
@@ -153,14 +155,15 @@ def _serve(daemon: Daemon, source: str, path: str, options: MountOptions) -> int
         daemon.close()
 
 
-def _as_shortage(fault: Exception) -> Exception:
+def _as_shortage(fault: Exception, found: Confinement) -> Exception:
     """The error to report if memory, threads or descriptors have run out; otherwise `fault` itself."""
     number = fault.errno or 0 if isinstance(fault, OSError) else 0
     if isinstance(fault, MemoryError) or any(sign in str(fault) for sign in _SIGNS_OF_SHORTAGE):
         number = errno.ENOMEM
     if number not in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC):
         return fault
-    return MountError(EXIT_SYSTEM, f"the daemon cannot start: {shortage(number, confinement())}")
+    fault.__traceback__ = None  # its frames keep memory, which the message needs
+    return MountError(EXIT_SYSTEM, f"the daemon cannot start: {shortage(number, found)}")
 
 
 def _log_to_stderr(level: str) -> None:

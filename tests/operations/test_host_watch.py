@@ -91,7 +91,8 @@ def test_sync_1_a_hang_up_alone_is_not_readable(bench: Bench, tmp_path: os.PathL
     assert bench.wait(50) == []
     writer = os.open(path, os.O_WRONLY)
     os.write(writer, b"x")
-    assert bench.wait() == ["fifo"]
+    # The new writer is an event of its own, which finds the byte there, too, if it is looked at late.
+    assert set(bench.wait()) == {"fifo"}
     watch.close()
     os.close(reader)
     os.close(writer)

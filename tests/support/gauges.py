@@ -4,6 +4,7 @@ from __future__ import annotations
 
 GAUGES = (
     "aside",
+    "bus1",
     "buses",
     "credentials",
     "deferred",
