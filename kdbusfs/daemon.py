@@ -206,11 +206,12 @@ class Daemon:
         self.fuse_fd = fuse_fd
         self._on_stopping = on_stopping
         self._failure: Exception | None = None
+        self._is_ready = False
         self._ending: threading.Thread | None = None
         self._parts = Parts(fuse_fd, path, options, client)
 
     def serve(self) -> int:
-        """Serve the mount to its end; gives the exit code."""
+        """Serve the mount to its end; gives the exit code.  Raises what ended it before it was ready."""
         assert self.mounted is not None
         major, minor = (int(number) for number in self.mounted.device.split(":"))
         self._parts.host.set_own_device(os.makedev(major, minor))
@@ -227,6 +228,8 @@ class Daemon:
             raise self._failure
         if served and (self._ending is not None or not is_mounted(self.mounted)):
             return EXIT_OK
+        if not self._is_ready and self._parts.session.failure is not None:
+            raise self._parts.session.failure
         log.error("the connection to the kernel has ended, %s is not served any more", self.mounted.path)
         return EXIT_INTERNAL
 
@@ -249,6 +252,7 @@ class Daemon:
             if self._ending is None and is_mounted(self.mounted):
                 warn(found)
                 self._parts.collector.begin()
+                self._is_ready = True
                 self.on_ready()
         except Exception as fault:
             self._failure = fault

@@ -28,7 +28,7 @@ class TreeSession:
     """Serves `operations` on a thread of its own, from `start` to `stop`.
 
     When that thread ends for any other reason it closes its end, so that whoever waits at `fd` sees the end
-    of the stream instead of waiting for ever.
+    of the stream instead of waiting for ever; `failure` is that reason.
     """
 
     def __init__(self, operations: pyfuse3.Operations) -> None:
@@ -36,6 +36,7 @@ class TreeSession:
         for end in (ours, theirs):
             _enlarge(end)
         self._ours = ours
+        self.failure: Exception | None = None
         # libfuse owns the descriptor that it is given, and closes it with the session.
         try:
             pyfuse3.init(operations, f"/dev/fd/{theirs.fileno()}", set())
@@ -80,7 +81,8 @@ class TreeSession:
     def _run(self) -> None:
         try:
             trio.run(self._serve)
-        except BaseException:
+        except BaseException as fault:
+            self.failure = _cause(fault)
             log.exception("the tree is not served any more")
         finally:
             pyfuse3.close(unmount=False)
@@ -90,6 +92,13 @@ class TreeSession:
         self._token = trio.lowlevel.current_trio_token()
         self._ready.set()
         await pyfuse3.main()
+
+
+def _cause(fault: BaseException) -> Exception | None:
+    """The error that trio has wrapped in groups of one."""
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    return fault if isinstance(fault, Exception) else None
 
 
 def _enlarge(end: socket.socket) -> None:
