@@ -180,6 +180,11 @@ class Readers:
             time.sleep(0.001)
 
     def _run(self) -> None:
+        if self._ended.is_set():
+            # The channel may be closed by now.
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+            return
         try:
             channel = self._channel.for_thread()
         except MemoryError as fault:
