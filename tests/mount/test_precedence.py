@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ def nice_values(pid: int) -> list[int]:
     """Of all threads of a process, in order."""
     found = []
     for tid in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{tid}/stat") as stat:
+        # A thread may end while it is looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{tid}/stat") as stat:
             found.append(int(stat.read().rpartition(")")[2].split()[16]))
     return sorted(found)
 
