@@ -6,7 +6,7 @@ rules of who gets it.
 
 from __future__ import annotations
 
-from errno import EFAULT, ENOBUFS, ENOENT, ENOMSG, ENOTTY, EPERM, ESRCH
+from errno import EFAULT, ENOBUFS, ENOENT, ENOTTY, EPERM, ESRCH
 
 
 class Rules:
@@ -14,8 +14,8 @@ class Rules:
 
     Errno:
     wrong_state: of a command that a file does not take in its state; bad_pool_size: of HELLO; no_tracker: of a reply
-    that nobody expects; nothing_urgent: of RECV by priority; no_match: of MATCH_REMOVE; pool_full: where an allocation
-    finds no room; not_an_owner: of NAME_RELEASE by who neither owns nor waits.
+    that nobody expects; no_match: of MATCH_REMOVE; pool_full: where an allocation finds no room; not_an_owner: of
+    NAME_RELEASE by who neither owns nor waits.
 
     Files:
     checks_byebye: BYEBYE has a struct, and is refused on a dead connection like everything else; unknown_first: an
@@ -24,8 +24,8 @@ class Rules:
 
     HELLO and UPDATE:
     hello_items_first: its items are looked at before its rights; agrees_to_all: counts as sending all that its bus
-    requires; activators_update: an activator may change its attach flags; keeps_opener: the credentials of open()
-    count in passive checks, and the namespaces of HELLO whenever something is shown.
+    requires; activators_update: an activator may change its attach flags; keeps_namespaces: all that it is shown is
+    translated for the namespaces of its HELLO, whoever reads it.
 
     Sending:
     examines_late: header, items and files of a message are checked after one another, and after the CANCEL_FD;
@@ -33,13 +33,11 @@ class Rules:
     resumes_any: a call is taken up again by its cookie alone; refuses_late: a call whose deadline is over is not sent.
 
     Receiving:
-    one_slice: a message is laid out, with its metadata, when it is sent, in one slice; files_first: descriptors get
-    numbers before memfds; shares_quota: a third of what is left of half of the pool for each user, 256 messages, 16
-    descriptors; basic_metadata: kinds that a sender cannot withhold, and others as far as the receiver's /proc shows
-    them; foreign_caps: capabilities of another user namespace are shown as none, instead of not at all;
-    lost_with_message: what was lost is told of together with the next message; empty_at_end: "nothing" is where
-    the pool ends, and may be freed; monitors_get_files: a monitor gets messages with descriptors, without those;
-    ids_everywhere: ID_ADD and ID_REMOVE also on custom endpoints.
+    one_slice: a message is laid out, with its metadata, when it is sent, in one slice, and charged to its sender's
+    share of the pool (`core/whole_delivery.py`); basic_metadata: kinds that a sender cannot withhold, and others as
+    far as the receiver's /proc shows them; foreign_caps: capabilities of another user namespace are shown as none,
+    instead of not at all; lost_with_message: what was lost is told of together with the next message; empty_at_end:
+    "nothing" is where the pool ends, and may be freed; ids_everywhere: ID_ADD and ID_REMOVE also on custom endpoints.
 
     Names:
     acquires_again: an owner or waiter may ask again, with other flags; name_check_late: the number of names is judged
@@ -61,20 +59,17 @@ class Rules:
         "empty_at_end",
         "endpoint_ends",
         "examines_late",
-        "files_first",
         "foreign_caps",
         "hears_itself",
         "hello_items_first",
         "ids_everywhere",
-        "keeps_opener",
+        "keeps_namespaces",
         "lists_entries",
         "lost_with_message",
-        "monitors_get_files",
         "name_check_late",
         "no_match",
         "no_tracker",
         "not_an_owner",
-        "nothing_urgent",
         "one_slice",
         "poll_tells_lost",
         "pool_full",
@@ -82,7 +77,6 @@ class Rules:
         "refuses_late",
         "releases_any",
         "resumes_any",
-        "shares_quota",
         "unknown_first",
         "wrong_state",
     )
@@ -91,7 +85,6 @@ class Rules:
         self.wrong_state: int = ENOTTY
         self.bad_pool_size: int = EFAULT
         self.no_tracker: int = EPERM
-        self.nothing_urgent: int = ENOMSG
         self.no_match: int = ENOENT
         self.pool_full: int = ENOBUFS
         self.not_an_owner: int = ESRCH
@@ -106,15 +99,13 @@ class Rules:
         self.empty_at_end = False
         self.endpoint_ends = False
         self.examines_late = False
-        self.files_first = False
         self.foreign_caps = False
         self.hears_itself = False
         self.hello_items_first = False
         self.ids_everywhere = False
-        self.keeps_opener = False
+        self.keeps_namespaces = False
         self.lists_entries = False
         self.lost_with_message = False
-        self.monitors_get_files = False
         self.name_check_late = False
         self.one_slice = False
         self.poll_tells_lost = False
@@ -122,5 +113,4 @@ class Rules:
         self.refuses_late = False
         self.releases_any = False
         self.resumes_any = False
-        self.shares_quota = False
         self.unknown_first = False

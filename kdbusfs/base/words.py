@@ -25,6 +25,11 @@ def u64(data: bytes, at: i64) -> int:
     return value if value >= 0 else value + (1 << 64)
 
 
+def signed(value: int) -> int:
+    """The i64 with the bits of a u64: what `write_i64_le` takes, which is several times as fast as Struct."""
+    return value if value < 1 << 63 else value - (1 << 64)
+
+
 def align8(size: int) -> int:
     """`size` rounded up to a multiple of 8."""
     return (size + 7) & ~7

@@ -162,7 +162,7 @@ def hello(
             faked=faked,
             privileged=privileged,
         )
-        if rules.keeps_opener:
+        if rules.keeps_namespaces:
             connection.reader = caller.view()
         offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EADDRINUSE, EAGAIN, EBADFD, EBADSLT, EFAULT, EINVAL, EMSGSIZE, EXFULL
+from errno import EADDRINUSE, EBADFD, EBADSLT, EFAULT, EINVAL, EMSGSIZE, EXFULL
 from typing import Final
 
 from librt.strings import BytesWriter, read_i64_le
@@ -14,7 +14,7 @@ from .. import commands as k
 from .. import constants as n
 from ..family import Family
 from ..rules import Rules
-from ..values import Body, Hello, Item, MatchRequest, Metadata, Query, Sent
+from ..values import NO_ITEMS, Body, Hello, Item, MatchRequest, Metadata, Query, Sent
 from . import commands as table
 from . import constants as c
 from . import layouts
@@ -39,7 +39,6 @@ def _rules() -> Rules:
     rules.wrong_state = EBADFD  # L-3
     rules.bad_pool_size = EINVAL  # L-33
     rules.no_tracker = EBADSLT  # L-66
-    rules.nothing_urgent = EAGAIN  # L-93
     rules.no_match = EBADSLT  # L-116
     rules.pool_full = EXFULL  # L-78
     rules.not_an_owner = EADDRINUSE  # L-113
@@ -61,15 +60,13 @@ def _rules() -> Rules:
     rules.empty_at_end = True  # L-92
     rules.endpoint_ends = True  # L-6
     rules.examines_late = True  # L-50
-    rules.files_first = True  # L-91
     rules.foreign_caps = True  # L-105
     rules.hears_itself = True  # L-64
     rules.hello_items_first = True  # L-34
     rules.ids_everywhere = True  # L-122
-    rules.keeps_opener = True  # L-36
+    rules.keeps_namespaces = True  # L-46, L-101
     rules.lists_entries = True  # L-99
     rules.lost_with_message = True  # L-94
-    rules.monitors_get_files = True  # L-124
     rules.name_check_late = True  # L-108
     rules.one_slice = True  # L-83
     rules.poll_tells_lost = True  # L-9
@@ -77,7 +74,6 @@ def _rules() -> Rules:
     rules.refuses_late = True  # L-68
     rules.releases_any = True  # L-113
     rules.resumes_any = True  # L-67
-    rules.shares_quota = True  # L-73
     rules.unknown_first = True  # L-4
     return rules
 
@@ -138,7 +134,7 @@ class Last(Family):
             raise
         call.put(_FLAGS, command.flags & ~c.FLAG_NEGOTIATE)
         if command.kind == k.SEND:
-            return _NO_ITEMS
+            return NO_ITEMS
         raise OnlyNegotiated
 
     def _look(self, command: table.Command, call: Call, flags: int) -> list[Item]:
@@ -336,7 +332,6 @@ class Last(Family):
         return b""
 
 
-_NO_ITEMS: Final[list[Item]] = []
 _SHOWN_NAME_FLAGS: Final = n.NAME_ALLOW_REPLACEMENT | n.NAME_QUEUE | n.NAME_IN_QUEUE | n.NAME_ACTIVATOR | n.NAME_PRIMARY
 
 
@@ -372,7 +367,7 @@ def _decode(call: Call, data: bytes, start: int, address: int, accepted: Accepte
     """The items of a struct at `address` of the client.  One that asks which types there are gets its answer (L-15)."""
     length = len(data)
     if length == start:
-        return _NO_ITEMS
+        return NO_ITEMS
     found = decode_items(data, start, length, accepted)
     at, end = found.asked_at, found.asked_end
     if at:

@@ -7,7 +7,7 @@ from typing import Final
 
 from librt.strings import BytesWriter, write_i64_le
 
-from ...base.words import U64, align8
+from ...base.words import U64, align8, signed
 from .. import constants as n
 from ..values import ZERO_VEC_OFFSET, Body, Notice, Part
 from . import constants as c
@@ -45,11 +45,6 @@ def record(owner_id: int, flags: int, items: bytes) -> bytes:
     """A struct kdbus_info, with its padding counted (L-45, L-98)."""
     size = align8(INFO.size + len(items))
     return (INFO.pack(size, owner_id, flags) + items).ljust(size, b"\0")
-
-
-def _signed(value: int) -> int:
-    """The i64 with the bits of a u64, for `write_i64_le`."""
-    return value if value < 1 << 63 else value - (1 << 64)
 
 
 def message_size(body: Body, metadata_size: int) -> int:
@@ -90,11 +85,11 @@ def write_message(writer: BytesWriter, body: Body, metadata: bytes) -> list[int]
     write_i64_le(writer, size)
     write_i64_le(writer, flags)
     write_i64_le(writer, body.priority)
-    write_i64_le(writer, _signed(body.dst_id))
+    write_i64_le(writer, signed(body.dst_id))
     write_i64_le(writer, body.src_id)
-    write_i64_le(writer, _signed(body.payload_type))
-    write_i64_le(writer, _signed(body.cookie))
-    write_i64_le(writer, _signed(body.cookie_reply))
+    write_i64_le(writer, signed(body.payload_type))
+    write_i64_le(writer, signed(body.cookie))
+    write_i64_le(writer, signed(body.cookie_reply))
     places = _NO_PLACES
     if notice is not None:
         _write_notice(writer, notice)

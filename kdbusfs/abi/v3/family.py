@@ -10,7 +10,7 @@ from librt.strings import BytesWriter, read_i64_le, write_i64_le
 
 from ...base.call import Call
 from ...base.errors import CommandError
-from ...base.words import I64, U64, align8, u64
+from ...base.words import I64, U64, align8, signed, u64
 from .. import commands as k
 from .. import constants as n
 from ..family import Family
@@ -258,11 +258,11 @@ class V3(Family):
         write_i64_le(writer, self.message_size(body, len(metadata)))
         write_i64_le(writer, body.flags)
         write_i64_le(writer, body.priority)
-        write_i64_le(writer, _signed(body.dst_id))
+        write_i64_le(writer, signed(body.dst_id))
         write_i64_le(writer, body.src_id)
-        write_i64_le(writer, _signed(body.payload_type))
-        write_i64_le(writer, _signed(body.cookie))
-        write_i64_le(writer, _signed(body.cookie_reply))
+        write_i64_le(writer, signed(body.payload_type))
+        write_i64_le(writer, signed(body.cookie))
+        write_i64_le(writer, signed(body.cookie_reply))
         places = _NO_PLACES
         if body.notice is not None:
             _write_notice(writer, body.notice)
@@ -343,11 +343,6 @@ class V3(Family):
 
     def list_header(self, size: int) -> bytes:
         return U64.pack(8 + size)
-
-
-def _signed(value: int) -> int:
-    """The i64 with the bits of a u64: what `write_i64_le` takes, which is several times as fast as Struct."""
-    return value if value < 1 << 63 else value - (1 << 64)
 
 
 def _refuse_size(command: Command, call: Call) -> None:
