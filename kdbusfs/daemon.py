@@ -46,6 +46,9 @@ from kdbusfs.trial import Trial
 
 log = logging.getLogger("kdbusfs")
 
+TRIAL_PATIENCE = 10.0
+"""Seconds that a trial may take to end after its mount; `Rehearsal.close` takes at most one of them."""
+
 
 class Parts:
     """The objects that serve one mount, and what ends them in turn (`ended`).
@@ -219,8 +222,12 @@ class Daemon:
             signal.signal(number, self._on_signal)
         with signals_blocked():
             self._parts.session.start()
-            new_thread("kdbusfs-trial", self._try).start()
+            trying = new_thread("kdbusfs-trial", self._try)
+            trying.start()
         served = self._parts.server.run()
+        # It uses the channel and the installer, so they may not be closed before it has ended.
+        self._parts.trial.give_up()
+        trying.join(TRIAL_PATIENCE)
         if self._ending is not None:
             # It still wakes the server when it is through, so nothing may be closed before.
             self._ending.join(2 * UNMOUNT_PATIENCE)

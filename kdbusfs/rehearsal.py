@@ -156,6 +156,11 @@ class Rehearsal:
             at, error = _REPORT.unpack(report)
             return {Step(at): error} if error else {}
 
+    def give_up(self) -> None:
+        """Have `perform`, in another thread, return soon: the client is not waited for any more."""
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the client, whatever it is at, and wait for that as long as it cannot be held up.
 

@@ -57,6 +57,11 @@ class Trial:
         """INIT is answered: the mount can be used from now on."""
         self._begun.set()
 
+    def give_up(self) -> None:
+        """The mount has ended: have `run`, in another thread, return soon."""
+        self._begun.set()
+        self._client.give_up()
+
     def run(self, path: str, on_step: Callable[[str], None]) -> Verdict:
         """Wait for the mount at `path`, then run the client.  Not for a thread that serves the mount (deadlock)."""
         self._begun.wait()

@@ -237,6 +237,28 @@ def test_others_are_served_meanwhile(place: Path) -> None:
         assert os.listdir(place) == ["control"]
 
 
+# A mount that ends while it is tried.
+
+
+def test_a_mount_that_ends_during_its_trial_ends_cleanly(place: Path) -> None:
+    """The trial ends before what it uses is closed: here it has still to begin when the mount is gone."""
+    command = patched(
+        "from kdbusfs.rehearsal import Rehearsal",
+        "from kdbusfs.fuse.server import Wakeup",
+        "def late(*a, perform=Rehearsal.perform, **k):",
+        "    time.sleep(0.5)",
+        "    return perform(*a, **k)",
+        "def slowly(wakeup, close=Wakeup.close):",
+        "    close(wakeup)",
+        "    time.sleep(1)",
+        "Rehearsal.perform, Wakeup.close = late, slowly",
+    )
+    with foreground(*command, "s", place, "-f") as process:
+        umount(place)
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait(30)) == ("", 0)
+
+
 # How long a start may take.
 
 
