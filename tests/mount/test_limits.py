@@ -161,17 +161,20 @@ def resident(domain: DomainMount) -> int:
 
 
 def test_memory_that_clients_have_given_back_is_given_back_to_the_system(domain_mount: DomainMount) -> None:
-    """Policies of many objects, beside others that stay."""
+    """Policies of many objects, beside others that stay.
+
+    Objects that stay keep a part of the heap: 14 to 31 % of what the policies took, from run to run.
+    """
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     before = resident(domain_mount)
     with make_bus(domain_mount.path, "policies") as bus:
         endpoints = []
-        for number in range(700):
+        for number in range(1400):
             accesses = [encode.user(number * 1000 + each, c.POLICY_TALK) for each in range(700)]
             endpoints.append(make_endpoint(bus, f"0-e{number}", policy={f"a.n{number}": accesses}))
         full = resident(domain_mount)
-        assert int(domain_mount.stats()["memory"]) > 48 * MIB
+        assert int(domain_mount.stats()["memory"]) > 96 * MIB
         for endpoint in endpoints:
             endpoint.close()
         until(lambda: int(domain_mount.stats()["memory"]) < MIB)
-        until(lambda: resident(domain_mount) - before < (full - before) / 3)
+        until(lambda: resident(domain_mount) - before < (full - before) / 2)
