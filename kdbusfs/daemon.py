@@ -166,7 +166,7 @@ class Parts:
         memory = self.domain.users.memory
         return {
             **self.requests.stats(),
-            **self.collector.figures(),
+            **self.collector.statistics(),
             "bus1": self.peers.counts(),
             "memory": memory.used,
             "memory_limit": memory.limit,

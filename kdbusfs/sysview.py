@@ -93,13 +93,13 @@ def make(domain: str) -> None:
     It appears atomically: it is built elsewhere and moved into place.
     """
     domain = _check_domain(domain)
-    with _staging() as aside:
-        fs = _build(os.path.join(aside, "fs"), FS)
+    with _staging() as staging:
+        fs = _build(os.path.join(staging, "fs"), FS)
         _bind(domain, _new_directory(fs, NAME))
         covers = [(FS, fs)]
         # /sys of a container is often incomplete.
         if os.path.isdir(MODULE):
-            module = _build(os.path.join(aside, "module"), MODULE)
+            module = _build(os.path.join(staging, "module"), MODULE)
             _new_directory(module, NAME)
             _bind(f"{domain}/.kdbusfs/parameters", _new_directory(module, f"{NAME}/parameters"))
             covers.append((MODULE, module))

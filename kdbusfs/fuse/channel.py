@@ -70,11 +70,11 @@ _FREED_COUNT_SIZE: Final = 8
 _OWNERS: Final = (
     "spares",
     "stuck",
-    "aside",
+    "yielded",
     "held",
-    "deposed",
-    "shunned",
-    "steps_aside",
+    "preempted",
+    "blocked",
+    "yields",
     "longest_turn_us",
     "abandoned",
 )
@@ -197,9 +197,9 @@ class Channel:
         lib.kfs_channel_end(self.native)
 
     def owners(self) -> dict[str, int]:
-        """Of all threads of the mount: spares, stuck ones and those that have stepped aside now; held: commands that
-        wait unread, because their user has too many that have stepped aside; deposed, shunned,
-        steps_aside and abandoned (a client was killed while its reader was stuck): how often that happened;
+        """Of all threads of the mount: spares, stuck ones and those that have yielded now; held: commands that
+        wait unread, because their user has too many that have yielded; preempted, blocked,
+        yields and abandoned (a client was killed while its reader was stuck): how often that happened;
         longest_turn_us: the most cpu time that a turn has taken.
         """
         owners = ffi.new("struct kfs_owners *")  # not the channel's: any thread may ask

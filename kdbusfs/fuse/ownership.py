@@ -5,7 +5,7 @@ its pages, and those may be of a file whose file system takes its time: a slow d
 never answers.  Such a copy cannot be given up: the thread is in the kernel and comes back when the page does, which
 may be never.  And a copy by another thread or process would cost every message what only a few need.
 
-So the reader does its copies itself, and is *deposed* when one lasts too long.
+So the reader does its copies itself, and is *preempted* when one lasts too long.
 
 - One thread *owns* the core: it reads /dev/fuse, and nobody else touches the domain, the open files or the deferred
   calls.  That needs no lock, because ownership changes hands only where the owner has said that it may: in an access
@@ -16,15 +16,15 @@ So the reader does its copies itself, and is *deposed* when one lasts too long.
   thread that waits for just that, with a channel (buffers, a request, a caller) of its own.  The kernel may still
   write into the buffers of the other one.  The new owner first publishes what the other one had not come to yet,
   and starts the next spare.
-- The deposed thread goes on whenever its page comes.  Before anything else, still in C, it gets the core back: it
+- The preempted thread goes on whenever its page comes.  Before anything else, still in C, it gets the core back: it
   queues, wakes the owner by the event descriptor, and the owner hands over between two requests and becomes a spare
   (or ends: KFS_SPARES_MAX are enough).  The request then goes on as if nothing had happened, is answered with what it
-  has come to, and its thread is the reader.  Should it get stuck again, it is deposed again.
+  has come to, and its thread is the reader.  Should it get stuck again, it is preempted again.
 
-The owner of a turn that takes long, like a broadcast to a thousand, *steps aside* by itself: when the turn has had
+The owner of a turn that takes long, like a broadcast to a thousand, *yields* by itself: when the turn has had
 KFS_TURN_US and is about to begin another access, or tells of work that it has done (`ports.Turn`), it gives the core to
-a spare and queues like a thread that was deposed.  The spare serves others for as long, or until there is no request,
-and passes the core back.  A user may have KFS_ASIDE_PER_UID commands that have; his next ones wait unread (held.c).
+a spare and queues like a thread that was preempted.  The spare serves others for as long, or until there is no request,
+and passes the core back.  A user may have KFS_YIELDED_PER_UID commands that have; his next ones wait unread (held.c).
 
 For the core this means that others may have been served *inside* a copy or a `Turn.spend`: connections may have gone,
 queues may have filled, an awaited reply may have come.  What it has looked at before it looks at again after it; a
@@ -39,10 +39,11 @@ fails, and the stuck thread comes back. It finds that its request was abandoned:
 then on, in Python `AbandonedError`, which everybody passes on, so that the command changes nothing more. Nothing else
 is answered.
 
-A stuck thread costs memory and a kernel thread, and each deposition stalls everybody for KFS_PATIENCE_MS.  So there
+A stuck thread costs memory and a kernel thread, and each preemption stalls everybody for KFS_PATIENCE_MS.  So there
 are bounds by the uid of the request: KFS_STUCK_PER_UID threads for one, KFS_STUCK_MAX in all.  A uid that is at its
-bound, or that deposes more than KFS_DEPOSED_MAX times in KFS_DEPOSED_MS, is *shunned* for KFS_SHUNNED_MS: none of its
-memory is touched, and a command that needs it fails with EFAULT.  At the bound of all threads that is so for everybody.
+bound, or that causes KFS_PREEMPTIONS_MAX preemptions within KFS_PREEMPTIONS_MS, is *blocked* for KFS_BLOCKED_MS: its
+memory is not accessed, and a command that needs it fails with EFAULT.  At the bound of all threads that holds for
+everybody.
 
 At the end of the service stuck threads stay where they are; should one come back it waits for the end of the process,
 which a fatal signal would bring about as well.  Only a page that a FUSE server has begun to serve holds up even that:
@@ -137,7 +138,7 @@ class Readers:
         owners = self._channel.owners()
         with self._lock:
             try:
-                while len(self._threads) < 1 + SPARES + owners["stuck"] + owners["aside"]:
+                while len(self._threads) < 1 + SPARES + owners["stuck"] + owners["yielded"]:
                     self._start()
             except (RuntimeError, MemoryError) as fault:
                 if not self._starving:
@@ -175,7 +176,7 @@ class Readers:
                 self._threads = {thread for thread in self._threads if thread.is_alive()}
                 left = len(self._threads)
             owners = self._channel.owners()
-            if left <= owners["stuck"] + owners["aside"] or time.monotonic() >= limit:
+            if left <= owners["stuck"] + owners["yielded"] or time.monotonic() >= limit:
                 return left == 0
             time.sleep(0.001)
 

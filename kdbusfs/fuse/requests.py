@@ -261,7 +261,7 @@ class Requests:
     @property
     def is_answering(self) -> bool:
         """Whether others still have answers to give, which they need the reader for."""
-        return self._responder.is_answering or bool(self._channel.owners()["aside"])
+        return self._responder.is_answering or bool(self._channel.owners()["yielded"])
 
     def announce_answers(self) -> None:
         """End the server's wait whenever `is_answering` may have changed."""

@@ -89,7 +89,7 @@ class Collector:
         if gc.get_count()[0] >= YOUNG:
             self._due.set()
 
-    def figures(self) -> dict[str, object]:
+    def statistics(self) -> dict[str, object]:
         """Values for the statistics of the mount."""
         return {"collections": self.collections, "longest_collection_us": self.longest_us}
 

@@ -18,5 +18,5 @@ class LinuxTurn(ports.Turn):
 
     def pause(self) -> bool:
         """Yield the core if the turn has lasted KFS_TURN_US.  Returns whether others owned it meanwhile."""
-        stepped_aside: int = lib.kfs_pause()
-        return stepped_aside != 0
+        has_yielded: int = lib.kfs_yield()
+        return has_yielded != 0

@@ -90,11 +90,11 @@ class Owners(CData):
 
     spares: int
     stuck: int
-    aside: int
+    yielded: int
     held: int
-    deposed: int
-    shunned: int
-    steps_aside: int
+    preempted: int
+    blocked: int
+    yields: int
     longest_turn_us: int
     abandoned: int
 
@@ -185,11 +185,11 @@ class _Lib:
     KFS_LOOK_MS: Final[int]
     KFS_DYING_MS: Final[int]
     KFS_STUCK_MAX: Final[int]
-    KFS_ASIDE_PER_UID: Final[int]
+    KFS_YIELDED_PER_UID: Final[int]
     KFS_STUCK_PER_UID: Final[int]
-    KFS_DEPOSED_MAX: Final[int]
-    KFS_DEPOSED_MS: Final[int]
-    KFS_SHUNNED_MS: Final[int]
+    KFS_PREEMPTIONS_MAX: Final[int]
+    KFS_PREEMPTIONS_MS: Final[int]
+    KFS_BLOCKED_MS: Final[int]
     KFS_SPARES: Final[int]
     KFS_SPARES_MAX: Final[int]
     KFS_TURN_US: Final[int]
@@ -264,7 +264,7 @@ class _Lib:
     def kfs_namespace_parent(self, ns: int, /) -> int: ...
     def kfs_namespace_id(self, ns: int, id: CData, /) -> int: ...
     def kfs_namespace_pid(self, pid_ns: int, pid: int, /) -> int: ...
-    def kfs_pause(self) -> int: ...
+    def kfs_yield(self) -> int: ...
     def kfs_is_dying(self, tid: int, /) -> int: ...
     def kfs_access_begin(self, ticket: CData, /) -> int: ...
     def kfs_access_end(self, ticket: int, /) -> int: ...

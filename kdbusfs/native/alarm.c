@@ -180,7 +180,7 @@ void kfs_alarm_released(struct kfs_alarm *a, uint64_t nodeid)
 		a->wake_node = 0;
 }
 
-/* Whether the reader's sleep could be ended now.  The first time the bell is rung to see whether that works here. */
+/* Whether the reader's sleep could be ended now.  The first time it is tried, to see whether that works here. */
 int kfs_alarm_watches(struct kfs_alarm *a)
 {
 	if (!atomic_load_explicit(&a->wake_node, memory_order_relaxed) || a->state == USELESS)

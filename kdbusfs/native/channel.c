@@ -22,13 +22,13 @@ static struct kfs_channel *new_channel(struct mount *mount)
 {
 	struct kfs_channel *ch = calloc(1, sizeof(*ch));
 	struct kfs_channel_private *p = calloc(1, sizeof(*p));
-	struct kfs_seat *seat = kfs_seat_new(mount->ownership, kfs_detach, kfs_answer_killed, ch);
+	struct kfs_reader *reader = kfs_reader_new(mount->ownership, kfs_detach, kfs_answer_killed, ch);
 	void *request = NULL, *reply = NULL;
 
-	if (!ch || !p || !seat || posix_memalign(&request, PAGE, KFS_REQUEST_MAX) ||
+	if (!ch || !p || !reader || posix_memalign(&request, PAGE, KFS_REQUEST_MAX) ||
 	    posix_memalign(&reply, PAGE, KFS_REQUEST_MAX)) {
-		if (seat)
-			kfs_seat_free(seat);
+		if (reader)
+			kfs_reader_free(reader);
 		free(request);
 		free(ch);
 		free(p);
@@ -36,7 +36,7 @@ static struct kfs_channel *new_channel(struct mount *mount)
 	}
 	__atomic_add_fetch(&mount->channels, 1, __ATOMIC_SEQ_CST);
 	p->mount = mount;
-	p->seat = seat;
+	p->reader = reader;
 	p->pidfd = -1;
 	p->boost.schedstat = -1;
 	p->boost.stride = UINT32_MAX;
@@ -80,11 +80,11 @@ struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd)
 /* Another channel of the same mount, for another thread: with buffers and a request of its own. */
 struct kfs_channel *kfs_channel_for_thread(struct kfs_channel *ch)
 {
-	struct kfs_channel *twin = new_channel(ch->private_->mount);
+	struct kfs_channel *other = new_channel(ch->private_->mount);
 
-	if (twin)
-		twin->tree_timeout_ms = ch->tree_timeout_ms;
-	return twin;
+	if (other)
+		other->tree_timeout_ms = ch->tree_timeout_ms;
+	return other;
 }
 
 static void free_mount(struct mount *mount)
@@ -107,7 +107,7 @@ void kfs_channel_free(struct kfs_channel *ch)
 	if (!ch)
 		return;
 	mount = ch->private_->mount;
-	kfs_seat_free(ch->private_->seat);
+	kfs_reader_free(ch->private_->reader);
 	kfs_boost_end(&ch->private_->boost);
 	free(ch->request);
 	free(ch->reply);
@@ -120,7 +120,7 @@ void kfs_channel_free(struct kfs_channel *ch)
 /* The calling thread works with `ch` from now on.  Waits until it owns the core: KFS_OWNER, KFS_END, or -errno. */
 int kfs_channel_take(struct kfs_channel *ch)
 {
-	int kind = kfs_seat_take(ch->private_->seat);
+	int kind = kfs_reader_take(ch->private_->reader);
 
 	if (kind == KFS_OWNER)
 		kfs_boost_begin(&ch->private_->boost);
@@ -131,7 +131,7 @@ int kfs_channel_take(struct kfs_channel *ch)
 void kfs_channel_end(struct kfs_channel *ch)
 {
 	kfs_refuse_held(ch);
-	kfs_seat_end(ch->private_->seat);
+	kfs_reader_end(ch->private_->reader);
 }
 
 void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners)
@@ -206,7 +206,7 @@ void kfs_let_go(struct kfs_channel *ch)
 
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
 {
-	int abandoned = kfs_seat_request_ends(ch->private_->seat);
+	int abandoned = kfs_reader_request_ends(ch->private_->reader);
 	int r = 0;
 
 	if (result != KFS_NOTHING && !abandoned)
@@ -227,8 +227,8 @@ int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint6
 	ch->uid = uid;
 	ch->tid = tid;
 	ch->unique = unique;
-	kfs_seat_request(ch->private_->seat, uid, tid, unique);
-	return kfs_seat_may_access(ch->private_->seat);
+	kfs_reader_request(ch->private_->reader, uid, tid, unique);
+	return kfs_reader_may_access(ch->private_->reader);
 }
 
 /*
@@ -237,7 +237,7 @@ int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint6
  */
 int kfs_channel_served(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, const uint8_t *stored, size_t stored_len)
 {
-	if (kfs_seat_request_ends(ch->private_->seat))
+	if (kfs_reader_request_ends(ch->private_->reader))
 		return 0;
 	if (stored)
 		kfs_note_published(ch->private_->mount, fh, cmd, stored, stored_len);
@@ -293,7 +293,7 @@ static int serve(struct kfs_channel *ch)
 	case FUSE_INTERRUPT:
 		ch->counts->interrupts++;
 		ch->unique = ((const struct fuse_interrupt_in *)(in + 1))->unique;
-		if (kfs_seat_interrupt(ch->private_->seat, ch->unique) || kfs_interrupt_held(ch, ch->unique))
+		if (kfs_reader_interrupt(ch->private_->reader, ch->unique) || kfs_interrupt_held(ch, ch->unique))
 			return AGAIN;
 		return KFS_INTERRUPT;
 	case FUSE_RELEASE:
@@ -321,8 +321,8 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 	int kind;
 
 	for (;;) {
-		kfs_seat_turn_ends(p->seat);
-		kind = kfs_seat_pass(p->seat);
+		kfs_reader_turn_ends(p->reader);
+		kind = kfs_reader_pass(p->reader);
 		if (kind)
 			return kind;
 		if (++p->unpolled >= REQUESTS_BETWEEN_LOOKS || kfs_alarm_has_news(p->mount->alarm)) {
@@ -333,7 +333,7 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 		if (deadline_ns && kfs_now_ns() >= deadline_ns)
 			return KFS_TIMER;
 		if (kfs_take_held(ch)) {
-			kfs_seat_turn_begins(p->seat);
+			kfs_reader_turn_begins(p->reader);
 			kind = kfs_serve_ioctl(ch, 0);
 			if (kind)
 				return kind;
@@ -348,7 +348,7 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 				return KFS_RELEASE;
 		}
 		if (kind == AGAIN && ch->request_len) {
-			kfs_seat_turn_begins(p->seat);
+			kfs_reader_turn_begins(p->reader);
 			ch->counts->kept_waiting += (unsigned)kfs_boost_request(&p->boost);
 			kind = serve(ch);
 		}
@@ -363,7 +363,7 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 
 	kfs_channel_flush(ch, result);
 	kind = next_kind(ch, deadline_ns);
-	kfs_seat_turn_begins(ch->private_->seat);
+	kfs_reader_turn_begins(ch->private_->reader);
 	ch->freed = (uint32_t)ch->private_->mount->freed.count;
 	return kind;
 }

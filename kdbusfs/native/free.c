@@ -123,7 +123,7 @@ int kfs_serve_free(struct kfs_channel *ch, const struct command *command)
 		return 0;
 	is_plain = size == command->size && !flags && !(ch->arg & 7) && mount->freed.count < KFS_FREED_MAX &&
 		   write_flags(ch, command) == 0;
-	if (kfs_seat_is_abandoned(ch->private_->seat)) {
+	if (kfs_reader_is_abandoned(ch->private_->reader)) {
 		kfs_let_go(ch);
 		return 1;
 	}

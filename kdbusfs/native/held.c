@@ -1,5 +1,5 @@
 /*
- * Commands that wait unread.  One user's commands that have stepped aside keep a thread each, so he may have but a few of
+ * Commands that wait unread.  One user's commands that have yielded keep a thread each, so he may have but a few of
  * them: while he has, his further commands are kept here as the bytes that the kernel gave, which takes no thread.  They
  * are taken up in their order, each user's by themselves, when one of his has come to its end.
  */
@@ -37,7 +37,7 @@ int kfs_hold(struct kfs_channel *ch)
 
 	while (user && user->uid != ch->uid)
 		user = user->next;
-	if ((!user && kfs_seat_may_begin(ch->private_->seat, ch->uid)) || ch->request_len > HELD_MAX)
+	if ((!user && kfs_reader_may_begin(ch->private_->reader, ch->uid)) || ch->request_len > HELD_MAX)
 		return 0;
 	held = malloc(sizeof(*held) + ch->request_len);
 	if (held && !user) {
@@ -85,12 +85,12 @@ int kfs_take_held(struct kfs_channel *ch)
 {
 	struct mount *mount = ch->private_->mount;
 
-	if (!mount->held_users || !kfs_seat_has_room(ch->private_->seat))
+	if (!mount->held_users || !kfs_reader_has_room(ch->private_->reader))
 		return 0;
 	for (struct held_user **user = &mount->held_users; *user; user = &(*user)->next) {
 		struct held *held;
 
-		if (!kfs_seat_may_begin(ch->private_->seat, (*user)->uid))
+		if (!kfs_reader_may_begin(ch->private_->reader, (*user)->uid))
 			continue;
 		held = take_out(mount, user, &(*user)->first);
 		memcpy(ch->request, held->request, held->len);
@@ -99,7 +99,7 @@ int kfs_take_held(struct kfs_channel *ch)
 		free(held);
 		return 1;
 	}
-	kfs_seat_is_full(ch->private_->seat);
+	kfs_reader_is_full(ch->private_->reader);
 	return 0;
 }
 

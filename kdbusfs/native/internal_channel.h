@@ -88,7 +88,7 @@ struct mount {
 
 struct kfs_channel_private {
 	struct mount *mount;
-	struct kfs_seat *seat;
+	struct kfs_reader *reader;
 	struct boost boost;
 	unsigned unpolled;
 	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */

@@ -225,7 +225,7 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	}
 	/* The second round is for a pidfd kept from a thread that is no more. */
 	for (int round = 0; round < 2; round++) {
-		/* Looked up anew: the table may have moved while this thread was deposed. */
+		/* Looked up anew: the table may have moved while this thread was preempted. */
 		struct slot *slot = kfs_slot_of(p->mount, ch->fh);
 
 		r = slot ? tie(ch, slot) : -ESRCH;
@@ -233,7 +233,7 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 			break;
 		p->pidfd = slot->pidfd;
 		fetch(ch, command, size);
-		if (kfs_seat_is_abandoned(p->seat))
+		if (kfs_reader_is_abandoned(p->reader))
 			return;
 		if (kfs_thread_is_alive(p->pidfd, (int)ch->tid) == 1) {
 			ch->pidfd = p->pidfd;
@@ -279,7 +279,7 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 	ch->command_len = ch->message_len = 0;
 	ch->command_error = ch->message_error = 0;
 	ch->pidfd = -1;
-	kfs_seat_request(ch->private_->seat, ch->uid, ch->tid, ch->unique);
+	kfs_reader_request(ch->private_->reader, ch->uid, ch->tid, ch->unique);
 	if (ch->request_len < IOCTL_DATA || ch->in_size > ch->request_len - IOCTL_DATA ||
 	    ch->in_size > (uint32_t)KFS_COMMAND_MAX || ch->out_size > (uint32_t)KFS_COMMAND_MAX) {
 		kfs_put_error(ch, in->unique, -EIO);
@@ -315,7 +315,7 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 		/* Of other files.  Nothing was read that could travel back: zeros would take the place of the struct. */
 		ch->out_size = 0;
 	}
-	if (kfs_seat_request_ends(ch->private_->seat)) {
+	if (kfs_reader_request_ends(ch->private_->reader)) {
 		kfs_let_go(ch);
 		return AGAIN;
 	}

@@ -3,8 +3,8 @@
  * tells the whole mechanism; this is the part of it that has to work while Python's threads cannot.
  *
  * `access` counts: odd while the owner is in the memory of a client.  The owner ends its access by adding one, the
- * watchdog deposes it by adding one; whoever is first has decided.  Everything else is behind the mutex, which
- * nobody holds while waiting for anything but another seat's turn.
+ * watchdog preempts it by adding one; whoever is first has decided.  Everything else is behind the mutex, which
+ * nobody holds while waiting for anything but another reader's turn.
  */
 #define _GNU_SOURCE
 #include "ownership.h"
@@ -25,7 +25,6 @@
 #define NS_PER_MS 1000000ull
 #define TURN_NS (KFS_TURN_US * 1000ull)
 #define ACCOUNTS 128
-#define DEPOSED_KEPT 10
 /* Of a stat file in /proc: longer than any; fields. */
 #define STAT_MAX 1024
 #define STAT_STATE 3
@@ -34,22 +33,22 @@
 #define A_TURN UINT64_MAX
 _Static_assert(ACCOUNTS > 64, "every uid with a stuck thread has an account");
 
-/* What is remembered of a uid that has deposed. */
+/* What is remembered of a uid whose memory has had a reader preempted. */
 struct account {
 	uint32_t uid;
 	uint32_t stuck;
-	uint32_t deposed; /* index of the oldest entry */
-	uint64_t times[DEPOSED_KEPT];
+	uint32_t oldest; /* index of the oldest entry */
+	uint64_t times[KFS_PREEMPTIONS_MAX];
 	uint64_t last; /* 0: the account is free */
-	uint64_t shunned_until;
+	uint64_t blocked_until;
 };
 
-struct kfs_seat {
+struct kfs_reader {
 	struct kfs_ownership *ownership;
-	struct kfs_seat *next;
-	struct kfs_seat *next_stuck;
+	struct kfs_reader *next;
+	struct kfs_reader *next_stuck;
 	pthread_cond_t turn;
-	void (*deposed)(void *);
+	void (*detach)(void *); /* the reader loses the core */
 	void (*answer)(void *);
 	void *context;
 	int tid;
@@ -58,10 +57,10 @@ struct kfs_seat {
 	uint32_t client;
 	uint64_t unique;
 	int is_command; /* rather than a close or whatever is due, which nobody waits for */
-	int has_stepped; /* aside, in this turn */
+	int has_yielded; /* in this turn */
 	uint64_t looked; /* when it was looked last whether its client was killed */
-	int shunned;
-	int abandoned; /* the client was killed and has its answer; set only while the seat is among the stuck */
+	int blocked;
+	int abandoned; /* the client was killed and has its answer; set only while the reader is among the stuck */
 	int accesses; /* of this turn so far */
 	/* What this turn is measured by: its start, and what cpu time the thread had had at some time before. */
 	uint64_t began; /* ns, 0: there is no turn */
@@ -69,25 +68,25 @@ struct kfs_seat {
 };
 
 struct queue {
-	struct kfs_seat *first, **last;
+	struct kfs_reader *first, **last;
 };
 
 struct kfs_ownership {
 	_Atomic uint64_t access;
 	_Atomic uint32_t asleep;
-	_Atomic uint32_t returned; /* seats in `returning` */
-	_Atomic uint32_t shunning; /* whether anybody may be shunned */
+	_Atomic uint32_t returned; /* readers in `returning` */
+	_Atomic uint32_t any_blocked; /* whether anybody may be blocked */
 	_Atomic uint32_t ended;
 	_Atomic uint32_t starving; /* no further spare can be had now */
-	_Atomic uint32_t any_stuck; /* whether there are seats in `stuck` */
+	_Atomic uint32_t any_stuck; /* whether there are readers in `stuck` */
 	pthread_mutex_t lock;
 	pthread_t watchdog;
 	int watched;
 	int event_fd;
-	struct kfs_seat *owner;
+	struct kfs_reader *owner;
 	struct queue spare, returning;
-	struct kfs_seat *stuck;
-	/* ns: until when others are served before who has stepped aside goes on; 0: not at all */
+	struct kfs_reader *stuck;
+	/* ns: until when others are served before who has yielded goes on; 0: not at all */
 	uint64_t others_until;
 	uint64_t looks; /* for clients that were killed */
 	_Atomic uint64_t longest_turn_us; /* the owner writes it, without the lock */
@@ -96,8 +95,8 @@ struct kfs_ownership {
 	struct account accounts[ACCOUNTS];
 };
 
-/* The seat of the calling thread; NULL for threads that never own the core, whose accesses nobody waits for. */
-static __thread struct kfs_seat *own_seat;
+/* The reader of the calling thread; NULL for threads that never own the core, whose accesses nobody waits for. */
+static __thread struct kfs_reader *own_reader;
 
 static uint64_t clock_ns(clockid_t clock)
 {
@@ -118,21 +117,21 @@ static void queue_init(struct queue *queue)
 	queue->last = &queue->first;
 }
 
-static void append(struct queue *queue, struct kfs_seat *seat)
+static void append(struct queue *queue, struct kfs_reader *reader)
 {
-	seat->next = NULL;
-	*queue->last = seat;
-	queue->last = &seat->next;
+	reader->next = NULL;
+	*queue->last = reader;
+	queue->last = &reader->next;
 }
 
-static struct kfs_seat *shift(struct queue *queue)
+static struct kfs_reader *shift(struct queue *queue)
 {
-	struct kfs_seat *seat = queue->first;
+	struct kfs_reader *reader = queue->first;
 
-	queue->first = seat->next;
+	queue->first = reader->next;
 	if (!queue->first)
 		queue->last = &queue->first;
-	return seat;
+	return reader;
 }
 
 /* --- accounts --------------------------------------------------------------------------------------- */
@@ -169,19 +168,19 @@ static void charge(struct kfs_ownership *o, uint32_t uid)
 	uint64_t now = now_ns(), *oldest;
 
 	o->count.stuck++;
-	o->count.deposed++;
+	o->count.preempted++;
 	if (o->count.stuck >= (uint32_t)KFS_STUCK_MAX)
-		o->shunning = 1;
+		o->any_blocked = 1;
 	if (!account)
 		return;
-	oldest = &account->times[account->deposed];
+	oldest = &account->times[account->oldest];
 	account->stuck++;
-	if (account->stuck >= (uint32_t)KFS_STUCK_PER_UID || (*oldest && now - *oldest < KFS_DEPOSED_MS * NS_PER_MS)) {
-		account->shunned_until = now + KFS_SHUNNED_MS * NS_PER_MS;
-		o->shunning = 1;
+	if (account->stuck >= (uint32_t)KFS_STUCK_PER_UID || (*oldest && now - *oldest < KFS_PREEMPTIONS_MS * NS_PER_MS)) {
+		account->blocked_until = now + KFS_BLOCKED_MS * NS_PER_MS;
+		o->any_blocked = 1;
 	}
 	account->last = *oldest = now;
-	account->deposed = (account->deposed + 1) % DEPOSED_KEPT;
+	account->oldest = (account->oldest + 1) % KFS_PREEMPTIONS_MAX;
 }
 
 static void discharge(struct kfs_ownership *o, uint32_t uid)
@@ -193,27 +192,27 @@ static void discharge(struct kfs_ownership *o, uint32_t uid)
 		account->stuck--;
 }
 
-static int is_shunned(struct kfs_ownership *o, uint32_t uid)
+static int is_blocked(struct kfs_ownership *o, uint32_t uid)
 {
 	uint64_t now = now_ns();
-	int shunned, any;
+	int blocked, any;
 
 	pthread_mutex_lock(&o->lock);
-	shunned = any = o->count.stuck >= (uint32_t)KFS_STUCK_MAX;
+	blocked = any = o->count.stuck >= (uint32_t)KFS_STUCK_MAX;
 	for (int i = 0; i < ACCOUNTS; i++) {
 		struct account *account = &o->accounts[i];
 
-		if (account->stuck < (uint32_t)KFS_STUCK_PER_UID && now >= account->shunned_until)
+		if (account->stuck < (uint32_t)KFS_STUCK_PER_UID && now >= account->blocked_until)
 			continue;
 		any = 1;
 		if (account->uid == uid)
-			shunned = 1;
+			blocked = 1;
 	}
 	if (!any)
-		o->shunning = 0;
-	o->count.shunned += shunned;
+		o->any_blocked = 0;
+	o->count.blocked += blocked;
 	pthread_mutex_unlock(&o->lock);
-	return shunned;
+	return blocked;
 }
 
 /* --- the watchdog ----------------------------------------------------------------------------------- */
@@ -254,7 +253,7 @@ static const char *read_stat(const char *path, int field, char *text, size_t siz
 }
 
 /* Whether the thread waits for something, rather than for its turn on a cpu. */
-static int is_blocked(int tid)
+static int is_sleeping(int tid)
 {
 	char path[64], text[STAT_MAX];
 	const char *state;
@@ -281,12 +280,12 @@ int kfs_is_dying(uint32_t tid)
 /* With the lock held: the killed client of `unique`, whose reader is stuck, gets its answer.  Whether it did. */
 static int abandon(struct kfs_ownership *o, uint64_t unique)
 {
-	for (struct kfs_seat *seat = o->stuck; seat; seat = seat->next_stuck) {
-		if (seat->unique != unique || seat->abandoned || o->ended)
+	for (struct kfs_reader *reader = o->stuck; reader; reader = reader->next_stuck) {
+		if (reader->unique != unique || reader->abandoned || o->ended)
 			continue;
-		seat->abandoned = 1;
+		reader->abandoned = 1;
 		o->count.abandoned++;
-		seat->answer(seat->context);
+		reader->answer(reader->context);
 		return 1;
 	}
 	return 0;
@@ -295,7 +294,7 @@ static int abandon(struct kfs_ownership *o, uint64_t unique)
 /* A client may be killed long after the signal that the kernel tells of, and that it tells of but once. */
 static void look_for_dying(struct kfs_ownership *o)
 {
-	struct kfs_seat *seat;
+	struct kfs_reader *reader;
 	uint64_t unique;
 	uint32_t client;
 	int is_dying;
@@ -304,14 +303,14 @@ static void look_for_dying(struct kfs_ownership *o)
 	o->looks++;
 	for (;;) {
 		/* From the start: while the lock was not held they may have gone. */
-		seat = o->stuck;
-		while (seat && (seat->abandoned || seat->looked == o->looks))
-			seat = seat->next_stuck;
-		if (!seat)
+		reader = o->stuck;
+		while (reader && (reader->abandoned || reader->looked == o->looks))
+			reader = reader->next_stuck;
+		if (!reader)
 			break;
-		seat->looked = o->looks;
-		unique = seat->unique;
-		client = seat->client;
+		reader->looked = o->looks;
+		unique = reader->unique;
+		client = reader->client;
 		pthread_mutex_unlock(&o->lock);
 		is_dying = kfs_is_dying(client);
 		pthread_mutex_lock(&o->lock);
@@ -339,20 +338,20 @@ static void let_returning_own(struct kfs_ownership *o)
 }
 
 /* The access `ticket` has lasted for `age` ns.  Without a successor nothing happens: one is on its way. */
-static void depose(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
+static void preempt(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 {
-	struct kfs_seat *owner;
+	struct kfs_reader *owner;
 
 	pthread_mutex_lock(&o->lock);
 	owner = o->owner;
 	if (owner && (o->returning.first || o->spare.first) &&
-	    (age >= KFS_PATIENCE_MS * KFS_BUSY_FACTOR * NS_PER_MS || is_blocked(owner->tid)) &&
+	    (age >= KFS_PATIENCE_MS * KFS_BUSY_FACTOR * NS_PER_MS || is_sleeping(owner->tid)) &&
 	    atomic_compare_exchange_strong(&o->access, &ticket, ticket + 1)) {
 		charge(o, owner->uid);
 		owner->next_stuck = o->stuck;
 		o->stuck = owner;
 		o->any_stuck = 1;
-		owner->deposed(owner->context);
+		owner->detach(owner->context);
 		o->has_room = 1;
 		if (o->returning.first)
 			let_returning_own(o);
@@ -380,7 +379,7 @@ static void *watch(void *argument)
 			since = now;
 		} else if (access & 1) {
 			if (now - since >= KFS_PATIENCE_MS * NS_PER_MS)
-				depose(o, access, now - since);
+				preempt(o, access, now - since);
 		} else if (now - since >= KFS_DOZE_MS * NS_PER_MS) {
 			o->asleep = 1;
 			/* Either the owner sees that we sleep, or we see its access. */
@@ -412,7 +411,7 @@ struct kfs_ownership *kfs_ownership_new(int event_fd)
 	return o;
 }
 
-/* No seat of it may be left. */
+/* No reader of it may be left. */
 void kfs_ownership_free(struct kfs_ownership *o)
 {
 	o->ended = 1;
@@ -439,29 +438,30 @@ void kfs_ownership_starve(struct kfs_ownership *o, int is_starving)
 }
 
 /*
- * `deposed` is called while the thread of the seat is stuck and nobody owns the core.  `answer` is called, by any thread,
+ * `detach` is called while the thread of the reader is stuck and nobody owns the core.  `answer` is called, by any thread,
  * while that one is stuck and its client was killed: it gives the request an answer, and may not wait.
  */
-struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void (*answer)(void *), void *context)
+struct kfs_reader *kfs_reader_new(struct kfs_ownership *o, void (*detach)(void *), void (*answer)(void *),
+				  void *context)
 {
-	struct kfs_seat *seat = calloc(1, sizeof(*seat));
+	struct kfs_reader *reader = calloc(1, sizeof(*reader));
 
-	if (!seat)
+	if (!reader)
 		return NULL;
-	seat->ownership = o;
-	seat->deposed = deposed;
-	seat->answer = answer;
-	seat->context = context;
-	pthread_cond_init(&seat->turn, NULL);
-	return seat;
+	reader->ownership = o;
+	reader->detach = detach;
+	reader->answer = answer;
+	reader->context = context;
+	pthread_cond_init(&reader->turn, NULL);
+	return reader;
 }
 
-void kfs_seat_free(struct kfs_seat *seat)
+void kfs_reader_free(struct kfs_reader *reader)
 {
-	if (own_seat == seat)
-		own_seat = NULL;
-	pthread_cond_destroy(&seat->turn);
-	free(seat);
+	if (own_reader == reader)
+		own_reader = NULL;
+	pthread_cond_destroy(&reader->turn);
+	free(reader);
 }
 
 /* With the lock held: without the watchdog there is no guard, so that nobody may own the core. */
@@ -481,34 +481,34 @@ static int start_watchdog(struct kfs_ownership *o)
 }
 
 /* With the lock held. */
-static int wait_as_spare(struct kfs_seat *seat)
+static int wait_as_spare(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 
-	append(&o->spare, seat);
+	append(&o->spare, reader);
 	o->count.spares++;
-	while (o->owner != seat && !o->ended)
-		pthread_cond_wait(&seat->turn, &o->lock);
+	while (o->owner != reader && !o->ended)
+		pthread_cond_wait(&reader->turn, &o->lock);
 	return o->ended ? KFS_END : KFS_OWNER;
 }
 
-/* Let the calling thread have `seat`, and wait until it owns the core: KFS_OWNER, or KFS_END, or -errno. */
-int kfs_seat_take(struct kfs_seat *seat)
+/* Let the calling thread have `reader`, and wait until it owns the core: KFS_OWNER, or KFS_END, or -errno. */
+int kfs_reader_take(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 	int r;
 
-	own_seat = seat;
-	seat->tid = (int)syscall(SYS_gettid);
+	own_reader = reader;
+	reader->tid = (int)syscall(SYS_gettid);
 	pthread_mutex_lock(&o->lock);
 	r = start_watchdog(o);
 	if (r == 0 && o->ended)
 		r = KFS_END;
 	else if (r == 0 && !o->owner) {
-		o->owner = seat;
+		o->owner = reader;
 		r = KFS_OWNER;
 	} else if (r == 0)
-		r = wait_as_spare(seat);
+		r = wait_as_spare(reader);
 	pthread_mutex_unlock(&o->lock);
 	return r;
 }
@@ -517,9 +517,9 @@ int kfs_seat_take(struct kfs_seat *seat)
  * The owner is between two requests.  If a thread wants to go on with its own it gets the core: then KFS_OWNER
  * once it is given back, or KFS_END; else 0 at once.
  */
-int kfs_seat_pass(struct kfs_seat *seat)
+int kfs_reader_pass(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 	int r = 0;
 
 	if (!o->returned)
@@ -529,34 +529,34 @@ int kfs_seat_pass(struct kfs_seat *seat)
 	if (o->others_until > now_ns())
 		return 0;
 	pthread_mutex_lock(&o->lock);
-	if (o->owner == seat && o->returning.first) {
+	if (o->owner == reader && o->returning.first) {
 		let_returning_own(o);
-		r = o->count.spares >= (uint32_t)KFS_SPARES_MAX ? KFS_END : wait_as_spare(seat);
+		r = o->count.spares >= (uint32_t)KFS_SPARES_MAX ? KFS_END : wait_as_spare(reader);
 	}
 	pthread_mutex_unlock(&o->lock);
 	return r;
 }
 
 /* Whether somebody waits for the owner to find no further request, which then must not wait for one. */
-int kfs_seat_is_hurried(struct kfs_seat *seat)
+int kfs_reader_is_hurried(struct kfs_reader *reader)
 {
-	return seat->ownership->returned != 0;
+	return reader->ownership->returned != 0;
 }
 
 /* There is no request. */
-void kfs_seat_found_nothing(struct kfs_seat *seat)
+void kfs_reader_found_nothing(struct kfs_reader *reader)
 {
-	seat->ownership->others_until = 0;
+	reader->ownership->others_until = 0;
 }
 
 /* The owner ends it all: spares get KFS_END, and who is stuck never goes on. */
-void kfs_seat_end(struct kfs_seat *seat)
+void kfs_reader_end(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 
 	pthread_mutex_lock(&o->lock);
 	o->ended = 1;
-	for (struct kfs_seat *each = o->spare.first; each; each = each->next)
+	for (struct kfs_reader *each = o->spare.first; each; each = each->next)
 		pthread_cond_signal(&each->turn);
 	pthread_mutex_unlock(&o->lock);
 	wake_watchdog(o);
@@ -568,117 +568,117 @@ void kfs_seat_end(struct kfs_seat *seat)
  * The owner begins with something: a request, or what is due without one.  The thread's cpu time costs a system call, so
  * it is read anew only once in SLACK_US; what the thread did since then counts for the turn.  Idempotent.
  */
-void kfs_seat_turn_begins(struct kfs_seat *seat)
+void kfs_reader_turn_begins(struct kfs_reader *reader)
 {
 	uint64_t now;
 
-	if (seat->began)
+	if (reader->began)
 		return;
 	now = now_ns();
-	seat->accesses = 0;
-	seat->began = now;
-	if (now - seat->cpu_read >= KFS_SLACK_US * 1000ull) {
-		seat->cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-		seat->cpu_read = now;
+	reader->accesses = 0;
+	reader->began = now;
+	if (now - reader->cpu_read >= KFS_SLACK_US * 1000ull) {
+		reader->cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+		reader->cpu_read = now;
 	}
 }
 
 /* Others get the core, or it is through. */
-static void end_turn(struct kfs_seat *seat)
+static void end_turn(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 	uint64_t now, cpu, used_us;
 
-	if (!seat->began)
+	if (!reader->began)
 		return;
 	now = now_ns();
-	if (now - seat->began >= KFS_MEASURED_US * 1000ull) {
+	if (now - reader->began >= KFS_MEASURED_US * 1000ull) {
 		cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-		used_us = (cpu - seat->cpu) / 1000;
+		used_us = (cpu - reader->cpu) / 1000;
 		if (used_us > o->longest_turn_us)
 			o->longest_turn_us = used_us;
-		seat->cpu = cpu;
-		seat->cpu_read = now;
+		reader->cpu = cpu;
+		reader->cpu_read = now;
 	}
-	seat->began = 0;
+	reader->began = 0;
 }
 
 /* The owner is through with what it began. */
-void kfs_seat_turn_ends(struct kfs_seat *seat)
+void kfs_reader_turn_ends(struct kfs_reader *reader)
 {
-	end_turn(seat);
-	if (seat->has_stepped)
-		seat->ownership->has_room = 1;
-	seat->has_stepped = seat->is_command = 0;
+	end_turn(reader);
+	if (reader->has_yielded)
+		reader->ownership->has_room = 1;
+	reader->has_yielded = reader->is_command = 0;
 }
 
 /*
- * Whether `uid` may begin a command, for the owner to ask.  The threads of those that have stepped aside wait to return,
+ * Whether `uid` may begin a command, for the owner to ask.  The threads of those that have yielded wait to return,
  * or they are stuck, and count there.
  */
-int kfs_seat_may_begin(struct kfs_seat *seat, uint32_t uid)
+int kfs_reader_may_begin(struct kfs_reader *reader, uint32_t uid)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 	uint32_t count = 0, limit;
 
-	if (o->count.aside < (uint32_t)KFS_ASIDE_PER_UID)
+	if (o->count.yielded < (uint32_t)KFS_YIELDED_PER_UID)
 		return 1;
 	pthread_mutex_lock(&o->lock);
-	for (struct kfs_seat *each = o->returning.first; each; each = each->next)
+	for (struct kfs_reader *each = o->returning.first; each; each = each->next)
 		count += each->is_command && each->uid == uid;
-	limit = o->count.aside < (uint32_t)KFS_ASIDE_MAX ? (uint32_t)KFS_ASIDE_PER_UID : 1;
+	limit = o->count.yielded < (uint32_t)KFS_YIELDED_MAX ? (uint32_t)KFS_YIELDED_PER_UID : 1;
 	pthread_mutex_unlock(&o->lock);
 	return count < limit;
 }
 
-/* Whether a command that had stepped aside has come to its end since `kfs_seat_is_full`. */
-int kfs_seat_has_room(struct kfs_seat *seat)
+/* Whether a command that had yielded has come to its end since `kfs_reader_is_full`. */
+int kfs_reader_has_room(struct kfs_reader *reader)
 {
-	return seat->ownership->has_room != 0;
+	return reader->ownership->has_room != 0;
 }
 
 /* None of those who wait may begin. */
-void kfs_seat_is_full(struct kfs_seat *seat)
+void kfs_reader_is_full(struct kfs_reader *reader)
 {
-	seat->ownership->has_room = 0;
+	reader->ownership->has_room = 0;
 }
 
 /* The owner takes up request `unique`, which thread `client` of `uid` has made. */
-void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique)
+void kfs_reader_request(struct kfs_reader *reader, uint32_t uid, uint32_t client, uint64_t unique)
 {
-	seat->uid = uid;
-	seat->client = client;
-	seat->unique = unique;
-	seat->is_command = 1;
-	seat->abandoned = 0;
-	seat->shunned = seat->ownership->shunning && is_shunned(seat->ownership, uid);
+	reader->uid = uid;
+	reader->client = client;
+	reader->unique = unique;
+	reader->is_command = 1;
+	reader->abandoned = 0;
+	reader->blocked = reader->ownership->any_blocked && is_blocked(reader->ownership, uid);
 }
 
 /* The owner is through with its request.  Whether that was abandoned, and must not be answered once more. */
-int kfs_seat_request_ends(struct kfs_seat *seat)
+int kfs_reader_request_ends(struct kfs_reader *reader)
 {
-	int abandoned = seat->abandoned;
+	int abandoned = reader->abandoned;
 
-	seat->abandoned = 0;
+	reader->abandoned = 0;
 	return abandoned;
 }
 
 /* Whether the client of the owner's request was killed, and answered, while the thread was stuck. */
-int kfs_seat_is_abandoned(struct kfs_seat *seat)
+int kfs_reader_is_abandoned(struct kfs_reader *reader)
 {
-	return seat->abandoned;
+	return reader->abandoned;
 }
 
 /* FUSE_INTERRUPT: a signal came for request `unique`.  Whether that is one of a stuck reader's, and answered by now. */
-int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique)
+int kfs_reader_interrupt(struct kfs_reader *reader, uint64_t unique)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 	int answered = 0;
 
 	if (!o->any_stuck)
 		return 0;
 	pthread_mutex_lock(&o->lock);
-	for (struct kfs_seat *each = o->stuck; each; each = each->next_stuck)
+	for (struct kfs_reader *each = o->stuck; each; each = each->next_stuck)
 		if (each->unique == unique && kfs_is_dying(each->client))
 			answered = abandon(o, unique);
 	pthread_mutex_unlock(&o->lock);
@@ -687,58 +687,58 @@ int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique)
 
 /* --- accesses --------------------------------------------------------------------------------------- */
 
-/* With the lock held: waits for the turn of `seat`.  At the end of the service that never comes. */
-static void wait_for_turn(struct kfs_seat *seat)
+/* With the lock held: waits for the turn of `reader`.  At the end of the service that never comes. */
+static void wait_for_turn(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
+	struct kfs_ownership *o = reader->ownership;
 
-	while (o->owner != seat || o->ended)
-		pthread_cond_wait(&seat->turn, &o->lock);
+	while (o->owner != reader || o->ended)
+		pthread_cond_wait(&reader->turn, &o->lock);
 }
 
 /*
  * The owner's turn has been long, as of a broadcast to a thousand: it lets a spare serve others for a while, and goes
  * on.  As after an access, they may have changed anything.  Returns 0 if there is nobody to let.
  */
-static int step_aside(struct kfs_seat *seat)
+static int yield_to_spare(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
-	int stepped = 0;
+	struct kfs_ownership *o = reader->ownership;
+	int has_yielded = 0;
 
 	pthread_mutex_lock(&o->lock);
-	if (o->owner == seat && o->spare.first && !o->ended) {
-		stepped = seat->has_stepped = 1;
-		end_turn(seat);
-		o->count.aside++;
-		o->count.steps_aside++;
-		seat->deposed(seat->context);
-		append(&o->returning, seat);
+	if (o->owner == reader && o->spare.first && !o->ended) {
+		has_yielded = reader->has_yielded = 1;
+		end_turn(reader);
+		o->count.yielded++;
+		o->count.yields++;
+		reader->detach(reader->context);
+		append(&o->returning, reader);
 		o->returned++;
 		o->others_until = A_TURN;
 		let_spare_own(o);
-		wait_for_turn(seat);
-		o->count.aside--;
-		kfs_seat_turn_begins(seat);
+		wait_for_turn(reader);
+		o->count.yielded--;
+		kfs_reader_turn_begins(reader);
 	}
 	pthread_mutex_unlock(&o->lock);
-	return stepped;
+	return has_yielded;
 }
 
-/* Has the turn step aside if it has been long. */
-static int yield_if_due(struct kfs_seat *seat)
+/* Yields if the turn has been long. */
+static int yield_if_due(struct kfs_reader *reader)
 {
-	return now_ns() - seat->began >= TURN_NS && step_aside(seat);
+	return now_ns() - reader->began >= TURN_NS && yield_to_spare(reader);
 }
 
 /*
  * The owner has done a part of something that may be long, and is not in an access.  Returns whether others have owned
  * the core meanwhile.  Threads that never own it have no turn.
  */
-int kfs_pause(void)
+int kfs_yield(void)
 {
-	struct kfs_seat *seat = own_seat;
+	struct kfs_reader *reader = own_reader;
 
-	return seat && seat->began && yield_if_due(seat);
+	return reader && reader->began && yield_if_due(reader);
 }
 
 /* Whether there is somebody to have the core if this thread is held up, or will be. */
@@ -749,7 +749,7 @@ static int has_successor(struct kfs_ownership *o)
 	if (o->starving) {
 		pthread_mutex_lock(&o->lock);
 		has = o->spare.first || o->returning.first;
-		o->count.shunned += !has;
+		o->count.blocked += !has;
 		pthread_mutex_unlock(&o->lock);
 	}
 	return has;
@@ -760,69 +760,69 @@ static int has_successor(struct kfs_ownership *o)
  * nobody could have the core then; -ECANCELED, it was killed, see kfs_access_end.
  */
 /* Whether memory of the client of the owner's request may be accessed now; kfs_access_begin() would say EFAULT. */
-int kfs_seat_may_access(struct kfs_seat *seat)
+int kfs_reader_may_access(struct kfs_reader *reader)
 {
-	return !seat->shunned && has_successor(seat->ownership);
+	return !reader->blocked && has_successor(reader->ownership);
 }
 
 int kfs_access_begin(uint64_t *ticket)
 {
-	struct kfs_seat *seat = own_seat;
+	struct kfs_reader *reader = own_reader;
 	struct kfs_ownership *o;
 
 	*ticket = 0;
-	if (!seat)
+	if (!reader)
 		return 0;
-	if (seat->abandoned)
+	if (reader->abandoned)
 		return -ECANCELED;
-	if (seat->shunned || !has_successor(seat->ownership))
+	if (reader->blocked || !has_successor(reader->ownership))
 		return -EFAULT;
-	if (++seat->accesses >= KFS_ACCESSES_MIN)
-		yield_if_due(seat);
-	o = seat->ownership;
+	if (++reader->accesses >= KFS_ACCESSES_MIN)
+		yield_if_due(reader);
+	o = reader->ownership;
 	*ticket = atomic_fetch_add(&o->access, 1) + 1;
 	if (o->asleep)
 		wake_watchdog(o);
 	return 0;
 }
 
-static void get_back(struct kfs_seat *seat)
+static void get_back(struct kfs_reader *reader)
 {
-	struct kfs_ownership *o = seat->ownership;
-	struct kfs_seat **link = &o->stuck;
+	struct kfs_ownership *o = reader->ownership;
+	struct kfs_reader **link = &o->stuck;
 	uint64_t one = 1;
 
 	pthread_mutex_lock(&o->lock);
-	while (*link != seat)
+	while (*link != reader)
 		link = &(*link)->next_stuck;
-	*link = seat->next_stuck;
+	*link = reader->next_stuck;
 	o->any_stuck = o->stuck != NULL;
-	discharge(o, seat->uid);
+	discharge(o, reader->uid);
 	if (!o->ended) {
-		append(&o->returning, seat);
+		append(&o->returning, reader);
 		o->returned++;
 		/* It fails only when it is about to be read anyway. */
 		if (write(o->event_fd, &one, sizeof(one)) < 0)
 			errno = 0;
 	}
-	wait_for_turn(seat);
-	end_turn(seat);
-	kfs_seat_turn_begins(seat);
+	wait_for_turn(reader);
+	end_turn(reader);
+	kfs_reader_turn_begins(reader);
 	pthread_mutex_unlock(&o->lock);
 }
 
 /*
- * Returns when the thread owns the core, which is at once unless it was deposed.  Does not keep errno.
+ * Returns when the thread owns the core, which is at once unless it was preempted.  Does not keep errno.
  *
  * -ECANCELED: the client was killed meanwhile, and its request has been answered.  What was copied is worth nothing, and
  * what was begun must be given up: the client may be gone, and its files closed.
  */
 int kfs_access_end(uint64_t ticket)
 {
-	struct kfs_seat *seat = own_seat;
+	struct kfs_reader *reader = own_reader;
 
-	if (!seat || atomic_compare_exchange_strong(&seat->ownership->access, &ticket, ticket + 1))
+	if (!reader || atomic_compare_exchange_strong(&reader->ownership->access, &ticket, ticket + 1))
 		return 0;
-	get_back(seat);
-	return seat->abandoned ? -ECANCELED : 0;
+	get_back(reader);
+	return reader->abandoned ? -ECANCELED : 0;
 }

@@ -5,7 +5,7 @@
 static const int KFS_OWNER = 7;
 static const int KFS_END = 8;
 
-/* How long an access to client memory may take before its reader is deposed, and how often that is looked at. */
+/* How long an access to client memory may take before its reader is preempted, and how often that is looked at. */
 static const int KFS_PATIENCE_MS = 20;
 static const int KFS_LOOK_MS = 5;
 /* A reader that is not blocked but busy (a big copy, no time on a cpu) gets so many times that. */
@@ -17,38 +17,38 @@ static const int KFS_DOZE_MS = 100;
 /* Bounds: threads that are stuck, in all and for one uid. */
 static const int KFS_STUCK_MAX = 64;
 static const int KFS_STUCK_PER_UID = 8;
-/* A uid that deposes more often than DEPOSED_MAX times within DEPOSED_MS, or is at its bound, is shunned. */
-static const int KFS_DEPOSED_MAX = 10;
-static const int KFS_DEPOSED_MS = 10000;
-static const int KFS_SHUNNED_MS = 60000;
+/* A uid that causes PREEMPTIONS_MAX preemptions within PREEMPTIONS_MS, or is at its bound, is blocked. */
+enum { KFS_PREEMPTIONS_MAX = 10 };
+static const int KFS_PREEMPTIONS_MS = 10000;
+static const int KFS_BLOCKED_MS = 60000;
 /*
  * Threads that wait to become the owner.  They are there before they are needed, more than one user can hold up: when they
  * are, no further one may be to be had.  Who comes back stays as a spare, so that none has to be started for the next turn
- * that steps aside, but ends where there are SPARES_MAX.
+ * that yields, but ends where there are SPARES_MAX.
  */
 static const int KFS_SPARES = 10;
 static const int KFS_SPARES_MAX = 20;
-/* A turn that gets long steps aside after this time, and others are served for as long, if there are any. */
+/* A turn that gets long yields after this time, and others are served for as long, if there are any. */
 static const int KFS_TURN_US = 1000;
 /* The cpu time of turns shorter than MEASURED is not looked at; that of others may come out too high by SLACK. */
 static const int KFS_MEASURED_US = 500;
 static const int KFS_SLACK_US = 200;
 static const int KFS_ACCESSES_MIN = 4;
-/* Commands of one user that have stepped aside; only one where there are ASIDE_MAX in all.  His next ones wait unread. */
-static const int KFS_ASIDE_PER_UID = 4;
-static const int KFS_ASIDE_MAX = 64;
+/* Commands of one user that have yielded; only one where there are YIELDED_MAX in all.  His next ones wait unread. */
+static const int KFS_YIELDED_PER_UID = 4;
+static const int KFS_YIELDED_MAX = 64;
 
 struct kfs_ownership;
-struct kfs_seat;
+struct kfs_reader;
 
 struct kfs_owners {
 	uint32_t spares;
 	uint32_t stuck;
-	uint32_t aside;
+	uint32_t yielded;
 	uint32_t held; /* commands that wait unread */
-	uint64_t deposed;
-	uint64_t shunned;
-	uint64_t steps_aside;
+	uint64_t preempted;
+	uint64_t blocked;
+	uint64_t yields;
 	uint64_t longest_turn_us; /* of cpu time that others could not have the core in */
 	uint64_t abandoned;
 };
@@ -58,24 +58,25 @@ void kfs_ownership_free(struct kfs_ownership *o);
 void kfs_ownership_look(struct kfs_ownership *o, struct kfs_owners *owners);
 void kfs_ownership_starve(struct kfs_ownership *o, int is_starving);
 
-struct kfs_seat *kfs_seat_new(struct kfs_ownership *o, void (*deposed)(void *), void (*answer)(void *), void *context);
-void kfs_seat_free(struct kfs_seat *seat);
-int kfs_seat_take(struct kfs_seat *seat);
-int kfs_seat_pass(struct kfs_seat *seat);
-int kfs_seat_is_hurried(struct kfs_seat *seat);
-void kfs_seat_found_nothing(struct kfs_seat *seat);
-void kfs_seat_end(struct kfs_seat *seat);
-void kfs_seat_turn_begins(struct kfs_seat *seat);
-void kfs_seat_turn_ends(struct kfs_seat *seat);
-int kfs_pause(void);
-int kfs_seat_may_begin(struct kfs_seat *seat, uint32_t uid);
-int kfs_seat_has_room(struct kfs_seat *seat);
-void kfs_seat_is_full(struct kfs_seat *seat);
-void kfs_seat_request(struct kfs_seat *seat, uint32_t uid, uint32_t client, uint64_t unique);
-int kfs_seat_may_access(struct kfs_seat *seat);
-int kfs_seat_request_ends(struct kfs_seat *seat);
-int kfs_seat_is_abandoned(struct kfs_seat *seat);
-int kfs_seat_interrupt(struct kfs_seat *seat, uint64_t unique);
+struct kfs_reader *kfs_reader_new(struct kfs_ownership *o, void (*detach)(void *), void (*answer)(void *),
+				  void *context);
+void kfs_reader_free(struct kfs_reader *reader);
+int kfs_reader_take(struct kfs_reader *reader);
+int kfs_reader_pass(struct kfs_reader *reader);
+int kfs_reader_is_hurried(struct kfs_reader *reader);
+void kfs_reader_found_nothing(struct kfs_reader *reader);
+void kfs_reader_end(struct kfs_reader *reader);
+void kfs_reader_turn_begins(struct kfs_reader *reader);
+void kfs_reader_turn_ends(struct kfs_reader *reader);
+int kfs_yield(void);
+int kfs_reader_may_begin(struct kfs_reader *reader, uint32_t uid);
+int kfs_reader_has_room(struct kfs_reader *reader);
+void kfs_reader_is_full(struct kfs_reader *reader);
+void kfs_reader_request(struct kfs_reader *reader, uint32_t uid, uint32_t client, uint64_t unique);
+int kfs_reader_may_access(struct kfs_reader *reader);
+int kfs_reader_request_ends(struct kfs_reader *reader);
+int kfs_reader_is_abandoned(struct kfs_reader *reader);
+int kfs_reader_interrupt(struct kfs_reader *reader, uint64_t unique);
 
 int kfs_is_dying(uint32_t tid);
 int kfs_access_begin(uint64_t *ticket);

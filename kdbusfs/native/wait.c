@@ -4,7 +4,7 @@
  * - looking again: to wake a thread that sleeps on another cpu costs more than most requests take.  So the reader reads
  *   on for a moment without sleeping, where it has seen that this brings the next request;
  * - sleeping in read(/dev/fuse), one system call for a request; the alarm (alarm.c) sees to everything else;
- * - ppoll of all descriptors, then another read, as long as no file is open and the alarm has no bell.
+ * - ppoll of all descriptors, then another read, as long as no file is open and the alarm has no wake-up node.
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
@@ -132,7 +132,7 @@ static int pays_to_look(struct looking *looking)
 	return looking->has_others && (!looking->paused_until || kfs_now_ns() >= looking->paused_until);
 }
 
-static int was_pushed_aside(struct looking *looking)
+static int was_switched_out(struct looking *looking)
 {
 	struct rusage usage;
 	long before = looking->switches;
@@ -169,7 +169,7 @@ static ssize_t look_again(struct kfs_channel *ch, uint64_t deadline_ns)
 			return n;
 		}
 	}
-	if (++looking->misses >= MISSES_MAX || was_pushed_aside(looking))
+	if (++looking->misses >= MISSES_MAX || was_switched_out(looking))
 		pause_looking(looking, now);
 	return n;
 }
@@ -197,11 +197,11 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns)
 	ssize_t n = -EAGAIN;
 
 	ch->request_len = 0;
-	if (kfs_seat_is_hurried(ch->private_->seat) || mount->closed_count) {
+	if (kfs_reader_is_hurried(ch->private_->reader) || mount->closed_count) {
 		set_waiting(mount, 0);
 		n = read_once(ch);
 		if (n == -EAGAIN) {
-			kfs_seat_found_nothing(ch->private_->seat);
+			kfs_reader_found_nothing(ch->private_->reader);
 			return AGAIN;
 		}
 	} else if (!can_sleep) {

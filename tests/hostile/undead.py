@@ -2,7 +2,7 @@
 
 `python -m tests.hostile.undead MOUNT [ROUNDS [UIDS]]`, as root.  UIDS users (8) together make ROUNDS (1000) of them.
 Each must end within END_PATIENCE, no reader may be left stuck, and another user's messages must go on meanwhile: the
-program says the longest time that one took.  A user who has a reader deposed too often is refused for a minute, so each
+program says the longest time that one took.  A user who causes too many preemptions is blocked for a minute, so each
 makes one client every BEAT seconds.
 """
 
@@ -73,7 +73,7 @@ def attack(bus: str, uid: int, rounds: int) -> NoReturn:
         os.chmod(directory, 0o755)
         for number in range(rounds):
             start = time.monotonic()
-            # Before the reader is deposed, about then, and when it is stuck.
+            # Before the reader is preempted, about then, and when it is stuck.
             failed += not one_round(bus, directory, uid, (0.005, 0.02, 0.2)[number % 3])
             time.sleep(max(0.0, start + BEAT - time.monotonic()))
     os._exit(1 if failed else 0)
@@ -131,7 +131,7 @@ def main() -> int:
     while stats()["stuck"] and time.monotonic() < limit:
         time.sleep(0.05)
     after = stats()
-    changed = {name: after[name] - before[name] for name in ("deposed", "abandoned", "shunned")}
+    changed = {name: after[name] - before[name] for name in ("preempted", "abandoned", "blocked")}
     print(f"{rounds // users * users} clients of {users} users: {changed}, {after['stuck']} readers left stuck")
     print(f"{failed} users had clients that did not end in {END_PATIENCE:g} s")
     print(f"{honest.count} messages of another user beside it, the slowest took {honest.worst * 1000:.1f} ms")

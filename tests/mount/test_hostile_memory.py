@@ -225,7 +225,7 @@ def test_a_caller_that_is_killed_while_its_reply_is_stored_leaves_nothing(scene:
 def test_what_the_kernel_copies_holds_up_the_client_alone(scene: Scene, kind: str) -> None:
     client = scene.attack(kind)
     assert scene.exchange() < STALL
-    assert scene.domain.stats()["deposed"] == 0
+    assert scene.domain.stats()["preempted"] == 0
     scene.answer()
     assert outcome(client)["results"] == [errno.EINVAL]
     everything_comes_back(scene)
@@ -278,15 +278,15 @@ def test_while_one_clients_command_line_is_awaited_others_are_read(scene: Scene)
     everything_comes_back(scene)
 
 
-def test_there_is_a_bound_for_one_user_beyond_which_he_is_shunned(scene: Scene) -> None:
-    """Who is shunned gets EFAULT at once; what was held up before that still succeeds."""
+def test_there_is_a_bound_for_one_user_beyond_which_he_is_blocked(scene: Scene) -> None:
+    """Who is blocked gets EFAULT at once; what was held up before that still succeeds."""
     bound = lib.KFS_STUCK_PER_UID
     later = scene.prepare("payload")
     client = scene.attack("payload", "20")
     until(lambda: scene.stuck() == bound)
     assert scene.exchange() < STALL
     assert scene.stuck() == bound
-    assert scene.domain.stats()["shunned"] == 20 - bound
+    assert scene.domain.stats()["blocked"] == 20 - bound
     scene.answer()
     result = outcome(client)
     assert result["results"] == [0] * bound + [errno.EFAULT] * (20 - bound)
@@ -308,7 +308,7 @@ def test_many_users_at_once(scene: Scene) -> None:
         result = outcome(client)
         assert result["results"] == [0] * 4
         assert sorted(word for _, word, whole in result["received"] if whole) == [0, 128, 256, 384]
-    assert scene.domain.stats()["deposed"] == 24
+    assert scene.domain.stats()["preempted"] == 24
     everything_comes_back(scene)
 
 

@@ -77,7 +77,7 @@ def hold_up(scene: Scene, limit: Group, first: Program, second: Program) -> None
     # The last reader cannot be replaced, so it touches no memory of clients.
     second.tell("go")
     until(lambda: int(scene.domain.stats()["spares"]) == 0)
-    until(lambda: int(scene.domain.stats()["shunned"]) > 0)
+    until(lambda: int(scene.domain.stats()["blocked"]) > 0)
     stuck = scene.stuck()
     assert stuck == lib.KFS_SPARES
     with pytest.raises(OSError) as caught:

@@ -70,11 +70,11 @@ def test_a_long_command_lets_others_in_between(domain_mount: DomainMount, actors
                 assert message.data() == payload
             connection.close()
 
-    before = domain_mount.stats()["steps_aside"]
+    before = domain_mount.stats()["yields"]
     actors.run(shout)
     stats = domain_mount.stats()
-    assert stats["steps_aside"] > before
-    assert stats["aside"] == 0
+    assert stats["yields"] > before
+    assert stats["yielded"] == 0
 
 
 def test_the_end_in_the_middle_of_long_commands(domain_mount: DomainMount, actors: Actors) -> None:

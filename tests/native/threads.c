@@ -56,7 +56,7 @@ static struct kfs_ownership *ownership;
 static uint64_t core, handed_over;
 static atomic_int left, answered;
 
-static void deposed(void *context)
+static void detach(void *context)
 {
 	(void)context;
 	handed_over++;
@@ -69,16 +69,16 @@ static void answer(void *context)
 }
 
 /* One request: an access to the memory of a client, which sometimes is held up for longer than is waited for. */
-static void serve(struct kfs_seat *seat, unsigned *seed, uint64_t number)
+static void serve(struct kfs_reader *reader, unsigned *seed, uint64_t number)
 {
 	uint64_t ticket;
 	int how = rand_r(seed) % 64, r;
 
-	kfs_seat_turn_begins(seat);
-	if (kfs_seat_has_room(seat) && !kfs_seat_may_begin(seat, number % UIDS))
-		kfs_seat_is_full(seat);
+	kfs_reader_turn_begins(reader);
+	if (kfs_reader_has_room(reader) && !kfs_reader_may_begin(reader, number % UIDS))
+		kfs_reader_is_full(reader);
 	/* Pid 1 lives, and a number that no thread has is that of a client that was killed. */
-	kfs_seat_request(seat, (uint32_t)rand_r(seed) % UIDS, how == 1 ? 0x7ffffff0 : 1, number);
+	kfs_reader_request(reader, (uint32_t)rand_r(seed) % UIDS, how == 1 ? 0x7ffffff0 : 1, number);
 	core++;
 	if (kfs_access_begin(&ticket) == 0) {
 		pause_us(how < 2 ? 60000 : how < 4 ? 1500 : 10);
@@ -88,37 +88,37 @@ static void serve(struct kfs_seat *seat, unsigned *seed, uint64_t number)
 	}
 	core++;
 	if (how == 5)
-		kfs_seat_interrupt(seat, number - 3);
+		kfs_reader_interrupt(reader, number - 3);
 	if (how == 6)
 		for (uint64_t end = kfs_now_ns() + 3000000; kfs_now_ns() < end;)
-			kfs_pause();
-	kfs_seat_is_abandoned(seat);
-	kfs_seat_request_ends(seat);
-	kfs_seat_turn_ends(seat);
+			kfs_yield();
+	kfs_reader_is_abandoned(reader);
+	kfs_reader_request_ends(reader);
+	kfs_reader_turn_ends(reader);
 }
 
 static void *reader(void *argument)
 {
-	struct kfs_seat *seat = kfs_seat_new(ownership, deposed, answer, NULL);
+	struct kfs_reader *reader = kfs_reader_new(ownership, detach, answer, NULL);
 	unsigned seed = (unsigned)(uintptr_t)argument;
 	int kind;
 
-	if (!seat)
+	if (!reader)
 		fail("no memory");
-	kind = kfs_seat_take(seat);
+	kind = kfs_reader_take(reader);
 	while (kind == KFS_OWNER && !is_over()) {
-		serve(seat, &seed, ++core);
-		kind = kfs_seat_pass(seat);
+		serve(reader, &seed, ++core);
+		kind = kfs_reader_pass(reader);
 		if (!kind)
 			kind = KFS_OWNER;
-		if (kfs_seat_is_hurried(seat))
-			kfs_seat_found_nothing(seat);
+		if (kfs_reader_is_hurried(reader))
+			kfs_reader_found_nothing(reader);
 	}
 	if (kind == KFS_OWNER)
-		kfs_seat_end(seat);
+		kfs_reader_end(reader);
 	else if (kind != KFS_END)
 		fail("no turn");
-	kfs_seat_free(seat);
+	kfs_reader_free(reader);
 	atomic_fetch_add(&left, 1);
 	return NULL;
 }
@@ -136,7 +136,7 @@ static void *onlooker(void *argument)
 	return NULL;
 }
 
-/* A seat whose owner has ended the service stays stuck for ever by design, so the threads are not waited for. */
+/* A reader whose owner has ended the service stays stuck for ever by design, so the threads are not waited for. */
 static void own_together(int event_fd)
 {
 	struct kfs_owners owners;
@@ -155,11 +155,11 @@ static void own_together(int event_fd)
 	if (!atomic_load(&left))
 		fail("no reader has ended");
 	kfs_ownership_look(ownership, &owners);
-	printf("ownership: %llu deposed, %llu abandoned, %llu stepped aside, %d answered by others\n",
-	       (unsigned long long)owners.deposed, (unsigned long long)owners.abandoned,
-	       (unsigned long long)owners.steps_aside, atomic_load(&answered));
-	if (!owners.deposed || !owners.steps_aside)
-		fail("nobody was deposed, or nobody has stepped aside: that was no test");
+	printf("ownership: %llu preempted, %llu abandoned, %llu yielded, %d answered by others\n",
+	       (unsigned long long)owners.preempted, (unsigned long long)owners.abandoned,
+	       (unsigned long long)owners.yields, atomic_load(&answered));
+	if (!owners.preempted || !owners.yields)
+		fail("nobody was preempted, or nobody has yielded: that was no test");
 }
 
 /* --- alarm ------------------------------------------------------------------------------------------- */

@@ -179,7 +179,7 @@ def settle(domain: DomainMount, victim: Victim, patience: float = PATIENCE) -> N
         time.sleep(QUIET)
         made = victim.calls() - calls
         # A call takes the daemon 0.1 ms, and some more on a busy machine.
-        if cpu(domain.pid) - before <= 0.02 + made * 0.0005 and made and not domain.stats()["aside"]:
+        if cpu(domain.pid) - before <= 0.02 + made * 0.0005 and made and not domain.stats()["yielded"]:
             return
     raise TimeoutError(f"the daemon is still at work after {patience:g} s")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 GAUGES = (
-    "aside",
+    "yielded",
     "bus1",
     "buses",
     "credentials",
@@ -22,7 +22,7 @@ OTHERS = (
     # Counters of what has happened.
     "abandoned",
     "collections",
-    "deposed",
+    "preempted",
     "interrupts",
     "ioctls",
     "kept_waiting",
@@ -34,8 +34,8 @@ OTHERS = (
     "pidfds",
     "polls",
     "requests",
-    "shunned",
-    "steps_aside",
+    "blocked",
+    "yields",
     "tree",
     # What the kernel, the allocator or the pool of threads keeps.
     "blocks",

@@ -134,7 +134,7 @@ class Client:
     def received(self) -> list[tuple[int, int, bool]]:
         """Cookie, first word, and whether the page is all of that, of each message.
 
-        None is freed: a client that is shunned cannot be told that it was.
+        None is freed: a client that is blocked cannot be told that it was.
         """
         found = []
         while (message := self.connection.recv()) is not None:

@@ -14,7 +14,7 @@ from kdbusfs.fuse.ownership import SPARES, Readers
 PATIENCE = 10.0
 
 
-class Seats:
+class FakeChannel:
     """A channel whose readers wait until the end; `spares` is what the core is told."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Seats:
         self.enough = threading.Semaphore(0)
         self.over = threading.Event()
 
-    def for_thread(self) -> Seats:
+    def for_thread(self) -> FakeChannel:
         return self
 
     def take(self) -> int:
@@ -33,7 +33,7 @@ class Seats:
         return END
 
     def owners(self) -> dict[str, int]:
-        return {"spares": self.spares, "stuck": 0, "aside": 0}
+        return {"spares": self.spares, "stuck": 0, "yielded": 0}
 
     def close(self) -> None: ...
 
@@ -41,45 +41,45 @@ class Seats:
 
 
 @pytest.fixture
-def seats() -> Iterator[Seats]:
-    seats = Seats()
-    yield seats
-    seats.over.set()
+def channel() -> Iterator[FakeChannel]:
+    channel = FakeChannel()
+    yield channel
+    channel.over.set()
 
 
 @pytest.fixture
-def readers(seats: Seats) -> Iterator[Readers]:
-    readers = Readers(cast(Channel, seats), lambda channel: None, lambda fault: None)
+def readers(channel: FakeChannel) -> Iterator[Readers]:
+    readers = Readers(cast(Channel, channel), lambda owned: None, lambda fault: None)
     yield readers
     readers.end()
 
 
-def test_the_owner_starts_no_thread_while_there_are_spares(seats: Seats, readers: Readers) -> None:
-    """Starting one takes milliseconds; a turn that steps aside brings a new owner every time."""
-    seats.spares = SPARES - 1
+def test_the_owner_starts_no_thread_while_there_are_spares(channel: FakeChannel, readers: Readers) -> None:
+    """Starting one takes milliseconds; a turn that yields brings a new owner every time."""
+    channel.spares = SPARES - 1
     readers.ask_for_spares()
-    assert seats.taken == 0
+    assert channel.taken == 0
     watching = threading.Thread(target=readers.watch)
     watching.start()
     for _ in range(SPARES + 1):
-        assert seats.enough.acquire(timeout=PATIENCE), "the main thread did not start them"
+        assert channel.enough.acquire(timeout=PATIENCE), "the main thread did not start them"
     readers.end()
     watching.join(PATIENCE)
     assert not watching.is_alive()
 
 
-def test_the_owner_asks_for_nothing_when_there_are_enough(seats: Seats, readers: Readers) -> None:
+def test_the_owner_asks_for_nothing_when_there_are_enough(channel: FakeChannel, readers: Readers) -> None:
     readers.ask_for_spares()
     watching = threading.Thread(target=readers.watch)
     watching.start()
     readers.end()
     watching.join(PATIENCE)
-    assert seats.taken == 0
+    assert channel.taken == 0
 
 
-def test_the_last_spares_are_waited_for(seats: Seats, readers: Readers) -> None:
+def test_the_last_spares_are_waited_for(channel: FakeChannel, readers: Readers) -> None:
     """Who has no successor may access no memory of clients: the owner has to know."""
-    seats.spares = 1
+    channel.spares = 1
     readers.ask_for_spares()
     for _ in range(SPARES + 1):
-        assert seats.enough.acquire(timeout=PATIENCE), "they were not started"
+        assert channel.enough.acquire(timeout=PATIENCE), "they were not started"
