@@ -10,7 +10,7 @@ So the reader does its copies itself, and is *preempted* when one lasts too long
 - One thread *owns* the core: it reads /dev/fuse, and nobody else touches the domain, the open files or the deferred
   calls.  That needs no lock, because ownership changes hands only where the owner has said that it may: in an access
   to client memory, and between two requests.
-- An access is framed by kfs_access_begin and kfs_access_end (native/ownership.c): two atomic additions.  A watchdog
+- An access is framed by kfs_access_begin and kfs_access_end (native/access.c): two atomic additions.  A watchdog
   looks at the counter every KFS_LOOK_MS while there are accesses, and sleeps when there are none.
 - Once an access has lasted KFS_PATIENCE_MS and its thread is blocked, the watchdog gives the core to a *spare*: a
   thread that waits for just that, with a channel (buffers, a request, a caller) of its own.  The kernel may still

@@ -19,7 +19,7 @@ _unpack: Final[Any] = ffi.unpack
 def fail(result: int, what: str) -> CommandError:
     """The CommandError for `result`, a negative errno of an access to a thread.
 
-    ENOENT in /proc means that the thread is gone; ECANCELED, that it was killed meanwhile (native/ownership.c).
+    ENOENT in /proc means that the thread is gone; ECANCELED, that it was killed meanwhile (native/access.c).
     """
     if result == -ECANCELED:
         return AbandonedError(what)

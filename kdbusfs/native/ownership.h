@@ -1,16 +1,16 @@
 #pragma once
 #include <stdint.h>
 
-/* Kinds of a step (channel.h has the others): the calling thread owns the core now; it is not needed any more. */
+/* Kinds of a step (channel.h has the others): the calling thread owns the core now; it is to end. */
 static const int KFS_OWNER = 7;
 static const int KFS_END = 8;
 
-/* How long an access to client memory may take before its reader is preempted, and how often that is looked at. */
+/* How long an access to client memory may take before its reader is preempted, and how often the watchdog looks. */
 static const int KFS_PATIENCE_MS = 20;
 static const int KFS_LOOK_MS = 5;
-/* A reader that is not blocked but busy (a big copy, no time on a cpu) gets so many times that. */
+/* A reader that does not sleep (a big copy, no time on a cpu) gets so many times that. */
 static const int KFS_BUSY_FACTOR = 10;
-/* How often is looked whether the client of a stuck reader was killed. */
+/* How often the watchdog looks whether the client of a stuck reader was killed. */
 static const int KFS_DYING_MS = 50;
 /* The watchdog goes to sleep when nothing was accessed for this long. */
 static const int KFS_DOZE_MS = 100;
@@ -22,19 +22,20 @@ enum { KFS_PREEMPTIONS_MAX = 10 };
 static const int KFS_PREEMPTIONS_MS = 10000;
 static const int KFS_BLOCKED_MS = 60000;
 /*
- * Threads that wait to become the owner.  They are there before they are needed, more than one user can hold up: when they
- * are, no further one may be to be had.  Who comes back stays as a spare, so that none has to be started for the next turn
- * that yields, but ends where there are SPARES_MAX.
+ * Readers that wait to become the owner.  They are started in advance, more than one user can hold up: when they are
+ * needed, the system may refuse to start one.  A reader that returns stays as a spare for the next turn that yields,
+ * unless there are SPARES_MAX.
  */
 static const int KFS_SPARES = 10;
 static const int KFS_SPARES_MAX = 20;
-/* A turn that gets long yields after this time, and others are served for as long, if there are any. */
+/* A turn yields after this time, and other requests, if there are any, are served for as long. */
 static const int KFS_TURN_US = 1000;
-/* The cpu time of turns shorter than MEASURED is not looked at; that of others may come out too high by SLACK. */
+/* The cpu time of turns shorter than MEASURED is not measured; that of others may be too high by SLACK. */
 static const int KFS_MEASURED_US = 500;
 static const int KFS_SLACK_US = 200;
+/* A turn looks at the clock from this access on. */
 static const int KFS_ACCESSES_MIN = 4;
-/* Commands of one user that have yielded; only one where there are YIELDED_MAX in all.  His next ones wait unread. */
+/* Commands of one user that have yielded; one where there are YIELDED_MAX in all.  The user's next ones are held. */
 static const int KFS_YIELDED_PER_UID = 4;
 static const int KFS_YIELDED_MAX = 64;
 
@@ -49,7 +50,7 @@ struct kfs_owners {
 	uint64_t preempted;
 	uint64_t blocked;
 	uint64_t yields;
-	uint64_t longest_turn_us; /* of cpu time that others could not have the core in */
+	uint64_t longest_turn_us; /* cpu time */
 	uint64_t abandoned;
 };
 

@@ -1,5 +1,5 @@
 /*
- * threads SECONDS: drives what several threads share in kdbusfs/native (ownership.c, alarm.c, store.c) as the daemon
+ * threads SECONDS: drives what several threads share in kdbusfs/native (readers, alarm.c, store.c) as the daemon
  * does, for `make tsan`.  ThreadSanitizer tells of data races and of locks in changing order; the program itself fails
  * if a request is done twice or never, or if it takes longer than it may.
  */
