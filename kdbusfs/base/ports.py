@@ -316,11 +316,12 @@ class ServedDomain:
     """What a domain is for whoever serves it.
 
     changed: handles whose `poll()` may have changed, and completed: deferred calls with their result; both are taken
-    after every entry.
+    after every entry.  turn: of the thread that owns the core.
     """
 
     changed: list[Handle]
     completed: list[Call]
+    turn: Turn
 
     def interrupt(self, call: Call) -> None:
         """A signal is pending for the caller of a deferred call."""

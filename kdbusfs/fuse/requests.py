@@ -34,6 +34,8 @@ from .responder import ClientFiles, Responder
 
 _VIEWED_WORDS: Final = 32
 """Structs of up to so many u64 have their views made in advance; no known command has more."""
+_UNITS_OF_A_WAKE_UP: Final = 4
+"""Of work (`Turn.spend`): a poller is woken by a system call."""
 
 
 class _Views:
@@ -93,6 +95,7 @@ class Requests:
         "_native",
         "_responder",
         "_shared",
+        "_turn",
         "_views",
     )
 
@@ -109,6 +112,7 @@ class Requests:
         self._responder = shared.responder
         self._changed = shared.domain.changed
         self._completed = shared.domain.completed
+        self._turn = shared.domain.turn
         self._caller = shared.make_caller()
         self._caller.come_by(channel.native)
         self._call = Call()
@@ -222,15 +226,18 @@ class Requests:
         self._answer_completed()
 
     def _publish(self) -> None:
-        """Let pollers see changed readiness."""
+        """Let pollers see changed readiness.
+
+        There may be thousands after one message.  Others may be served meanwhile, who publish what is left as well:
+        whatever changed before is published when this returns.
+        """
         changed = self._changed
-        if changed:
+        while changed:
             try:
-                for handle in changed:
-                    self._files.publish(handle)
+                self._files.publish(changed.pop())
             except Exception:
                 self._shared.errors.report("readiness cannot be published")
-            changed.clear()
+            self._turn.spend(_UNITS_OF_A_WAKE_UP)
 
     def _answer_completed(self) -> None:
         """Answer the calls that were completed; the command of this thread is answered if any of them has writes."""

@@ -15,6 +15,7 @@ from kdbusfs.base.errors import CommandError
 from kdbusfs.base.handle import Handle as CoreHandle
 from kdbusfs.base.ports import Caller as CoreCaller
 from kdbusfs.base.ports import ServedDomain
+from tests.support.fake_host import FakeTurn
 
 INTERRUPTED = -512
 
@@ -58,6 +59,7 @@ class Domain(ServedDomain):
     def __init__(self) -> None:
         self.changed: list[Any] = []
         self.completed: list[Any] = []
+        self.turn = FakeTurn()
         self.handles: list[Handle] = []
         self.waiting: list[Call] = []
         self.messages = 0

@@ -1150,6 +1150,43 @@ def test_deferred_call_is_answered_when_it_completes(kernel: Kernel) -> None:
     assert bench.requests.stats()["deferred"] == 0
 
 
+class Watched(fakes.Handle):
+    """It counts how often its readiness was published."""
+
+    published = 0
+
+    def poll(self) -> int:
+        self.published += 1
+        return super().poll()
+
+
+def test_others_are_served_while_thousands_are_woken(kernel: Kernel) -> None:
+    """And who is served meanwhile leaves nothing unpublished, and publishes nothing twice."""
+    bench = Bench(kernel)
+    watched = [Watched(bench.domain) for _ in range(3000)]
+    for handle in watched:
+        bench.files.add(handle, 1, 0)
+        handle.published = 0
+    bench.domain.changed += watched
+    left: list[int] = []
+
+    def meanwhile() -> None:
+        left.append(sum(not handle.published for handle in watched))
+        if len(left) == 1000:
+            late = Watched(bench.domain)
+            bench.domain.changed.append(late)
+            watched.append(late)
+            bench.files.add(late, 1, 0)
+            late.published = 0
+            bench.requests.drain()
+
+    bench.domain.turn.meanwhile = meanwhile
+    bench.requests.drain()
+    assert left[:1000] == [3000 - number - 1 for number in range(1000)]
+    assert [handle.published for handle in watched] == [1] * 3001
+    assert bench.errors.count == 0
+
+
 def test_interrupt_reaches_the_deferred_call_only(kernel: Kernel) -> None:
     bench = Bench(kernel)
     waiting = bench.sync_send()
