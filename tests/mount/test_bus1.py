@@ -75,26 +75,26 @@ def awaited(peer: Peer) -> Message:
 
 
 @pytest.fixture(scope="module")
-def program() -> Path:
-    """tests/support/bus1_api.c, built."""
+def programs() -> Path:
+    """Where the programs in C are, built."""
     # Not below tmp_path, which other users may not enter.
     directory = Path(tempfile.mkdtemp(prefix="kdbusfs-bus1-"))
     directory.chmod(0o755)
-    binary = directory / "bus1_api"
-    source = ROOT / "tests/support/bus1_api.c"
     options = ["-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{ROOT / 'kdbusfs/include'}"]
-    subprocess.run(["gcc", *options, str(source), "-o", str(binary)], check=True, timeout=120)
-    return binary
+    for name in ("bus1_api", "bus1_rounds"):
+        source = ROOT / f"tests/support/{name}.c"
+        subprocess.run(["gcc", *options, str(source), "-o", str(directory / name)], check=True, timeout=120)
+    return directory
 
 
 @pytest.mark.old_kernels("linux-6.8")
 @pytest.mark.parametrize("user", [0, NOBODY])
-def test_the_program_in_c(domain_mount: DomainMount, program: Path, user: int) -> None:
+def test_the_program_in_c(domain_mount: DomainMount, programs: Path, user: int) -> None:
     """B1-FILE-1 to B1-FILE-7, B1-GEN-1 to B1-GEN-3, B1-HAND-1 to B1-HAND-7, B1-NODE-5, B1-RECV-9, B1-FUSE-1, B1-FUSE-4,
     B1-FUSE-6: what bus1's own tests do, and more, with and without passthrough.
     """
     done = subprocess.run(
-        [str(program), str(domain_mount.path / "bus1")],
+        [str(programs / "bus1_api"), str(domain_mount.path / "bus1")],
         capture_output=True,
         text=True,
         timeout=120,
@@ -103,6 +103,18 @@ def test_the_program_in_c(domain_mount: DomainMount, program: Path, user: int) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert domain_mount.stats()["faults"] == 0
+
+
+@pytest.mark.old_kernels("linux-6.8")
+def test_b1_send_2_messages_to_many(file: Path, programs: Path) -> None:
+    """B1-FILE-5, B1-SEND-5: 257 peers of one process, again and again, with 16 MiB of each pool mapped."""
+    done = subprocess.run([programs / "bus1_rounds", file, "100"], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    measured = [tuple(line.split()[:2]) for line in done.stdout.splitlines()]
+    assert measured == [
+        *[("sockets", "0"), ("sockets", "1024"), ("0", "1024"), ("1", "0"), ("1", "1024")],
+        *[(str(1 << number), "1024") for number in range(1, 9)],
+    ]
 
 
 def test_b1_file_1_found_by_name(domain_mount: DomainMount) -> None:

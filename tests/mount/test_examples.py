@@ -29,14 +29,15 @@ def examples(tmp_path: Path) -> Path:
     """A copy of the examples that stands to the header as the original does."""
     shutil.copytree(ROOT / "docs/examples", tmp_path / "docs/examples", ignore=shutil.ignore_patterns("bin"))
     (tmp_path / "kdbusfs/include").mkdir(parents=True)
-    shutil.copy(ROOT / "kdbusfs/include/kdbus.h", tmp_path / "kdbusfs/include")
+    for header in ("kdbus.h", "bus1.h"):
+        shutil.copy(ROOT / "kdbusfs/include" / header, tmp_path / "kdbusfs/include")
     return tmp_path / "docs/examples"
 
 
-def run(command: list[str], **arguments: object) -> str:
+def run(command: list[str], typed: str = "", **arguments: object) -> str:
     done = subprocess.run(
         command,
-        stdin=subprocess.DEVNULL,
+        input=typed,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,4 +72,49 @@ def test_the_demo_of_32_bit_programs(domain_mount: DomainMount, examples: Path, 
     assert output.rstrip().endswith("All of it was seen.")
     binary = (examples / "bin/kdbus-client").read_bytes()
     assert binary[4] == 1  # ELFCLASS32
+    footprint.settles()
+
+
+SHELL_SESSION = """
+spawn ann -
+spawn bob -
+spawn ann - cannot spawn ann
+bob use count 1 - bob: has no count
+give ann count - ann: has count
+ann use count 3 - ann: count is 3
+ann pass count bob - ann: has no bob
+give ann bob - ann: has bob
+ann pass count bob - ann: count passed to bob | bob: has count
+bob use count 4 - bob: count is 7
+give bob say - bob: has say
+bob use say hello there - say: hello there | bob: has said it
+ann drop count - ann: drops count
+bob drop count - nobody has count any more | bob: drops count
+give ann count - ann: has count
+revoke count - count is revoked | ann: has lost count
+ann use count 1 - ann: has no count
+give bob count - bob: has count
+bob use count 1 - bob: count is 8
+bob drop count - nobody has count any more | bob: drops count
+bob drop say - nobody has say any more | bob: drops say
+end bob - bob has ended | ann: has lost bob
+bob use say hello - cannot do that: bob use say hello
+give ann ann - ann: has ann
+"""
+"""Commands, and behind the dash what they print."""
+
+
+@_needs_compiler
+@pytest.mark.parametrize("flags", ["", "-m32"])
+def test_the_shell_of_bus1(domain_mount: DomainMount, examples: Path, footprint: Footprint, flags: str) -> None:
+    """B1-IDEA-2, B1-NODE-8, B1-NODE-10, B1-ORD-2: handles are given, used, passed on, given back and lost."""
+    if flags and not _builds_32_bit():
+        pytest.skip("the compiler cannot build 32-bit programs")
+    run(["make", "-s", "-C", str(examples), "bin/bus1-shell"], env={**os.environ, "CC": f"cc {flags}"})
+    steps = [line.partition(" -")[::2] for line in SHELL_SESSION.strip().splitlines()]
+    typed = "".join(f"{command}\n" for command, _ in steps)
+    expected = [line.strip() for _, shown in steps for line in shown.split("|") if line.strip()]
+    output = run([str(examples / "bin/bus1-shell"), str(domain_mount.path / "bus1")], typed)
+    assert output.splitlines() == [*expected, "ann has ended"]
+    assert domain_mount.stats()["bus1"] == {"peers": 0, "users": 0}
     footprint.settles()

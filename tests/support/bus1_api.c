@@ -40,7 +40,7 @@ static const char *path;
 
 static struct peer peer_new(void)
 {
-	struct peer peer = { .fd = open(path, O_RDWR | O_CLOEXEC) };
+	struct peer peer = { .fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) };
 
 	check(peer.fd >= 0);
 	peer.map = mmap(NULL, MAP_SIZE, PROT_READ, MAP_SHARED, peer.fd, 0);
@@ -177,7 +177,9 @@ static void try_transfer_and_notices(void)
 	check(destroy(&two, handle) == EREMOTE);
 	check(destroy(&one, 0x100) == 0 && destroy(&one, 0x100) == ESTALE);
 	check(receive(&one, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_NODE_DESTROY && recv.msg.destination == 0x100);
+	check(recv.msg.flags == 0);
 	check(receive(&two, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_NODE_DESTROY && recv.msg.destination == handle);
+	check(recv.msg.flags == 0);
 	check(transfer(&one, &two, 0x100, &again) == 0 && again == INVALID);
 	check(release(&one, 0x100) == 0 && release(&two, handle) == 0);
 	peer_free(&one);
@@ -199,6 +201,7 @@ static void try_messages(void)
 	check(receive(&one, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_DATA && recv.msg.destination == 0x100);
 	check(recv.msg.n_bytes == 0 && recv.msg.uid == getuid() && recv.msg.gid == getgid());
 	check(recv.msg.pid == (uint32_t)getpid() && recv.msg.tid == (uint32_t)gettid());
+	check(recv.msg.flags == 0 && recv.flags == 0 && recv.max_offset == MAP_SIZE && receive(&one, 0, &recv) == EAGAIN);
 	check(free_slice(&one, recv.msg.offset) == 0 && free_slice(&one, recv.msg.offset) == ENXIO);
 	/* To two nodes at once. */
 	ids[1] = 0x200;
@@ -229,6 +232,34 @@ static void try_messages(void)
 	check(receive(&two, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_NODE_DESTROY && recv.msg.destination == handle);
 	check(send_to(&two, &handle, 1, NULL, 0, NULL, 0) == ESHUTDOWN);
 	peer_free(&two);
+}
+
+/* A peer may have references to its own nodes: by a transfer to itself, and by a message. */
+static void try_own_handles(void)
+{
+	struct peer one = peer_new();
+	struct bus1_cmd_recv recv;
+	struct bus1_cmd_handle_transfer cmd;
+	uint64_t id = 0x100, received;
+
+	for (int i = 0; i < 2; i++) {
+		cmd = (struct bus1_cmd_handle_transfer){ .src_handle = id, .dst_fd = -1, .dst_handle = INVALID };
+		check(command(one.fd, BUS1_CMD_HANDLE_TRANSFER, &cmd) == 0 && cmd.dst_handle == id);
+		check(receive(&one, 0, &recv) == EAGAIN);
+		check(release(&one, id) == 0);
+		check(receive(&one, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_NODE_RELEASE);
+		check(recv.msg.flags == 0 && recv.msg.destination == id);
+		check(receive(&one, 0, &recv) == EAGAIN);
+	}
+	check(send_to(&one, &id, 1, NULL, 0, &id, 1) == 0);
+	check(receive(&one, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_DATA && recv.msg.flags == 0);
+	check(recv.msg.destination == id && recv.msg.n_bytes == 0 && recv.msg.n_handles == 1 && recv.msg.n_fds == 0);
+	memcpy(&received, one.map + recv.msg.offset, sizeof(received));
+	check(received == id && receive(&one, 0, &recv) == EAGAIN);
+	check(release(&one, id) == 0);
+	check(receive(&one, 0, &recv) == 0 && recv.msg.type == BUS1_MSG_NODE_RELEASE && recv.msg.destination == id);
+	check(release(&one, id) == EBUSY && receive(&one, 0, &recv) == EAGAIN);
+	peer_free(&one);
 }
 
 /* One registration, made before anything else, tells of all. */
@@ -319,6 +350,7 @@ int main(int argc, char **argv)
 	try_to_connect();
 	try_transfer_and_notices();
 	try_messages();
+	try_own_handles();
 	try_epoll();
 	try_descriptors();
 	try_fork();
