@@ -3,55 +3,21 @@
  * its argument.  It ends with 0, or says which line was not true.
  */
 #define _GNU_SOURCE
-#include "bus1.h"
+#include "bus1_program.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#define MAP_SIZE (16UL << 20)
 #define INVALID BUS1_HANDLE_INVALID
-
-#define check(expression)                                                                        \
-	do {                                                                                     \
-		if (!(expression)) {                                                             \
-			fprintf(stderr, "line %d: %s (errno %d)\n", __LINE__, #expression, errno); \
-			exit(1);                                                                 \
-		}                                                                                \
-	} while (0)
-
-struct peer {
-	int fd;
-	const uint8_t *map;
-};
 
 static const char *path;
 
 static struct peer peer_new(void)
 {
-	struct peer peer = { .fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) };
-
-	check(peer.fd >= 0);
-	peer.map = mmap(NULL, MAP_SIZE, PROT_READ, MAP_SHARED, peer.fd, 0);
-	check(peer.map != MAP_FAILED);
-	return peer;
-}
-
-static void peer_free(struct peer *peer)
-{
-	check(munmap((void *)peer->map, MAP_SIZE) == 0);
-	check(close(peer->fd) == 0);
+	return peer_open(path);
 }
 
 /* 0 or the errno */

@@ -8,36 +8,17 @@
  * bytes, and ns of cpu time of this process for a round.
  */
 #define _GNU_SOURCE
-#include "bus1.h"
+#include "bus1_program.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
 #define RECEIVERS 256
-#define MAP_SIZE  (16UL << 20)
 #define BYTES_MAX 1024
-
-#define check(expression)                                                                        \
-	do {                                                                                     \
-		if (!(expression)) {                                                             \
-			fprintf(stderr, "line %d: %s (errno %d)\n", __LINE__, #expression, errno); \
-			exit(1);                                                                 \
-		}                                                                                \
-	} while (0)
 
 /* The sender is the last one, and handles are what it has of the others. */
 struct crowd {
-	int fds[RECEIVERS + 1];
-	void *maps[RECEIVERS + 1];
+	struct peer peers[RECEIVERS + 1];
 	uint64_t handles[RECEIVERS];
 };
 
@@ -53,18 +34,14 @@ static uint64_t cpu_ns(void)
 
 static void gather(struct crowd *crowd, const char *path)
 {
-	for (int i = 0; i <= RECEIVERS; i++) {
-		crowd->fds[i] = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-		check(crowd->fds[i] >= 0);
-		crowd->maps[i] = mmap(NULL, MAP_SIZE, PROT_READ, MAP_SHARED, crowd->fds[i], 0);
-		check(crowd->maps[i] != MAP_FAILED);
-	}
+	for (int i = 0; i <= RECEIVERS; i++)
+		crowd->peers[i] = peer_open(path);
 	for (int i = 0; i < RECEIVERS; i++) {
 		struct bus1_cmd_handle_transfer cmd = {
-			.src_handle = 0x100, .dst_fd = (uint64_t)crowd->fds[RECEIVERS], .dst_handle = BUS1_HANDLE_INVALID,
+			.src_handle = 0x100, .dst_fd = (uint64_t)crowd->peers[RECEIVERS].fd, .dst_handle = BUS1_HANDLE_INVALID,
 		};
 
-		check(ioctl(crowd->fds[i], BUS1_CMD_HANDLE_TRANSFER, &cmd) == 0);
+		check(ioctl(crowd->peers[i].fd, BUS1_CMD_HANDLE_TRANSFER, &cmd) == 0);
 		crowd->handles[i] = cmd.dst_handle;
 	}
 }
@@ -72,7 +49,7 @@ static void gather(struct crowd *crowd, const char *path)
 static void disperse(struct crowd *crowd)
 {
 	for (int i = 0; i <= RECEIVERS; i++)
-		check(munmap(crowd->maps[i], MAP_SIZE) == 0 && close(crowd->fds[i]) == 0);
+		peer_free(&crowd->peers[i]);
 }
 
 /* One message, received by each; a vector without a byte is one all the same. */
@@ -84,15 +61,15 @@ static void round_of(struct crowd *crowd, int receivers, size_t bytes)
 		.ptr_vecs = (uintptr_t)&vec, .n_vecs = 1,
 	};
 
-	check(ioctl(crowd->fds[RECEIVERS], BUS1_CMD_SEND, &send) == 0);
+	check(ioctl(crowd->peers[RECEIVERS].fd, BUS1_CMD_SEND, &send) == 0);
 	for (int i = 0; i < receivers; i++) {
 		struct bus1_cmd_recv recv = { .max_offset = BUS1_OFFSET_INVALID };
 		uint64_t offset;
 
-		check(ioctl(crowd->fds[i], BUS1_CMD_RECV, &recv) == 0);
+		check(ioctl(crowd->peers[i].fd, BUS1_CMD_RECV, &recv) == 0);
 		check(recv.msg.type == BUS1_MSG_DATA && recv.msg.n_bytes == bytes && recv.msg.destination == 0x100);
 		offset = recv.msg.offset;
-		check(ioctl(crowd->fds[i], BUS1_CMD_SLICE_RELEASE, &offset) == 0);
+		check(ioctl(crowd->peers[i].fd, BUS1_CMD_SLICE_RELEASE, &offset) == 0);
 	}
 }
 

@@ -59,7 +59,7 @@ class Domain(ServedDomain):
     def __init__(self) -> None:
         self.changed: list[Any] = []
         self.completed: list[Any] = []
-        self.turn = FakeTurn()
+        self.turn: FakeTurn = FakeTurn()
         self.handles: list[Handle] = []
         self.waiting: list[Call] = []
         self.messages = 0
