@@ -7,10 +7,13 @@ import json
 import re
 import select
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.handle import Handle
+
+if TYPE_CHECKING:
+    from kdbusfs.core.domain import Domain
 
 _U64_MAX = (1 << 64) - 1
 _WRITE_MAX = 4096
@@ -18,18 +21,6 @@ _NUMBER = re.compile(rb"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?\Z")
 _TEXT_AT_ONCE = 1 << 12  # bytes
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 _ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
-
-
-class Domain(Protocol):
-    """What the files show of a domain."""
-
-    attach_flags_mask: int
-
-    def counts(self) -> dict[str, object]: ...
-
-    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]: ...
-
-    def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
 
 
 class TextFile(Handle):

@@ -23,9 +23,16 @@ from __future__ import annotations
 
 import enum
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
+
+if TYPE_CHECKING:
+    from kdbusfs.bus1.peer import Peer
+    from kdbusfs.core.bus import Bus
+    from kdbusfs.core.endpoint import Endpoint
+    from kdbusfs.core.handle import EndpointHandle
+    from kdbusfs.host.memory import PoolMemory
 
 ROOT_ID = 1
 CONTROL_ID = 2
@@ -36,62 +43,12 @@ _REFUSALS_KEPT = 4096
 _SPARE_NODES = 1024
 
 
-class Memory(Protocol):
-    """A pool's memory, as far as files need it.  backing_id: 0 where the private inode has copies, too."""
-
-    size: int
-
-    @property
-    def backing_id(self) -> int: ...
-
-    def copy_to(self, nodeid: int) -> None: ...
-
-    def forget_copies(self, nodeid: int) -> None: ...
-
-    def read(self, offset: int, size: int) -> bytes: ...
+H = TypeVar("H", "EndpointHandle", "Peer")
 
 
-class Bus(Protocol):
-    """A bus of the core.  Ids are global ones, times CLOCK_REALTIME nanoseconds."""
-
-    name: str
-    ino: int
-    uid: int
-    gid: int
-    mode: int
-
-    @property
-    def endpoints(self) -> Mapping[str, Endpoint]: ...
-
-    def endpoints_behind(self, ino: int, count: int) -> Sequence[Endpoint]: ...
-
-
-class Endpoint(Protocol):
-    """An endpoint of the core."""
-
-    name: str
-    ino: int
-    uid: int
-    gid: int
-    mode: int
-
-    @property
-    def bus(self) -> Bus: ...
-
-
-class EndpointHandle(Protocol):
-    """An open endpoint file of the core."""
-
-    is_copied: bool
-
-    @property
-    def memory(self) -> Memory: ...
-
-    @property
-    def endpoint(self) -> Endpoint: ...
-
-    @property
-    def connection(self) -> object | None: ...
+def memory_of(handle: EndpointHandle | Peer) -> PoolMemory:
+    """The memory of an open file's pool: for a bus a port, here always what the host has made."""
+    return cast("PoolMemory", handle.memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,53 +107,9 @@ class BusNode(Node):
         self.bus = bus
 
 
-class EndpointFileNode(Node):
-    """A node of an endpoint's with its `opens`: file handle number -> handle.
-
-    has_copies: the page cache may show what an open's pool has, or a former one's.
-    """
-
-    __slots__ = ("endpoint", "has_copies", "opens")
-
-    def __init__(self, nodeid: int, endpoint: Endpoint, changed_ns: int) -> None:
-        mode = stat.S_IFREG | endpoint.mode
-        super().__init__(nodeid, endpoint.ino, mode, endpoint.uid, endpoint.gid, changed_ns)
-        self.lookups = 1
-        self.endpoint = endpoint
-        self.opens: dict[int, EndpointHandle] = {}
-        self.has_copies = False
-
-    @property
-    def copied_handle(self) -> EndpointHandle | None:
-        """The connection whose pool the page cache may have copies of: that of the only open; None if there is none."""
-        if len(self.opens) != 1:
-            return None
-        handle = next(iter(self.opens.values()))
-        return handle if handle.connection is not None else None
-
-
-class EndpointNode(EndpointFileNode):
-    """One LOOKUP of an endpoint file (FS-7, FS-8)."""
-
-    __slots__ = ()
-
-
-class PeerNode(EndpointNode):
-    """One LOOKUP of the file of bus1, whose pool is there from the open on."""
-
-    __slots__ = ()
-
-    @property
-    def copied_handle(self) -> EndpointHandle | None:
-        if len(self.opens) != 1:
-            return None
-        handle = next(iter(self.opens.values()))
-        return None if handle.memory.backing_id else handle
-
-
 @dataclass(slots=True)
 class PeerFile:
-    """The file of bus1 in the root, for the table an endpoint without a bus."""
+    """The file of bus1 in the root."""
 
     name: str
     ino: int
@@ -204,12 +117,60 @@ class PeerFile:
     gid: int
     mode: int = 0o666
 
+
+class FileNode(Node, Generic[H]):
+    """A node of an endpoint's file, or of bus1's, with its `opens`: file handle number -> handle.
+
+    has_copies: the page cache may contain copies of an open's pool, or of a former open's.
+    """
+
+    __slots__ = ("file", "has_copies", "opens")
+
+    def __init__(self, nodeid: int, file: Endpoint | PeerFile, changed_ns: int) -> None:
+        super().__init__(nodeid, file.ino, stat.S_IFREG | file.mode, file.uid, file.gid, changed_ns)
+        self.lookups = 1
+        self.file = file
+        self.opens: dict[int, H] = {}
+        self.has_copies = False
+
     @property
-    def bus(self) -> Bus:
+    def only_handle(self) -> H | None:
+        """The handle of the only open; None if there is none, or more than one."""
+        return next(iter(self.opens.values())) if len(self.opens) == 1 else None
+
+    @property
+    def copied_handle(self) -> H | None:
+        """The handle whose pool the page cache may have copies of; None if there is none."""
         raise NotImplementedError
 
 
-class PrivateNode(EndpointFileNode):
+class EndpointNode(FileNode["EndpointHandle"]):
+    """One LOOKUP of an endpoint file (FS-7, FS-8)."""
+
+    __slots__ = ("endpoint",)
+
+    def __init__(self, nodeid: int, endpoint: Endpoint, changed_ns: int) -> None:
+        super().__init__(nodeid, endpoint, changed_ns)
+        self.endpoint = endpoint
+
+    @property
+    def copied_handle(self) -> EndpointHandle | None:
+        handle = self.only_handle
+        return handle if handle is not None and handle.connection is not None else None
+
+
+class PeerNode(FileNode["Peer"]):
+    """One LOOKUP of the file of bus1, whose pool is there from the open on."""
+
+    __slots__ = ()
+
+    @property
+    def copied_handle(self) -> Peer | None:
+        handle = self.only_handle
+        return None if handle is None or memory_of(handle).backing_id else handle
+
+
+class PrivateNode(FileNode["EndpointHandle"]):
     """The private inode that a connection moves to at HELLO; to its client it looks like the endpoint.
 
     handle: None once it has been opened and closed: the kernel may keep the inode for long after that.
@@ -224,7 +185,10 @@ class PrivateNode(EndpointFileNode):
     @property
     def copied_handle(self) -> EndpointHandle | None:
         handle = self.handle
-        return handle if handle is not None and not handle.memory.backing_id else None
+        return handle if handle is not None and not memory_of(handle).backing_id else None
+
+
+AnyFileNode: TypeAlias = "FileNode[EndpointHandle] | FileNode[Peer]"
 
 
 class Admission(enum.Enum):
@@ -259,9 +223,9 @@ class NodeTable:
         self._nodes: dict[int, Node] = {}
         # By identity of the core's object, which a node here keeps alive.
         self._of_bus: dict[int, BusNode] = {}
-        self._of_endpoint: dict[int, _InodeCount] = {}
-        self._of_file: dict[int, EndpointFileNode] = {}
-        self._latest: dict[int, EndpointNode] = {}  # of each endpoint, by identity
+        self._of_file: dict[int, _InodeCount] = {}
+        self._of_open: dict[int, AnyFileNode] = {}  # by fh
+        self._latest: dict[int, AnyFileNode] = {}  # of each file, by identity
         self._moved: dict[int, PrivateNode] = {}  # by identity of the handle, which an open here keeps alive
         self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
         self._next_nodeid = _FIRST_DYNAMIC_ID
@@ -307,7 +271,7 @@ class NodeTable:
         return node
 
     def add_peer_file(self, name: str) -> PeerFile:
-        """The file of bus1, to be looked up like an endpoint."""
+        """The file of bus1; `look_up_peer_file` gives its nodes."""
         return PeerFile(name, _STATIC_INO + self._static_nodeid(), *self._owner)
 
     def look_up_endpoint(self, endpoint: Endpoint, tid: int) -> EndpointNode:
@@ -317,17 +281,37 @@ class NodeTable:
         the node id that it knows instead of walking a second time.  A thread that was told ESTALE gets one that no
         other thread is given: the kernel tries only once more.
         """
-        alone = tid in self._refused
-        node = None if alone else self._latest.get(id(endpoint))
-        if node is None or node.opens or node.has_copies:
-            kind = PeerNode if isinstance(endpoint, PeerFile) else EndpointNode
-            node = kind(self._fresh_nodeid(), endpoint, self._count_inode(endpoint))
-            self._nodes[node.nodeid] = node
-            if not alone:
-                self._latest[id(endpoint)] = node
-        else:
-            node.lookups += 1
+        node = self._free_node(endpoint, tid)
+        if not isinstance(node, EndpointNode):
+            node = EndpointNode(self._fresh_nodeid(), endpoint, self._count_inode(endpoint))
+            self._add_file_node(node, tid)
         return node
+
+    def look_up_peer_file(self, file: PeerFile, tid: int) -> PeerNode:
+        """A node of bus1's file for thread `tid`, as `look_up_endpoint` gives one of an endpoint."""
+        node = self._free_node(file, tid)
+        if not isinstance(node, PeerNode):
+            node = PeerNode(self._fresh_nodeid(), file, self._count_inode(file))
+            self._add_file_node(node, tid)
+        return node
+
+    def _free_node(self, file: Endpoint | PeerFile, tid: int) -> AnyFileNode | None:
+        """The latest node of `file`, looked up once more, if thread `tid` can have it."""
+        node = None if tid in self._refused else self._latest.get(id(file))
+        if node is None or node.opens or node.has_copies:
+            return None
+        node.lookups += 1
+        return node
+
+    def _add_file_node(self, node: AnyFileNode, tid: int) -> None:
+        self._nodes[node.nodeid] = node
+        if tid not in self._refused:
+            self._latest[id(node.file)] = node
+
+    def endpoint_handle(self, fh: int) -> EndpointHandle | None:
+        """The handle of `fh`, if that is an open of an endpoint file."""
+        node = self._of_open.get(fh)
+        return node.opens[fh] if isinstance(node, EndpointNode | PrivateNode) else None
 
     def look_up_pool(self, handle: EndpointHandle) -> PrivateNode | None:
         """A fresh private node for the pool of `handle`, looked up once; None when it has moved to one already.
@@ -353,14 +337,14 @@ class NodeTable:
         self._prune_at = min(self._prune_at, self._next_prune_at())
         if isinstance(node, BusNode):
             del self._of_bus[id(node.bus)]
-        elif isinstance(node, EndpointFileNode):
-            key = id(node.endpoint)
+        elif isinstance(node, FileNode):
+            key = id(node.file)
             if self._latest.get(key) is node:
                 del self._latest[key]
-            inodes = self._of_endpoint[key]
+            inodes = self._of_file[key]
             inodes.nodes -= 1
             if not inodes.nodes:
-                del self._of_endpoint[key]
+                del self._of_file[key]
 
     def prunable(self) -> list[int]:
         """Node ids without an open that the kernel should be asked to forget, if it holds many.
@@ -370,7 +354,7 @@ class NodeTable:
         """
         if len(self._nodes) < self._prune_at:
             return []
-        files = [node.nodeid for node in self._nodes.values() if isinstance(node, EndpointFileNode) and not node.opens]
+        files = [node.nodeid for node in self._nodes.values() if isinstance(node, FileNode) and not node.opens]
         buses = [node.nodeid for node in self._nodes.values() if isinstance(node, BusNode)]
         self._prune_at = self._next_prune_at()
         return files + buses
@@ -379,7 +363,7 @@ class NodeTable:
         """The number of nodes at which it pays to look for prunable ones again."""
         return len(self._nodes) + max(_SPARE_NODES, len(self._nodes) // 2)
 
-    def admit(self, node: EndpointNode, tid: int) -> Admission:
+    def admit(self, node: EndpointNode | PeerNode, tid: int) -> Admission:
         """Decide on an OPEN of `node` by thread `tid`; the module's head has the rules."""
         last_refused = self._refused.pop(tid, None)
         if not node.opens:
@@ -394,66 +378,64 @@ class NodeTable:
             return Admission.BUSY
         return Admission.SHARED
 
-    def opened(self, node: EndpointFileNode, fh: int, handle: EndpointHandle) -> None:
+    def opened(self, node: FileNode[H], fh: int, handle: H) -> None:
         """Note that the file handle number `fh` is an open of `node`."""
         if not node.opens:
             node.has_copies = False  # the kernel empties the page cache for a first open
         node.opens[fh] = handle
-        self._of_file[fh] = node
+        self._of_open[fh] = node
         if isinstance(node, PrivateNode):
             self._moved[id(handle)] = node
-        if isinstance(node, PrivateNode | PeerNode) and not handle.memory.backing_id:
+        if isinstance(node, PrivateNode | PeerNode) and not memory_of(handle).backing_id:
             self._copy(node, handle)
 
-    def _copy(self, node: EndpointFileNode, handle: EndpointHandle) -> None:
+    def _copy(self, node: AnyFileNode, handle: EndpointHandle | Peer) -> None:
         node.has_copies = True
         handle.is_copied = True
-        handle.memory.copy_to(node.nodeid)
+        memory_of(handle).copy_to(node.nodeid)
 
-    def copied_by(self, fh: int) -> Memory | None:
+    def copied_by(self, fh: int) -> PoolMemory | None:
         """The pool that the open file `fh` shows by copies in its page cache, from now on; None if it shows none."""
-        node = self._of_file.get(fh)
+        node = self._of_open.get(fh)
         handle = None if node is None else node.copied_handle
         if node is None or handle is None:
             return None
         self._copy(node, handle)
-        return handle.memory
+        return memory_of(handle)
 
     def only_node_of(self, fh: int) -> int:
         """The node id that `fh` is the only open of; 0 if there is none."""
-        node = self._of_file.get(fh)
+        node = self._of_open.get(fh)
         return node.nodeid if node is not None and len(node.opens) == 1 else 0
 
-    def handle_of(self, nodeid: int) -> EndpointHandle | None:
+    def handle_of(self, nodeid: int) -> EndpointHandle | Peer | None:
         """The open file of node id `nodeid`, if it is the only one."""
         node = self._nodes.get(nodeid)
-        if not isinstance(node, EndpointFileNode) or len(node.opens) != 1:
-            return None
-        return next(iter(node.opens.values()))
+        return node.only_handle if isinstance(node, FileNode) else None
 
     def node_of(self, fh: int) -> int:
         """The node id that `fh` is an open of; 0 if it is no endpoint file."""
-        node = self._of_file.get(fh)
+        node = self._of_open.get(fh)
         return 0 if node is None else node.nodeid
 
     def closed(self, fh: int) -> None:
         """The last descriptor of `fh` is gone.  Any `fh` may be given, also one that is no endpoint file."""
-        node = self._of_file.pop(fh, None)
+        node = self._of_open.pop(fh, None)
         if node is None:
             return
         handle = node.opens.pop(fh)
         if node.opens:
             return
-        handle.memory.forget_copies(node.nodeid)
+        memory_of(handle).forget_copies(node.nodeid)
         if isinstance(node, PrivateNode):
             del self._moved[id(handle)]
             node.handle = None
 
-    def _count_inode(self, endpoint: Endpoint) -> int:
-        """Count one more inode of `endpoint`; gives the time that it shares with the others (FS-10)."""
-        inodes = self._of_endpoint.get(id(endpoint))
+    def _count_inode(self, file: Endpoint | PeerFile) -> int:
+        """Count one more inode of `file`; gives the time that it shares with the others (FS-10)."""
+        inodes = self._of_file.get(id(file))
         if inodes is None:
-            inodes = self._of_endpoint[id(endpoint)] = _InodeCount(self._realtime())
+            inodes = self._of_file[id(file)] = _InodeCount(self._realtime())
         inodes.nodes += 1
         return inodes.changed_ns
 

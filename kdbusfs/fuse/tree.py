@@ -12,8 +12,8 @@ import heapq
 import mmap
 import os
 import stat
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 
@@ -24,19 +24,26 @@ from kdbusfs.fuse.nodes import (
     WORLD,
     Access,
     Admission,
-    Bus,
     BusNode,
-    EndpointFileNode,
-    EndpointHandle,
     EndpointNode,
-    Memory,
+    FileNode,
     Node,
     NodeTable,
     PeerNode,
     PrivateNode,
     StaticDirectory,
+    memory_of,
 )
 from kdbusfs.fuse.protocol import DIRECT_IO_ALLOW_MMAP, FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH
+
+if TYPE_CHECKING:
+    from kdbusfs.base.handle import Handle
+    from kdbusfs.bus1.world import World
+    from kdbusfs.core.bus import Bus
+    from kdbusfs.core.domain import Domain
+    from kdbusfs.fuse.files import OpenFiles
+    from kdbusfs.host.host import LinuxHost
+    from kdbusfs.host.installer import Installer
 
 # With DIRECT_IO only mmap meets the memory or the page cache; read and write come here, for FS-16.
 _PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
@@ -62,68 +69,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Domain(Protocol):
-    """The core, as far as the tree needs it."""
-
-    attach_flags_mask: int
-
-    @property
-    def buses(self) -> Mapping[str, Bus]: ...
-
-    def open_control(self, caller: Any) -> Any: ...
-
-    def open_endpoint(self, endpoint: Any, caller: Any, memory: Any) -> Any: ...
-
-    def counts(self) -> dict[str, object]: ...
-
-    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]: ...
-
-    def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]: ...
-
-
-class Peers(Protocol):
-    """bus1, as far as the tree needs it."""
-
-    def open(self, caller: Any, memory: Any) -> Any:
-        """A new peer, with all of its pool."""
-
-
-class Host(Protocol):
-    """Linux, as far as the tree needs it."""
-
-    def caller(self, tid: int) -> Any:
-        """The thread that opens a file."""
-
-    def memory(self) -> Memory:
-        """What will be the memory of a pool."""
-
-
-class Installer(Protocol):
-    """What moves clients to private nodes."""
-
-    @property
-    def tids(self) -> Container[int]: ...
-
-
-class OpenFiles(Protocol):
-    """The table of open files."""
-
-    def check_room(self, user: int) -> None: ...
-
-    def charge(self, user: int) -> None: ...
-
-    def discharge(self, user: int) -> None: ...
-
-    def add(self, handle: Any, open_flags: int, backing_id: int, user: int = 0) -> int: ...
-
-    def get(self, fh: int) -> Any: ...
-
-    def remove(self, fh: int) -> Any: ...
-
-
 def _handler(
     function: Callable[Concatenate[Tree, P], Awaitable[R]],
-) -> Callable[Concatenate[Tree, P], Coroutine[Any, Any, R]]:
+) -> Callable[Concatenate[Tree, P], Coroutine[None, None, R]]:
     """Turn whatever a handler raises into an errno: anything but FUSEError would end pyfuse3's loop."""
 
     @functools.wraps(function)
@@ -171,7 +119,7 @@ class Tree(pyfuse3.Operations):
     def __init__(
         self,
         domain: Domain,
-        host: Host,
+        host: LinuxHost,
         installer: Installer,
         realtime: Callable[[], int],
         report: Callable[[str], None],
@@ -180,7 +128,7 @@ class Tree(pyfuse3.Operations):
         access: Access = WORLD,
         prune: Callable[[list[int]], bool] = lambda nodeids: False,
         spend: Callable[[int], object] = lambda units: None,
-        peers: Peers | None = None,
+        peers: World | None = None,
         lists_peers: bool = False,
     ) -> None:
         super().__init__()
@@ -228,7 +176,7 @@ class Tree(pyfuse3.Operations):
         """The same if `fh` is the only open of it: then the pool of its connection may be shown there; else 0."""
         return self._nodes.only_node_of(fh)
 
-    def handle_of(self, nodeid: int) -> Any:
+    def handle_of(self, nodeid: int) -> Handle | None:
         """The open file of node id `nodeid`; None if it is none that has a pool, or not the only one."""
         return self._nodes.handle_of(nodeid)
 
@@ -270,10 +218,10 @@ class Tree(pyfuse3.Operations):
         if bus is not None:
             return self._nodes.look_up_bus(bus)
         if self._peer_file is not None and name == self._peer_file.name:
-            return self._nodes.look_up_endpoint(self._peer_file, tid)
+            return self._nodes.look_up_peer_file(self._peer_file, tid)
         if name.startswith(_POOL_PREFIX) and tid in self._installer.tids:
             number = name.removeprefix(_POOL_PREFIX)
-            handle = self.files.get(int(number)) if number.isdecimal() else None
+            handle = self._nodes.endpoint_handle(int(number)) if number.isdecimal() else None
             node = self._nodes.look_up_pool(handle) if handle is not None else None
             if node is not None:
                 return node
@@ -316,7 +264,7 @@ class Tree(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
 
-    def _admit(self, node: EndpointNode, tid: int) -> None:
+    def _admit(self, node: EndpointNode | PeerNode, tid: int) -> None:
         admission = self._nodes.admit(node, tid)
         if admission is Admission.STALE:
             raise pyfuse3.FUSEError(errno.ESTALE)
@@ -328,7 +276,7 @@ class Tree(pyfuse3.Operations):
         assert self._peers is not None
         self._admit(node, tid)
         handle = self._peers.open(self._host.caller(tid), self._host.memory())
-        backing_id = handle.memory.backing_id
+        backing_id = memory_of(handle).backing_id
         fh = self._add_file(handle, _POOL_FLAGS if backing_id else _COPIED_FLAGS, backing_id, user)
         self._nodes.opened(node, fh, handle)
         return fh
@@ -339,7 +287,7 @@ class Tree(pyfuse3.Operations):
         if not self._is_present(bus) or bus.endpoints.get(endpoint.name) is not endpoint:
             raise pyfuse3.FUSEError(errno.ESHUTDOWN)  # FS-21
         self._admit(node, tid)
-        handle: EndpointHandle = self._domain.open_endpoint(endpoint, self._host.caller(tid), self._host.memory())
+        handle = self._domain.open_endpoint(endpoint, self._host.caller(tid), self._host.memory())
         fh = self._add_file(handle, self._endpoint_flags, 0, user)
         self._nodes.opened(node, fh, handle)
         return fh
@@ -348,12 +296,12 @@ class Tree(pyfuse3.Operations):
         # A client that reopens its own descriptor through /proc arrives here as well.
         if tid not in self._installer.tids or node.handle is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        backing_id = node.handle.memory.backing_id
+        backing_id = memory_of(node.handle).backing_id
         fh = self.files.add(node.handle, _POOL_FLAGS if backing_id else _COPIED_FLAGS, backing_id)
         self._nodes.opened(node, fh, node.handle)
         return fh
 
-    def _add_file(self, handle: Any, open_flags: int, backing_id: int, user: int) -> int:
+    def _add_file(self, handle: Handle, open_flags: int, backing_id: int, user: int) -> int:
         """Give a handle that has no file yet its number; it is released if there is none."""
         try:
             return self.files.add(handle, open_flags, backing_id, user)
@@ -584,10 +532,10 @@ def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
     attributes.st_nlink = 2 if node.is_directory else 1
     if isinstance(node, PeerNode):
         attributes.st_size = POOL_SIZE
-    elif isinstance(node, EndpointFileNode):
+    elif isinstance(node, FileNode):
         shown = node.copied_handle
         # The kernel maps no further than that; with passthrough it looks at the memory itself (FS-9).
-        attributes.st_size = 0 if shown is None else shown.memory.size
+        attributes.st_size = 0 if shown is None else memory_of(shown).size
     attributes.st_uid = node.uid
     attributes.st_gid = node.gid
     attributes.st_blksize = mmap.PAGESIZE

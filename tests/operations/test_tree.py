@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyfuse3
 import pytest
@@ -44,15 +44,15 @@ class Mount:
         self.installer = FakeInstaller()
         self.faults: list[str] = []
         self.tree = Tree(
-            self.domain,
-            self.host,
-            self.installer,
+            cast("Any", self.domain),
+            cast("Any", self.host),
+            cast("Any", self.installer),
             itertools.count(10**18).__next__,
             self.faults.append,
             lambda: {"requests": 7},
             **more,
         )
-        self.tree.files = self.files
+        self.tree.files = cast("Any", self.files)
         self.tree.set_up(DIRECT_IO_ALLOW_MMAP)
 
     def context(self, tid: int = CLIENT, uid: int = 0) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdbusfs.base.errors import CommandError
+from kdbusfs.core.endpoint import Endpoint
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class FakeEndpoint:
 class FakeHandle:
     """An open file of the core; an endpoint's has memory, which it closes."""
 
-    endpoint: FakeEndpoint | None = None
+    endpoint: FakeEndpoint | Endpoint | None = None
     memory: FakeMemory | None = None
     is_copied: bool = False
     connection: object | None = None

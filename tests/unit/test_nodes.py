@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-from kdbusfs.fuse.nodes import Admission, EndpointFileNode, NodeTable, PrivateNode
-from tests.support.fake_tree import FakeDomain, FakeEndpoint, FakeHandle, FakeMemory
+from kdbusfs.abi.constants import MAKE_ACCESS_WORLD
+from kdbusfs.core.bus import Bus
+from kdbusfs.core.domain import Domain
+from kdbusfs.core.endpoint import Endpoint
+from kdbusfs.fuse.nodes import Admission, EndpointNode, NodeTable, PrivateNode
+from tests.support.fake_host import FakeHost
+from tests.support.fake_tree import FakeHandle, FakeMemory
 
 ME, OTHER = 100, 200
 
@@ -18,14 +23,26 @@ def table() -> NodeTable:
     return NodeTable(itertools.count(1000).__next__)
 
 
+class Buses:
+    """Makes buses of one domain."""
+
+    def __init__(self) -> None:
+        self._domain = Domain(FakeHost())
+
+    def make_bus(self, name: str) -> Bus:
+        bus = Bus(self._domain, name, MAKE_ACCESS_WORLD, 0, 0)
+        bus.ino = self._domain.inos.take()
+        bus.add_endpoint(Endpoint(bus, "bus", MAKE_ACCESS_WORLD, 0, 0))
+        return bus
+
+
 @pytest.fixture
-def endpoint() -> FakeEndpoint:
-    return FakeDomain().make_bus("0-a").endpoints["bus"]
+def endpoint() -> Endpoint:
+    return Buses().make_bus("0-a").endpoints["bus"]
 
 
-def open_first(table: NodeTable, node: EndpointFileNode, fh: int, backing_id: int = 1) -> Any:
+def open_first(table: NodeTable, node: EndpointNode, fh: int, backing_id: int = 1) -> Any:
     """An open that is alone on its node."""
-    assert isinstance(node.endpoint, FakeEndpoint)
     handle: Any = FakeHandle(node.endpoint, FakeMemory(backing_id))
     table.opened(node, fh, handle)
     return handle
@@ -54,7 +71,7 @@ def test_files_that_are_always_there_have_numbers_that_no_bus_can_get(table: Nod
 
 
 def test_a_bus_keeps_its_node_id_until_every_lookup_is_forgotten(table: NodeTable) -> None:
-    bus = FakeDomain().make_bus("0-a")
+    bus = Buses().make_bus("0-a")
     node = table.look_up_bus(bus)
     assert table.look_up_bus(bus) is node
     table.forget(node.nodeid, 1)
@@ -67,14 +84,14 @@ def test_a_bus_keeps_its_node_id_until_every_lookup_is_forgotten(table: NodeTabl
 
 
 def test_a_new_bus_of_an_old_name_has_another_node_id(table: NodeTable) -> None:
-    domain = FakeDomain()
+    domain = Buses()
     old = table.look_up_bus(domain.make_bus("0-a"))
     new = table.look_up_bus(domain.make_bus("0-a"))
     assert old.nodeid != new.nodeid
 
 
 def test_every_lookup_of_an_endpoint_is_a_node_that_nobody_has_open_with_the_same_ino(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     """FS-33"""
     nodes = []
@@ -89,7 +106,7 @@ def test_every_lookup_of_an_endpoint_is_a_node_that_nobody_has_open_with_the_sam
 
 
 def test_the_last_node_serves_again_when_it_is_closed_and_as_long_as_the_kernel_knows_it(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, 1)
@@ -100,7 +117,7 @@ def test_the_last_node_serves_again_when_it_is_closed_and_as_long_as_the_kernel_
 
 
 def test_a_thread_that_was_told_estale_gets_a_node_that_no_other_thread_is_given(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     """The kernel walks the path once more, and not a third time."""
     first = table.look_up_endpoint(endpoint, ME)
@@ -113,7 +130,7 @@ def test_a_thread_that_was_told_estale_gets_a_node_that_no_other_thread_is_given
     assert table.admit(again, OTHER) is Admission.FIRST
 
 
-def test_an_inode_whose_page_cache_has_copies_serves_once(table: NodeTable, endpoint: FakeEndpoint) -> None:
+def test_an_inode_whose_page_cache_has_copies_serves_once(table: NodeTable, endpoint: Endpoint) -> None:
     """FS-33: what a pool held must not show in the pool of whoever opens the endpoint next."""
     node = table.look_up_endpoint(endpoint, ME)
     handle = open_first(table, node, 1)
@@ -124,7 +141,7 @@ def test_an_inode_whose_page_cache_has_copies_serves_once(table: NodeTable, endp
 
 
 def test_times_stay_while_an_inode_is_held_and_are_new_after_the_last(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     """FS-10"""
     first = table.look_up_endpoint(endpoint, ME)
@@ -138,7 +155,7 @@ def test_times_stay_while_an_inode_is_held_and_are_new_after_the_last(
 
 
 def test_the_table_is_back_at_its_size_when_everything_is_forgotten(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     before = len(table)
     ids = [table.look_up_endpoint(endpoint, ME).nodeid for _ in range(100)]
@@ -150,12 +167,12 @@ def test_the_table_is_back_at_its_size_when_everything_is_forgotten(
     table.forget(ids[0], 1)  # of what is unknown: no harm
 
 
-def test_the_first_open_of_a_node_is_admitted(table: NodeTable, endpoint: FakeEndpoint) -> None:
+def test_the_first_open_of_a_node_is_admitted(table: NodeTable, endpoint: Endpoint) -> None:
     assert table.admit(table.look_up_endpoint(endpoint, ME), ME) is Admission.FIRST
 
 
 def test_a_second_open_is_told_to_look_again_and_shares_if_there_is_nothing_else(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
@@ -164,7 +181,7 @@ def test_a_second_open_is_told_to_look_again_and_shares_if_there_is_nothing_else
 
 
 def test_a_thread_that_found_a_fresh_node_is_told_to_look_again_the_next_time(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
@@ -173,7 +190,7 @@ def test_a_thread_that_found_a_fresh_node_is_told_to_look_again_the_next_time(
     assert table.admit(node, ME) is Admission.STALE
 
 
-def test_every_thread_is_told_for_itself(table: NodeTable, endpoint: FakeEndpoint) -> None:
+def test_every_thread_is_told_for_itself(table: NodeTable, endpoint: Endpoint) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
     assert table.admit(node, ME) is Admission.STALE
@@ -182,7 +199,7 @@ def test_every_thread_is_told_for_itself(table: NodeTable, endpoint: FakeEndpoin
     assert table.admit(node, OTHER) is Admission.SHARED
 
 
-def test_a_node_whose_holder_said_hello_is_busy(table: NodeTable, endpoint: FakeEndpoint) -> None:
+def test_a_node_whose_holder_said_hello_is_busy(table: NodeTable, endpoint: Endpoint) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1).connection = object()
     assert table.admit(node, ME) is Admission.STALE
@@ -190,7 +207,7 @@ def test_a_node_whose_holder_said_hello_is_busy(table: NodeTable, endpoint: Fake
 
 
 def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     handle = open_first(table, node, fh=1)
@@ -201,7 +218,7 @@ def test_a_node_whose_holder_moved_to_its_private_node_is_free_again(
 
 
 def test_what_is_left_open_of_a_node_by_who_has_moved_keeps_nobody_out(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     """A duplicate from before HELLO."""
     node = table.look_up_endpoint(endpoint, ME)
@@ -216,7 +233,7 @@ def test_what_is_left_open_of_a_node_by_who_has_moved_keeps_nobody_out(
 
 
 def test_a_private_node_is_found_until_it_is_opened_and_holds_nothing_after_its_close(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     handle = open_first(table, table.look_up_endpoint(endpoint, ME), fh=1)
     private_node(table, handle)
@@ -233,7 +250,7 @@ def test_closing_what_is_no_endpoint_file_is_ignored(table: NodeTable) -> None:
 
 
 def test_threads_that_do_not_come_back_leave_no_more_than_a_bounded_trace(
-    table: NodeTable, endpoint: FakeEndpoint
+    table: NodeTable, endpoint: Endpoint
 ) -> None:
     node = table.look_up_endpoint(endpoint, ME)
     open_first(table, node, fh=1)
@@ -245,7 +262,7 @@ def test_threads_that_do_not_come_back_leave_no_more_than_a_bounded_trace(
 
 def test_many_nodes_without_an_open_are_a_crowd(table: NodeTable) -> None:
     """Files before their buses; and not again before there are many more, forgotten or not."""
-    domain = FakeDomain()
+    domain = Buses()
     files = []
     buses: list[int] = []
     opened = 0
