@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from ..abi.values import Hello, Item
     from ..base.call import Call
     from ..base.handle import Handle
-    from ..base.ports import Memory
-    from .domain_state import DomainState
+    from ..base.ports import Caller, Memory
     from .endpoint import Endpoint
-    from .policy import PinnedCredentials
-    from .users import User
 
 _IGNORED_ITEMS: Final = frozenset(
     (
@@ -130,20 +127,9 @@ def hello(
     conn_id = bus.next_connection_id()
     memory.resize(pool_size)
     metadata, faked = _identity(call, request)
-    caller = call.caller
-    ids = caller.ids()
-    groups = caller.groups()
-    user = endpoint.user or domain.users.get(caller.user)
-    user.add_connection()
-    pool = Pool(pool_size, memory, user.account, rules.pool_full)
-    credentials = domain.credentials.take(ids, groups)
-    if metadata.auxgroups == groups:
-        metadata.auxgroups = credentials.groups()
-    cost = held_bytes(metadata)
-    charged = 0
+    taken = _Taken(endpoint, call.caller, memory, pool_size, rules)
     try:
-        user.account.charge(cost)
-        charged = cost
+        taken.hold(metadata)
         if not endpoint.active:
             raise CommandError(ESHUTDOWN, "endpoint is gone")
         connection = Connection(
@@ -156,18 +142,18 @@ def hello(
             attach_flags,
             request.description,
             metadata,
-            credentials,
-            user,
-            pool,
+            taken.credentials,
+            taken.user,
+            taken.pool,
             faked=faked,
             privileged=privileged,
         )
         if rules.keeps_namespaces:
-            connection.reader = caller.view()
+            connection.reader = call.caller.view()
         offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except CommandError:
-        _undo(domain, user, pool, credentials, charged)
+        taken.give_back()
         raise
     return connection, offset, size
 
@@ -188,13 +174,36 @@ def _attach_flags(wanted: Hello, required: int, rules: Rules) -> tuple[int, int]
     return send, recv
 
 
-def _undo(domain: DomainState, user: User, pool: Pool, credentials: PinnedCredentials, charged: int) -> None:
-    """Give back what a HELLO has taken that failed."""
-    pool.close(domain.turn)
-    user.connections -= 1
-    user.account.uncharge(charged)
-    domain.credentials.give_back(credentials)
-    domain.users.forget_if_idle(user.account)
+class _Taken:
+    """What a HELLO charges to the user of the new connection, and gives back if it fails."""
+
+    __slots__ = ("_domain", "_held", "credentials", "pool", "user")
+
+    def __init__(self, endpoint: Endpoint, caller: Caller, memory: Memory, pool_size: int, rules: Rules) -> None:
+        ids = caller.ids()
+        groups = caller.groups()
+        self._domain = endpoint.bus.domain
+        self._held = 0
+        self.user = endpoint.user or self._domain.users.get(caller.user)
+        self.user.add_connection()
+        self.pool = Pool(pool_size, memory, self.user.account, rules.pool_full)
+        self.credentials = self._domain.credentials.take(ids, groups)
+
+    def hold(self, metadata: ProcessMetadata) -> None:
+        """Charge the user for `metadata`; groups that equal those of the credentials are stored once."""
+        groups = self.credentials.groups()
+        if metadata.auxgroups == groups:
+            metadata.auxgroups = groups
+        held = held_bytes(metadata)
+        self.user.account.charge(held)
+        self._held = held
+
+    def give_back(self) -> None:
+        self.pool.close(self._domain.turn)
+        self.user.connections -= 1
+        self.user.account.uncharge(self._held)
+        self._domain.credentials.give_back(self.credentials)
+        self._domain.users.forget_if_idle(self.user.account)
 
 
 def answer_hello(connection: Connection, call: Call, offset: int, size: int) -> None:

@@ -138,7 +138,6 @@ class Requests:
         head, data, message = current_request(self._address)
         unique = u64(head, REQUEST_UNIQUE)
         fh = u64(head, REQUEST_FH)
-        number = u32(head, REQUEST_CMD)
         tid = u32(head, REQUEST_TID)
         if u32(head, REQUEST_FREED):
             self.tell_freed()
@@ -149,21 +148,7 @@ class Requests:
             handle = self._files.get(fh)
             if handle is None:
                 raise LookupError("no such open file")
-            call.number = number
-            call.address = u64(head, REQUEST_ARG)
-            call.data = data
-            call.error = u32(head, REQUEST_COMMAND_ERROR)
-            call.message = message
-            call.message_error = u32(head, REQUEST_MESSAGE_ERROR)
-            words = struct_size(number) // 8
-            views = self._views[words if words < _VIEWED_WORDS else 0]
-            call.command = views.command if len(data) == views.size else self._command[: len(data)]
-            call.words = views.words
-            call.tells_offset = False
-            call.becomes_connection = False
-            call.tag = unique
-            pidfd: int = read_i32_le(head, REQUEST_PIDFD)
-            self._caller.reset(tid, pidfd)
+            self._begin(head, data, message)
             result = handle.ioctl(call)
             if result == PENDING:
                 waiting, call.deferred = call.deferred, None
@@ -191,6 +176,26 @@ class Requests:
                 result = NOTHING
             self._answer_completed()
         return result
+
+    def _begin(self, head: bytes, data: bytes, message: bytes | None) -> None:
+        """Make the call and its caller those of the channel's current ioctl."""
+        call = self._call
+        number = u32(head, REQUEST_CMD)
+        call.number = number
+        call.address = u64(head, REQUEST_ARG)
+        call.data = data
+        call.error = u32(head, REQUEST_COMMAND_ERROR)
+        call.message = message
+        call.message_error = u32(head, REQUEST_MESSAGE_ERROR)
+        words = struct_size(number) // 8
+        views = self._views[words if words < _VIEWED_WORDS else 0]
+        call.command = views.command if len(data) == views.size else self._command[: len(data)]
+        call.words = views.words
+        call.tells_offset = False
+        call.becomes_connection = False
+        call.tag = u64(head, REQUEST_UNIQUE)
+        pidfd: int = read_i32_le(head, REQUEST_PIDFD)
+        self._caller.reset(u32(head, REQUEST_TID), pidfd)
 
     def tell_freed(self) -> None:
         """Tell the core which slices were given back by a FREE that the channel has answered; before anything else."""

@@ -231,13 +231,7 @@ class Responder:
         if self._files is None:
             return False
         try:
-            entries: list[tuple[int, CData]] = []
-            pinned: list[object] = []
-            if installation is not None:
-                for file, memory, offset in installation.entries:
-                    pointer, keepalive = cast(_MappedMemory, memory).pin(offset)
-                    entries.append((cast(_OpenFile, file).fd, pointer))
-                    pinned.append(keepalive)
+            entries, pinned = _pin(installation)
             writes_memory = bool(call.writes) or (installation is not None and not call.number & IOC_READ)
             caller = None
             if writes_memory:
@@ -277,3 +271,15 @@ class Responder:
         if installation is not None and outcome is not None:
             self._pending.installing.append((installation, outcome))
         return True
+
+
+def _pin(installation: Installation | None) -> tuple[list[tuple[int, CData]], list[object]]:
+    """Descriptors to install, each with a pointer to where its number goes, and what keeps the pointers valid."""
+    entries: list[tuple[int, CData]] = []
+    pinned: list[object] = []
+    if installation is not None:
+        for file, memory, offset in installation.entries:
+            pointer, keepalive = cast(_MappedMemory, memory).pin(offset)
+            entries.append((cast(_OpenFile, file).fd, pointer))
+            pinned.append(keepalive)
+    return entries, pinned
