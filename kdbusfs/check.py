@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -14,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 
 from kdbusfs.cli import run_daemon
 from kdbusfs.diagnosis import restrictions
-from kdbusfs.failure import EXIT_OK, MountError
+from kdbusfs.failure import EXIT_OK, exit_code_of
 from kdbusfs.fuse.features import Feature, features
 from kdbusfs.fuse.mount import UNMOUNT_PATIENCE, Mount, check_privilege, unmount, visible_mount
+from kdbusfs.fuse.mount_error import MountError
+from kdbusfs.host import mounting
 from kdbusfs.host.confinement import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_ADMIN,
@@ -31,8 +32,6 @@ from kdbusfs.options import MountOptions
 from kdbusfs.starter import start
 from kdbusfs.surroundings import memory_total
 
-_CLONE_NEWNS = 0x20000
-_MS_REC_PRIVATE = 0x4000 | 0x40000
 _CAPABILITIES = {
     "CAP_SYS_ADMIN": (CAP_SYS_ADMIN, "nothing can be mounted"),
     "CAP_SYS_PTRACE": (CAP_SYS_PTRACE, "only clients of the daemon's own user and group are served"),
@@ -40,7 +39,6 @@ _CAPABILITIES = {
     "CAP_SYS_NICE": (CAP_SYS_NICE, "on a busy machine calls wait longer for their turn"),
     "CAP_SYS_RESOURCE": (CAP_SYS_RESOURCE, "the hard limit of open files holds"),
 }
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +82,9 @@ def examine() -> Report:
 @contextlib.contextmanager
 def _places() -> Iterator[tuple[str, str]]:
     """Two directories: the daemon that was tried may still be unmounting at one while the other is used."""
-    if _libc.unshare(_CLONE_NEWNS) == 0:
-        _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
+    with contextlib.suppress(OSError):
+        mounting.enter_new_mount_namespace()
+        mounting.mount("none", "/", flags=mounting.MS_REC | mounting.MS_PRIVATE)
     with tempfile.TemporaryDirectory(prefix="kdbusfs-check-") as place:
         first, second = os.path.join(place, "1"), os.path.join(place, "2")
         os.mkdir(first)
@@ -104,7 +103,7 @@ def _try(place: str) -> Trial:
             check_privilege()
             code = start(lambda announcer: run_daemon("check", place, options, announcer), place, options.subtype)
         except MountError as fault:
-            code = fault.exit_code
+            code = exit_code_of(fault)
             os.write(2, f"kdbusfs: {fault}\n".encode())
         finally:
             sys.stderr.flush()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kdbusfs.arguments import CHECK_FLAG, HELPER_FLAG, check_parser, parse_helper, parser
 from kdbusfs.diagnosis import restrictions, shortage, warn
-from kdbusfs.failure import EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, MountError
+from kdbusfs.failure import EXIT_OK, EXIT_USAGE, exit_code_of
 from kdbusfs.fuse.mount import (
     check_mountpoint,
     check_privilege,
@@ -25,6 +25,7 @@ from kdbusfs.fuse.mount import (
     open_device,
     take_device,
 )
+from kdbusfs.fuse.mount_error import MountError, MountFailure
 from kdbusfs.host.confinement import Confinement, confinement
 from kdbusfs.options import MountOptions, OptionError, parse
 from kdbusfs.rehearsal import Rehearsal
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as fault:
         return complain(EXIT_USAGE, str(fault), name)
     except MountError as fault:
-        return complain(fault.exit_code, str(fault), name)
+        return complain(exit_code_of(fault), str(fault), name)
 
 
 def _mount(given: argparse.Namespace) -> int:
@@ -94,7 +95,7 @@ def _check_ids(options: MountOptions) -> None:
         if number is not None:
             with open(f"/proc/self/{name}_map", "rb") as file:
                 if parse_id_map(file.read()).to_outside(number) is None:
-                    raise MountError(EXIT_USAGE, f"{name}={number} does not exist in this user namespace")
+                    raise MountError(MountFailure.USAGE, f"{name}={number} does not exist in this user namespace")
 
 
 def run_daemon(source: str, path: str, options: MountOptions, announcer: Announcer | None = None) -> int:
@@ -163,7 +164,7 @@ def _as_shortage(fault: Exception, found: Confinement) -> Exception:
     if number not in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC):
         return fault
     fault.__traceback__ = None  # its frames keep memory, which the message needs
-    return MountError(EXIT_SYSTEM, f"the daemon cannot start: {shortage(number, found)}")
+    return MountError(MountFailure.SYSTEM, f"the daemon cannot start: {shortage(number, found)}")
 
 
 def _log_to_stderr(level: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOSYS, ENOTTY, EPERM, ESRCH
 
-from kdbusfs.failure import EXIT_SYSTEM, MountError
+from kdbusfs.fuse.mount_error import MountError, MountFailure
 from kdbusfs.host.confinement import (
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
@@ -152,6 +152,6 @@ def _installation(outcome: Outcome, found: Confinement, reached: Reach | None) -
 def warn(found: Verdict) -> None:
     """Log what some clients have to do without.  Raises MountError if none can be served."""
     if found.fatal:
-        raise MountError(EXIT_SYSTEM, found.fatal)
+        raise MountError(MountFailure.SYSTEM, found.fatal)
     for text in found.warnings:
         log.warning("%s", text)

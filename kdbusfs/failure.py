@@ -1,6 +1,8 @@
-"""The error for a domain that cannot be mounted or served, and the exit codes for mount(8) and scripts."""
+"""Exit codes, as mount(8) and scripts expect them."""
 
 from __future__ import annotations
+
+from kdbusfs.fuse.mount_error import MountError, MountFailure
 
 EXIT_OK = 0
 EXIT_USAGE = 1
@@ -8,10 +10,13 @@ EXIT_SYSTEM = 2
 EXIT_INTERNAL = 4
 EXIT_MOUNT = 32
 
+_CODES = {
+    MountFailure.USAGE: EXIT_USAGE,
+    MountFailure.SYSTEM: EXIT_SYSTEM,
+    MountFailure.REFUSED: EXIT_MOUNT,
+}
 
-class MountError(Exception):
-    """A domain cannot be mounted or served.  The message is one line with reason and advice."""
 
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+def exit_code_of(error: MountError) -> int:
+    """The exit code of a program that ends with `error`."""
+    return _CODES[error.failure]

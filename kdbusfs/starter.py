@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from kdbusfs.failure import EXIT_INTERNAL, EXIT_MOUNT, EXIT_OK, MountError
+from kdbusfs.failure import EXIT_INTERNAL, EXIT_MOUNT, EXIT_OK, exit_code_of
 from kdbusfs.fuse.mount import UNMOUNT_PATIENCE, Mount, unmount, visible_mount
+from kdbusfs.fuse.mount_error import MountError
 from kdbusfs.patience import Patience, cpu_time_of
 
 _READY = "+"
@@ -98,7 +99,7 @@ def _serve(run: Callable[[Announcer], int], announcer: Announcer) -> NoReturn:
     try:
         code = run(announcer)
     except MountError as fault:
-        code = complain(fault.exit_code, str(fault))
+        code = complain(exit_code_of(fault), str(fault))
     except BaseException:
         log.exception("unexpected end")
     finally:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdbusfs.base import mountinfo
+
 OOM_SCORE = -900
 """As in the systemd units: the OOM killer should prefer other processes to the daemon that serves all users."""
 
@@ -42,16 +44,13 @@ def _group_limits(proc: Path) -> Iterator[int]:
     """The memory limits of the daemon's control groups and their visible ancestors."""
     with contextlib.suppress(OSError):
         groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
-        mounts = (proc / "self/mountinfo").read_text().splitlines()
-        for mount in mounts:
-            before, _, after = mount.partition(" - ")
-            kind, _, options = after.split(" ", 2)
-            if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and "memory" not in options.split(",")):
+        for mount in mountinfo.parse((proc / "self/mountinfo").read_text(errors="surrogateescape")):
+            is_v1 = mount.type == "cgroup" and mount.option("memory") is not None
+            if not is_v1 and mount.type != "cgroup2":
                 continue
-            root, point = (_unescape(text) for text in before.split(" ")[3:5])
             for _, controllers, path in groups:
-                if (kind == "cgroup2" and not controllers) or (kind == "cgroup" and "memory" in controllers.split(",")):
-                    yield from _limits_up(Path(point), os.path.relpath(path, root))
+                if "memory" in controllers.split(",") if is_v1 else not controllers:
+                    yield from _limits_up(Path(mount.path), os.path.relpath(path, mount.root))
 
 
 def _limits_up(point: Path, path: str) -> Iterator[int]:
@@ -66,10 +65,3 @@ def _limits_up(point: Path, path: str) -> Iterator[int]:
                 limit = int((directory / name).read_text())
                 if limit < _UNLIMITED:
                     yield limit
-
-
-def _unescape(text: str) -> str:
-    """Unescape a path of mountinfo."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text

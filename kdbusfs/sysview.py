@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import os
 import stat
@@ -17,8 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from kdbusfs.failure import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, MountError
+from kdbusfs.failure import EXIT_MOUNT, EXIT_OK, EXIT_USAGE, exit_code_of
 from kdbusfs.fuse.mount import has_privilege, visible_mount
+from kdbusfs.fuse.mount_error import MountError, MountFailure
+from kdbusfs.host import mounting
 
 MARK = "kdbusfs-sysview"
 """Source of the covering tmpfs in the mount table."""
@@ -27,12 +28,8 @@ NAME = "kdbus"
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
-_CLONE_NEWNS = 0x20000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_REMOUNT, _MS_BIND, _MS_MOVE, _MS_REC = 0x20, 0x1000, 0x2000, 0x4000
-_MS_PRIVATE, _MS_SLAVE = 1 << 18, 1 << 19
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_COVER_FLAGS = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+_COVER_FLAGS = mounting.MS_NOSUID | mounting.MS_NODEV | mounting.MS_NOEXEC
+_READ_ONLY_FLAGS = _COVER_FLAGS | mounting.MS_REMOUNT | mounting.MS_BIND | mounting.MS_RDONLY
 
 _EPILOG = """\
 COMMAND runs in a mount namespace of its own, where
@@ -67,21 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a COMMAND is needed, or --system" if not command else "--system takes no COMMAND")
     try:
         if not has_privilege():
-            raise MountError(EXIT_USAGE, "needs CAP_SYS_ADMIN: run as root, or in a user namespace ('unshare -Urm')")
+            how = "run as root, or in a user namespace ('unshare -Urm')"
+            raise MountError(MountFailure.USAGE, f"needs CAP_SYS_ADMIN: {how}")
         if given.undo:
             undo()
         elif given.system:
             for target in TARGETS:
                 if _is_view(target):
-                    raise MountError(EXIT_MOUNT, f"{target} is such a view already: kdbusfs-sysview --undo")
+                    raise MountError(MountFailure.REFUSED, f"{target} is such a view already: kdbusfs-sysview --undo")
             make(given.mountpoint)
         else:
             _leave_namespace()
             make(given.mountpoint)
-            _become(command)
+            return _become(command)
         return EXIT_OK
     except MountError as fault:
-        return _complain(fault.exit_code, str(fault))
+        return _complain(exit_code_of(fault), str(fault))
     except OSError as fault:
         where = f"{fault.filename}: " if fault.filename else ""
         return _complain(EXIT_MOUNT, f"the view cannot be made: {where}{fault.strerror}")
@@ -105,10 +103,10 @@ def make(domain: str) -> None:
             covers.append((MODULE, module))
         for _, cover in covers:
             # As read-only as sysfs.
-            _mount("none", cover, flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _COVER_FLAGS)
+            mounting.mount("none", cover, flags=_READ_ONLY_FLAGS)
         with contextlib.ExitStack() as moved:
             for target, cover in covers:
-                _mount(cover, target, flags=_MS_MOVE)
+                mounting.mount(cover, target, flags=mounting.MS_MOVE)
                 moved.callback(_uncover, target)
             moved.pop_all()
 
@@ -117,13 +115,13 @@ def undo() -> None:
     """Remove the view from this mount namespace.  Raises MountError if there is none."""
     found = [target for target in TARGETS if _is_view(target)]
     if not found:
-        raise MountError(EXIT_MOUNT, "there is no view to remove")
+        raise MountError(MountFailure.REFUSED, "there is no view to remove")
     for target in found:
         _uncover(target)
 
 
 def _uncover(target: str) -> None:
-    _check(_libc.umount2(target.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW), target)
+    mounting.detach(target)
 
 
 def _is_view(target: str) -> bool:
@@ -138,9 +136,9 @@ def _check_domain(path: str) -> str:
         parameters = os.stat(f"{path}/.kdbusfs/parameters/attach_flags_mask")
     except OSError as fault:
         hint = ": its daemon has ended" if fault.errno == errno.ENOTCONN else ""
-        raise MountError(EXIT_MOUNT, f"'{path}' is not a kdbusfs domain: {fault.strerror}{hint}") from None
+        raise MountError(MountFailure.REFUSED, f"'{path}' is not a kdbusfs domain: {fault.strerror}{hint}") from None
     if not stat.S_ISREG(control.st_mode) or control.st_dev != parameters.st_dev:
-        raise MountError(EXIT_MOUNT, f"'{path}' is not a kdbusfs domain")
+        raise MountError(MountFailure.REFUSED, f"'{path}' is not a kdbusfs domain")
     return os.path.abspath(path)
 
 
@@ -150,12 +148,13 @@ def _staging() -> Iterator[str]:
     path = tempfile.mkdtemp(prefix=f"{MARK}-")
     try:
         # Mounts below a shared mount would propagate, and could not be moved.
-        _mount("none", path, "tmpfs", data="mode=700")
-        _mount("none", path, flags=_MS_PRIVATE)
+        mounting.mount("none", path, "tmpfs", data="mode=700")
+        mounting.mount("none", path, flags=mounting.MS_PRIVATE)
         try:
             yield path
         finally:
-            _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+            with contextlib.suppress(OSError):
+                mounting.detach(path)
     finally:
         os.rmdir(path)
 
@@ -165,7 +164,7 @@ def _build(cover: str, target: str) -> str:
     os.mkdir(cover)
     old = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _mount(MARK, cover, "tmpfs", _COVER_FLAGS, f"mode={stat.S_IMODE(os.fstat(old).st_mode):o}")
+        mounting.mount(MARK, cover, "tmpfs", _COVER_FLAGS, f"mode={stat.S_IMODE(os.fstat(old).st_mode):o}")
         for name in os.listdir(old):
             if name != NAME:
                 with contextlib.suppress(FileNotFoundError):
@@ -190,8 +189,8 @@ def _show(source: str, target: str) -> None:
 
 def _bind(source: str, target: str) -> None:
     """Bind-mount `source` as a slave: mounts propagate to the copy, but unmounting the copy does not propagate back."""
-    _mount(source, target, flags=_MS_BIND | _MS_REC)
-    _mount("none", target, flags=_MS_REC | _MS_SLAVE)
+    mounting.mount(source, target, flags=mounting.MS_BIND | mounting.MS_REC)
+    mounting.mount("none", target, flags=mounting.MS_REC | mounting.MS_SLAVE)
 
 
 def _new_directory(cover: str, name: str) -> str:
@@ -203,27 +202,17 @@ def _new_directory(cover: str, name: str) -> str:
 
 def _leave_namespace() -> None:
     """Enter a new mount namespace that still receives later mounts from outside."""
-    _check(_libc.unshare(_CLONE_NEWNS), "mount namespace")
-    _mount("none", "/", flags=_MS_REC | _MS_SLAVE)
+    mounting.enter_new_mount_namespace()
+    mounting.mount("none", "/", flags=mounting.MS_REC | mounting.MS_SLAVE)
 
 
-def _become(command: list[str]) -> NoReturn:
+def _become(command: list[str]) -> int:
+    """Execute `command`; returns the exit code if that fails."""
     try:
         os.execvp(command[0], command)
     except OSError as fault:
         code = EXIT_NOT_FOUND if fault.errno == errno.ENOENT else EXIT_NOT_EXECUTABLE
-        raise MountError(code, f"cannot execute '{command[0]}': {fault.strerror}") from None
-
-
-def _mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
-    arguments = (os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode())
-    _check(_libc.mount(*arguments), target)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
+        return _complain(code, f"cannot execute '{command[0]}': {fault.strerror}")
 
 
 def _complain(exit_code: int, message: str) -> int:
@@ -252,12 +241,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="where a domain is mounted")
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, and its arguments")
     return parser
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
-_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_libc.unshare.argtypes = [ctypes.c_int]
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from errno import ECONNREFUSED, EINVAL, EOPNOTSUPP, EPERM, ESHUTDOWN
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
+from ..abi.names import is_valid_name
 from ..base.errors import CommandError
 from ..base.pool import Pool
 from ..base.ports import ProcessMetadata
 from .connection import Connection
 from .disconnect import disconnect
 from .metadata import fake_process, held_bytes, sanitize_attach_flags
-from .name_syntax import is_valid_name
 from .names import acquire
 from .notify import flush
 from .split_delivery import SplitDelivery

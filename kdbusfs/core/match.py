@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 from ..abi import constants as c
 from ..abi.commands import MATCH_ADD, MATCH_REMOVE
 from ..abi.limits import MATCH_MAX, MATCH_MAX_RULES
+from ..abi.names import is_valid_name
 from ..base.errors import CommandError
 from .match_index import ANYONE, NO_BIT
-from .name_syntax import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Item

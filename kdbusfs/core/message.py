@@ -24,9 +24,9 @@ from mypy_extensions import mypyc_attr
 
 from ..abi import constants as c
 from ..abi.limits import MSG_MAX_FDS, MSG_MAX_ITEMS, MSG_MAX_PAYLOAD_VEC_SIZE
+from ..abi.names import is_valid_name
 from ..abi.values import ZERO_VEC_OFFSET, Body, Item, Notice, Part
 from ..base.errors import CommandError
-from .name_syntax import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Sent

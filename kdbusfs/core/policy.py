@@ -7,9 +7,9 @@ from errno import E2BIG, EEXIST, EINVAL
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..abi import constants as c
+from ..abi.names import is_valid_name
 from ..base.account import Account
 from ..base.errors import CommandError
-from .name_syntax import is_valid_name
 
 if TYPE_CHECKING:
     from ..abi.values import Item

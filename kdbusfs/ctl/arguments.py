@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from kdbusfs.abi.names import is_valid_name
 from kdbusfs.abi.v3 import constants as c
 
 from . import complete
@@ -21,16 +22,12 @@ if TYPE_CHECKING:
 else:
     _NameBase = _EndBase = _AttachBase = click.ParamType  # no generic class before click 8.4
 
-NAME_MAX = 255
-_ELEMENT = r"[A-Za-z_-][A-Za-z0-9_-]*"
-_NAME = re.compile(rf"{_ELEMENT}(?:\.{_ELEMENT})+", re.ASCII)
-_WILDCARD = re.compile(rf"{_ELEMENT}(?:\.{_ELEMENT})*\.\*", re.ASCII)
 _ID = re.compile(r"(?:#|:1\.)?([0-9]{1,999})", re.ASCII)
 
 
 def is_name(text: str, *, wildcard: bool = False) -> bool:
     """Whether `text` is a well-known name (NAME-1), or with `wildcard` also one like a.b.* (NAME-2)."""
-    return len(text) <= NAME_MAX and bool(_NAME.fullmatch(text) or (wildcard and _WILDCARD.fullmatch(text)))
+    return text.isascii() and is_valid_name(text.encode(), wildcard=wildcard)
 
 
 class NameType(_NameBase):

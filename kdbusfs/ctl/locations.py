@@ -7,12 +7,12 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..base import mountinfo
 from .failure import EXIT_DENIED, EXIT_NO_MOUNT, EXIT_NOTHING, EXIT_USAGE, Failure, exit_code_of, explain
 
 MOUNT_TYPE = "fuse.kdbusfs"
 MOUNT_TABLE = "/proc/self/mountinfo"
 DEFAULT_ENDPOINT = "bus"
-_OCTAL_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +44,12 @@ class BusLocation:
 def parse_mounts(table: str) -> list[Mounted]:
     """Parse a mount table.  Of several mounts at one path, the last is visible."""
     found: dict[str, Mounted] = {}
-    for line in table.splitlines():
-        fields = line.split(" ")
-        path = _unescape(fields[4])
-        found.pop(path, None)
-        kind, _, options = fields[fields.index("-", 6) + 1 :][:3]
-        owner = next((option[8:] for option in options.split(",") if option.startswith("user_id=")), "0")
-        found[path] = Mounted(path, fields[2], _unescape(fields[3]), kind, int(owner) if owner.isdigit() else -1)
+    for entry in mountinfo.parse(table):
+        found.pop(entry.path, None)
+        owner = entry.option("user_id") or "0"
+        uid = int(owner) if owner.isdigit() else -1
+        found[entry.path] = Mounted(entry.path, entry.device, entry.root, entry.type, uid)
     return list(found.values())
-
-
-def _unescape(text: str) -> str:
-    for escaped, character in _OCTAL_ESCAPES:
-        text = text.replace(escaped, character)
-    return text
 
 
 def mounts() -> list[Mounted]:

@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdbusfs.failure import MountError
 from kdbusfs.fuse import protocol
 from kdbusfs.fuse.mount import UNMOUNT_PATIENCE, mount, open_device, unmount
+from kdbusfs.fuse.mount_error import MountError
 from kdbusfs.native import _native
 
 _KDBUSFS = "kdbusfs"

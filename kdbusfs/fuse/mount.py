@@ -1,8 +1,8 @@
-"""mount(2) and umount2(2) of a domain, with errors that say what to do about them."""
+"""Mounting and unmounting a domain, with errors that say what to do about them."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import fcntl
 import os
@@ -11,7 +11,10 @@ import stat
 import threading
 from dataclasses import dataclass
 
-from kdbusfs.failure import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, MountError
+from kdbusfs.base import mountinfo
+from kdbusfs.base.mountinfo import MountEntry
+from kdbusfs.fuse.mount_error import MountError, MountFailure
+from kdbusfs.host import mounting
 from kdbusfs.host.confinement import CAP_SYS_ADMIN, Confinement, allowing, confinement
 
 DEVICE = "/dev/fuse"
@@ -20,9 +23,6 @@ MAX_READ = 128 << 10
 UNMOUNT_PATIENCE = 5.0
 """Seconds that umount2(2) may take."""
 _DEVICE_NUMBER = os.makedev(10, 229)
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
-_OCTAL_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
 _MISSING_DEVICE = (
     f"load the module with 'modprobe fuse', make the node with 'mknod {DEVICE} c 10 229',"
@@ -45,17 +45,6 @@ _MOUNT_HINTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class MountEntry:
-    """A line of mountinfo: device as "major:minor", path of the mount point, and what the file system says."""
-
-    device: str
-    path: str
-    type: str
-    source: str
-    options: str
-
-
-@dataclass(frozen=True, slots=True)
 class Mount:
     """A mount that was made here; `connection` is its number below /sys/fs/fuse/connections."""
 
@@ -69,13 +58,8 @@ class Mount:
 
 def mount_table() -> list[MountEntry]:
     """The mounts of this process' namespace, in order; of several at one path the last is the visible one."""
-    entries = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields = line.split(" ")
-            kind, source, options = fields[fields.index("-", 6) + 1 :]
-            entries.append(MountEntry(fields[2], _unescape(fields[4]), kind, _unescape(source), options.rstrip("\n")))
-    return entries
+        return mountinfo.parse(table.read())
 
 
 def visible_mount(path: str) -> MountEntry | None:
@@ -97,10 +81,10 @@ def check_privilege() -> None:
     found = confinement()
     if not found.has(CAP_SYS_ADMIN):
         how = allowing(found, "run as root, or in a user namespace of your own ('unshare -Urm')")
-        raise MountError(EXIT_USAGE, f"mounting takes CAP_SYS_ADMIN: {how}")
+        raise MountError(MountFailure.USAGE, f"mounting takes CAP_SYS_ADMIN: {how}")
     if os.readlink("/proc/self") != str(os.getpid()):
         raise MountError(
-            EXIT_SYSTEM,
+            MountFailure.SYSTEM,
             "/proc shows another pid namespace than this process': mount one of its own ('unshare --mount-proc')",
         )
 
@@ -116,12 +100,12 @@ def check_mountpoint(path: str, subtype: str) -> str:
     try:
         found = os.stat(real)
     except FileNotFoundError:
-        raise MountError(EXIT_MOUNT, f"mount point '{path}' does not exist: mkdir -p '{path}'") from None
+        raise MountError(MountFailure.REFUSED, f"mount point '{path}' does not exist: mkdir -p '{path}'") from None
     except OSError as fault:
         hint = f": umount -l '{path}' first" if fault.errno == errno.ENOTCONN else ""
-        raise MountError(EXIT_MOUNT, f"mount point '{path}': {fault.strerror}{hint}") from None
+        raise MountError(MountFailure.REFUSED, f"mount point '{path}': {fault.strerror}{hint}") from None
     if not stat.S_ISDIR(found.st_mode):
-        raise MountError(EXIT_MOUNT, f"mount point '{path}' is not a directory")
+        raise MountError(MountFailure.REFUSED, f"mount point '{path}' is not a directory")
     return real
 
 
@@ -131,7 +115,7 @@ def open_device() -> int:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as fault:
         text = _with_hint(f"cannot open {DEVICE}", fault.errno or 0, _DEVICE_HINTS)
-        raise MountError(EXIT_SYSTEM, text) from None
+        raise MountError(MountFailure.SYSTEM, text) from None
 
 
 def take_device(number: int) -> int:
@@ -141,9 +125,9 @@ def take_device(number: int) -> int:
         access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
         fcntl.fcntl(number, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     except OSError:
-        raise MountError(EXIT_USAGE, f"fd={number}: no such descriptor was handed to this program") from None
+        raise MountError(MountFailure.USAGE, f"fd={number}: no such descriptor was handed to this program") from None
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _DEVICE_NUMBER or access != os.O_RDWR:
-        raise MountError(EXIT_USAGE, f"fd={number} is not {DEVICE}, opened for reading and writing")
+        raise MountError(MountFailure.USAGE, f"fd={number} is not {DEVICE}, opened for reading and writing")
     return number
 
 
@@ -161,18 +145,20 @@ def find_mounted(fuse_fd: int, path: str) -> Mount:
     real = os.path.abspath(path)
     entry = visible_mount(real)
     if entry is None or entry.type.partition(".")[0] != "fuse":
-        raise MountError(EXIT_MOUNT, f"fd={fuse_fd} is mounted, but not at '{path}': give the path of its mount")
+        text = f"fd={fuse_fd} is mounted, but not at '{path}': give the path of its mount"
+        raise MountError(MountFailure.REFUSED, text)
     with open(f"/proc/self/fdinfo/{fuse_fd}", encoding="utf-8") as info:
         facts = dict(line.split(":", 1) for line in info if ":" in line)
     # Only newer kernels tell.
     connection = facts.get("fuse_connection", "").strip()
     if connection and connection != entry.device.partition(":")[2]:
-        raise MountError(EXIT_MOUNT, f"fd={fuse_fd} is mounted elsewhere than at '{path}': give the path of its mount")
-    options = entry.options.split(",")
-    reads = [option.partition("=")[2] for option in options if option.startswith("max_read=")]
-    if not reads or int(reads[0]) > MAX_READ or not {"allow_other", "default_permissions"} <= set(options):
-        needed = f"allow_other,default_permissions,max_read={MAX_READ}"
-        raise MountError(EXIT_MOUNT, f"the mount at '{path}' cannot be served: mount it with {needed}")
+        text = f"fd={fuse_fd} is mounted elsewhere than at '{path}': give the path of its mount"
+        raise MountError(MountFailure.REFUSED, text)
+    reads = entry.option("max_read")
+    needed = ("allow_other", "default_permissions")
+    if reads is None or int(reads) > MAX_READ or any(entry.option(name) is None for name in needed):
+        options = ",".join((*needed, f"max_read={MAX_READ}"))
+        raise MountError(MountFailure.REFUSED, f"the mount at '{path}' cannot be served: mount it with {options}")
     return Mount(real, entry.device)
 
 
@@ -186,16 +172,15 @@ def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mou
         f"fd={fuse_fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
         f",allow_other,default_permissions,max_read={MAX_READ}"
     )
-    result = _libc.mount(
-        os.fsencode(source), os.fsencode(path), os.fsencode(f"fuse.{subtype}"), flags, data.encode()
-    )
-    if result != 0:
-        number = ctypes.get_errno()
+    try:
+        mounting.mount(source, path, f"fuse.{subtype}", flags, data)
+    except OSError as fault:
         hints = {**_MOUNT_HINTS, **refusal_hints(confinement())}
-        raise MountError(EXIT_MOUNT, _with_hint(f"cannot mount at '{path}'", number, hints))
+        text = _with_hint(f"cannot mount at '{path}'", fault.errno or 0, hints)
+        raise MountError(MountFailure.REFUSED, text) from None
     entry = visible_mount(path)
     if entry is None:
-        raise MountError(EXIT_MOUNT, f"the mount at '{path}' went away at once")
+        raise MountError(MountFailure.REFUSED, f"the mount at '{path}' went away at once")
     return Mount(path, entry.device)
 
 
@@ -240,32 +225,16 @@ def is_mounted(mounted: Mount) -> bool:
 
 
 def _detach(path: str) -> None:
-    _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    with contextlib.suppress(OSError):  # whether it has gone is looked up afterwards
+        mounting.detach(path)
 
 
 def _refuse_mounted(path: str, subtype: str) -> None:
     entry = visible_mount(path)
     if entry is not None and entry.type == f"fuse.{subtype}":
-        raise MountError(EXIT_MOUNT, f"'{path}' is a {subtype} mount already: umount '{path}' first")
+        raise MountError(MountFailure.REFUSED, f"'{path}' is a {subtype} mount already: umount '{path}' first")
 
 
 def _with_hint(what: str, number: int, hints: dict[int, str]) -> str:
     text = f"{what}: {os.strerror(number)}"
     return f"{text}; {hints[number]}" if number in hints else text
-
-
-def _unescape(text: str) -> str:
-    for escape, character in _OCTAL_ESCAPES.items():
-        text = text.replace(escape, character)
-    return text
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_ulong,
-    ctypes.c_char_p,
-]
-_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]

@@ -106,14 +106,3 @@ def strip_root(path: bytes, root: bytes) -> bytes:
     if root != b"/" and path.startswith(root + b"/"):
         return path[len(root) :]
     return path
-
-
-def mount_type(mountinfo: bytes, mount: bytes) -> bytes | None:
-    """The type of the mount with id `mount` in the text of a mountinfo file; None if it is not listed."""
-    start = 0 if mountinfo.startswith(mount + b" ") else mountinfo.find(b"\n" + mount + b" ") + 1
-    if start == 0 and not mountinfo.startswith(mount + b" "):
-        return None
-    end = mountinfo.find(b"\n", start)
-    # Blanks in paths are escaped, so a lone dash is the separator before the type.
-    tail = mountinfo[start : end if end >= 0 else None].partition(b" - ")[2]
-    return tail.split(b" ", 1)[0] or None

@@ -14,10 +14,10 @@ from contextlib import suppress
 from errno import EBADF, EMFILE, ENFILE, ENOENT
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from kdbusfs.base import mountinfo
 from kdbusfs.base.errors import CommandError
 from kdbusfs.native._native import ffi, lib
 
-from .credentials import mount_type
 from .proc import fail, read
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _is_bus_mount(fd: int, tid: int) -> bool:
         return False
     for process in (own, tid):
         try:
-            kind = mount_type(read(process, b"mountinfo", MAX_MOUNTINFO), mount)
+            kind = mountinfo.type_of(read(process, b"mountinfo", MAX_MOUNTINFO), mount)
         except CommandError:
             continue
         if kind is not None:

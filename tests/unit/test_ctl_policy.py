@@ -129,7 +129,7 @@ def test_users_by_name_and_number() -> None:
 @pytest.mark.parametrize("wildcard", [False, True])
 def test_names_are_judged_as_the_bus_does(wildcard: bool) -> None:
     """NAME-1, NAME-2"""
-    from kdbusfs.core.name_syntax import is_valid_name
+    from kdbusfs.abi.names import is_valid_name
 
     texts = [
         *(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdbusfs.base import mountinfo
 from kdbusfs.base.identity import NO_ID, Creds
 from kdbusfs.host.credentials import (
     Status,
-    mount_type,
     parse_argument_area,
     parse_cgroup,
     strip_root,
@@ -114,7 +114,7 @@ MOUNTS = (
     [(b"22", b"proc"), (b"122", b"fuse.kdbusfs"), (b"7", b"fuse.sshfs"), (b"2", None), (b"27", None)],
 )
 def test_type_of_a_mount(mount: bytes, kind: bytes | None) -> None:
-    assert mount_type(MOUNTS, mount) == kind
+    assert mountinfo.type_of(MOUNTS, mount) == kind
 
 
 def test_ids_are_mapped_by_extents() -> None:

@@ -7,9 +7,9 @@ from struct import pack
 
 import pytest
 
+from kdbusfs.abi.names import is_valid_name
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
-from kdbusfs.core.name_syntax import is_valid_name
 from tests.support.core_client import Client, FakeProcess, Trio, World
 from tests.support.core_scenes import (
     cookies,
