@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..base.call import Call
     from ..base.ports import Memory
     from .message import Message
-    from .receive import Receiving
+    from .receiving import Receiving
 
 
 class Installing(Installation):

@@ -1,64 +1,24 @@
-"""All peers of a mount, and what they share: users, and the order of everything."""
+"""bus1 of one mount: the entry points of the server (B1-FILE)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from errno import EDQUOT, ENOMEM, ESHUTDOWN
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING
 
 from ..base.errors import CommandError
 from .abi import POOL_SIZE
-from .limits import Maxima, User, charge_memory
-from .peer import Peer
-from .queue import Transaction
+from .file import PeerFile
+from .limits import charge_memory
+from .world_state import PEER_COST, WorldState
 
 if TYPE_CHECKING:
-    from ..base.account import Account
-    from ..base.handle import Handle
-    from ..base.ports import Caller, Memory, Turn
-
-PEER_COST: Final = 16384
-"""What an open file is charged to its user's memory with, in bytes."""
+    from ..base.ports import Caller, Memory
 
 
-class Ends(Protocol):
-    """Carries out the ends of files that were closed, those of one user one after the other."""
+class World(WorldState):
+    """What one mount has of bus1.  Everything is called by one thread at a time."""
 
-    def begin(self, user: int, end: Callable[[], None]) -> None:
-        """Carry out `end`, or have it carried out by whoever is busy with an earlier one."""
-
-
-class World:
-    """What one mount has of bus1.  Everything is called by one thread at a time.
-
-    account_of: gives the account of memory of a real uid, whatever its clients use; forget_if_idle: is told when
-    something of one was given back, perhaps the last;
-    changed: handles whose `poll()` may have changed, for whoever serves them to take after each entry;
-    maxima: what users that are met from now on may have (B1-LIM-1); time: of the last transaction.
-    """
-
-    def __init__(
-        self,
-        turn: Turn,
-        account_of: Callable[[int], Account],
-        forget_if_idle: Callable[[Account], None],
-        ends: Ends,
-        changed: list[Handle],
-        maxima: Maxima | None = None,
-    ) -> None:
-        self.turn = turn
-        self._account_of = account_of
-        self._forget_if_idle = forget_if_idle
-        self.ends = ends
-        self.changed = changed
-        self.maxima = maxima if maxima is not None else Maxima()
-        self.is_active = True
-        self.time = 0
-        self.users: dict[int, User] = {}
-        self.peers: dict[int, Peer] = {}
-        self._peer_ids = 0
-
-    def open(self, caller: Caller, memory: Memory) -> Peer:
+    def open(self, caller: Caller, memory: Memory) -> PeerFile:
         """A new peer, with all of its pool (B1-FILE-2, B1-FILE-3).
 
         memory: of no size yet; it is the peer's from now on.  Raises CommandError: ENOMEM, ESRCH, ESHUTDOWN.
@@ -66,7 +26,7 @@ class World:
         if not self.is_active:
             raise CommandError(ESHUTDOWN, "the mount goes")
         view = caller.view()
-        user = self._user(caller.user)
+        user = self.user_of(caller.user)
         try:
             charge_memory(user.account, PEER_COST)
             try:
@@ -75,57 +35,16 @@ class World:
                 user.account.uncharge(PEER_COST)
                 raise
         except CommandError as error:
-            self._forget(user)
+            self.forget(user)
             raise CommandError(ENOMEM if error.errno == EDQUOT else error.errno, error.reason) from None
-        self._peer_ids += 1
-        peer = self.peers[self._peer_ids] = Peer(self, self._peer_ids, user, view, memory)
+        self.peer_ids += 1
+        peer = self.peers[self.peer_ids] = PeerFile(self, self.peer_ids, user, view, memory)
         user.peers += 1
         return peer
-
-    def closed(self, peer: Peer) -> None:
-        """The file of `peer` is gone, and everything that it had."""
-        del self.peers[peer.peer_id]
-        user = peer.limits.user
-        user.peers -= 1
-        user.account.uncharge(PEER_COST)
-        self._forget(user)
-
-    def _user(self, uid: int) -> User:
-        user = self.users.get(uid)
-        if user is None:
-            user = self.users[uid] = User(uid, self._account_of(uid), self.maxima.copy())
-        return user
-
-    def _forget(self, user: User) -> None:
-        if not user.peers:
-            del self.users[user.uid]
-            self._forget_if_idle(user.account)
-
-    # Order
-
-    def commit(self, transaction: Transaction) -> None:
-        """Give `transaction` its place behind all others (B1-ORD-1)."""
-        self.time += 1
-        transaction.time = self.time
-
-    def moment(self) -> Transaction:
-        """A transaction that is committed now."""
-        self.time += 1
-        return Transaction(self.time)
-
-    # The end, and what there is
 
     def shut_down(self) -> None:
         """The mount goes: every peer is disconnected."""
         self.is_active = False
         for peer in list(self.peers.values()):
+            assert isinstance(peer, PeerFile)
             peer.disconnect()
-
-    def counts(self) -> dict[str, object]:
-        """Numbers that must come back to their start."""
-        return {"peers": len(self.peers), "users": len(self.users)}
-
-    def peer_stats(self) -> Iterator[dict[str, object]]:
-        """Each peer, as it is when it is asked for."""
-        for peer in list(self.peers.values()):
-            yield peer.stats()
