@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ..base.errors import CommandError
 from .abi import MSG_NODE_RELEASE
 from .message import GIVEN_UP, Delivery
 from .nodes import Destruction
+from .queue import Entry
 
 if TYPE_CHECKING:
+    from ..base.linked import LinkedList
     from .nodes import Node, NodeHandle
     from .peer import Peer
-    from .queue import Entry
 
 _FOR_EVER: Final = 1 << 62
 """A time that never comes."""
@@ -38,8 +39,8 @@ def flush(peer: Peer, *, keep_seed: bool) -> None:
     if not keep_seed:
         drop_seed(peer)
     _give_back_references(peer, handles, kept)
-    for first in staged:
-        _give_up_chain(peer, first)
+    for entries in staged:
+        _give_up_staged(peer, entries)
     _discard_queue(peer)
     for offset in offsets:
         try:
@@ -111,16 +112,14 @@ def _discard_queue(peer: Peer) -> None:
         entry = queue.front()
 
 
-def _give_up_chain(peer: Peer, first: Entry) -> None:
-    """What was staged by one transaction, for a peer that has gone."""
-    entry: Entry | None = first
-    while entry is not None:
-        after = entry.after
-        entry.before = entry.after = None
+def _give_up_staged(peer: Peer, entries: LinkedList) -> None:
+    """Discard what one transaction has staged for a peer that has gone."""
+    while entries.first is not None:
+        entry = cast(Entry, entries.first)
+        entries.remove(entry)
         entry.queue = None
         give_up(peer, entry)
         peer.world.turn.spend()
-        entry = after
 
 
 def _give_back_references(peer: Peer, handles: list[NodeHandle], kept: set[Node]) -> None:

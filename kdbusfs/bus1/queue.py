@@ -8,7 +8,9 @@ queue needs no more than to move what was committed from its staged parts behind
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
+
+from ..base.linked import Linked, LinkedList
 
 if TYPE_CHECKING:
     from .nodes import Node, NodeHandle
@@ -35,18 +37,19 @@ class Transaction:
         self.peers.append(peer)
 
 
-class Entry:
+class Entry(Linked):
     """What one receiver is told by one transaction; a notification if it is no `Delivery`.
 
     kind: MSG_*; node: that it is about, None for a seed; handle: of the receiver, for the destruction of a node of
     somebody else's; rank: its place among those of its transaction; is_busy: a RECV of it has not come to an end.
     """
 
-    __slots__ = ("after", "before", "handle", "is_busy", "kind", "node", "queue", "rank", "transaction")
+    __slots__ = ("handle", "is_busy", "kind", "node", "queue", "rank", "transaction")
 
     def __init__(
         self, kind: int, transaction: Transaction, node: Node | None, handle: NodeHandle | None, rank: int = 0
     ) -> None:
+        super().__init__()
         self.kind = kind
         self.transaction = transaction
         self.node = node
@@ -54,37 +57,28 @@ class Entry:
         self.rank = rank
         self.is_busy = False
         self.queue: Queue | None = None
-        self.before: Entry | None = None
-        self.after: Entry | None = None
+
+    def next_entry(self) -> Entry | None:
+        """The entry behind it."""
+        return cast("Entry | None", self.after)
 
 
-class _Part:
-    """The staged entries of one transaction in one queue, linked as they will be there."""
+class _Part(LinkedList):
+    """The staged entries of one transaction in one queue, in the order that they will have there."""
 
-    __slots__ = ("count", "first", "last", "transaction")
+    __slots__ = ("count", "transaction")
 
     def __init__(self, transaction: Transaction) -> None:
+        super().__init__()
         self.transaction = transaction
-        self.first: Entry | None = None
-        self.last: Entry | None = None
         self.count = 0
 
     def add(self, entry: Entry) -> None:
         """Entries come by rank, but for those that others add later."""
         before = self.last
-        while before is not None and before.rank > entry.rank:
+        while before is not None and cast(Entry, before).rank > entry.rank:
             before = before.before
-        after = self.first if before is None else before.after
-        entry.before = before
-        entry.after = after
-        if before is None:
-            self.first = entry
-        else:
-            before.after = entry
-        if after is None:
-            self.last = entry
-        else:
-            after.before = entry
+        self.insert_behind(before, entry)
         self.count += 1
 
 
@@ -99,11 +93,10 @@ class Queue:
     count: of the entries that were committed.
     """
 
-    __slots__ = ("_first", "_last", "_staged", "count")
+    __slots__ = ("_entries", "_staged", "count")
 
     def __init__(self) -> None:
-        self._first: Entry | None = None
-        self._last: Entry | None = None
+        self._entries = LinkedList()
         self._staged: list[_Part] = []
         self.count = 0
 
@@ -128,12 +121,10 @@ class Queue:
         for index, part in enumerate(self._staged):
             if part.transaction is transaction:
                 del self._staged[index]
-                entry = part.first
-                while entry is not None:
-                    after = entry.after
-                    entry.before = entry.after = None
+                while part.first is not None:
+                    entry = cast(Entry, part.first)
+                    part.remove(entry)
                     entry.queue = None
-                    entry = after
                 return
 
     def settle(self) -> None:
@@ -147,36 +138,26 @@ class Queue:
         if len(parts) > 1:
             parts.sort(key=_time_of)
         for part in parts:
-            first = part.first
-            assert first is not None
-            last = self._last
-            assert last is None or last.transaction.time < part.transaction.time
-            first.before = last
-            if last is None:
-                self._first = first
-            else:
-                last.after = first
-            self._last = part.last
+            self._check_order(part.transaction)
+            self._entries.join(part)
             self.count += part.count
+
+    def _check_order(self, transaction: Transaction) -> None:
+        last = self._entries.last
+        assert last is None or cast(Entry, last).transaction.time < transaction.time
 
     def append(self, entry: Entry) -> None:
         """Add an entry whose transaction has the last time that was given."""
         self.settle()
-        last = self._last
-        assert last is None or last.transaction.time < entry.transaction.time
+        self._check_order(entry.transaction)
         entry.queue = self
-        entry.before = last
-        if last is None:
-            self._first = entry
-        else:
-            last.after = entry
-        self._last = entry
+        self._entries.append(entry)
         self.count += 1
 
     def front(self) -> Entry | None:
         """The entry whose turn it is."""
         self.settle()
-        return self._first
+        return cast("Entry | None", self._entries.first)
 
     def is_readable(self) -> bool:
         """Whether there is one; while somebody is busy with the front, it is the one behind that (B1-FILE-6)."""
@@ -185,31 +166,22 @@ class Queue:
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry that stands here."""
-        before, after = entry.before, entry.after
-        entry.before = entry.after = None
         entry.queue = None
-        if before is None:
-            self._first = after
-        else:
-            before.after = after
-        if after is None:
-            self._last = before
-        else:
-            after.before = before
+        self._entries.remove(entry)
         self.count -= 1
 
-    def take_staged(self) -> list[Entry]:
-        """The first entries of all that is staged and linked with them, which is here no more: the peer has gone."""
+    def take_staged(self) -> list[LinkedList]:
+        """All that is staged, which is here no more: the peer has gone."""
         self.settle()
         parts, self._staged = self._staged, []
-        return [part.first for part in parts if part.first is not None]
+        return list(parts)
 
     def entries(self) -> list[Entry]:
         """All that was committed, in order."""
         self.settle()
         found: list[Entry] = []
-        entry = self._first
+        entry = self.front()
         while entry is not None:
             found.append(entry)
-            entry = entry.after
+            entry = entry.next_entry()
         return found

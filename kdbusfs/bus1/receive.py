@@ -89,7 +89,7 @@ def _is_void(peer: Peer, entry: Entry) -> bool:
 
 def _continues(entry: Entry) -> bool:
     """B1-ORD-5."""
-    after = entry.after
+    after = entry.next_entry()
     return after is not None and after.transaction is entry.transaction
 
 

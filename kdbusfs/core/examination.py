@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from errno import (
-    E2BIG,
-    EBADF,
-    EBADMSG,
-    EDESTADDRREQ,
-    EFAULT,
-    EINVAL,
-    EMEDIUMTYPE,
-    EMFILE,
-    EMSGSIZE,
-    ENOTUNIQ,
-    EOPNOTSUPP,
-    ETXTBSY,
-)
+from errno import E2BIG, EBADMSG, EFAULT, EINVAL, EMFILE, ENOTUNIQ
 from typing import TYPE_CHECKING, Final
 
 from ..abi import constants as c
 from ..base.errors import CommandError
-from .message import F_SEALS_REQUIRED, MESSAGE_COST, Message, Resources, Scan
+from .message import Scan, begin_message, check_source
 
 if TYPE_CHECKING:
     from ..abi.values import Item, Sent
     from ..base.account import Account
     from ..base.ports import Caller
+    from .message import Message
 
 _MAX_MEMFDS: Final = 16
 _MAX_FILES: Final = 16
@@ -40,17 +28,13 @@ def examine(
 
     Raises CommandError with the errno of the row that is violated.
     """
-    if sent.src_id and sent.src_id != conn_id:
-        raise CommandError(EINVAL, "src_id of somebody else")
+    check_source(sent, conn_id)
     _check_header(sent, sync=sync)
-    message = Message(
-        sent.flags, sent.priority, sent.dst_id, conn_id, sent.cookie, sent.timeout_ns, sent.payload_type
-    )
-    message.resources = Resources(account, MESSAGE_COST + sent.size)
+    message, resources = begin_message(sent, conn_id, account)
     try:
-        _LateScan(message, message.resources, caller, bloom_size).run(sent.items)
+        _LateScan(message, resources, caller, bloom_size).run(sent.items)
     except CommandError:
-        message.resources.release()
+        resources.release()
         raise
     return message
 
@@ -109,51 +93,20 @@ class _LateScan(Scan):
         self._check_whole()
         for item in items:
             if item.kind == c.ITEM_PAYLOAD_MEMFD:
-                self._take_memfd(item.numbers)
+                self._pin_memfd(item.numbers, EFAULT)
             elif item.kind == c.ITEM_FDS:
                 for fd in item.numbers:
-                    self._take_fd(fd)
+                    self._pin_file(fd)
 
     def _check_memfd(self, numbers: tuple[int, ...], count: int) -> None:
-        start, size = numbers[0], numbers[1]
-        if start + size > c.U64_MAX:
-            raise CommandError(EMSGSIZE, "memfd range wraps")
+        self._check_range(numbers[0], numbers[1])
         if count > _MAX_MEMFDS:
             raise CommandError(E2BIG, "too many memfds")
-        self._add_memfd(start, size)
+        self._add_memfd(numbers[0], numbers[1])
 
     def _check_whole(self) -> None:
         """L-58."""
-        message = self._message
-        if bool(message.flags & c.MSG_SIGNAL) != (message.bloom is not None):
-            raise CommandError(EBADMSG, "signal without bloom filter, or the reverse")
-        if message.dst_id == c.DST_ID_NAME and message.dst_name is None:
-            raise CommandError(EDESTADDRREQ, "neither id nor name")
+        self._check_bloom()
+        self._check_addressed()
         if self._broadcast and self._has_fds:
             raise CommandError(ENOTUNIQ, "descriptors in a broadcast")
-
-    def _take_memfd(self, numbers: tuple[int, ...]) -> None:
-        """L-59."""
-        start, size, fd = numbers[0], numbers[1], numbers[2]
-        file = self._caller.take_file(fd)
-        self._resources.add_memfd(file)
-        if file.is_path:
-            raise CommandError(EBADF, "O_PATH descriptor as memfd")
-        seals = file.seals()
-        if seals is None:
-            raise CommandError(EMEDIUMTYPE, "file that cannot be sealed")
-        if seals & F_SEALS_REQUIRED != F_SEALS_REQUIRED:
-            raise CommandError(ETXTBSY, "memfd not fully sealed")
-        if start + size > file.size():
-            raise CommandError(EFAULT, "memfd range beyond the file")
-        self._message.memfd_size += size
-
-    def _take_fd(self, fd: int) -> None:
-        """L-60."""
-        if fd < 0:
-            raise CommandError(EBADF, "negative descriptor")
-        file = self._caller.take_file(fd)
-        self._resources.add_file(file)
-        self._message.file_count += 1
-        if file.is_bus_file or file.is_unix_socket:
-            raise CommandError(EOPNOTSUPP, "descriptor that can itself carry descriptors")

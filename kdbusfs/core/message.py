@@ -147,18 +147,29 @@ def make_message(sent: Sent, caller: Caller, conn_id: int, bloom_size: int, acco
     The files it names are pinned; every error releases them (SEND-23).
     Raises CommandError with the errno of the row that is violated.
     """
+    message, resources = begin_message(sent, conn_id, account)
+    try:
+        Scan(message, resources, caller, bloom_size).run(sent.items)
+        check_source(sent, conn_id)
+    except CommandError:
+        resources.release()
+        raise
+    return message
+
+
+def begin_message(sent: Sent, conn_id: int, account: Account) -> tuple[Message, Resources]:
+    """The message of a SEND without its items, and its resources, which `account` is charged for."""
     message = Message(
         sent.flags, sent.priority, sent.dst_id, conn_id, sent.cookie, sent.timeout_ns, sent.payload_type
     )
-    message.resources = Resources(account, MESSAGE_COST + sent.size)
-    try:
-        Scan(message, message.resources, caller, bloom_size).run(sent.items)
-        if sent.src_id and sent.src_id != conn_id:
-            raise CommandError(EINVAL, "src_id of somebody else")
-    except CommandError:
-        message.resources.release()
-        raise
-    return message
+    resources = message.resources = Resources(account, MESSAGE_COST + sent.size)
+    return message, resources
+
+
+def check_source(sent: Sent, conn_id: int) -> None:
+    """SEND-28.  Raises CommandError(EINVAL)."""
+    if sent.src_id and sent.src_id != conn_id:
+        raise CommandError(EINVAL, "src_id of somebody else")
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
@@ -232,14 +243,21 @@ class Scan:
         self._add(Part(size, start, is_memfd=True))
         self._pad(size % 8)
 
-    def _memfd(self, numbers: tuple[int, ...]) -> None:
-        """SEND-13, LAY-11."""
-        start, size, fd = numbers[0], numbers[1], numbers[2]
+    def _check_range(self, start: int, size: int) -> None:
         if start + size > c.U64_MAX:
             raise CommandError(EMSGSIZE, "memfd range wraps")
+
+    def _memfd(self, numbers: tuple[int, ...]) -> None:
+        """SEND-13, LAY-11."""
+        self._check_range(numbers[0], numbers[1])
+        self._pin_memfd(numbers, EBADF)
+        self._add_memfd(numbers[0], numbers[1])
+
+    def _pin_memfd(self, numbers: tuple[int, ...], beyond: int) -> None:
+        """SEND-13, L-59.  beyond: the errno for a range that the file does not have."""
+        start, size, fd = numbers[0], numbers[1], numbers[2]
         file = self._caller.take_file(fd)
         self._resources.add_memfd(file)
-        self._add_memfd(start, size)
         if file.is_path:
             raise CommandError(EBADF, "O_PATH descriptor as memfd")
         seals = file.seals()
@@ -248,7 +266,7 @@ class Scan:
         if seals & F_SEALS_REQUIRED != F_SEALS_REQUIRED:
             raise CommandError(ETXTBSY, "memfd not fully sealed")
         if start + size > file.size():
-            raise CommandError(EBADF, "memfd range beyond the file")
+            raise CommandError(beyond, "memfd range beyond the file")
         self._message.memfd_size += size
 
     def _fds(self, fds: tuple[int, ...]) -> None:
@@ -262,13 +280,17 @@ class Scan:
         if len(fds) > MSG_MAX_FDS:
             raise CommandError(EMFILE, "too many descriptors")
         for fd in fds:
-            if fd < 0:
-                raise CommandError(EBADF, "negative descriptor")
-            file = self._caller.take_file(fd)
-            self._resources.add_file(file)
-            self._message.file_count += 1
-            if file.is_bus_file or file.is_unix_socket:
-                raise CommandError(EOPNOTSUPP, "descriptor that can itself carry descriptors")
+            self._pin_file(fd)
+
+    def _pin_file(self, fd: int) -> None:
+        """SEND-16, SEND-17, L-60."""
+        if fd < 0:
+            raise CommandError(EBADF, "negative descriptor")
+        file = self._caller.take_file(fd)
+        self._resources.add_file(file)
+        self._message.file_count += 1
+        if file.is_bus_file or file.is_unix_socket:
+            raise CommandError(EOPNOTSUPP, "descriptor that can itself carry descriptors")
 
     def _bloom_filter(self, generation: int, bits: bytes) -> None:
         """SEND-19."""
@@ -294,16 +316,22 @@ class Scan:
     def _check_whole(self) -> None:
         """SEND-24 to SEND-26."""
         message = self._message
-        named = message.dst_name is not None
-        if message.dst_id == c.DST_ID_NAME and not named:
-            raise CommandError(EDESTADDRREQ, "neither id nor name")
-        signal = bool(message.flags & c.MSG_SIGNAL)
+        self._check_addressed()
         if self._broadcast:
-            if named:
+            if message.dst_name is not None:
                 raise CommandError(EBADMSG, "broadcast to a name")
-            if not signal:
+            if not message.flags & c.MSG_SIGNAL:
                 raise CommandError(EBADMSG, "broadcast that is no signal")
             if message.cookie_reply:
                 raise CommandError(ENOTUNIQ, "broadcast with timeout or cookie_reply")
-        if signal != (message.bloom is not None):
+        self._check_bloom()
+
+    def _check_addressed(self) -> None:
+        message = self._message
+        if message.dst_id == c.DST_ID_NAME and message.dst_name is None:
+            raise CommandError(EDESTADDRREQ, "neither id nor name")
+
+    def _check_bloom(self) -> None:
+        message = self._message
+        if bool(message.flags & c.MSG_SIGNAL) != (message.bloom is not None):
             raise CommandError(EBADMSG, "signal without bloom filter, or the reverse")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from mypy_extensions import mypyc_attr
 
 from ..abi.constants import ATTACH_ALL
+from ..base.linked import Linked, LinkedList
 
 if TYPE_CHECKING:
     from ..base.pool import Slice
@@ -18,20 +19,18 @@ if TYPE_CHECKING:
 
 
 @mypyc_attr(free_list_len=1)
-class QueueEntry:
+class QueueEntry(Linked):
     """One message at one receiver.
 
     payload: the slice with its vector bytes, in the receiver's pool, behind head_size bytes of the message where it is
     laid out already, with fd_offsets as `Family.write_message` gave them; charged: bytes that it is accounted with;
     agreed: the kinds of metadata that its sender had agreed to send;
-    user: whom the entry is accounted to; tracker: of a request; before, after, equal_before, equal_after:
-    its neighbours of all entries, and of those of its priority.
+    user: whom the entry is accounted to; tracker: of a request; equal_before, equal_after: its neighbours of the same
+    priority.
     """
 
     __slots__ = (
-        "after",
         "agreed",
-        "before",
         "charged",
         "conn_meta",
         "equal_after",
@@ -53,6 +52,7 @@ class QueueEntry:
         proc_meta: ProcessMetadata | None,
         conn_meta: ConnMetadata | None,
     ) -> None:
+        super().__init__()
         self.message = message
         self.payload = payload
         self.proc_meta = proc_meta
@@ -64,8 +64,6 @@ class QueueEntry:
         self.charged = 0
         self.tracker: Tracker | None = None
         self.queue: Queue | None = None
-        self.before: QueueEntry | None = None
-        self.after: QueueEntry | None = None
         self.equal_before: QueueEntry | None = None
         self.equal_after: QueueEntry | None = None
 
@@ -90,11 +88,10 @@ class Queue:
     count: of entries, the same as len().
     """
 
-    __slots__ = ("_first", "_lanes", "_last", "_plain", "count")
+    __slots__ = ("_entries", "_lanes", "_plain", "count")
 
     def __init__(self) -> None:
-        self._first: QueueEntry | None = None
-        self._last: QueueEntry | None = None
+        self._entries = LinkedList()
         self._plain = _Priority()  # of priority 0, which most messages have; it stays when it is empty
         self._lanes: dict[int, _Priority] = {}  # of the other priorities, as long as they have entries
         self.count = 0
@@ -106,13 +103,7 @@ class Queue:
         """Append `entry`."""
         self.count += 1
         entry.queue = self
-        last = self._last
-        entry.before = last
-        if last is None:
-            self._first = entry
-        else:
-            last.after = entry
-        self._last = entry
+        self._entries.append(entry)
         lane = self._plain
         priority = entry.message.priority
         if priority:
@@ -130,7 +121,7 @@ class Queue:
 
     def oldest(self) -> QueueEntry | None:
         """The entry that arrived first (RECV-2)."""
-        return self._first
+        return cast("QueueEntry | None", self._entries.first)
 
     def most_urgent(self) -> QueueEntry | None:
         """The entry with the numerically lowest priority, the oldest among equals (RECV-3)."""
@@ -144,16 +135,7 @@ class Queue:
         """Take `entry` out."""
         self.count -= 1
         entry.queue = None
-        before, after = entry.before, entry.after
-        entry.before = entry.after = None
-        if before is None:
-            self._first = after
-        else:
-            before.after = after
-        if after is None:
-            self._last = before
-        else:
-            after.before = before
+        self._entries.remove(entry)
         priority = entry.message.priority
         lane = self._lanes[priority] if priority else self._plain
         before, after = entry.equal_before, entry.equal_after
@@ -176,8 +158,8 @@ class Queue:
     def entries(self) -> list[QueueEntry]:
         """All entries, oldest first."""
         found: list[QueueEntry] = []
-        entry = self._first
+        entry = self.oldest()
         while entry is not None:
             found.append(entry)
-            entry = entry.after
+            entry = cast("QueueEntry | None", entry.after)
         return found
