@@ -1,4 +1,4 @@
-"""`kdbusfs --check`: what this machine has for a domain, what follows, and whether one works; as a table or as JSON."""
+"""`kdbusfs --check`: the features of this machine, the consequences, and a test of a domain; as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CAPABILITIES = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A domain that was mounted and used: the exit code of its start, and what was said."""
+    """A domain that was mounted and used: the exit code of its start, and its messages."""
 
     exit_code: int
     said: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was found."""
+    """All results."""
 
     kernel: str
     features: list[Feature]
@@ -61,14 +61,14 @@ class Report:
 
 
 def check(as_json: bool) -> int:
-    """Print the report; the exit code is the one that the start of a domain has here."""
+    """Print the report.  Returns the exit code that the start of a domain has here."""
     report = examine()
     print(as_data(report) if as_json else as_table(report))
     return report.trial.exit_code
 
 
 def examine() -> Report:
-    """Try everything.  What is mounted meanwhile nobody else sees, where there may be a mount namespace for it."""
+    """Test everything.  Mounts are invisible to other processes, if a mount namespace can be made for them."""
     with _places() as (first, second):
         system = os.uname()
         trial = _try(first)
@@ -81,7 +81,7 @@ def examine() -> Report:
 
 @contextlib.contextmanager
 def _places() -> Iterator[tuple[str, str]]:
-    """Two directories: the daemon that was tried may still be unmounting at one while the other is used."""
+    """Two directories: the tested daemon may still be unmounting at one while the other is used."""
     with contextlib.suppress(OSError):
         mounting.enter_new_mount_namespace()
         mounting.mount("none", "/", flags=mounting.MS_REC | mounting.MS_PRIVATE)
@@ -93,7 +93,7 @@ def _places() -> Iterator[tuple[str, str]]:
 
 
 def _try(place: str) -> Trial:
-    """Start a daemon as ever, and end it; what it says on standard error is caught."""
+    """Start a daemon as `kdbusfs` does, and end it; its standard error is captured."""
     options = MountOptions()
     sys.stderr.flush()
     kept = os.dup(2)
@@ -128,7 +128,7 @@ def _limits(found: Confinement) -> dict[str, str]:
 
 
 def _modules(found: Confinement) -> dict[str, str]:
-    """The security modules that can refuse what a daemon does, and how they stand to this process."""
+    """The security modules that can refuse the daemon's operations, and whether they confine this process."""
     return {
         "Yama": "is not there" if found.yama is None else f"ptrace_scope {found.yama}",
         "AppArmor": "does not confine" if found.apparmor is None else f"profile '{found.apparmor}'",
@@ -147,7 +147,7 @@ def _container(found: Confinement) -> str:
 
 
 def as_table(report: Report) -> str:
-    """For people."""
+    """Format the report for people."""
     found = report.found
     rows = [("kernel", "", report.kernel), ("", "", "")]
     for feature in report.features:
@@ -170,7 +170,7 @@ def _yes(works: bool | None) -> str:
 
 
 def as_data(report: Report) -> str:
-    """The same for programs."""
+    """Format the report for programs, as JSON."""
     found = report.found
     return json.dumps(
         {

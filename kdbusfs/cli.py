@@ -1,4 +1,4 @@
-"""The command: `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`, and what the helpers of mount(8) pass on to it."""
+"""The command `kdbusfs SOURCE MOUNTPOINT [-o OPTION,...] [-f]`, also for the helpers of mount(8)."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 _MAX_FILES = 1 << 20
 _NICE = -10
 _SIGNS_OF_SHORTAGE = ("can't start new thread", "Cannot allocate memory")
-_SLICE_NS = 100_000  # the least that the kernel takes
+_SLICE_NS = 100_000  # the minimum of the kernel
 
 log = logging.getLogger("kdbusfs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script; gives the exit code."""
+    """The console script.  Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = "kdbusfs"
     if CHECK_FLAG in words:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mount(given: argparse.Namespace) -> int:
-    """Do what the command line asks for.  Raises OptionError, MountError."""
+    """Carry out the command line.  Raises OptionError, MountError."""
     options = parse(given.options, given.sloppy)
     check_privilege()
     if options.fd is not None and is_connected(take_device(options.fd)):
@@ -88,7 +88,7 @@ def _mount(given: argparse.Namespace) -> int:
 
 
 def _check_ids(options: MountOptions) -> None:
-    """Raises MountError for an owner that this user namespace has no place for."""
+    """Raises MountError for an owner that is not mapped in this user namespace."""
     from kdbusfs.host.namespaces import parse_id_map
 
     for name, number in (("uid", options.uid), ("gid", options.gid)):
@@ -101,8 +101,8 @@ def _check_ids(options: MountOptions) -> None:
 def run_daemon(source: str, path: str, options: MountOptions, announcer: Announcer | None = None) -> int:
     """Mount a domain at `path`, a real path, and serve it until it is unmounted or a signal arrives.
 
-    `announcer` leads to a process that waits until the mount answers; this one has left its terminal then.
-    Gives the exit code.  Raises MountError.
+    announcer: reports to a process that waits until the mount answers; this process detaches from its terminal then.
+    Returns the exit code.  Raises MountError.
     """
     announcer = announcer or Announcer()
     manager = Manager.of_this_process(in_foreground=not announcer.is_waited_for)
@@ -115,7 +115,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
         announcer.ready()
 
     _log_to_stderr(options.loglevel)
-    # Now, for when there is no memory left to ask for it.
+    # Now: later there may be no memory to read it.
     found = confinement()
     warn(restrictions(found))
     try:
@@ -126,7 +126,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
             announcer.step("opening /dev/fuse")
             fuse_fd = open_device() if options.fd is None else take_device(options.fd)
             announcer.step("loading the program")
-            # Only here: neither --help nor the process that waits for the mount needs what this brings along.
+            # Only here: neither --help nor the process that waits for the mount needs these modules.
             from kdbusfs.daemon import Daemon
 
             daemon = Daemon(fuse_fd, path, options, client, manager.stopping)
@@ -135,14 +135,14 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
     except (OSError, MemoryError, RuntimeError, ImportError) as fault:
         raise _as_shortage(fault, found) from None
     if daemon.has_stuck_readers:
-        # An orderly exit could wait for threads that only the end of the process can end.
+        # An orderly exit could wait for stuck threads, which only the end of the process ends.
         logging.shutdown()
         os._exit(code)
     return code
 
 
 def _serve(daemon: Daemon, source: str, path: str, options: MountOptions) -> int:
-    """Mount a domain, or find it mounted, and serve it to its end.  Gives the exit code.  Raises MountError."""
+    """Mount a domain, or use an existing mount, and serve it to its end.  Returns the exit code.  Raises MountError."""
     try:
         daemon.on_step("mounting")
         if options.fd is not None and is_connected(daemon.fuse_fd):
@@ -163,7 +163,7 @@ def _as_shortage(fault: Exception, found: Confinement) -> Exception:
         number = errno.ENOMEM
     if number not in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC):
         return fault
-    fault.__traceback__ = None  # its frames keep memory, which the message needs
+    fault.__traceback__ = None  # its frames hold memory, which the message needs
     return MountError(MountFailure.SYSTEM, f"the daemon cannot start: {shortage(number, found)}")
 
 
@@ -172,9 +172,9 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _leave_terminal(level: str) -> None:
-    """Let go of the directory and the terminal that the command was given in; log to syslog from here on.
+    """Leave the working directory and the terminal; log to syslog from now on.
 
-    Not before the mount is made: systemd's automount lets only its own process group through to the mount point.
+    Not before the domain is mounted: systemd's automount lets only its own process group access the mount point.
     """
     os.setsid()
     os.chdir("/")
@@ -195,8 +195,8 @@ def _leave_terminal(level: str) -> None:
 
 
 def _boost_scheduling() -> None:
-    """Run before ordinary programs, for short slices: a call of a client waits for several wake-ups of the daemon, and
-    on a busy machine each would wait its turn.  Without the right to it calls take longer.
+    """Run before ordinary programs, with short slices: a client's call takes several wake-ups of the daemon, which
+    would each wait on a busy machine.  Without the privilege calls take longer.
     """
     from kdbusfs.native._native import lib
 
@@ -204,7 +204,8 @@ def _boost_scheduling() -> None:
 
 
 def _raise_file_limit() -> None:
-    """Every open of a client costs the server a descriptor, every passed one another."""
+    """Raise the limit of open files: every open file of a client needs a descriptor here, and every passed one another.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (_MAX_FILES, hard):
         with contextlib.suppress(OSError, ValueError):

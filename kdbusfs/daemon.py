@@ -1,4 +1,4 @@
-"""The daemon of one mount, put together: from the descriptor of /dev/fuse to the core."""
+"""The daemon of one mount: connects the parts from the descriptor of /dev/fuse to the core."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ TRIAL_PATIENCE = 10.0
 
 
 class Parts:
-    """The objects that serve one mount, and what ends them in turn (`ended`).
+    """The objects that serve one mount, and `ended`, which releases them in reverse order.
 
-    path: of the mount point; client: tries the mount before it is ready.
+    path: of the mount point; client: tests the mount before it is ready.
     """
 
     def __init__(self, fuse_fd: int, path: str, options: MountOptions, client: Rehearsal) -> None:
@@ -82,7 +82,7 @@ class Parts:
         self.server = self._make_server()
 
     def _make_helpers(self) -> None:
-        """What works beside the reader."""
+        """Make the helper threads of the reader."""
         self.wakeup = Wakeup()
         self.ended.callback(self.wakeup.close)
         self.storer = Storer(self._fuse_fd, self.wakeup.event_fd)
@@ -105,7 +105,7 @@ class Parts:
         return domain
 
     def _make_peers(self, options: MountOptions) -> World:
-        """bus1, which shares accounts, ends and turns with the domain."""
+        """Make bus1, which shares accounts, ends and turns with the domain."""
         domain = self.domain
         users = domain.users
         maxima = Maxima(
@@ -174,11 +174,11 @@ class Parts:
         }
 
     def _prune(self, nodeids: list[int]) -> bool:
-        """Ask the kernel to forget node ids; whether it can."""
+        """Ask the kernel to forget node ids.  Returns whether it can."""
         try:
             for notice in prune_notices(nodeids):
                 os.write(self._fuse_fd, notice)
-        except OSError:  # EINVAL of a kernel that does not know it
+        except OSError:  # EINVAL of a kernel without FUSE_NOTIFY_PRUNE
             return False
         return True
 
@@ -190,8 +190,8 @@ class Parts:
 class Daemon:
     """Serves one mount, from its first request to its end.
 
-    client: tries the mount before it is ready; on_stopping: is called when a signal is about to end the mount.
-    on_step, on_ready: are called when a step of the start begins, and when the mount has shown that it works.
+    client: tests the mount before it is ready; on_stopping: called when a signal is about to end the mount. on_step,
+    on_ready: called when a step of the start begins, and when the mount has been tested.
     """
 
     on_step: Callable[[str], None] = staticmethod(lambda name: None)
@@ -214,7 +214,7 @@ class Daemon:
         self._parts = Parts(fuse_fd, path, options, client)
 
     def serve(self) -> int:
-        """Serve the mount to its end; gives the exit code.  Raises what ended it before it was ready."""
+        """Serve the mount to its end.  Returns the exit code.  Raises the error that ended it before it was ready."""
         assert self.mounted is not None
         major, minor = (int(number) for number in self.mounted.device.split(":"))
         self._parts.host.set_own_device(os.makedev(major, minor))
@@ -242,17 +242,17 @@ class Daemon:
 
     @property
     def has_stuck_readers(self) -> bool:
-        """Whether a client still holds up a thread that read its memory; known after `serve`."""
+        """Whether reader threads are still stuck in clients' memory; known after `serve`."""
         return self._parts.server.has_stuck_readers
 
     def close(self) -> None:
-        """Take the mount away and end everything."""
+        """Unmount, and end everything."""
         with self._parts.ended:
             if self.mounted is not None and not unmount(self.mounted, UNMOUNT_PATIENCE):
                 log.error("%s cannot be unmounted", self.mounted.path)
 
     def _try(self) -> None:
-        """Have the client try the mount, and say that it is ready; or end it again."""
+        """Have the client test the mount, then report readiness; or end the mount if that fails."""
         assert self.mounted is not None
         try:
             found = self._parts.trial.run(self.mounted.path, self.on_step)
@@ -263,12 +263,12 @@ class Daemon:
                 self.on_ready()
         except Exception as fault:
             self._failure = fault
-            # Not by another thread, which there may be no memory for.
+            # Not in another thread: there may be no memory for one.
             self._ending = threading.current_thread()
             self._end()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        # Unmounting waits for the reader, and no signal handler should wait.
+        # Unmounting waits for the reader, which a signal handler must not do.
         if self._ending is None:
             self._ending = threading.Thread(target=self._end, name="kdbusfs-end", daemon=True)
             self._ending.start()
@@ -282,7 +282,7 @@ class Daemon:
 
 
 def _access(options: MountOptions, owner: tuple[int, int]) -> Access:
-    """Of the root directory and `control`, which are `owner`'s by default."""
+    """The permissions of the root directory and of `control`, which `owner` has by default."""
     return Access(
         owner[0] if options.uid is None else options.uid,
         owner[1] if options.gid is None else options.gid,

@@ -1,4 +1,4 @@
-"""From what a rehearsal saw, and from what is in force, to a line that says what does not work and what to do."""
+"""From the results of a rehearsal and the restrictions in force to messages: what does not work, and the remedy."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from kdbusfs.rehearsal import Outcome, Step
 log = logging.getLogger("kdbusfs")
 
 _SHORTAGE = frozenset((ENOMEM, ENOSPC, ENOBUFS, EAGAIN))
-_REFUSAL = frozenset((EPERM, EACCES, ENOSYS, ENOTTY, ESRCH))  # ENOTTY is what an ioctl makes of ENOSYS
+_REFUSAL = frozenset((EPERM, EACCES, ENOSYS, ENOTTY, ESRCH))  # an ioctl turns ENOSYS into ENOTTY
 _OVERCOMMIT_STRICT = 2
 _HIDDEN = frozenset((EACCES, EPERM))
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows: `fatal` says why no client can be served, if so; `warnings` what some have to do without."""
+    """The conclusion.
+
+    fatal: why no client can be served, if so; warnings: the features that some clients lack.
+    """
 
     fatal: str = ""
     warnings: list[str] = field(default_factory=list)
 
 
 def restrictions(found: Confinement) -> Verdict:
-    """What a daemon that may mount cannot do all the same, for want of capabilities: those that clients suffer from."""
+    """What a daemon that may mount cannot do for lack of capabilities, as far as clients notice."""
     warnings = []
     if not found.has(CAP_SYS_PTRACE):
         if (found.yama or 0) >= YAMA_DESCENDANTS:
@@ -56,7 +59,7 @@ def restrictions(found: Confinement) -> Verdict:
 
 
 def verdict(outcome: Outcome, found: Confinement, try_reach: Callable[[], Reach]) -> Verdict:
-    """What a rehearsal means.  `try_reach` is asked where that tells more, at most once."""
+    """The meaning of a rehearsal's results.  `try_reach` is called at most once, where it tells more."""
     if outcome.stuck:
         return Verdict(f"a client of the daemon's own got no answer: {outcome.stuck}")
     warnings: list[str] = []
@@ -78,7 +81,7 @@ def verdict(outcome: Outcome, found: Confinement, try_reach: Callable[[], Reach]
 
 
 def shortage(error: int, found: Confinement) -> str:
-    """What a want of the system's is, and what to do about it."""
+    """The message for a resource that the system lacks, with the remedy."""
     text = os.strerror(error)
     if error in (EMFILE, ENFILE):
         return f"{text}: raise the limit of open files ('ulimit -n', LimitNOFILE=)"
@@ -91,7 +94,7 @@ def shortage(error: int, found: Confinement) -> str:
 
 
 def refusal(call: str, error: int, found: Confinement) -> str:
-    """Who may have refused the system call `call`, and how to allow it."""
+    """The module that may have refused system call `call`, and how to allow it."""
     what = f"{call} is refused ({os.strerror(error)})"
     if error == ENOSYS and not found.seccomp:
         return f"the kernel has no {call}"
@@ -131,7 +134,7 @@ def _cause(error: int, found: Confinement, reached: Reach | None) -> str:
 
 
 def _installation(outcome: Outcome, found: Confinement, reached: Reach | None) -> list[str]:
-    """What follows where nothing could be installed in the client."""
+    """The consequence if nothing could be installed in the client."""
     lost = []
     if Step.DESCRIPTOR in outcome.failed:
         lost.append("get no descriptors")
@@ -150,7 +153,7 @@ def _installation(outcome: Outcome, found: Confinement, reached: Reach | None) -
 
 
 def warn(found: Verdict) -> None:
-    """Log what some clients have to do without.  Raises MountError if none can be served."""
+    """Log the features that some clients lack.  Raises MountError if no client can be served."""
     if found.fatal:
         raise MountError(MountFailure.SYSTEM, found.fatal)
     for text in found.warnings:

@@ -1,8 +1,8 @@
-"""A client of the daemon's own, which uses the whole way once before the daemon says that it is ready.
+"""The daemon's own client, which uses the whole path of a command once before the daemon reports readiness.
 
-It is a child that is forked while the daemon has one thread and has loaded little, and that waits for the mount.  Then
-it makes a bus, says HELLO, maps its pool and sends itself a descriptor, and reports each step.  What it makes is in a
-domain beside the one that is served (`fuse.tree.Guest`): nobody sees it, and no number that clients see is used up.
+It is a child, forked while the daemon has one thread and has loaded little, and waits for the mount.  Then it makes a
+bus, says HELLO, maps its pool and sends itself a descriptor, and reports each step.  Its bus is in a domain beside the
+served one (`fuse.tree.Guest`): invisible to other clients, and without effect on the ids that they get.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 
 
 class Step(enum.IntEnum):
-    """What the client does, in this order, and what is looked at on the way."""
+    """The steps of the client, in this order, and the properties that are checked in between."""
 
     ENTER = 0
     MAKE = 1
@@ -70,7 +70,7 @@ class Step(enum.IntEnum):
 
     @property
     def text(self) -> str:
-        """For a line that says where it was."""
+        """The place in a message."""
         return _TEXTS[self]
 
 
@@ -89,9 +89,9 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it: the errno of each step that failed, and how long all of it took, in seconds.
+    """The result: the errno of each step that failed, and the duration of all in seconds.
 
-    stuck: for how long it was waited for in vain, and where; else empty.
+    stuck: how long a step was waited for in vain, and which; else empty.
     """
 
     failed: dict[Step, int] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Outcome:
 
 
 class Rehearsal:
-    """The client as the daemon sees it.  Made while the process has one thread; `close` in any case."""
+    """The client, from the daemon's side.  Made while the process has one thread; `close` in any case."""
 
     def __init__(self) -> None:
         self._is_closed = False
@@ -117,11 +117,11 @@ class Rehearsal:
 
     @property
     def bus_name(self) -> str:
-        """Of the bus that it makes."""
+        """The name of the bus that the client makes."""
         return _bus_name(self.pid)
 
     def perform(self, path: str, on_step: Callable[[Step], None] = lambda step: None) -> Outcome:
-        """Have it use the domain at `path`.  `on_step` is called when a step begins.  Never raises."""
+        """Have the client use the domain at `path`.  `on_step` is called when a step begins.  Never raises."""
         failed: dict[Step, int] = {}
         began = time.monotonic()
         patience = Patience(lambda: time.process_time() + cpu_time_of(self.pid))
@@ -142,7 +142,10 @@ class Rehearsal:
         return Outcome(failed, time.monotonic() - began)
 
     def _report(self, step: Step, patience: Patience) -> dict[Step, int]:
-        """What the client says of `step`: its errno, or nothing.  Raises OSError; TimeoutError when it says nothing."""
+        """The client's message about `step`: its errno, or nothing.
+
+        Raises OSError; TimeoutError if there is no message.
+        """
         self._ours.settimeout(patience.interval)
         while True:
             try:
@@ -157,14 +160,14 @@ class Rehearsal:
             return {Step(at): error} if error else {}
 
     def give_up(self) -> None:
-        """Have `perform`, in another thread, return soon: the client is not waited for any more."""
+        """Make `perform`, in another thread, return soon: the client is not waited for any longer."""
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the client, whatever it is at, and wait for that as long as it cannot be held up.
+        """End the client, whatever it does, and wait for that as long as it cannot be delayed.
 
-        Not by waitpid(2) at once: that would take the stops of a thread that an installer traces.
+        Not by waitpid(2) at once: that would consume the stops of a thread that an installer traces.
         """
         if self._is_closed:
             return
@@ -175,7 +178,7 @@ class Rehearsal:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(self.pid)
             try:
-                # One that waits for an answer of the daemon ends when the mount does.
+                # A client that waits for an answer of the daemon ends with the mount.
                 if select.select([pidfd], [], [], 1.0)[0]:
                     os.waitpid(self.pid, 0)
             finally:
@@ -183,16 +186,16 @@ class Rehearsal:
 
 
 _PASSABLE = frozenset((Step.PROTECT, Step.DESCRIPTOR))
-"""Steps after whose failure the client goes on."""
+"""Steps after whose failure the client continues."""
 
 
 def _bus_name(pid: int) -> str:
-    """Named after its maker, as every bus (BUS-5), and like no other."""
+    """A name with the uid of its maker, as for every bus (BUS-5), and unique."""
     return f"{os.geteuid()}-kdbusfs-rehearsal-{pid}"
 
 
 def _live(ours: socket.socket, theirs: socket.socket) -> NoReturn:
-    """The life of the child: it has nothing of the daemon but the socket."""
+    """Run the child: of the daemon it has only the socket."""
     try:
         ours.close()
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -210,7 +213,7 @@ def _live(ours: socket.socket, theirs: socket.socket) -> NoReturn:
 
 
 class _Client:
-    """What the child does; every step is reported with 0 or its errno."""
+    """Carry out the client's steps; each is reported with 0 or its errno."""
 
     def __init__(self, path: str, report: socket.socket) -> None:
         self._path = path
@@ -218,7 +221,7 @@ class _Client:
         self._sent = os.pipe2(os.O_CLOEXEC)[0]  # sockets cannot be sent
 
     def act(self) -> None:
-        """All steps, up to the first that none can follow."""
+        """All steps, up to the first failure that none can follow."""
         step = Step.ENTER
         try:
             control = os.open(f"{self._path}/control", os.O_RDONLY | os.O_CLOEXEC)
@@ -274,7 +277,7 @@ class _Client:
         _command(endpoint, c.CMD_SEND, CMD_SEND.pack(72, 0, 0, 0, 0, address) + bytes(24))
 
     def _receive(self, endpoint: int, pool: int) -> int:
-        """The number of the descriptor that came, or a negative errno."""
+        """The number of the descriptor that arrived, or a negative errno."""
         done = _command(endpoint, c.CMD_RECV, CMD_RECV.pack(CMD_RECV.size, 0, 0, 0, 0, 0, 0, 0, 0))
         offset, size, _ = struct.unpack_from("<QQQ", done, CMD_RECV_MSG_OFFSET)
         message = ctypes.string_at(pool + offset, size)
@@ -303,7 +306,7 @@ def _open(path: str) -> int:
 
 
 def _command(fd: int, number: int, command: bytes) -> bytes:
-    """Issue a command; what it left behind.  Raises OSError."""
+    """Issue a command; returns its struct.  Raises OSError."""
     words = (ctypes.c_uint64 * (len(command) // 8)).from_buffer_copy(command)
     while _libc.ioctl(fd, number, ctypes.addressof(words)) < 0:
         error = ctypes.get_errno()
@@ -321,7 +324,7 @@ def _map(fd: int, protection: int) -> int:
 
 
 def _protection(endpoint: int) -> int:
-    """0 where a pool can only be read, else EACCES: what is missing is that errno."""
+    """0 if a pool is read-only for clients, else EACCES: the errno that is missing."""
     try:
         _map(endpoint, mmap.PROT_READ | mmap.PROT_WRITE)
     except OSError:

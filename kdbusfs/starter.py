@@ -32,11 +32,11 @@ class Announcer:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether there is such a process."""
+        """Whether a process waits."""
         return self._pipe >= 0
 
     def step(self, name: str) -> None:
-        """The daemon begins with `name`."""
+        """The daemon begins step `name`."""
         self._write(name)
 
     def ready(self) -> None:
@@ -53,9 +53,10 @@ class Announcer:
 
 
 def start(run: Callable[[Announcer], int], path: str, subtype: str) -> int:
-    """Have `run` serve in a process of its own, and return when the mount at `path` answers; gives the exit code.
+    """Have `run` serve in a process of its own, and return when the mount at `path` answers.  Returns the exit code.
 
-    The server tells so: to look for oneself could take for ever.  It is waited for as long as it makes progress.
+    The server reports readiness: an access to the mount could block for ever.  It is waited for as long as it makes
+    progress.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -63,12 +64,12 @@ def start(run: Callable[[Announcer], int], path: str, subtype: str) -> int:
         os.close(reading)
         _serve(run, Announcer(writing))
     os.close(writing)
-    # A daemon that gives its own client up does so before, and says more.
+    # A daemon that gives its own client up does so before, with a better message.
     patience = Patience(lambda: cpu_time_of(pid), factor=1.5)
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         told = _await(pipe.fileno(), patience)
     if told is not None:
-        # Whose child has ended has been told why.
+        # The end of a child has been reported by the child.
         return EXIT_OK if told else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -94,7 +95,7 @@ def _await(pipe: int, patience: Patience) -> bool | None:
 
 
 def _serve(run: Callable[[Announcer], int], announcer: Announcer) -> NoReturn:
-    """The life of the server's process."""
+    """Run the server's process."""
     code = EXIT_INTERNAL
     try:
         code = run(announcer)
@@ -108,7 +109,7 @@ def _serve(run: Callable[[Announcer], int], announcer: Announcer) -> NoReturn:
 
 
 def _take_away(path: str, subtype: str) -> None:
-    """Detach what a server that was killed has left behind."""
+    """Detach the mount of a server that was killed."""
     entry = visible_mount(path)
     if entry is not None and entry.type == f"fuse.{subtype}":
         unmount(Mount(path, entry.device), UNMOUNT_PATIENCE)

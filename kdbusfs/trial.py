@@ -1,4 +1,4 @@
-"""The trial of a mount before its daemon is ready: the client of `rehearsal.py`, and the domain that it is served."""
+"""The test of a mount before its daemon is ready: the client of `rehearsal.py`, and the domain that serves it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Trial:
         self._begun.set()
 
     def give_up(self) -> None:
-        """The mount has ended: have `run`, in another thread, return soon."""
+        """The mount has ended: make `run`, in another thread, return soon."""
         self._begun.set()
         self._client.give_up()
 

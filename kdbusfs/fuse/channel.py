@@ -1,4 +1,4 @@
-"""The typed face of the native channel, and the amendment of pyfuse3's answers on their way back."""
+"""The typed interface of the native channel, and the amendment of pyfuse3's answers on their way to the kernel."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ NOTHING: Final = -2147483647
 
 NS_PER_MS: Final = 1_000_000
 
-# Where the members of the head of the current ioctl are (`native.calls.current_request`): three u64, then 32 bits each.
-# The pidfd is of the calling thread and belongs to the channel, -1 if no memory has to be read or written; lengths and
-# errno are of the copied command and message; the last tells how many slices are in `freed`.
+# Offsets in the head of the current ioctl (`native.calls.current_request`): three u64, then 32 bits each.  The pidfd is
+# that of the calling thread and belongs to the channel, -1 if no memory has to be accessed; lengths and errno are those
+# of the copied command and message; the last is the number of slices in `freed`.
 REQUEST_UNIQUE: Final = 0
 REQUEST_FH: Final = 8
 REQUEST_ARG: Final = 16
@@ -93,20 +93,20 @@ _COUNTERS: Final = (
 
 
 class Tree(Protocol):
-    """What the amendments need of the tree."""
+    """The methods of the tree that the amendments call."""
 
     def ino_of(self, nodeid: int) -> int:
         """The inode number that programs see for a node id."""
 
     def set_up(self, granted: int) -> None:
-        """What the mount has of what `amend_init` asks for."""
+        """Take the flags that the kernel has granted of those that `amend_init` asks for."""
 
 
 class Channel:
-    """One mount's /dev/fuse, split: ioctls, interrupts and closes are brought, the rest is for pyfuse3.
+    """One mount's /dev/fuse, split: `step` returns ioctls, interrupts and closes; pyfuse3 gets the rest.
 
-    fuse_fd: /dev/fuse; O_NONBLOCK is set and cleared on it.  tree_fd: our end of the SOCK_SEQPACKET pair.
-    event_fd: an eventfd that ends a wait when it is written.  No descriptor is closed here.
+    fuse_fd: /dev/fuse; O_NONBLOCK is set and cleared on it. tree_fd: the near end of the SOCK_SEQPACKET pair. event_fd:
+    an eventfd that ends a wait when it is written.  The caller closes the descriptors.
 
     A channel belongs to one thread.  Other threads of the same mount have their own (`for_thread`), and all of them
     share the fhs; which one may use them now is a matter of ownership (fuse.ownership).
@@ -123,19 +123,19 @@ class Channel:
     )
 
     address: int
-    """Of the native structure, for `native.calls`."""
+    """Address of the native structure, for `native.calls`."""
 
     native: _native.Channel
-    """The native structure: its members, and those of the request, are read directly where speed counts."""
+    """The native structure.  Hot paths read its members directly."""
 
     command: memoryview
-    """The command struct of the current ioctl starts here."""
+    """The buffer whose first bytes are the command struct of the current ioctl."""
 
     freed: memoryview
-    """The published slices whose FREE was answered, as FREED: only the core has not heard of them yet."""
+    """The published slices whose FREE the channel has answered, as FREED, until the core is told."""
 
     freed_count: memoryview
-    """How many those are, in [0]; whoever tells the core sets it to 0."""
+    """Their number, in [0]; the code that tells the core sets it to 0."""
 
     def __init__(self, fuse_fd: int, tree_fd: int, event_fd: int) -> None:
         self._use(lib.kfs_channel_new(fuse_fd, tree_fd, event_fd))
@@ -146,7 +146,7 @@ class Channel:
             self._register_plain(BUS1_FILE, number, number in bus1.READING, number in bus1.RETURNING)
 
     def _register_plain(self, file: int, number: int, reads_memory: bool, returns: bool) -> None:
-        """A command whose struct says no size, as all of bus1."""
+        """Register a command whose struct has no size member, as all of bus1."""
         size = struct_size(number)
         check(lib.kfs_channel_command(self.native, file, number, size, size, 0))
         check(lib.kfs_channel_plain(self.native, file, number, reads_memory, returns))
@@ -178,54 +178,55 @@ class Channel:
         self.reply = memoryview(ffi.buffer(native.reply, lib.KFS_REQUEST_MAX))
 
     def for_thread(self) -> Channel:
-        """Another channel of the mount, for another thread.  Raises MemoryError."""
+        """Make another channel of the mount, for another thread.  Raises MemoryError."""
         channel = Channel.__new__(Channel)
         channel._use(lib.kfs_channel_for_thread(self.native))
         return channel
 
     def take(self) -> int:
-        """Let the calling thread have this channel, and wait until it owns the core: OWNER; or END.
+        """Bind this channel to the calling thread, and wait until that owns the core: OWNER; or END.
 
-        Raises OSError when ownership cannot be watched over.
+        Raises OSError if the watchdog cannot be started.
         """
         kind: int = lib.kfs_channel_take(self.native)
         check(kind)
         return kind
 
     def end(self) -> None:
-        """As the owner: the service has ended, and no other thread goes on."""
+        """For the owner: end the service, so that no other thread continues."""
         lib.kfs_channel_end(self.native)
 
     def owners(self) -> dict[str, int]:
-        """Of all threads of the mount: spares, stuck ones and those that have yielded now; held: commands that
-        wait unread, because their user has too many that have yielded; preempted, blocked,
-        yields and abandoned (a client was killed while its reader was stuck): how often that happened;
-        longest_turn_us: the most cpu time that a turn has taken.
+        """Count the reader threads of the mount, for `stats`.
+
+        spares, stuck, yielded: threads in that state now; held: commands that wait unread, because too many of their
+        user have yielded; preempted, blocked, yields, abandoned (a client was killed while its reader was stuck):
+        events since the start; longest_turn_us: the longest cpu time of a turn.
         """
-        owners = ffi.new("struct kfs_owners *")  # not the channel's: any thread may ask
+        owners = ffi.new("struct kfs_owners *")  # a buffer of its own: any thread may ask
         lib.kfs_channel_owners(self.native, owners)
         return {name: getattr(owners, name) for name in _OWNERS}
 
     def starve(self, is_starving: bool) -> None:
-        """Whether the system gives no further thread now: who is the last then accesses no memory of clients."""
+        """Tell whether the system refuses to start threads: then the last reader must not access client memory."""
         lib.kfs_channel_starve(self.native, is_starving)
 
     def close(self) -> None:
-        """Free the native side.  Nothing else may be asked of the channel then."""
+        """Free the native side.  The channel must not be used afterwards."""
         if hasattr(self, "native"):
             native = self.native
             del self.native
             lib.kfs_channel_free(native)
 
     def step(self, deadline: int, result: int) -> int:
-        """Answer the last ioctl, then bring what comes next: IOCTL, INTERRUPT, RELEASE, FORGET, TREE, TIMER, EVENT
-        or GONE.  OWNER: others have owned the core meanwhile; END: they do, and the thread is not needed any more.
+        """Answer the last ioctl, then wait for the next event: IOCTL, INTERRUPT, RELEASE, FORGET, TREE, TIMER, EVENT or
+        GONE. OWNER: others have owned the core meanwhile; END: they still do, and the thread has to end.
 
-        deadline: CLOCK_MONOTONIC ns after which TIMER comes; 0: none.
-        result: of the ioctl that the last step brought, 0 or -errno; the caller of an `_IOWR` command gets
-        the struct in `command` back in either case.  NOTHING when there is none to answer now.
+        deadline: CLOCK_MONOTONIC ns after which TIMER is returned; 0: none. result: of the ioctl that the last step
+        returned, 0 or -errno; the caller of an `_IOWR` command gets the struct in `command` back in either case.
+        NOTHING when no answer is due now.
 
-        Raises OSError: ETIMEDOUT, EPIPE when the tree does not answer or is gone; what /dev/fuse raises.
+        Raises OSError: ETIMEDOUT, EPIPE when the tree does not answer or has ended; and the errors of /dev/fuse.
         """
         kind = calls.step(self.address, deadline, result)
         if kind < 0:
@@ -234,7 +235,7 @@ class Channel:
 
     @property
     def forgotten(self) -> list[tuple[int, int]]:
-        """Node ids that the kernel forgets, and how many lookups of each."""
+        """The node ids of the current FORGET, each with its number of lookups."""
         return parse_forget(self.native.opcode, self.request[: self.native.request_len])
 
     @property
@@ -245,25 +246,26 @@ class Channel:
 
     @property
     def interrupted(self) -> int:
-        """The unique of the request that an INTERRUPT is about."""
+        """The unique of the request that the current INTERRUPT is for."""
         unique: int = self.native.unique
         return unique
 
     def flush(self, result: int) -> None:
-        """Send what the next step would send first."""
+        """Send the answer that the next step would send first."""
         lib.kfs_channel_flush(self.native, result)
 
     def serves(self, uid: int, tid: int, unique: int) -> bool:
-        """After a flush: serve the deferred request `unique` of thread `tid`, by storing something in its memory.
+        """After a flush: begin to serve the deferred request `unique` of thread `tid`, by storing results in its
+        memory.
 
-        Whoever holds that up holds up what is his own.  Returns False where the memory may not be accessed now.
+        A client that delays this delays only its own commands.  Returns False if its memory must not be accessed now.
         """
         return bool(lib.kfs_channel_serves(self.native, uid, tid, unique))
 
     def served(self, fh: int, number: int, struct: bytes | bytearray | None) -> bool:
-        """That is done, and `struct`, which may tell of a slice, is where it belongs; None: it is not.
+        """End what `serves` began. struct: was stored, and may contain a pool offset; None: nothing was.
 
-        Returns False when the client was killed meanwhile, and must not be answered once more.
+        Returns False if the client was killed meanwhile, and must not be answered again.
         """
         stored = ffi.NULL if struct is None else ffi.from_buffer(struct)
         return bool(lib.kfs_channel_served(self.native, fh, number, stored, 0 if struct is None else len(struct)))
@@ -271,11 +273,13 @@ class Channel:
     def answer(
         self, unique: int, result: int, out: memoryview | bytes | bytearray, fh: int = 0, number: int = 0
     ) -> bool:
-        """Answer a deferred ioctl at once: command `number` of `fh`.  Returns False when nobody waits any more."""
+        """Answer a deferred ioctl at once: command `number` of `fh`.  Returns False if its client does not wait any
+        more.
+        """
         return calls.answer(self.address, fh, number, unique, result, bytes(out)) == 0
 
     def slot_new(self, file_kind: int = ENDPOINT_FILE) -> int:
-        """A new fh, at least 2**32, never given out before, of a file that takes the commands of `file_kind`.
+        """Allocate an fh, at least 2**32 and never used before, of a file that takes the commands of `file_kind`.
 
         Raises MemoryError.
         """
@@ -285,19 +289,19 @@ class Channel:
         return fh
 
     def slot_free(self, fh: int) -> None:
-        """Give `fh` back."""
+        """Release `fh`."""
         lib.kfs_channel_slot_free(self.native, fh)
 
     def slot_share(self, fh: int, is_shared: bool) -> None:
-        """Whether other fhs are the same connection: FREE of what its client was told of is brought then."""
+        """Set whether other fhs are the same connection: then the core handles every FREE."""
         lib.kfs_channel_share(self.native, fh, is_shared)
 
     def set_events(self, fh: int, revents: int) -> None:
-        """Polls of `fh` answer `revents` from now on; a waiting poller is woken if that has news for it."""
+        """Set the poll bits of `fh`, and wake its pollers if a bit that they wait for is new."""
         calls.set_events(self.address, fh, revents)
 
     def words(self, count: int) -> calls.Words:
-        """The first `count` u64 of the command struct of the current ioctl, to be set."""
+        """The first `count` u64 of the command struct of the current ioctl, writable."""
         return calls.Words(address_of(self.native.command), count)
 
     @property
@@ -308,31 +312,31 @@ class Channel:
 
     @property
     def closed(self) -> int:
-        """Files and directories that were closed and are not ended yet, because that is to be seen by nobody."""
+        """Number of files and directories that are closed and whose end is postponed, because nobody can observe it."""
         count: int = lib.kfs_channel_closed(self.native)
         return count
 
     def set_tree_timeout(self, milliseconds: int) -> None:
-        """How long the tree may take for one answer."""
+        """Set how long the tree may take for one answer."""
         self.native.tree_timeout_ms = milliseconds
 
     def counters(self) -> dict[str, int]:
-        """What went through: for `stats`.  lost: answers that nobody waited for."""
+        """Counters for `stats`. lost: answers whose client did not wait any more."""
         counts = self.native.counts
         return {name: getattr(counts, name) for name in _COUNTERS}
 
     def reset_counters(self) -> None:
-        """Count from now on.  For any thread: a request that comes in between may be counted or not."""
+        """Reset the counters.  Any thread may call it: a concurrent request may be counted or not."""
         counts = self.native.counts
         for name in _COUNTERS:
             setattr(counts, name, 0)
 
 
 class Amendments:
-    """What is changed in pyfuse3's answers before the kernel sees them.
+    """Changes pyfuse3's answers before the kernel gets them.
 
-    passthrough: whether it is wanted; after INIT whether the mount has it.
-    on_init: is called when the kernel gets the answer that makes the mount usable.
+    passthrough: whether it is requested; after INIT whether the mount has it. on_init: called when the kernel gets the
+    answer to INIT, which makes the mount usable.
     """
 
     __slots__ = ("_on_init", "_open_answer", "_tree", "passthrough")
@@ -350,9 +354,9 @@ class Amendments:
         self.passthrough = passthrough
 
     def apply(self, channel: Channel) -> None:
-        """Amend the answer that `channel` holds, if it holds one.  It is sent with the next step.
+        """Amend the answer that `channel` holds, if any.  The next step sends it.
 
-        Raises ProtocolError; the answer then goes on as it is.
+        Raises ProtocolError; the answer is then sent unchanged.
         """
         length: int = channel.native.reply_len
         if not length:
@@ -375,7 +379,7 @@ class Amendments:
 
 
 def check(result: int) -> None:
-    """Raise the OSError of a negative result."""
+    """Raise OSError for a negative result."""
     if result < 0:
         name = errno.errorcode.get(-result, str(-result))
         raise OSError(-result, f"{name} in the channel to the kernel: {os.strerror(-result)}")

@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 class ErrorLog:
-    """Logs unexpected exceptions, each place in the code at most once a minute.
+    """Logs unexpected exceptions, each source line at most once a minute.
 
-    count: how many there were.
+    count: of all of them.
     """
 
     INTERVAL: Final = 60.0  # s

@@ -1,6 +1,6 @@
-"""What the kernel has of what a daemon uses, found out by use: for `kdbusfs --check`.
+"""The kernel's features that a daemon uses, found out by use: for `kdbusfs --check`.
 
-The daemon does not ask here: it tries each thing where it needs it, and goes on without.
+The daemon does not ask here: it tries each feature where it needs it, and continues without.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdbusfs.fuse.mount_error import MountError
 from kdbusfs.native import _native
 
 _KDBUSFS = "kdbusfs"
-_MINOR = 31  # of FUSE's protocol: enough for all that is asked here
+_MINOR = 31  # of FUSE's protocol: the least that has all that is tested here
 _INIT_SIZE = 64
 _HEADS = struct.Struct("<IIIIHHIIHHII")
 _UNUSED_NODE = 1 << 62
@@ -33,7 +33,7 @@ _libc.syscall.restype = ctypes.c_long
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One of them: whether it works, None where that could not be tried; and what follows from not having it."""
+    """One feature: whether it works, None if that could not be tested; and the consequence of its absence."""
 
     name: str
     works: bool | None
@@ -41,7 +41,7 @@ class Feature:
 
 
 def features(place: str | None) -> list[Feature]:
-    """All of them.  `place`: a directory that a file system can be mounted at for a moment; None if none can."""
+    """Test all features. place: a directory to mount a file system at for a moment; None if mounting is impossible."""
     fuse = _fuse_features(place) if place is not None else None
     return [
         *(Feature(name, probe(), without) for name, probe, without in _PROBES),
@@ -68,7 +68,7 @@ def _pidfd_info() -> bool:
 
 
 def _slices() -> bool:
-    """In a thread that ends: it changes only its own."""
+    """In a thread that ends: the call changes that thread only."""
     machine = os.uname().machine
     buffer = ctypes.create_string_buffer(_ATTRIBUTES.size)
 
@@ -102,7 +102,7 @@ _PROBES: tuple[tuple[str, Callable[[], bool], str], ...] = (
 
 
 def _fuse_features(place: str) -> tuple[bool | None, bool | None]:
-    """Whether the kernel gives a mount passthrough, and whether it forgets names when it is asked to."""
+    """Whether the kernel offers passthrough to a mount, and whether it supports FUSE_NOTIFY_PRUNE."""
     try:
         fuse_fd = open_device()
     except MountError:
@@ -119,13 +119,13 @@ def _fuse_features(place: str) -> tuple[bool | None, bool | None]:
     except OSError:  # somebody else has unmounted it
         return None, None
     finally:
-        # Whoever looks at the mount gets an error instead of waiting for an answer.
+        # A process that looks at the mount gets an error instead of waiting for an answer.
         os.close(fuse_fd)
         unmount(mounted, UNMOUNT_PATIENCE)
 
 
 def _begin(fuse_fd: int, request: bytes) -> bool:
-    """Answer FUSE_INIT; whether passthrough is offered."""
+    """Answer FUSE_INIT. Whether passthrough is offered."""
     unique = struct.unpack_from("<Q", request, 8)[0]
     body = _HEADS.pack(7, _MINOR, 0, 0, 0, 0, protocol.MAX_WRITE, 1, 0, 0, 0, 0).ljust(_INIT_SIZE, b"\0")
     reply = bytearray(protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), 0, unique) + body)

@@ -10,29 +10,29 @@ from ..base.handle import Handle
 from ..native.calls import set_events
 from .protocol import OpenAnswer
 
-_SLOT_MASK: Final = 0xFFFFFFFF  # of the slot in an fh
+_SLOT_MASK: Final = 0xFFFFFFFF  # bits of an fh that are its slot
 MAX_PER_USER: Final = 16384
-"""Files and directories of the mount that one user has open."""
+"""Maximum of open files and directories of the mount for one user."""
 
 
 class Slots(Protocol):
     """The native side of the table, which answers polls."""
 
     address: int
-    """Of the native structure, for `native.calls`."""
+    """Address of the native structure, for `native.calls`."""
 
     def slot_new(self, file_kind: int) -> int:
-        """A new fh of a file that takes the commands of `file_kind`.  Raises MemoryError."""
+        """Allocate an fh of a file that takes the commands of `file_kind`.  Raises MemoryError."""
 
     def slot_free(self, fh: int) -> None:
-        """Give `fh` back."""
+        """Release `fh`."""
 
     @property
     def closed(self) -> int:
-        """Files that are closed already, and count as open until `remove`."""
+        """Number of files that are closed already, and count as open until `remove`."""
 
     def slot_share(self, fh: int, is_shared: bool, /) -> object:
-        """Whether other fhs have the same handle."""
+        """Set whether other fhs have the same handle."""
 
 
 class _File:
@@ -47,11 +47,11 @@ class _File:
 
 
 class OpenFiles:
-    """fh -> handle.  An fh is never given out twice, so a stale one names nothing.
+    """fh -> handle.  An fh is never reused, so a stale one refers to nothing.
 
-    Every fh is at least 2**32: smaller ones are free for files that are not the core's.  Its lower half is its slot.
-    A handle has two for as long as the descriptor of a connection is being swapped at its HELLO.
-    Each costs memory and a descriptor whether it ever says HELLO or not, so a user may have `per_user`.
+    Every fh is at least 2**32: smaller numbers are used for files that are not the core's.  Its lower half is its slot.
+    A handle has two fhs while HELLO swaps the descriptor of its connection.  Each open file costs memory and a
+    descriptor, also before HELLO, so a user may have `per_user`.
     """
 
     __slots__ = ("_address", "_count", "_held", "_per_user", "_slots", "_table", "_users")
@@ -69,19 +69,19 @@ class OpenFiles:
         return self._count
 
     def check_room(self, user: int) -> None:
-        """Raises CommandError(EMFILE) when `user` has as many open as he may.
+        """Raises CommandError(EMFILE) if `user` has the maximum of open files.
 
-        He may have more for as long as others are being closed, perhaps his.
+        Files whose end is postponed do not count, whoever has closed them.
         """
         if self._held.get(user, 0) >= self._per_user + self._slots.closed:
             raise CommandError(EMFILE, "user has too many files open")
 
     def charge(self, user: int) -> None:
-        """`user` has one more open."""
+        """Count one more open file of `user`."""
         self._held[user] = self._held.get(user, 0) + 1
 
     def discharge(self, user: int) -> None:
-        """`user` has one less open."""
+        """Count one open file of `user` less."""
         left = self._held[user] - 1
         if left:
             self._held[user] = left
@@ -89,10 +89,10 @@ class OpenFiles:
             del self._held[user]
 
     def add(self, handle: Handle, open_flags: int, backing_id: int, user: int = 0) -> int:
-        """An fh for an open of `handle`, whose answer will carry `open_flags` and `backing_id`.
+        """Allocate an fh for an open of `handle`, whose answer will carry `open_flags` and `backing_id`.
 
-        user: whose it is; a second fh of the handle is not counted.
-        Raises MemoryError; the handle is then not released.
+        user: who is charged; a second fh of the same handle is free.  Raises MemoryError; the handle is not released
+        then.
         """
         fh = self._slots.slot_new(handle.file_kind)
         if handle not in self._users:
@@ -120,12 +120,12 @@ class OpenFiles:
         return file if file is not None and file.fh == fh else None
 
     def get(self, fh: int) -> Handle | None:
-        """The handle of `fh`; None for one that is not open."""
+        """The handle of `fh`; None if it is not open."""
         file = self._find(fh)
         return file.handle if file is not None else None
 
     def remove(self, fh: int) -> bool:
-        """Forget `fh`, and release its handle with the last.  Returns whether it was known."""
+        """Remove `fh`, and release its handle with the last fh.  Returns whether `fh` was open."""
         file = self._find(fh)
         if file is None:
             return False
@@ -142,12 +142,12 @@ class OpenFiles:
         return True
 
     def open_answer(self, fh: int) -> OpenAnswer | None:
-        """open_flags and backing_id for the answer of the OPEN that gave `fh`; None for other files."""
+        """open_flags and backing_id for the answer of the OPEN that allocated `fh`; None for other files."""
         file = self._find(fh)
         return file.answer if file is not None else None
 
     def publish(self, handle: Handle) -> None:
-        """Let pollers of `handle` see its readiness now; one that waits is woken if there is any."""
+        """Update the poll bits of `handle`, and wake its pollers."""
         fhs = handle.fhs
         if fhs:
             revents = handle.poll()

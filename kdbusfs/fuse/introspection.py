@@ -24,7 +24,7 @@ _ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLL
 
 
 class TextFile(Handle):
-    """An open text file; it sits among the handles of endpoints, so it answers what they are asked."""
+    """An open text file.  It is a `Handle`, because the table of open files contains handles."""
 
     __slots__ = ()
 
@@ -33,19 +33,21 @@ class TextFile(Handle):
         raise NotImplementedError
 
     def write(self, data: bytes) -> int:
-        """Take `data` as the new content, wherever it is written to.  CommandError(EINVAL) if it is none."""
+        """Replace the content by `data`, at whatever offset it is written.  Raises CommandError(EINVAL) for invalid
+        data.
+        """
         raise CommandError(errno.EINVAL, "not writable")
 
     def ioctl(self, call: object) -> int:
-        """No command is known here."""
+        """There are no commands: -ENOTTY."""
         return -errno.ENOTTY
 
     def poll(self) -> int:
-        """Always readable and writable, as every file without a poll method."""
+        """Always readable and writable, like any file without a poll method."""
         return _ALWAYS_READY
 
     def release(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
 
 class AttachFlagsMask(TextFile):
@@ -66,9 +68,9 @@ class AttachFlagsMask(TextFile):
 
 
 class GrowingFile(TextFile):
-    """A text that is made while it is read, some 4 KiB for each read.
+    """A text that is generated while it is read, about 4 KiB in each read.
 
-    With thousands of connections everybody's requests go on in between.
+    With thousands of connections other requests are served in between.
     """
 
     __slots__ = ("_pieces", "_text")
@@ -79,7 +81,9 @@ class GrowingFile(TextFile):
         self._text = bytearray()
 
     def read(self, offset: int, size: int) -> bytes:
-        """As above.  CommandError(EINVAL) beyond what was read before: it is to be read from its start on."""
+        """See `TextFile.read`.  Raises CommandError(EINVAL) for an offset that was not reached yet: it has to be read
+        in order.
+        """
         text = self._text
         if offset > len(text):
             raise CommandError(errno.EINVAL, "not read from its start on")
@@ -93,7 +97,7 @@ class GrowingFile(TextFile):
 
 
 class Statistics(GrowingFile):
-    """`stats`: one JSON object.  Its counters are those of the open; each connection is as it is when it is read."""
+    """`stats`: one JSON object.  Its counters are those of the open; each connection is described when it is read."""
 
     __slots__ = ()
 
@@ -116,9 +120,9 @@ def _statistics(counts: str, domain: Domain) -> Iterator[str]:
 
 
 class Connections(GrowingFile):
-    """`connections`: a JSON object a line for each connection that was there when the file was opened.
+    """`connections`: one JSON object a line, for each connection that existed when the file was opened.
 
-    `pid_ns` is the namespace that pids are given for.
+    pid_ns: the namespace of the pids.
     """
 
     __slots__ = ()
@@ -128,9 +132,9 @@ class Connections(GrowingFile):
 
 
 def parse_u64(data: bytes) -> int:
-    """A number as the kernel's module parameters take it.
+    """Parse a number in the format of the kernel's module parameters.
 
-    CommandError: EINVAL if it is none, ERANGE beyond 64 bits.
+    Raises CommandError: EINVAL for other text, ERANGE beyond 64 bits.
     """
     if len(data) > _WRITE_MAX:
         raise CommandError(errno.EINVAL, "too long for a number")

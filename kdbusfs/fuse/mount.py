@@ -46,7 +46,7 @@ _MOUNT_HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount that was made here; `connection` is its number below /sys/fs/fuse/connections."""
+    """A mount of this daemon; `connection` is its number below /sys/fs/fuse/connections."""
 
     path: str
     device: str
@@ -57,13 +57,13 @@ class Mount:
 
 
 def mount_table() -> list[MountEntry]:
-    """The mounts of this process' namespace, in order; of several at one path the last is the visible one."""
+    """The mounts of this process' namespace, in order; the last one at a path is the visible one."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         return mountinfo.parse(table.read())
 
 
 def visible_mount(path: str) -> MountEntry | None:
-    """What is mounted exactly at `path`, absolute and without links; never touches the file system there."""
+    """The mount exactly at `path`, absolute and without links.  Never accesses the file system there."""
     found = None
     for entry in mount_table():
         if entry.path == path:
@@ -72,12 +72,12 @@ def visible_mount(path: str) -> MountEntry | None:
 
 
 def has_privilege() -> bool:
-    """Whether this process may mount anything."""
+    """Whether this process may mount."""
     return confinement().has(CAP_SYS_ADMIN)
 
 
 def check_privilege() -> None:
-    """Whether this process can mount and serve at all.  Raises MountError that says what it takes."""
+    """Check whether this process can mount and serve.  Raises MountError."""
     found = confinement()
     if not found.has(CAP_SYS_ADMIN):
         how = allowing(found, "run as root, or in a user namespace of your own ('unshare -Urm')")
@@ -92,7 +92,7 @@ def check_privilege() -> None:
 def check_mountpoint(path: str, subtype: str) -> str:
     """The real path of a directory that a domain can be mounted on.  Raises MountError."""
     absolute = os.path.abspath(path)
-    # The table first: to touch a mount whose server is stuck would hang.
+    # The table first: an access to a mount whose server is stuck would block.
     _refuse_mounted(absolute, subtype)
     real = os.path.realpath(absolute)
     if real != absolute:
@@ -110,7 +110,7 @@ def check_mountpoint(path: str, subtype: str) -> str:
 
 
 def open_device() -> int:
-    """A descriptor of /dev/fuse for one mount.  Raises MountError."""
+    """Open /dev/fuse for one mount.  Raises MountError."""
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as fault:
@@ -119,7 +119,7 @@ def open_device() -> int:
 
 
 def take_device(number: int) -> int:
-    """Descriptor `number`, which the caller has opened, if it can be used for a mount.  Raises MountError."""
+    """Check that descriptor `number`, inherited from the caller, can be used for a mount.  Raises MountError."""
     try:
         found = os.fstat(number)
         access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
@@ -132,15 +132,16 @@ def take_device(number: int) -> int:
 
 
 def is_connected(fuse_fd: int) -> bool:
-    """Whether a descriptor of /dev/fuse has a mount, which has not been aborted."""
+    """Whether a descriptor of /dev/fuse has a mount that is not aborted."""
     poll = select.poll()
     poll.register(fuse_fd, select.POLLIN)
     return not any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def find_mounted(fuse_fd: int, path: str) -> Mount:
-    """The mount at `path`, which somebody else has made with `fuse_fd`.  Raises MountError if it is another, or is
-    one that cannot be served: see `mount` for what it has to be made with.
+    """The mount at `path`, made by another program with `fuse_fd`.
+
+    Raises MountError if it is another mount, or lacks the options that `mount` uses.
     """
     real = os.path.abspath(path)
     entry = visible_mount(real)
@@ -149,7 +150,7 @@ def find_mounted(fuse_fd: int, path: str) -> Mount:
         raise MountError(MountFailure.REFUSED, text)
     with open(f"/proc/self/fdinfo/{fuse_fd}", encoding="utf-8") as info:
         facts = dict(line.split(":", 1) for line in info if ":" in line)
-    # Only newer kernels tell.
+    # Only newer kernels report it.
     connection = facts.get("fuse_connection", "").strip()
     if connection and connection != entry.device.partition(":")[2]:
         text = f"fd={fuse_fd} is mounted elsewhere than at '{path}': give the path of its mount"
@@ -163,9 +164,9 @@ def find_mounted(fuse_fd: int, path: str) -> Mount:
 
 
 def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mount:
-    """Mount what `fuse_fd` will serve at `path`, a real path.  Raises MountError.
+    """Mount at `path`, a real path, what `fuse_fd` will serve.  Raises MountError.
 
-    Anybody may use it, and the kernel checks permissions by the modes of the files (allow_other,
+    Every user may access it, and the kernel checks permissions by the modes of the files (allow_other,
     default_permissions).
     """
     data = (
@@ -185,7 +186,7 @@ def mount(fuse_fd: int, source: str, path: str, flags: int, subtype: str) -> Mou
 
 
 def refusal_hints(found: Confinement) -> dict[int, str]:
-    """What a mount(2) that is refused means with that in force, and what to do: by errno."""
+    """Reasons for which mount(2) fails under this confinement, and the remedies, by errno."""
     no_right = "it takes CAP_SYS_ADMIN in the user namespace of the mount namespace: run as root"
     denied = "a security module refuses it, or a directory on the way may not be entered any more"
     if found.apparmor is not None:
@@ -200,10 +201,10 @@ def refusal_hints(found: Confinement) -> dict[int, str]:
 
 
 def unmount(mounted: Mount, patience: float) -> bool:
-    """Detach the mount if it is still at its path; whoever has files open keeps them until the server ends.
+    """Detach the mount if it is still at its path; open files keep it until the server ends.
 
-    The call goes by a thread of its own and is waited for `patience` seconds: the caller may be the one whose
-    answers it needs.  Returns whether the path is free of the mount.
+    umount2(2) runs in a thread of its own, and is waited for `patience` seconds: the caller may be the thread that has
+    to answer its requests.  Returns whether the path is free of the mount.
     """
     if not is_mounted(mounted):
         return True
@@ -211,7 +212,7 @@ def unmount(mounted: Mount, patience: float) -> bool:
     try:
         worker.start()
     except RuntimeError:
-        # No memory for a thread.  Nothing is known to make this call wait, as it detaches without looking.
+        # No memory for a thread.  A lazy umount is not known to block.
         _detach(mounted.path)
     else:
         worker.join(patience)
@@ -219,13 +220,13 @@ def unmount(mounted: Mount, patience: float) -> bool:
 
 
 def is_mounted(mounted: Mount) -> bool:
-    """Whether the mount is what its path shows."""
+    """Whether the mount is the visible one at its path."""
     entry = visible_mount(mounted.path)
     return entry is not None and entry.device == mounted.device
 
 
 def _detach(path: str) -> None:
-    with contextlib.suppress(OSError):  # whether it has gone is looked up afterwards
+    with contextlib.suppress(OSError):  # is_mounted() is asked afterwards
         mounting.detach(path)
 
 

@@ -1,20 +1,19 @@
-"""The node table: what every FUSE node id stands for, and which opens it carries.
+"""The node table: the object of every FUSE node id, and its opens.
 
-The kernel ties page cache and passthrough backing to the inode, and an inode to a node id; kdbus gives every
-open of an endpoint a pool of its own.  The file that a client opens has no memory behind it: at HELLO its descriptor is
-swapped for one of a private inode (`PrivateNode`), with the connection's pool as its backing.  Only if that cannot be
-done the client reads copies of its pool, in the page cache of the inode that it opened, and then this must be nobody
-else's.  So each LOOKUP of an endpoint answers with a node id that nobody has open: whoever opens a path has an inode to
-himself, while st_ino, which programs see, stays the endpoint's (FS-33).
+The kernel binds page cache and passthrough backing to the inode, and an inode to a node id; kdbus gives every open of
+an endpoint a pool of its own.  The file that a client opens has no backing: HELLO swaps its descriptor for one of a
+private inode (`PrivateNode`), whose backing is the connection's pool.  If that is impossible, the client reads copies
+of its pool in the page cache of the inode that it opened, which then must have no other open.  So each LOOKUP of an
+endpoint answers with a node id that nobody has open: every open of a path has an inode of its own, while st_ino, which
+programs see, is that of the endpoint (FS-33).
 
-A node id is met by a second open where two threads looked it up before either opened it, and where no LOOKUP comes in
-between: an endpoint file that is bind-mounted, an O_PATH descriptor, /proc/self/fd/N.  `NodeTable.admit` decides what
-becomes of that open:
+A node id gets a second open if two threads looked it up before either opened it, or if there is no LOOKUP in between:
+an endpoint file that is bind-mounted, an O_PATH descriptor, /proc/self/fd/N.  `NodeTable.admit` decides on that open:
 
-1. The thread is told ESTALE once.  The kernel then walks the path again, and wherever the path leads through
-   this file system that walk ends at a fresh node id, which is for this thread alone.
-2. If the thread comes back with the same node id, there is no other inode for it, and the open joins the present
-   ones.  None of them can have copies then.
+1. The thread is refused once, with ESTALE.  The kernel then walks the path again, and if the path leads through this
+   file system the walk ends at a fresh node id, for this thread alone.
+2. If the thread returns with the same node id, there is no other inode for it, and the open joins the present ones.
+   None of them can have copies then.
 3. While a present open is a connection that has not moved to its private inode, or has copies here, it keeps the inode
    for itself: EBUSY.  So does every open of the file of bus1, which is a peer with its pool from the start.
 """
@@ -38,7 +37,7 @@ ROOT_ID = 1
 CONTROL_ID = 2
 _FIRST_STATIC_ID = 3
 _FIRST_DYNAMIC_ID = 64
-_STATIC_INO = 0x7FFFFF00  # of what the core knows nothing of: far from the smallest free integers of FS-11
+_STATIC_INO = 0x7FFFFF00  # for nodes that the core does not number: far from the small integers of FS-11
 _REFUSALS_KEPT = 4096
 _SPARE_NODES = 1024
 
@@ -47,13 +46,15 @@ H = TypeVar("H", "EndpointHandle", "Peer")
 
 
 def memory_of(handle: EndpointHandle | Peer) -> PoolMemory:
-    """The memory of an open file's pool: for a bus a port, here always what the host has made."""
+    """The memory of an open file's pool: a port for a bus, but always made by the host."""
     return cast("PoolMemory", handle.memory)
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may enter a domain and make buses in it: owner and permissions of the root directory and of `control`."""
+    """The owner and the permissions of the root directory and of `control`: who may enter a domain and make buses in
+    it.
+    """
 
     uid: int = 0
     gid: int = 0
@@ -62,11 +63,11 @@ class Access:
 
 
 WORLD = Access()
-"""What kdbus gives every domain."""
+"""kdbus' own permissions."""
 
 
 class Node:
-    """One node id: the attributes that go with it, and how many LOOKUPs the kernel has not forgotten yet."""
+    """One node id: its attributes, and the number of LOOKUPs that the kernel has not forgotten yet."""
 
     __slots__ = ("changed_ns", "gid", "ino", "lookups", "mode", "nodeid", "uid")
 
@@ -85,7 +86,7 @@ class Node:
 
 
 class StaticDirectory(Node):
-    """A directory that is there as long as the domain, with the children that are there as long (FS-1)."""
+    """A directory that exists as long as the domain, with the children that do so as well (FS-1)."""
 
     __slots__ = ("children", "parent_ino")
 
@@ -98,7 +99,7 @@ class StaticDirectory(Node):
 
 
 class BusNode(Node):
-    """The directory of a bus (FS-6); `bus` may be gone already (FS-28)."""
+    """The directory of a bus (FS-6), which may have been removed (FS-28)."""
 
     __slots__ = ("bus",)
 
@@ -160,7 +161,7 @@ class EndpointNode(FileNode["EndpointHandle"]):
 
 
 class PeerNode(FileNode["Peer"]):
-    """One LOOKUP of the file of bus1, whose pool is there from the open on."""
+    """One LOOKUP of the file of bus1, which has its pool from the open on."""
 
     __slots__ = ()
 
@@ -192,7 +193,7 @@ AnyFileNode: TypeAlias = "FileNode[EndpointHandle] | FileNode[Peer]"
 
 
 class Admission(enum.Enum):
-    """What becomes of an OPEN of an endpoint's node id."""
+    """The decision on an OPEN of an endpoint's node id."""
 
     FIRST = "the inode is free"
     STALE = "let the kernel look the path up again"
@@ -201,7 +202,7 @@ class Admission(enum.Enum):
 
 
 class _InodeCount:
-    """How many inodes an endpoint has, and when the first of them was made."""
+    """The number of inodes of an endpoint, and when the first of them was made."""
 
     __slots__ = ("changed_ns", "nodes")
 
@@ -213,21 +214,21 @@ class _InodeCount:
 class NodeTable:
     """All node ids of a mount.
 
-    realtime: gives CLOCK_REALTIME in nanoseconds; owner: uid and gid of what lies below `.kdbusfs`;
-    access: of the root directory and `control` (FS-4, FS-5).
+    realtime: CLOCK_REALTIME in nanoseconds; owner: uid and gid of what is below `.kdbusfs`; access: of the root
+    directory and `control` (FS-4, FS-5).
     """
 
     def __init__(self, realtime: Callable[[], int], owner: tuple[int, int] = (0, 0), access: Access = WORLD) -> None:
         self._realtime = realtime
         self._owner = owner
         self._nodes: dict[int, Node] = {}
-        # By identity of the core's object, which a node here keeps alive.
+        # by identity of the core's object, which a node here keeps alive
         self._of_bus: dict[int, BusNode] = {}
         self._of_file: dict[int, _InodeCount] = {}
         self._of_open: dict[int, AnyFileNode] = {}  # by fh
         self._latest: dict[int, AnyFileNode] = {}  # of each file, by identity
         self._moved: dict[int, PrivateNode] = {}  # by identity of the handle, which an open here keeps alive
-        self._refused: dict[int, int] = {}  # thread -> the node id that it was last told ESTALE for
+        self._refused: dict[int, int] = {}  # thread -> the node id that it was last refused with ESTALE
         self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
         self._prune_at = _SPARE_NODES
@@ -240,29 +241,29 @@ class NodeTable:
         self.root.children["control"] = self.control
 
     def __len__(self) -> int:
-        """How many node ids are known, those that are always there included."""
+        """The number of node ids, including the permanent ones."""
         return len(self._nodes)
 
     def get(self, nodeid: int) -> Node | None:
-        """The node of `nodeid`, or None if the kernel was never told of it or has forgotten it."""
+        """The node of `nodeid`, or None if the kernel has never seen it or has forgotten it."""
         return self._nodes.get(nodeid)
 
     def add_directory(self, parent: StaticDirectory, name: str) -> StaticDirectory:
-        """Add a directory that lives as long as the table, found by name in `parent`."""
+        """Add a directory that exists as long as the table, with a name in `parent`."""
         nodeid = self._static_nodeid()
         node = StaticDirectory(nodeid, _STATIC_INO + nodeid, self._owner, parent.changed_ns, parent.ino)
         self._nodes[nodeid] = parent.children[name] = node
         return node
 
     def add_file(self, parent: StaticDirectory, name: str, mode: int) -> Node:
-        """Add a file of the owner's with permissions `mode` that lives as long as the table."""
+        """Add a file of the owner, with permissions `mode`, that exists as long as the table."""
         nodeid = self._static_nodeid()
         node = Node(nodeid, _STATIC_INO + nodeid, stat.S_IFREG | mode, *self._owner, parent.changed_ns)
         self._nodes[nodeid] = parent.children[name] = node
         return node
 
     def look_up_bus(self, bus: Bus) -> BusNode:
-        """The node of `bus`, counted as looked up once more."""
+        """The node of `bus`; counts a lookup."""
         node = self._of_bus.get(id(bus))
         if node is None:
             node = BusNode(self._fresh_nodeid(), bus, self._realtime())
@@ -275,11 +276,11 @@ class NodeTable:
         return PeerFile(name, _STATIC_INO + self._static_nodeid(), *self._owner)
 
     def look_up_endpoint(self, endpoint: Endpoint, tid: int) -> EndpointNode:
-        """A node of `endpoint` for thread `tid` that nobody has open, counted as looked up once more.
+        """A node of `endpoint` for thread `tid` that nobody has open; counts a lookup.
 
-        The last one serves again as long as that is so: the kernel, which asks whenever it walks the path, then finds
-        the node id that it knows instead of walking a second time.  A thread that was told ESTALE gets one that no
-        other thread is given: the kernel tries only once more.
+        The latest node is reused while it has no opens: the kernel looks up each time that it walks the path, and walks
+        once more if the node id has changed.  A thread that was refused with ESTALE gets a node that no other thread is
+        given: the kernel retries only once.
         """
         node = self._free_node(endpoint, tid)
         if not isinstance(node, EndpointNode):
@@ -288,7 +289,7 @@ class NodeTable:
         return node
 
     def look_up_peer_file(self, file: PeerFile, tid: int) -> PeerNode:
-        """A node of bus1's file for thread `tid`, as `look_up_endpoint` gives one of an endpoint."""
+        """A node of bus1's file for thread `tid`, chosen as `look_up_endpoint` does."""
         node = self._free_node(file, tid)
         if not isinstance(node, PeerNode):
             node = PeerNode(self._fresh_nodeid(), file, self._count_inode(file))
@@ -296,7 +297,7 @@ class NodeTable:
         return node
 
     def _free_node(self, file: Endpoint | PeerFile, tid: int) -> AnyFileNode | None:
-        """The latest node of `file`, looked up once more, if thread `tid` can have it."""
+        """The latest node of `file`, if thread `tid` can have it; counts a lookup."""
         node = None if tid in self._refused else self._latest.get(id(file))
         if node is None or node.opens or node.has_copies:
             return None
@@ -314,10 +315,9 @@ class NodeTable:
         return node.opens[fh] if isinstance(node, EndpointNode | PrivateNode) else None
 
     def look_up_pool(self, handle: EndpointHandle) -> PrivateNode | None:
-        """A fresh private node for the pool of `handle`, looked up once; None when it has moved to one already.
+        """A fresh private node for the pool of `handle`, with one lookup; None if the connection has one already.
 
-        So whoever looks again after opening makes the kernel drop the name, and with it the inode at its last
-        close.
+        So a lookup after the open makes the kernel drop the name, and with it the inode at its last close.
         """
         if id(handle) in self._moved:
             return None
@@ -326,7 +326,7 @@ class NodeTable:
         return node
 
     def forget(self, nodeid: int, count: int) -> None:
-        """The kernel gives back `count` lookups of `nodeid`; a node without any is dropped."""
+        """The kernel forgets `count` lookups of `nodeid`; a node without lookups is removed."""
         node = self._nodes.get(nodeid)
         if node is None or nodeid < _FIRST_DYNAMIC_ID:
             return
@@ -347,10 +347,10 @@ class NodeTable:
                 del self._of_file[key]
 
     def prunable(self) -> list[int]:
-        """Node ids without an open that the kernel should be asked to forget, if it holds many.
+        """Node ids without opens that the kernel should be asked to forget, if there are many.
 
-        Files come before their buses: a directory is not forgotten before what is in it.
-        The kernel keeps the names of what is gone until it wants its own memory back, and so does the table.
+        Files precede their buses: a directory is not forgotten before its entries.  The kernel keeps the names of
+        removed files until it needs memory, and so does the table.
         """
         if len(self._nodes) < self._prune_at:
             return []
@@ -360,11 +360,11 @@ class NodeTable:
         return files + buses
 
     def _next_prune_at(self) -> int:
-        """The number of nodes at which it pays to look for prunable ones again."""
+        """The number of nodes at which to look for prunable ones again."""
         return len(self._nodes) + max(_SPARE_NODES, len(self._nodes) // 2)
 
     def admit(self, node: EndpointNode | PeerNode, tid: int) -> Admission:
-        """Decide on an OPEN of `node` by thread `tid`; the module's head has the rules."""
+        """Decide on an OPEN of `node` by thread `tid`, by the rules in the module's docstring."""
         last_refused = self._refused.pop(tid, None)
         if not node.opens:
             return Admission.FIRST
@@ -379,7 +379,7 @@ class NodeTable:
         return Admission.SHARED
 
     def opened(self, node: FileNode[H], fh: int, handle: H) -> None:
-        """Note that the file handle number `fh` is an open of `node`."""
+        """Record that the file handle number `fh` is an open of `node`."""
         if not node.opens:
             node.has_copies = False  # the kernel empties the page cache for a first open
         node.opens[fh] = handle
@@ -414,12 +414,12 @@ class NodeTable:
         return node.only_handle if isinstance(node, FileNode) else None
 
     def node_of(self, fh: int) -> int:
-        """The node id that `fh` is an open of; 0 if it is no endpoint file."""
+        """The node id that `fh` is an open of; 0 if it is not an endpoint file."""
         node = self._of_open.get(fh)
         return 0 if node is None else node.nodeid
 
     def closed(self, fh: int) -> None:
-        """The last descriptor of `fh` is gone.  Any `fh` may be given, also one that is no endpoint file."""
+        """The last descriptor of `fh` is closed.  Also called for files that are no endpoint."""
         node = self._of_open.pop(fh, None)
         if node is None:
             return
@@ -432,7 +432,7 @@ class NodeTable:
             node.handle = None
 
     def _count_inode(self, file: Endpoint | PeerFile) -> int:
-        """Count one more inode of `file`; gives the time that it shares with the others (FS-10)."""
+        """Count one more inode of `file`; returns the time that all of them show (FS-10)."""
         inodes = self._of_file.get(id(file))
         if inodes is None:
             inodes = self._of_file[id(file)] = _InodeCount(self._realtime())
@@ -440,7 +440,7 @@ class NodeTable:
         return inodes.changed_ns
 
     def _remember_refusal(self, tid: int, nodeid: int) -> None:
-        # A thread that does not come back leaves its entry behind; the oldest go first.
+        # A thread that does not retry leaves its entry behind; the oldest are removed first.
         while len(self._refused) >= _REFUSALS_KEPT:
             del self._refused[next(iter(self._refused))]
         self._refused[tid] = nodeid

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @mypyc_attr(acyclic=True, free_list_len=1)
 class DeferredCall:
-    """A call that the core answers later.  fh: its open file; tid, uid: the thread that is blocked in it, and whose."""
+    """A call that the core answers later.
+
+    fh: its open file; tid, uid: of the blocked thread.
+    """
 
     __slots__ = ("call", "fh", "tid", "uid")
 
@@ -25,8 +28,8 @@ class DeferredCall:
 
 
 class PendingCalls:
-    """deferred: the calls that the core answers later, by the unique of their request; jobs: how many are with the
-    installer; installing: those of them that are all or none, with where their outcome is told.
+    """deferred: the calls that the core answers later, by the unique of their request; jobs: number of jobs of the
+    installer; installing: those of them that are all or none, with the place of their outcome.
     """
 
     __slots__ = ("deferred", "installing", "jobs")

@@ -1,4 +1,4 @@
-"""The FUSE messages that pyfuse3 does not see as they are: their numbers, layouts and amendments.
+"""FUSE messages that pyfuse3 does not handle as needed: numbers, layouts and amendments.
 
 Pure: an amendment changes the answer in place and keeps its length.
 """
@@ -27,10 +27,10 @@ FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
 MAX_BACKGROUND: Final = 65535
-"""Of requests that nobody waits for; past it the kernel holds RELEASE back and close() loses its order."""
+"""Limit of background requests: beyond it the kernel postpones RELEASE, and close() loses its order."""
 
 MAX_WRITE: Final = 128 << 10
-"""Bytes in one WRITE.  Only small files of parameters are ever written."""
+"""Bytes in one WRITE. Only small parameter files are written."""
 
 IN_HEADER_SIZE: Final = 40
 OUT_HEADER: Final = Struct("<IiQ")  # len error unique
@@ -52,11 +52,11 @@ _PRUNE: Final = Struct("<IIQ")  # count padding spare; then the node ids
 _PRUNED_AT_ONCE: Final = 256
 
 OpenAnswer = tuple[int, int]
-"""What an OPEN answers besides the fh: open_flags (FOPEN_*) and backing_id."""
+"""open_flags (FOPEN_*) and backing_id in the answer of an OPEN."""
 
 
 class ProtocolError(Exception):
-    """An answer of pyfuse3's that does not look as FUSE defines it."""
+    """An answer of pyfuse3 that does not conform to the protocol."""
 
 
 def _body(reply: memoryview, least: int) -> memoryview:
@@ -67,7 +67,7 @@ def _body(reply: memoryview, least: int) -> memoryview:
 
 
 def parse_forget(opcode: int, request: memoryview) -> list[tuple[int, int]]:
-    """Node ids, and how many lookups of each are given back, of a FORGET or BATCH_FORGET."""
+    """Parse a FORGET or BATCH_FORGET: node ids, each with its number of lookups."""
     try:
         if opcode == FORGET:
             (nodeid,) = _U64.unpack_from(request, _IN_NODEID_OFFSET)
@@ -81,7 +81,7 @@ def parse_forget(opcode: int, request: memoryview) -> list[tuple[int, int]]:
 
 
 def prune_notices(nodeids: Sequence[int]) -> Iterator[bytes]:
-    """Messages that have the kernel (Linux 6.18) forget those of `nodeids` that nobody uses, in this order."""
+    """Messages that make the kernel (Linux 6.18) forget those of `nodeids` that are unused, in this order."""
     for first in range(0, len(nodeids), _PRUNED_AT_ONCE):
         some = nodeids[first : first + _PRUNED_AT_ONCE]
         body = _PRUNE.pack(len(some), 0, 0) + b"".join(map(_U64.pack, some))
@@ -89,12 +89,11 @@ def prune_notices(nodeids: Sequence[int]) -> Iterator[bytes]:
 
 
 def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> int:
-    """Ask for what pyfuse3 does not know: passthrough, maps of files that are read and written without the page cache,
-    and no limit on background requests that could be met.
+    """Ask for features that pyfuse3 does not know: passthrough, mmap of files with direct I/O, and a limit on
+    background requests that is never reached.  Data in a client's page cache must stay there whatever the attributes
+    say.
 
-    What is stored in the page cache of a client is to stay there whatever the attributes say.
-
-    Returns which of PASSTHROUGH (if it is wanted) and DIRECT_IO_ALLOW_MMAP the kernel offers and the mount has, then.
+    Returns which of PASSTHROUGH (if requested) and DIRECT_IO_ALLOW_MMAP the kernel offers and the mount then has.
     """
     body = _body(reply, _INIT_OUT.size)
     try:
@@ -118,7 +117,7 @@ def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> int
 
 
 def amend_open(reply: memoryview, answer_of: Callable[[int], OpenAnswer | None]) -> None:
-    """Give the answer of an open its flags and backing; where `answer_of` has none it stays as it is."""
+    """Set flags and backing in the answer of an OPEN; without effect if `answer_of` returns None."""
     body = _body(reply, _OPEN_OUT.size)
     fh = _OPEN_OUT.unpack_from(body)[0]
     answer = answer_of(fh)
@@ -127,7 +126,7 @@ def amend_open(reply: memoryview, answer_of: Callable[[int], OpenAnswer | None])
 
 
 def amend_lookup(reply: memoryview, ino_of: Callable[[int], int]) -> None:
-    """Give a found entry the inode number that programs see; its node id stays private to the mount."""
+    """Set the inode number that programs see; the node id stays private to the mount."""
     body = _body(reply, _ENTRY_SIZE)
     nodeid = _ENTRY_NODEID.unpack_from(body)[0]
     if nodeid:
@@ -135,7 +134,7 @@ def amend_lookup(reply: memoryview, ino_of: Callable[[int], int]) -> None:
 
 
 def amend_readdirplus(reply: memoryview) -> None:
-    """Take the node ids out: the kernel then only lists the names, and makes and counts no inodes."""
+    """Clear the node ids: the kernel then only lists the names, and creates and counts no inodes."""
     body = reply[OUT_HEADER.size :]
     at = 0
     while at < len(body):

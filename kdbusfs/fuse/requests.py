@@ -33,13 +33,13 @@ from .pending import DeferredCall, PendingCalls
 from .responder import ClientFiles, Responder
 
 _VIEWED_WORDS: Final = 32
-"""Structs of up to so many u64 have their views made in advance; no known command has more."""
+"""The views of structs of up to so many u64 are made in advance; no known command has more."""
 _UNITS_OF_A_WAKE_UP: Final = 4
 """Of work (`Turn.spend`): a poller is woken by a system call."""
 
 
 class _Views:
-    """A struct of `size` bytes in the channel's buffer, made once: a slice costs more than finding one."""
+    """Views of a struct of `size` bytes in the channel's buffer, made once: slicing costs more than a lookup."""
 
     __slots__ = ("command", "size", "words")
 
@@ -50,9 +50,9 @@ class _Views:
 
 
 class SharedState:
-    """What the requests of all threads of a mount share.
+    """State that the requests of all threads of a mount share.
 
-    files: the open files; make_caller: gives a caller of a thread's own; by_thread: the requests of each thread.
+    files: the open files; make_caller: makes a caller for one thread; by_thread: the requests of each thread.
     """
 
     __slots__ = ("by_thread", "domain", "errors", "files", "make_caller", "pending", "responder")
@@ -75,7 +75,7 @@ class SharedState:
 
 
 class Requests:
-    """Takes the channel's ioctls to the handles, and their answers back.
+    """Passes the channel's ioctls to the handles, and their results back.
 
     The object belongs to the thread that has `channel`.
     """
@@ -120,20 +120,20 @@ class Requests:
         self._interrupted = 0
 
     def for_thread(self, channel: Channel) -> Requests:
-        """The same for another thread, whose channel is `channel`; `leave` when it ends."""
+        """Make the object for another thread, whose channel is `channel`; call `leave` when that ends."""
         requests = Requests(channel, self._shared)
         self._shared.by_thread.append(requests)
         return requests
 
     def leave(self) -> None:
-        """The thread of these requests ends."""
+        """The thread of this object ends."""
         self._shared.by_thread.remove(self)
         self._caller.close()
 
     def ioctl(self) -> int:
         """Carry out the channel's current ioctl.  Returns its result for the next step.
 
-        Never raises; the client of a fault of ours gets EIO.
+        Never raises; after an unexpected exception the client gets EIO.
         """
         head, data, message = current_request(self._address)
         unique = u64(head, REQUEST_UNIQUE)
@@ -171,14 +171,14 @@ class Requests:
             self._publish()
         if self._completed:
             if any(each.writes for each in self._completed):
-                # Their clients may hold up what is stored for them, and must not hold up the one of this command.
+                # A client may delay what is stored in its memory.  That must not delay the answer of this command.
                 self._channel.flush(result)
                 result = NOTHING
             self._answer_completed()
         return result
 
     def _begin(self, head: bytes, data: bytes, message: bytes | None) -> None:
-        """Make the call and its caller those of the channel's current ioctl."""
+        """Fill the call and its caller from the channel's current ioctl."""
         call = self._call
         number = u32(head, REQUEST_CMD)
         call.number = number
@@ -198,7 +198,7 @@ class Requests:
         self._caller.reset(u32(head, REQUEST_TID), pidfd)
 
     def tell_freed(self) -> None:
-        """Tell the core which slices were given back by a FREE that the channel has answered; before anything else."""
+        """Tell the core which slices a FREE that the channel has answered gave back; before anything else."""
         count: int = self._freed_count[0]
         self._freed_count[0] = 0
         fh: int
@@ -209,10 +209,10 @@ class Requests:
                 try:
                     handle.freed(offset)
                 except CommandError:
-                    pass  # its pool is gone by now
+                    pass  # the pool has been closed
 
     def interrupt(self) -> None:
-        """Pass a FUSE_INTERRUPT on to the call that it is about; most are about requests answered already."""
+        """Pass a FUSE_INTERRUPT to its call; most are for requests that are answered already."""
         unique = self._channel.interrupted
         deferred = self._shared.pending.deferred.get(unique)
         if deferred is not None:
@@ -220,20 +220,20 @@ class Requests:
             self.drain()
             return
         self._responder.interrupt(unique)
-        # The kernel does not tell twice; a thread that is stuck finds it when it comes to defer its call.
+        # The kernel sends it once.  A thread that is stuck finds it when it defers its call.
         for other in self._shared.by_thread:
             if other is not self and other._native.unique == unique:
                 other._interrupted = unique
 
     def drain(self) -> None:
-        """Publish changed readiness, and answer the calls that were completed."""
+        """Publish changed readiness, and answer completed calls."""
         self._publish()
         self._answer_completed()
 
     def _publish(self) -> None:
-        """Let pollers see changed readiness.
+        """Update poll bits, and wake pollers.
 
-        There may be thousands after one message.  Others may be served meanwhile, who publish what is left as well:
+        There may be thousands after one message.  Others may be served meanwhile, and publish the rest as well:
         whatever changed before is published when this returns.
         """
         changed = self._changed
@@ -245,7 +245,7 @@ class Requests:
             self._turn.spend(_UNITS_OF_A_WAKE_UP)
 
     def _answer_completed(self) -> None:
-        """Answer the calls that were completed; the command of this thread is answered if any of them has writes."""
+        """Answer completed calls; the command of this thread has been answered if any of them has writes."""
         completed = self._completed
         while completed:
             call = completed.pop(0)
@@ -263,16 +263,16 @@ class Requests:
 
     @property
     def jobs(self) -> int:
-        """How many jobs of the installer are under way, of all threads together."""
+        """Number of the installer's jobs, of all threads together."""
         return self._shared.pending.jobs
 
     def finish_jobs(self) -> None:
-        """Let go of what the installer has done."""
+        """Release what the installer's finished jobs hold."""
         self._responder.finish_jobs()
 
     @property
     def is_answering(self) -> bool:
-        """Whether others still have answers to give, which they need the reader for."""
+        """Whether jobs or threads still have answers to send, for which they need the reader."""
         return self._responder.is_answering or bool(self._channel.owners()["yielded"])
 
     def announce_answers(self) -> None:
@@ -280,13 +280,13 @@ class Requests:
         self._responder.announce_answers()
 
     def abandon(self) -> None:
-        """Answer whatever is still deferred when the domain ends."""
+        """Answer all deferred calls when the domain ends."""
         for unique in list(self._shared.pending.deferred):
             del self._shared.pending.deferred[unique]
             self._channel.answer(unique, -ESHUTDOWN, b"")
 
     def stats(self) -> dict[str, int]:
-        """For the statistics of the mount."""
+        """Values for the `stats` file."""
         return {
             **self._channel.counters(),
             **self._channel.owners(),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _OpenFile(Protocol):
-    """A file of the core's that the daemon has open."""
+    """A client's file that the daemon holds open."""
 
     fd: int
 
@@ -32,24 +32,24 @@ class _MappedMemory(Protocol):
     """The memory of a pool, in which the number of a descriptor is stored."""
 
     def pin(self, offset: int) -> tuple[CData, object]:
-        """An int32 pointer to `offset`, and what keeps it valid."""
+        """An int32 pointer to `offset`, and the object that keeps it valid."""
 
 
 class Nodes(Protocol):
-    """What the responder needs of the tree."""
+    """The methods of the tree that the responder calls."""
 
     def node_of(self, fh: int) -> int:
         """The node id that `fh` is an open of."""
 
     def only_node_of(self, fh: int) -> int:
-        """The same; 0 if others have it open as well."""
+        """The same; 0 if the node has other opens."""
 
 
 class ClientFiles:
-    """What changes the files of clients: their descriptors, and the copies that they have of their pools.
+    """Changes clients' descriptors, and the copies that they have of their pools.
 
-    installer: gives descriptors to clients; storer: brings their copies up to date; swap_path: gives the path of the
-    private file of an fh's connection, None if connections keep the file that they have opened.
+    installer: installs descriptors in clients; storer: updates copies; swap_path: the path of the private file for the
+    connection of an fh, None if connections keep the file that they have opened.
     """
 
     __slots__ = ("installer", "nodes", "storer", "swap_path")
@@ -64,7 +64,7 @@ class ClientFiles:
 
 
 class JobContext:
-    """What a job of the installer keeps alive."""
+    """Objects that a job of the installer keeps alive."""
 
     __slots__ = ("handle", "installation", "pinned")
 
@@ -77,8 +77,8 @@ class JobContext:
 class Swap:
     """The file that a new connection moves to at HELLO.
 
-    path: of the private file, None: it keeps the file that it has; node: the one that this is of; unswapped: what shows
-    the client its pool there, if nothing is swapped.
+    path: of the private file, None: the connection keeps its file; node: of the file that it has now; unswapped: stores
+    that show the client its pool there, if nothing is swapped.
     """
 
     __slots__ = ("node", "path", "unswapped")
@@ -92,7 +92,7 @@ class Swap:
 class Responder:
     """Answers the calls of one mount, for whichever thread owns the core.
 
-    files: None if nothing can be done to the files of clients.
+    files: None if clients' files cannot be changed.
     """
 
     __slots__ = ("_errors", "_files", "_pending")
@@ -105,9 +105,10 @@ class Responder:
     def answer(
         self, channel: Channel, unique: int, call: Call, result: int, handle: Handle | None, fh: int, tid: int
     ) -> None:
-        """Answer request `unique` of thread `tid` now, or let the installer do it, after giving it descriptors.
+        """Answer request `unique` of thread `tid` now, or have the installer answer it after it has installed
+        descriptors.
 
-        Raises CommandError for client memory that does not take the results.
+        Raises CommandError for client memory that cannot be written.
         """
         installation, call.installation = call.installation, None
         swap = self._swap_of(handle, fh) if call.becomes_connection else None
@@ -133,10 +134,10 @@ class Responder:
             answer(channel.address, fh, call.number, unique, result, out)
 
     def store(self, channel: Channel, call: Call, deferred: DeferredCall, handle: Handle | None) -> bool:
-        """Store what a completed call has for the memory of its client, and answer it.
+        """Store the results of a completed call in its client's memory, and answer it.
 
-        Returns False, with nothing done, if something else has to be done with it as well, or if others must not
-        wait for this client: that is for the installer's thread of its user.
+        Returns False, with nothing done, if more has to be done than that, or if it must not delay others: then the
+        installer's thread of the client's user has to do it.
         """
         if call.installation is not None or call.becomes_connection or (handle is not None and handle.is_copied):
             return False
@@ -154,42 +155,42 @@ class Responder:
         return True
 
     def let_go(self, call: Call) -> None:
-        """The call is not answered by what it came to: nothing is installed."""
+        """The call is answered with an error instead of its result: nothing is installed."""
         installation, call.installation = call.installation, None
         if installation is not None:
             installation.conclude(EIO)
 
     def conclude(self) -> None:
-        """End installations whose clients go on already: the next request may be of one of them."""
+        """End installations whose clients have been answered: the next request may be theirs."""
         for installation, outcome in list(self._pending.installing):
             if outcome[0]:
                 self._end(installation, outcome[0])
 
     def _end(self, installation: Installation, outcome: int) -> None:
-        """outcome: -errno, or that all is well."""
+        """outcome: -errno, or a positive number for success."""
         if self._pending.installing:
             self._pending.installing = [each for each in self._pending.installing if each[0] is not installation]
         installation.conclude(-outcome if outcome < 0 else 0)
 
     def interrupt(self, unique: int) -> None:
-        """A signal came for the client of a job that may not have begun yet."""
+        """A signal is pending for the client of a job, which perhaps has not begun."""
         if self._pending.jobs and self._files is not None:
             self._files.installer.interrupt(unique)
 
     def finish_jobs(self) -> None:
-        """Let go of what the installer has done."""
+        """Release what the installer's finished jobs hold."""
         if self._files is not None:
             for job in self._files.installer.finished():
                 self._pending.jobs -= 1
                 assert isinstance(job.context, JobContext)
                 installation = job.context.installation
                 if installation is not None:
-                    # Without an outcome its client was killed before its turn.
+                    # Without an outcome the client was killed before the job began.
                     self._end(installation, 0 if job.outcome is None else job.outcome[0] or -EINTR)
 
     @property
     def is_answering(self) -> bool:
-        """Whether others still have answers to give, which they need the reader for."""
+        """Whether jobs still have answers to send, for which they need the reader."""
         storer = None if self._files is None else self._files.storer
         return bool(self._pending.jobs) or (storer is not None and bool(storer.jobs))
 
@@ -210,7 +211,7 @@ class Responder:
         return Swap(path, files.nodes.node_of(fh), unswapped)
 
     def _take_stores(self, handle: Handle | None, installation: Installation | None) -> Stores | None:
-        """What the storer has to do before the owner of `handle` gets an answer; None: nothing."""
+        """The stores that have to be done before the owner of `handle` is answered; None: none."""
         if self._files is None or self._files.storer is None or handle is None or not handle.is_copied:
             return None
         slots = [] if installation is None else [offset for _, _, offset in installation.entries]
@@ -227,7 +228,7 @@ class Responder:
         swap: Swap,
         installation: Installation | None,
     ) -> bool:
-        """Give the installer what it needs.  Returns False, with nothing answered, if that cannot be."""
+        """Submit a job to the installer.  Returns False, with nothing answered, if that is impossible."""
         if self._files is None:
             return False
         try:
@@ -262,7 +263,7 @@ class Responder:
             )
             self._files.installer.submit(job)
         except CommandError:
-            # The caller is no more, or there is no memory to map: the command itself has been carried out.
+            # The caller has ended, or there is no memory to map.  The command itself has been carried out.
             return False
         except Exception:
             self._errors.report("descriptors cannot be installed")
@@ -274,7 +275,7 @@ class Responder:
 
 
 def _pin(installation: Installation | None) -> tuple[list[tuple[int, CData]], list[object]]:
-    """Descriptors to install, each with a pointer to where its number goes, and what keeps the pointers valid."""
+    """The descriptors to install, each with a pointer for its number; and the objects that keep the pointers valid."""
     entries: list[tuple[int, CData]] = []
     pinned: list[object] = []
     if installation is not None:

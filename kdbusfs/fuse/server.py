@@ -1,4 +1,4 @@
-"""The reader's loop: one thing after the other, until the mount is gone or the daemon is told to stop."""
+"""The reader's loop: one event after the other, until the mount has gone or the daemon has to stop."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from .requests import Requests
 log = logging.getLogger(__name__)
 
 LINGER_NS: Final = 2_000_000_000
-"""How long a stopped server goes on for the sake of descriptors that are being installed."""
+"""How long a stopped server continues for descriptors that are being installed."""
 
 _END_PATIENCE: Final = 2.0
 """Seconds that the reader threads may take to end; those that are stuck never do."""
 
 
 class Tree(Protocol):
-    """What the loop carries to the tree by itself."""
+    """The requests that the loop passes to the tree without pyfuse3."""
 
     def close_file(self, fh: int) -> object:
-        """The last descriptor of `fh` is gone."""
+        """The last descriptor of `fh` is closed."""
 
     def forget_nodes(self, nodes: list[tuple[int, int]]) -> None:
-        """The kernel gives back lookups: node ids and counts."""
+        """The kernel forgets lookups: node ids, each with a count."""
 
 
 class Wakeup:
-    """What ends the reader's wait from outside: an eventfd that any thread may write."""
+    """Ends the reader's wait from outside: an eventfd that any thread may write."""
 
     __slots__ = ("event_fd",)
 
@@ -58,7 +58,7 @@ class Wakeup:
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def wake(self) -> None:
-        """End the wait.  May be called by any thread and by signal handlers."""
+        """End the wait.  Any thread and any signal handler may call it."""
         os.eventfd_write(self.event_fd, 1)
 
     def close(self) -> None:
@@ -67,11 +67,11 @@ class Wakeup:
 
 
 class Server:
-    """Drives a mount.  `on_event` are called when the event descriptor was written, `on_release` when a file
-    was closed, `on_tree` when the tree has answered a request, `on_shutdown` after the domain was shut down.
+    """Serves a mount.
 
-    channel, requests: of the mount; every reader thread has its own ones (fuse.ownership).
-    tree: is told what needs no answer of pyfuse3.
+    Callbacks: `on_event` after the event descriptor was written, `on_release` after a file was closed, `on_tree` after
+    the tree has answered a request, `on_shutdown` after the domain was shut down. channel, requests: of the mount; each
+    reader thread makes its own (fuse.ownership). tree: gets the requests that need no answer of pyfuse3.
     """
 
     __slots__ = (
@@ -131,19 +131,19 @@ class Server:
         self._stopping = False
         self._limit = 0
         self.has_stuck_readers = False
-        """Whether threads are left after `run`, so that the process can only be ended by os._exit."""
+        """Whether threads are left after `run`, so that the process has to be ended by os._exit."""
 
     def stop(self) -> None:
-        """Let `run` return soon.  May be called by any thread and by signal handlers."""
+        """Make `run` return soon.  Any thread and any signal handler may call it."""
         self._stopping = True
         self._wakeup.wake()
 
     def run(self) -> bool:
-        """Serve until the mount is gone or `stop`.  Then the domain is shut down and every call answered.
+        """Serve until the mount has gone or `stop`.  Then shut down the domain, and answer every call.
 
-        The calling thread waits, and sees to the readers: in the main thread Python's signal handlers run meanwhile.
-        Returns False when the channel failed: the reason is in the log.  Raises what kept it from serving at all:
-        OSError, MemoryError, RuntimeError.
+        The calling thread waits, and starts readers: in the main thread Python's signal handlers run meanwhile.
+        Returns False if the channel failed: the reason is in the log.  Raises the error that kept it from serving at
+        all: OSError, MemoryError, RuntimeError.
         """
         self._readers.start()
         self._readers.watch()
@@ -153,7 +153,7 @@ class Server:
         return self._served
 
     def _fail(self, fault: Exception) -> None:
-        """A reader cannot begin.  Without a spare the others go on; without any nothing can be served."""
+        """A reader cannot begin.  If there are other readers they continue; else serving is impossible."""
         if self._is_owned:
             log.error("a spare reader cannot begin: %s", fault)
         else:
@@ -161,7 +161,7 @@ class Server:
             self._readers.end()
 
     def _read(self, channel: Channel) -> None:
-        """The life of a reader thread, from when it first owns the core."""
+        """Run a reader thread, from when it first owns the core."""
         self._is_owned = True
         try:
             requests = self._requests.for_thread(channel)
@@ -176,7 +176,7 @@ class Server:
         self._readers.end()
 
     def _take_turns(self, channel: Channel, requests: Requests) -> bool:
-        """Serve as often as this thread owns the core.  Returns False if the others go on without it."""
+        """Serve whenever this thread owns the core.  Returns False if the others continue without it."""
         try:
             served = self._serve(channel, requests)
         except OSError as fault:
@@ -189,7 +189,7 @@ class Server:
         return True
 
     def _serve(self, channel: Channel, requests: Requests) -> bool | None:
-        """Returns whether the service came to a regular end; None when it goes on without this thread."""
+        """Returns whether the service ended regularly; None if it continues without this thread."""
         address = channel.address
         next_deadline = self._domain.next_deadline
         answer = NOTHING
@@ -213,7 +213,7 @@ class Server:
             self._other(kind, channel, requests)
 
     def _linger(self) -> int:
-        """Until when a stopped server goes on; -1 when it ends now."""
+        """Until when a stopped server continues, CLOCK_MONOTONIC ns; -1: it ends now."""
         if not self._limit:
             self._requests.announce_answers()
         if not self._requests.is_answering:

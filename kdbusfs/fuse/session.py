@@ -1,7 +1,7 @@
-"""pyfuse3's session: a thread that serves the tree over a socket pair, as if that were /dev/fuse.
+"""pyfuse3's session: a thread that serves the tree over a socket pair instead of /dev/fuse.
 
-libfuse takes "/dev/fd/N" for a mount point that is mounted already and speaks the FUSE protocol on descriptor
-N; a SOCK_SEQPACKET pair keeps the borders of its messages.  pyfuse3 has one session a process.
+libfuse takes "/dev/fd/N" for a mount point that is mounted already and speaks the FUSE protocol on descriptor N; a
+SOCK_SEQPACKET pair keeps the boundaries of its messages. pyfuse3 has one session per process.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class TreeSession:
     """Serves `operations` on a thread of its own, from `start` to `stop`.
 
-    When that thread ends for any other reason it closes its end, so that whoever waits at `fd` sees the end
-    of the stream instead of waiting for ever; `failure` is that reason.
+    When that thread ends for another reason it closes its end, so that a reader of `fd` sees the end of the stream
+    instead of waiting for ever; `failure` is the reason.
     """
 
     def __init__(self, operations: pyfuse3.Operations) -> None:
@@ -37,7 +37,7 @@ class TreeSession:
             _enlarge(end)
         self._ours = ours
         self.failure: Exception | None = None
-        # libfuse owns the descriptor that it is given, and closes it with the session.
+        # libfuse owns the descriptor, and closes it with the session.
         try:
             pyfuse3.init(operations, f"/dev/fd/{theirs.fileno()}", set())
         except BaseException:
@@ -51,7 +51,7 @@ class TreeSession:
 
     @property
     def fd(self) -> int:
-        """The end on which requests go in and answers come out."""
+        """The descriptor for requests and answers."""
         return self._ours.fileno()
 
     @property
@@ -60,13 +60,13 @@ class TreeSession:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Start serving.  Raises RuntimeError if that does not succeed within seconds."""
+        """Start serving.  Raises RuntimeError if that takes more than _PATIENCE seconds."""
         self._thread.start()
         if not self._ready.wait(_PATIENCE) or self._token is None:
             raise RuntimeError("the thread that serves the tree did not start")
 
     def stop(self) -> None:
-        """End the thread, and with it the session; close `fd`."""
+        """End the thread and the session; close `fd`."""
         if self._thread.ident is None:
             pyfuse3.close(unmount=False)
         elif self._token is not None:
@@ -102,7 +102,7 @@ def _cause(fault: BaseException) -> Exception | None:
 
 
 def _enlarge(end: socket.socket) -> None:
-    """Give both directions of a socket room for the largest message, past the system's limits if allowed."""
+    """Set both buffers of a socket to hold the largest message, beyond the system's limits if allowed."""
     for forced, ordinary in (
         (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
         (_SO_RCVBUFFORCE, socket.SO_RCVBUF),

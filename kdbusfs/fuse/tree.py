@@ -1,7 +1,7 @@
-"""The tree of a domain as pyfuse3 presents it: requests translated to the core and its objects to attributes.
+"""The tree of a domain for pyfuse3: translates requests to the core, and the core's objects to attributes.
 
-The kernel checks permissions (default_permissions), so a request that arrives here was allowed by the modes
-of FS-4 to FS-8.  Every handler runs while the reader waits for its answer, and may therefore touch the core.
+The kernel checks permissions (default_permissions), so a request that arrives here was allowed by the modes of FS-4 to
+FS-8.  Every handler runs while the reader waits for its answer, and may therefore access the core.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from kdbusfs.host.host import LinuxHost
     from kdbusfs.host.installer import Installer
 
-# With DIRECT_IO only mmap meets the memory or the page cache; read and write come here, for FS-16.
+# With DIRECT_IO only mmap accesses the memory or the page cache; read and write arrive here, for FS-16.
 _PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_NOFLUSH
 _POOL_FLAGS = FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO | FOPEN_NOFLUSH
-# A pool without passthrough: what is stored in the page cache stays there, whoever maps it.
+# A pool without passthrough: data stored in the page cache stays there, whoever maps it.
 _COPIED_FLAGS = FOPEN_NOFLUSH
 
-_UNCHANGING = 1e6  # seconds: attributes never change, and neither do the entries that are always there
+_UNCHANGING = 1e6  # seconds: attributes never change, nor do permanent entries
 _LISTED_AT_ONCE = 512  # entries
 _PRUNED_AT_ONCE = 256  # node ids
 _FORGET_UNITS = 2
@@ -72,7 +72,7 @@ R = TypeVar("R")
 def _handler(
     function: Callable[Concatenate[Tree, P], Awaitable[R]],
 ) -> Callable[Concatenate[Tree, P], Coroutine[None, None, R]]:
-    """Turn whatever a handler raises into an errno: anything but FUSEError would end pyfuse3's loop."""
+    """Turn every exception of a handler into an errno: any but FUSEError would end pyfuse3's loop."""
 
     @functools.wraps(function)
     async def guarded(self: Tree, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -92,7 +92,7 @@ def _handler(
 
 
 class Guest(NamedTuple):
-    """A thread that is served a domain of its own: `control` and the buses that it sees are of `domain`."""
+    """A thread that is served a domain of its own: it sees `control` and the buses of `domain`."""
 
     tid: int
     domain: Domain
@@ -101,14 +101,13 @@ class Guest(NamedTuple):
 class Tree(pyfuse3.Operations):
     """The files of one domain.
 
-    `installer` has the threads of the daemon that move clients to private nodes: nobody else finds those.
-    `realtime` gives CLOCK_REALTIME in nanoseconds; `report` is told what went wrong and logs the exception that
-    is being handled, within bounds; `more_stats` gives what the `stats` file shows beside the core's numbers.
-    `prune` asks the kernel to forget those of some node ids that nobody uses; it gives back whether the kernel can.
-    `spend` tells of work in long loops (`core.ports.Turn`).
-    `access` is that of the root directory and of `control`; `owner` has what lies below `.kdbusfs`.
-    `peers` makes those of bus1, None where there is no file of it; `lists_peers`: the root lists that file.
-    `files` has to be set before the first request.  `guest` is the client with which the daemon tries itself.
+    installer: has the threads of the daemon that move clients to private nodes; other threads cannot find those.
+    realtime: CLOCK_REALTIME in nanoseconds. report: logs the exception that is being handled, rate-limited. more_stats:
+    values for the `stats` file beside the core's. prune: asks the kernel to forget unused node ids; returns whether the
+    kernel can. spend: reports work in long loops (`base.ports.Turn`). access: of the root directory and `control`;
+    owner: of what is below `.kdbusfs`. peers: opens peers of bus1, None if the mount has no file of it; lists_peers:
+    the root lists that file. files: has to be set before the first request. guest: the client by which the daemon tests
+    itself.
     """
 
     files: OpenFiles
@@ -133,9 +132,9 @@ class Tree(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._prune = prune
-        self._to_prune: list[int] = []  # node ids that the kernel is still to be asked to forget
+        self._to_prune: list[int] = []  # node ids that the kernel has still to be asked to forget
         self._spend = spend
-        self._prunes: bool | None = None  # whether the kernel does; not asked yet
+        self._prunes: bool | None = None  # whether the kernel can; None: not asked yet
         self._endpoint_flags = _COPIED_FLAGS
         self._report = report
         self._domain = domain
@@ -145,7 +144,7 @@ class Tree(pyfuse3.Operations):
         self._peers = peers
         self._peer_file = self._nodes.add_peer_file(_PEER_FILE) if peers is not None else None
         self._lists_peers = lists_peers and peers is not None
-        self._directories: dict[int, tuple[Node, int]] = {}  # open directories, and who opened them
+        self._directories: dict[int, tuple[Node, int]] = {}  # open directories, and the uid that opened each
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
         parameters = self._nodes.add_directory(hidden, "parameters")
@@ -159,30 +158,30 @@ class Tree(pyfuse3.Operations):
         }
 
     def set_up(self, granted: int) -> None:
-        """Which of the flags of FUSE_INIT that pyfuse3 does not know the mount has."""
-        # Where a file may not be mapped otherwise, read(2) of an endpoint meets its empty page cache.
+        """Take the flags of FUSE_INIT that the mount has and pyfuse3 does not know."""
+        # If such a file cannot be mapped, read(2) of an endpoint reads its empty page cache.
         self._endpoint_flags = _PLAIN_FLAGS if granted & DIRECT_IO_ALLOW_MMAP else _COPIED_FLAGS
 
     def ino_of(self, nodeid: int) -> int:
-        """The st_ino that programs see for a node id (FS-11): what LOOKUP's answer has to be amended with."""
+        """The st_ino that programs see for a node id (FS-11), which LOOKUP's answer is amended with."""
         node = self._nodes.get(nodeid)
         return nodeid if node is None else node.ino
 
     def node_of(self, fh: int) -> int:
-        """The node id that `fh` is an open of; 0 if it is no endpoint file."""
+        """The node id that `fh` is an open of; 0 for files that are no endpoint."""
         return self._nodes.node_of(fh)
 
     def only_node_of(self, fh: int) -> int:
-        """The same if `fh` is the only open of it: then the pool of its connection may be shown there; else 0."""
+        """The same if `fh` is the only open of it: then its page cache can show the pool of its connection; else 0."""
         return self._nodes.only_node_of(fh)
 
     def handle_of(self, nodeid: int) -> Handle | None:
-        """The open file of node id `nodeid`; None if it is none that has a pool, or not the only one."""
+        """The open file of node id `nodeid`; None if it has no pool, or is not the only open."""
         return self._nodes.handle_of(nodeid)
 
     def counts(self) -> dict[str, object]:
-        """For the `stats` file: how many node ids the kernel holds, whether it forgets some when it is asked to (null:
-        it was not asked yet), and how many directories are open.
+        """Values for the `stats` file: the node ids that the kernel knows, whether it supports FUSE_NOTIFY_PRUNE (null:
+        not tried yet), and the open directories.
         """
         return {"nodes": len(self._nodes), "prunes": self._prunes, "open_directories": len(self._directories)}
 
@@ -204,7 +203,7 @@ class Tree(pyfuse3.Operations):
         raise pyfuse3.FUSEError(errno.ENOENT)
 
     def _prune_nodes(self) -> None:
-        """Ask the kernel to forget node ids, some with each lookup: it takes a microsecond or more for each."""
+        """Ask the kernel to forget some node ids, at each lookup: each takes a microsecond or more."""
         if self._prunes is False:
             return
         if not self._to_prune:
@@ -228,11 +227,11 @@ class Tree(pyfuse3.Operations):
         raise pyfuse3.FUSEError(errno.ENOENT)
 
     def forget_nodes(self, nodes: Iterable[tuple[int, int]]) -> None:
-        """The kernel gives back lookups: node ids and counts.  The reader carries FORGET here itself: pyfuse3 would
-        run beside it, as there is no answer to wait for.
+        """The kernel forgets lookups: node ids, each with a count.  The reader calls this itself: FORGET has no answer,
+        so pyfuse3 would run concurrently with the reader.
 
-        There may be thousands, and others may be served between two: what is given back is a difference, and a node
-        that was looked up again meanwhile stays.
+        There may be thousands, and others may be served in between: a count is a difference, so a node that was looked
+        up again meanwhile stays.
         """
         for nodeid, count in nodes:
             self._nodes.forget(nodeid, count)
@@ -240,7 +239,7 @@ class Tree(pyfuse3.Operations):
 
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        # A removed bus or endpoint keeps its attributes for whoever has it open (FS-27).
+        # A removed bus or endpoint keeps its attributes for open files (FS-27).
         node = self._node(inode)
         return _attributes(node, node.ino)
 
@@ -272,7 +271,7 @@ class Tree(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EBUSY)
 
     def _open_peer(self, node: PeerNode, tid: int, user: int) -> int:
-        """B1-FILE-2; the pool is the backing of this very open (B1-FUSE-2)."""
+        """B1-FILE-2; the pool is the backing of this open (B1-FUSE-2)."""
         assert self._peers is not None
         self._admit(node, tid)
         handle = self._peers.open(self._host.caller(tid), self._host.memory())
@@ -293,7 +292,7 @@ class Tree(pyfuse3.Operations):
         return fh
 
     def _open_pool(self, node: PrivateNode, tid: int) -> int:
-        # A client that reopens its own descriptor through /proc arrives here as well.
+        # A client that reopens its own descriptor through /proc gets here as well.
         if tid not in self._installer.tids or node.handle is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         backing_id = memory_of(node.handle).backing_id
@@ -302,7 +301,7 @@ class Tree(pyfuse3.Operations):
         return fh
 
     def _add_file(self, handle: Handle, open_flags: int, backing_id: int, user: int) -> int:
-        """Give a handle that has no file yet its number; it is released if there is none."""
+        """Allocate the fh of a new handle; if that fails the handle is released."""
         try:
             return self.files.add(handle, open_flags, backing_id, user)
         except BaseException:
@@ -310,7 +309,7 @@ class Tree(pyfuse3.Operations):
             raise
 
     def close_file(self, fh: int) -> None:
-        """The last descriptor of `fh` is gone.  The reader carries RELEASE here itself, beside pyfuse3."""
+        """The last descriptor of `fh` is closed.  The reader calls this itself, without pyfuse3."""
         directory = self._directories.pop(fh, None)
         if directory is not None:
             self.files.discharge(directory[1])
@@ -339,7 +338,7 @@ class Tree(pyfuse3.Operations):
 
     @_handler
     async def flush(self, fh: int) -> None:
-        # Only a kernel that does not know FOPEN_NOFLUSH (before 5.16) asks, and by this learns not to ask again.
+        # Only a kernel without FOPEN_NOFLUSH (before 5.16) asks, and never again after ENOSYS.
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @_handler
@@ -367,8 +366,8 @@ class Tree(pyfuse3.Operations):
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        # Entries are ordered by st_ino, and a position is the st_ino of the last one + 2: stable whatever
-        # comes and goes between two calls.  The channel clears the node ids, so no lookup is counted.
+        # Entries are ordered by st_ino, and a position is the st_ino of the previous entry + 2: stable whatever is
+        # added or removed between two calls.  The channel clears the node ids, so no lookup is counted.
         for position, name, ino, mode in self._listing(self._directories[fh][0], start_id):
             attributes = pyfuse3.EntryAttributes()
             attributes.st_ino = ino
@@ -377,9 +376,9 @@ class Tree(pyfuse3.Operations):
                 return
 
     def _listing(self, node: Node, after: int) -> Iterable[tuple[int, str, int, int]]:
-        """Position, name, st_ino and mode of what is in a directory behind position `after` (FS-12).
+        """Position, name, st_ino and mode of the entries of a directory behind position `after` (FS-12).
 
-        A directory may have many thousands of entries: no call sorts more than it can tell of.
+        A directory may have many thousands of entries: no call sorts more than one answer can hold.
         """
         parent_ino = node.parent_ino if isinstance(node, StaticDirectory) else self._nodes.root.ino
         if after < 1:
@@ -413,7 +412,7 @@ class Tree(pyfuse3.Operations):
 
     @_handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        # Everything that is counted is 0 (FS-20).
+        # All counts are 0 (FS-20).
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = mmap.PAGESIZE
         data.f_namemax = 255
@@ -421,7 +420,7 @@ class Tree(pyfuse3.Operations):
 
     @_handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        return True  # default_permissions decides
+        return True  # the kernel has checked it (default_permissions)
 
     @_handler
     async def create(
@@ -484,7 +483,7 @@ class Tree(pyfuse3.Operations):
     ) -> None:
         _refuse()
 
-    # Extended attributes: pyfuse3 answers ENOSYS for what is not defined here, which the kernel reports as
+    # Extended attributes: pyfuse3 answers ENOSYS for handlers that are not defined, which the kernel reports as
     # EOPNOTSUPP (FS-19) and remembers.
 
     def _node(self, nodeid: int) -> Node:
@@ -494,7 +493,7 @@ class Tree(pyfuse3.Operations):
         return node
 
     def _domain_of(self, tid: int) -> Domain:
-        """The domain that thread `tid` is served."""
+        """The domain that serves thread `tid`."""
         guest = self.guest
         return guest.domain if guest is not None and guest.tid == tid else self._domain
 
@@ -506,19 +505,19 @@ class Tree(pyfuse3.Operations):
 
 
 def _shortage(fault: Exception) -> int | None:
-    """The errno for a client if `fault` says that the daemon is out of something; None for any other."""
+    """The errno for a client if `fault` says that the daemon has run out of a resource; None for other errors."""
     if isinstance(fault, MemoryError):
         return errno.ENOMEM
     return _SHORTAGES.get(fault.errno or 0) if isinstance(fault, OSError) else None
 
 
 def _refuse() -> NoReturn:
-    """Refuse what kdbus has no operation for (FS-14, FS-15)."""
+    """Refuse an operation that kdbus does not have (FS-14, FS-15)."""
     raise pyfuse3.FUSEError(errno.EPERM)
 
 
 def _entry(node: Node, entry_timeout: float) -> pyfuse3.EntryAttributes:
-    """A LOOKUP's answer: pyfuse3 has one field for node id and st_ino, the latter is amended by `ino_of`."""
+    """The answer of a LOOKUP: pyfuse3 has one field for node id and st_ino; `ino_of` supplies the latter."""
     attributes = _attributes(node, node.nodeid)
     attributes.entry_timeout = entry_timeout
     return attributes
@@ -534,7 +533,7 @@ def _attributes(node: Node, ino: int) -> pyfuse3.EntryAttributes:
         attributes.st_size = POOL_SIZE
     elif isinstance(node, FileNode):
         shown = node.copied_handle
-        # The kernel maps no further than that; with passthrough it looks at the memory itself (FS-9).
+        # The kernel maps no further than that; with passthrough it uses the size of the memory (FS-9).
         attributes.st_size = 0 if shown is None else memory_of(shown).size
     attributes.st_uid = node.uid
     attributes.st_gid = node.gid

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PID_LIMIT: Final = 1 << 22  # the kernel's greatest pid_max
 _VECTORS: Final = 128
 _COPIED_AT_ONCE: Final = 1 << 19
-"""Bytes that a turn copies before it can pause: a pool that is new has to get its pages, 0.5 ms for each MiB."""
+"""Bytes that a turn copies before it can yield: the pages of a new pool take 0.5 ms for each MiB."""
 _ids: Final[Any] = ffi.new("uint32_t[11]")
 _identity: Final[Any] = ffi.new("uint64_t[3]")
 _unpack: Final[Any] = ffi.unpack

@@ -1,4 +1,4 @@
-"""Closes descriptors that came from clients: close(2) may block for as long as the file system likes."""
+"""Closes descriptors that came from clients: close(2) may block in their file systems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .user_threads import IDLE, Pool, Sign, UserThread, UserThreads
 
 
 class Closer:
-    """Closes descriptors in a thread of each user.  No method waits."""
+    """Closes descriptors in a thread for each user.  No method blocks."""
 
     __slots__ = ("_pool", "_threads")
 
@@ -24,7 +24,7 @@ class Closer:
             self._threads.start_waiting()
 
     def closing(self, user: int) -> int:
-        """How many descriptors of `user` are still to be closed: what to refuse more of them by."""
+        """Number of descriptors of `user` that wait to be closed, which count against the user's limit."""
         thread = self._threads.of(user)
         return 0 if thread is None else thread.queue.qsize() + thread.is_busy
 
@@ -33,7 +33,7 @@ class Closer:
             work = thread.next(IDLE)
             if isinstance(work, int):
                 thread.is_busy = True
-                with contextlib.suppress(OSError):  # of the file's own system; the descriptor is gone
+                with contextlib.suppress(OSError):  # the error is the file system's; the descriptor is closed
                     os.close(work)
                 thread.is_busy = False
             elif work is Sign.END or thread.retire():

@@ -56,7 +56,10 @@ class LinuxHost:
         return uuid.uuid4().bytes
 
     def caller(self, tid: int, pidfd: int = -1) -> LinuxCaller:
-        """The caller for thread `tid`.  pidfd: of the thread, still owned by whoever passes it, or -1."""
+        """The caller for thread `tid`.
+
+        pidfd: of the thread, still owned by the caller of this method, or -1.
+        """
         caller = LinuxCaller(self.namespaces, self.descriptors, self._root)
         caller.reset(tid, pidfd)
         return caller

@@ -1,4 +1,4 @@
-"""Puts descriptors into clients: the tracer of one thread (native/inject.c)."""
+"""Installs descriptors in clients: the tracer of one thread (native/inject.c)."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Tracer:
 
     @property
     def has_unreleased(self) -> bool:
-        """Whether `sweep` has something to look after."""
+        """Whether `sweep` has something to do."""
         return bool(self._injection.held or self.living or self._dead[0])
 
     def sweep(self) -> None:
-        """Let go of threads that did not stop in time, if they have by now."""
+        """Detach from threads that did not stop in time, if they have stopped."""
         self._injection.held = 0
         self.living = lib.kfs_tracer_sweep(self._native, self._dead)
 
@@ -49,7 +49,7 @@ class Tracer:
     def inject(self, job: Job) -> bool:
         """Answer the ioctl of `job`, with its descriptors installed.
 
-        Returns whether that was done; if not, nothing was, the ioctl is not answered, and `job.error` says why.
+        Returns whether that was done; if not, nothing was, the ioctl is not answered, and `job.error` is the reason.
         """
         error = 0
         swap = -1
@@ -79,7 +79,7 @@ class Tracer:
         return bool(injection.answered)
 
     def _fill(self, job: Job) -> tuple[object, object, object]:
-        """Describe the job; gives what has to stay alive until it is done."""
+        """Fill the native description of the job; returns the objects that have to stay alive until it is done."""
         injection = self._injection
         out = ffi.from_buffer("unsigned char[]", job.out)
         files = ffi.new("int[]", [fd for fd, _ in job.entries])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .store_memory import Storer
 
 MAX_QUEUED: Final = 1024
-"""Jobs that wait for one user's thread."""
+"""The jobs that wait for one user's thread."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ _ROOT: Final = 1  # node id
 class Installer:
     """Does jobs for the clients of one mount.
 
-    fuse_fd: /dev/fuse of the mount; event_fd: an eventfd, written to whenever a job is finished;
-    pool: bounds the threads; storer: answers jobs with stores that get no descriptors.
-    All methods are for the reader, but `forget_name`.  None of them waits.
+    fuse_fd: /dev/fuse of the mount; event_fd: an eventfd that is written when a job has finished; pool: bounds the
+    threads; storer: answers jobs that have stores and no descriptors.  All methods are for the reader, except
+    `forget_name`.  None of them blocks.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Installer:
         self._max_queued = max_queued
         self._threads: UserThreads[Job] = UserThreads(pool, "user-{}", self._run)
         self._finished: deque[Job] = deque()
-        self._queued: dict[int, Job] = {}  # those not begun yet, by unique
-        self._interrupted: set[int] = set()  # of them, those whose client got a signal
+        self._queued: dict[int, Job] = {}  # jobs that have not begun, by unique
+        self._interrupted: set[int] = set()  # those of them whose client has a signal pending
         self._watching = False
         self.tids: frozenset[int] = frozenset()
-        """Ids of the threads that do jobs: who may open the file of a swap."""
+        """Ids of the threads that do jobs: they may open the file of a swap."""
 
     def submit(self, job: Job) -> None:
-        """Have `job` done.  It turns up in `finished` in any case.
+        """Queue `job`.  It appears in `finished` in any case.
 
         Beyond the bounds (threads of all users together, jobs of this one) its ioctl is answered at once, without
-        descriptors: every entry is -EAGAIN, and nothing is swapped.  The reader does not wait for the client's memory
-        then: an ioctl with `writes` returns -EAGAIN, and flags that do not travel back stay as they are.
+        descriptors: every entry is -EAGAIN, and nothing is swapped.  The reader must not access the client's memory
+        then: an ioctl with `writes` returns -EAGAIN, and flags that do not travel back are not written.
         """
         with self._pool.lock:
             thread = self._threads.get(job.user)
@@ -80,17 +80,17 @@ class Installer:
             self._answer_without(job, errno.EAGAIN)
 
     def finished(self) -> list[Job]:
-        """The jobs that were finished since the last time, in that order."""
+        """The jobs that have finished since the last call, in that order."""
         jobs = []
         while self._finished:
             jobs.append(self._finished.popleft())
         return jobs
 
     def interrupt(self, unique: int) -> None:
-        """A signal came for the client of ioctl `unique`.
+        """A signal is pending for the client of ioctl `unique`.
 
-        If it is killed while its job waits for another one of its user, which may be for ever, it gets its answer: it
-        could not end without.  What it was killed by may come later than the signal that the kernel tells of.
+        A client that is killed while its job waits for another job of its user, perhaps for ever, is answered: it could
+        not end otherwise.  The fatal signal may be later than the one that the kernel reports.
         """
         with self._pool.lock:
             if unique not in self._queued:
@@ -110,7 +110,9 @@ class Installer:
                 self._watching = left = not self._answer_dying()
 
     def _answer_dying(self) -> bool:
-        """With the lock held: answer the interrupted clients that were killed.  Whether none is left to be watched."""
+        """With the lock held: answer the interrupted clients that were killed.  Returns whether no more have to be
+        watched.
+        """
         for unique in list(self._interrupted):
             job = self._queued.get(unique)
             if job is not None and not lib.kfs_is_dying(job.tid):
@@ -123,10 +125,10 @@ class Installer:
         return not self._interrupted
 
     def forget_name(self, name: bytes) -> None:
-        """Have the kernel forget a name in the root: it means nothing any more.
+        """Make the kernel forget a name in the root that has become invalid.
 
-        This takes the lock of the root directory, and whoever holds that may wait for the reader: it is no call for
-        the reader itself.
+        This takes the lock of the root directory, whose holder may wait for the reader: the reader itself must not call
+        it (deadlock).
         """
         lib.kfs_notify_entry_gone(self._fuse_fd, _ROOT, name, len(name))
 
@@ -135,7 +137,7 @@ class Installer:
         os.eventfd_write(self._event_fd, 1)
 
     def _answer_without(self, job: Job, error: int) -> None:
-        """Answer the ioctl with all entries failed; if the client is gone meanwhile, that is all."""
+        """Answer the ioctl with all entries failed; no effect if the client has ended."""
         out = job.fail(error)
         stores = job.stores if job.unswapped is None else job.unswapped
         if stores is None or self._storer is None or not self._storer.answer(stores, job.unique, job.result, out):
@@ -159,7 +161,7 @@ class Installer:
             self._finish(job)
 
     def _run(self, thread: UserThread[Job]) -> None:
-        """The life of a user's thread."""
+        """Run a user's thread."""
         tracer = Tracer(self._fuse_fd)
         tid = threading.get_native_id()
         with self._pool.lock:

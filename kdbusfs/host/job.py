@@ -1,4 +1,4 @@
-"""A job of the installer: the answer to one ioctl, and what its thread is to be given before it goes on."""
+"""A job of the installer: the answer to one ioctl, and what its thread receives before it continues."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ class Job:
 
     @property
     def tells_incomplete(self) -> bool:
-        """Whether the client is to be told of entries that fail."""
+        """Whether the client gets the errno of entries that fail."""
         return bool(self.entries) and self.flags_offset >= 0
 
     def write(self) -> None:
-        """Store `writes` in the client's memory; the client may hold that up."""
+        """Store `writes` in the client's memory, which may block."""
         if self.caller is not None:
             try:
                 for address, data in self.writes:
@@ -130,7 +130,7 @@ class Job:
                 self.result = -fault.errno
 
     def fail(self, error: int) -> bytes:
-        """Every entry has failed with `error`; gives the struct that travels back."""
+        """Every entry has failed with `error`; returns the struct that travels back."""
         self.error = error
         for _, slot in self.entries:
             slot[0] = -error
@@ -144,7 +144,7 @@ class Job:
             _FLAGS.pack_into(out, self.flags_offset, self.incomplete_flags)
             return bytes(out)
         if self.caller is not None:
-            # The ioctl has taken effect: its result stays, whatever the client's memory is like.
+            # The ioctl has taken effect: its result stays, even if the client's memory cannot be written.
             with contextlib.suppress(CommandError):
                 self.caller.write(self.address + self.flags_offset, _FLAGS.pack(self.incomplete_flags))
         return self.out

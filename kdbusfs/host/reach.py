@@ -1,6 +1,6 @@
-"""Whether this process may do to another what a daemon does to its clients, found out by use.
+"""Tests by use whether this process may do to another what a daemon does to its clients.
 
-Meant for a child of the own that was forked after this module was imported: its memory has `_WORD` at the same address.
+For a child that was forked after this module was imported: its memory has `_WORD` at the same address.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class _Part(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What came of each try: 0, or the errno.
+    """The result of each attempt: 0, or the errno.
 
     memory: process_vm_readv(2); descriptors: pidfd_getfd(2); trace: ptrace(2), PTRACE_SEIZE; seccomp: the same with
-    PTRACE_O_SUSPEND_SECCOMP, which a client with a seccomp filter takes.
+    PTRACE_O_SUSPEND_SECCOMP, which a client with a seccomp filter needs.
     """
 
     memory: int = 0

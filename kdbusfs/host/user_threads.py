@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 from .threads import new_thread
 
 MAX_THREADS: Final = 256
-"""Threads that work for users, of all kinds together."""
+"""Maximum of threads that work for users, of all kinds together."""
 IDLE: Final = 1.0
 """Seconds after which a thread without work ends."""
 
@@ -21,7 +21,7 @@ Work = TypeVar("Work")
 
 
 class Sign(enum.Enum):
-    """What a thread gets instead of work."""
+    """Returned instead of work."""
 
     NOTHING = "no work came in time"
     REST = "end now if there is no work"
@@ -29,7 +29,7 @@ class Sign(enum.Enum):
 
 
 class UserThread(Generic[Work]):
-    """The queue of a user, and the thread that works on it."""
+    """A user's queue, and the thread that works on it."""
 
     __slots__ = ("_threads", "is_busy", "queue", "thread", "user")
 
@@ -41,21 +41,21 @@ class UserThread(Generic[Work]):
         self.is_busy = False
 
     def next(self, timeout: float) -> Work | Sign:
-        """What to do next, waited for `timeout` seconds."""
+        """The next piece of work; waits up to `timeout` seconds."""
         try:
             return self.queue.get(timeout=timeout)
         except Empty:
             return Sign.NOTHING
 
     def retire(self) -> bool:
-        """Whether the thread may end: no, if it was given work just now."""
+        """Whether the thread may end: no, if work was queued just now."""
         return self._threads.retire(self)
 
 
 class Pool:
-    """What bounds the threads of all kinds together, and ends them.
+    """Bounds the threads of all kinds together, and ends them.
 
-    lock: guards the queues of all threads.
+    lock: protects the queues of all threads.
     """
 
     __slots__ = ("_kinds", "_maximum", "_running", "end", "lock")
@@ -63,17 +63,17 @@ class Pool:
     def __init__(self, maximum: int = MAX_THREADS) -> None:
         self.lock = threading.RLock()
         self.end = 0.0
-        """CLOCK_MONOTONIC seconds at which nobody waits for the threads any longer; 0.0: they go on."""
+        """CLOCK_MONOTONIC seconds from which on nobody waits for the threads; 0.0: they continue."""
         self._maximum = maximum
         self._running = 0
         self._kinds: list[UserThreads[object]] = []
 
     def add(self, kind: UserThreads[Work]) -> None:
-        """`kind` belongs to the pool."""
+        """Add `kind` to the pool."""
         self._kinds.append(kind)  # type: ignore[arg-type]
 
     def start(self, thread: threading.Thread) -> bool:
-        """Start `thread`; False if there are too many, or the system gives none.  With the lock held."""
+        """With the lock held: start `thread`; False if there are too many, or the system refuses."""
         if self._running >= self._maximum or self.end:
             return False
         try:
@@ -84,7 +84,7 @@ class Pool:
         return True
 
     def ended(self) -> None:
-        """A thread ends; another one may start.  With the lock held."""
+        """With the lock held: a thread ends; another one may start."""
         self._running -= 1
         for kind in self._kinds:
             kind.start_waiting()
@@ -94,9 +94,10 @@ class Pool:
         self._tell(Sign.REST, time.monotonic() + timeout)
 
     def close(self, timeout: float = 3.0) -> bool:
-        """Finish the work that there is and end all threads; False if some still run after `timeout` seconds.
+        """Finish all work and end all threads.
 
-        Those have a client that does not stop or a file system that does not answer; the process can end.
+        Returns False if some still run after `timeout` seconds: their client does not stop, or a file system does not
+        answer.  The process can end nevertheless.
         """
         self.end = time.monotonic() + timeout
         return self._tell(Sign.END, self.end)
@@ -113,7 +114,10 @@ class Pool:
 
 
 class UserThreads(Generic[Work]):
-    """The threads of one kind.  name: of a thread, with {} for the uid; run: the life of one."""
+    """The threads of one kind.
+
+    name: of a thread, with {} for the uid; run: the function of a thread.
+    """
 
     __slots__ = ("_by_user", "_name", "_pool", "_run", "_waiting")
 
@@ -126,7 +130,7 @@ class UserThreads(Generic[Work]):
         pool.add(self)
 
     def of(self, user: int) -> UserThread[Work] | None:
-        """The thread of `user`, if there is one or will be."""
+        """The thread of `user`, running or about to start; None if there is none."""
         return self._by_user.get(user)
 
     def threads(self) -> list[UserThread[Work]]:
@@ -134,7 +138,7 @@ class UserThreads(Generic[Work]):
         return list(self._by_user.values())
 
     def get(self, user: int) -> UserThread[Work] | None:
-        """The running thread of `user`, started now if there is none; None if it cannot be.  With the lock held."""
+        """With the lock held: the running thread of `user`, started if necessary; None if that is impossible."""
         found = self._by_user.get(user)
         if found is None:
             found = UserThread(self, user)
@@ -144,7 +148,7 @@ class UserThreads(Generic[Work]):
         return found
 
     def get_later(self, user: int) -> UserThread[Work]:
-        """The thread of `user`, which starts as soon as one can be had.  With the lock held."""
+        """With the lock held: the thread of `user`, which starts as soon as possible."""
         found = self._by_user.get(user)
         if found is None:
             found = self._by_user[user] = UserThread(self, user)
@@ -152,7 +156,7 @@ class UserThreads(Generic[Work]):
         return found
 
     def start_waiting(self) -> None:
-        """Start the threads that could not be started before.  With the lock held."""
+        """With the lock held: start the threads that could not be started before."""
         while self._waiting and self._start(self._waiting[0]):
             self._waiting.popleft()
 
