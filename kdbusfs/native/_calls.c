@@ -1,7 +1,7 @@
 /*
- * The functions of the cffi module that every message passes through, called without what cffi puts around a call: a
- * tuple of arguments, and the interpreter's lock given back and taken again.  That costs more than most of them.
- * They are reached by their addresses, so that there is one copy of them and of what they share.
+ * The functions of the cffi module that every message calls, without the cost of a cffi call: a tuple of arguments, and
+ * the interpreter's lock released and taken again.  They are called by their addresses, so that there is one copy of
+ * them and of their state.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -14,7 +14,7 @@ enum { STEP, SET_EVENTS, ANSWER, COPY, PAYLOAD, FUNCTIONS };
 static const char *const names[FUNCTIONS] = { "step", "set_events", "answer", "copy", "payload" };
 static void *functions[FUNCTIONS];
 
-/* Of the argument; -1 with an exception set for one that is no number, or too big. */
+/* The value of an argument; -1 with an exception set if it is not a number, or too big. */
 static int64_t number(PyObject *argument)
 {
 	return PyLong_AsLongLong(argument);
@@ -25,7 +25,7 @@ static void *pointer(PyObject *argument)
 	return PyLong_AsVoidPtr(argument);
 }
 
-/* Whether there are `wanted` arguments. */
+/* Whether there are `wanted` arguments; sets an exception otherwise. */
 static int are(Py_ssize_t given, Py_ssize_t wanted)
 {
 	if (given != wanted)
@@ -61,7 +61,7 @@ static PyObject *step(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	if (!are(n, 3))
 		return NULL;
 	channel = pointer(args[0]);
-	/* A client may give its request any deadline. */
+	/* The client chooses the deadline of its request, so the number may be any u64. */
 	deadline = PyLong_AsUnsignedLongLong(args[1]);
 	result = number(args[2]);
 	if (PyErr_Occurred())
@@ -156,12 +156,12 @@ static PyObject *payload(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	size = PyLong_AsUnsignedLongLong(args[5]);
 	if (PyErr_Occurred())
 		return NULL;
-	/* The client may hold this up, and others go on meanwhile. */
+	/* A client may delay this; other Python threads run meanwhile. */
 	Py_BEGIN_ALLOW_THREADS r = call((int)pidfd, (int)tid, map, (uint64_t)offset, address, size);
 	Py_END_ALLOW_THREADS return PyLong_FromLong(r);
 }
 
-/* u64 of a struct, to be set one by one.  The memory is that of a channel, and has to last longer. */
+/* u64 members of a struct, set one by one.  The memory belongs to a channel, and must outlive the object. */
 struct words {
 	PyObject_HEAD char *start;
 	Py_ssize_t count;

@@ -1,13 +1,14 @@
 /*
- * What ends the reader's sleep besides a request.  The reader sleeps in read(/dev/fuse), which no other descriptor and
- * no deadline can end; so a thread watches those, and makes a request appear: for FUSE_NOTIFY_RETRIEVE of an inode
- * the kernel queues a FUSE_NOTIFY_REPLY, which nobody waits for and which needs no answer.
+ * The alarm ends the reader's sleep for events other than requests.
  *
- * It has to be the inode of a regular file (Linux 6.18 refuses others) that the kernel knows, which is sure of one whose
- * file is open: its id is the *wake-up node*.  A mount of which no file is open has none; its reader does not sleep like that.
+ * The reader sleeps in read(/dev/fuse), which no other descriptor and no deadline can end.  So a thread watches those,
+ * and makes a request appear: for FUSE_NOTIFY_RETRIEVE of an inode the kernel queues a FUSE_NOTIFY_REPLY, which nobody
+ * waits for and which needs no answer.  It must be the inode of a regular file (Linux 6.18 refuses others) that the
+ * kernel knows, which is certain if a file of it is open: its id is the *wake-up node*. A mount without open files has
+ * none, and its reader does not sleep in read.
  *
- * No wake-up is lost, for all of this is in one order (seq_cst): the reader tells its deadline and that it is asleep,
- * then looks whether there is `news`, then reads; the thread says that there is news, then looks whether it is asleep.
+ * Invariant against lost wake-ups, by sequentially consistent atomics: the reader publishes its deadline and that it
+ * sleeps, then checks for `news`, then reads; the thread publishes news, then checks whether the reader sleeps.
  */
 #define _GNU_SOURCE
 #include "internal_alarm.h"
@@ -39,12 +40,12 @@ struct kfs_alarm {
 	_Atomic int ended;
 	_Atomic int news;
 	_Atomic int sleeper;
-	_Atomic uint64_t wake_node; /* an open file's, 0: none */
+	_Atomic uint64_t wake_node; /* of an open file; 0: none */
 	_Atomic uint64_t deadline, armed;
 	pthread_mutex_t arming;
 };
 
-/* Has a request appear.  Returns 0 or -errno. */
+/* Makes a request appear.  Returns 0 or -errno. */
 static int request_wake_up(struct kfs_alarm *a)
 {
 	uint64_t nodeid = a->wake_node;
@@ -60,7 +61,9 @@ static void call_reader(struct kfs_alarm *a)
 	a->news = 1;
 	if (!atomic_compare_exchange_strong(&a->sleeper, &expected, CALLED))
 		return;
-	/* It fails where memory is short, and where a request that wakes the reader is there already: a RELEASE, the end. */
+	/*
+	 * It fails for lack of memory, or because a request that wakes the reader exists already: a RELEASE, the end.
+	 */
 	while (request_wake_up(a) < 0 && a->sleeper == CALLED && !a->ended)
 		nanosleep(&pause, NULL);
 }
@@ -76,7 +79,7 @@ static void arm(struct kfs_alarm *a, uint64_t deadline_ns)
 	timerfd_settime(a->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
-/* The armed time has come.  Returns whether the deadline has; it may have been put off meanwhile. */
+/* The armed time has come.  Returns whether the deadline has; it may have been postponed meanwhile. */
 static int is_due(struct kfs_alarm *a)
 {
 	uint64_t ticks, deadline;
@@ -84,7 +87,7 @@ static int is_due(struct kfs_alarm *a)
 
 	pthread_mutex_lock(&a->arming);
 	if (read(a->timer_fd, &ticks, sizeof(ticks)) == sizeof(ticks)) {
-		/* Either the reader sees that nothing is armed, or its deadline is seen here. */
+		/* Invariant: the reader sees that nothing is armed, or its deadline is seen here. */
 		a->armed = NEVER;
 		deadline = a->deadline;
 		due = deadline <= kfs_now_ns();
@@ -128,8 +131,8 @@ static int start_thread(struct kfs_alarm *a)
 }
 
 /*
- * Events are told by edge, for it is the reader that takes them.  Of the tree only its end is: answers are waited for by
- * who asks, and it tells nothing unasked.
+ * Edge-triggered, because the reader consumes the events.  Of the tree only the end is watched: a reader that asks it
+ * waits for the answer itself, and it sends nothing unasked.
  */
 struct kfs_alarm *kfs_alarm_new(int fuse_fd, int tree_fd, int event_fd)
 {
@@ -148,7 +151,7 @@ struct kfs_alarm *kfs_alarm_new(int fuse_fd, int tree_fd, int event_fd)
 	return a;
 }
 
-/* No thread may use it any more. */
+/* No thread may use it afterwards. */
 void kfs_alarm_free(struct kfs_alarm *a)
 {
 	if (a->state == STARTED) {
@@ -180,7 +183,7 @@ void kfs_alarm_released(struct kfs_alarm *a, uint64_t nodeid)
 		a->wake_node = 0;
 }
 
-/* Whether the reader's sleep could be ended now.  The first time it is tried, to see whether that works here. */
+/* Whether the reader's sleep can be ended now.  The first call tries whether that works on this kernel. */
 int kfs_alarm_watches(struct kfs_alarm *a)
 {
 	if (!atomic_load_explicit(&a->wake_node, memory_order_relaxed) || a->state == USELESS)
@@ -196,32 +199,32 @@ int kfs_alarm_watches(struct kfs_alarm *a)
 	return a->state == STARTED;
 }
 
-/* Whether the descriptors, or the clock, are to be looked at. */
+/* Whether the descriptors or the clock have to be checked. */
 int kfs_alarm_has_news(struct kfs_alarm *a)
 {
 	return atomic_load_explicit(&a->news, memory_order_relaxed);
 }
 
-/* They are looked at after this. */
+/* The caller checks them after this. */
 void kfs_alarm_seen(struct kfs_alarm *a)
 {
 	a->news = 0;
 }
 
-/* Something was found there, and there may be more. */
+/* The caller found an event, and there may be more. */
 void kfs_alarm_more(struct kfs_alarm *a)
 {
 	a->news = 1;
 }
 
-/* The reader is going to sleep until `deadline_ns`, 0: for any time.  Returns 0 if it must not: there is news. */
+/* The reader is about to sleep until `deadline_ns`, 0: without limit.  Returns 0 if it must not: there is news. */
 int kfs_alarm_sleep(struct kfs_alarm *a, uint64_t deadline_ns)
 {
 	uint64_t deadline = deadline_ns ? deadline_ns : NEVER;
 
 	if (atomic_load_explicit(&a->deadline, memory_order_relaxed) != deadline)
 		a->deadline = deadline;
-	/* Most deadlines are put off long before they come: what is armed for an earlier one looks then. */
+	/* Most deadlines are postponed long before they come, so a timer that is armed for an earlier time stays. */
 	if (deadline < a->armed) {
 		pthread_mutex_lock(&a->arming);
 		if (deadline < a->armed)

@@ -1,6 +1,6 @@
 /*
- * What the daemon writes to /dev/fuse is put together here, and nowhere else: answers and notifications.  (The answers
- * of pyfuse3 come ready-made, over the socket of the tree.)
+ * Builds all messages that the daemon writes to /dev/fuse: answers and notifications.  (The answers of pyfuse3 arrive
+ * complete, over the socket of the tree.)
  */
 #define _GNU_SOURCE
 #include "internal_answer.h"
@@ -34,7 +34,7 @@ static int write_parts(int fuse_fd, const struct iovec *parts, int count)
 	return n < 0 ? -errno : 0;
 }
 
-/* A whole message, header included. */
+/* Writes a whole message, header included. */
 int kfs_write_message(int fuse_fd, const void *message, size_t len)
 {
 	ssize_t n;
@@ -45,7 +45,7 @@ int kfs_write_message(int fuse_fd, const void *message, size_t len)
 	return n < 0 ? -errno : 0;
 }
 
-/* error: 0 or -errno; 0 also answers requests that expect nothing but that. */
+/* error: 0 or -errno; 0 also answers requests whose answer has no body. */
 int kfs_answer_error(int fuse_fd, uint64_t unique, int error)
 {
 	const struct fuse_out_header header = { .len = sizeof(header), .unique = unique, .error = error };
@@ -61,7 +61,7 @@ int kfs_answer_ioctl(int fuse_fd, uint64_t unique, int32_t result, const void *o
 	return write_parts(fuse_fd, parts, 2);
 }
 
-/* The same in one piece, over the KFS_IOCTL_ANSWER_SIZE bytes in front of `out`. */
+/* The same in one piece: overwrites the KFS_IOCTL_ANSWER_SIZE bytes in front of `out`. */
 int kfs_answer_ioctl_in_place(int fuse_fd, uint64_t unique, int32_t result, uint8_t *out, uint32_t out_len)
 {
 	struct ioctl_answer *answer = (void *)(out - sizeof(*answer));
@@ -83,7 +83,7 @@ int kfs_answer_poll(int fuse_fd, uint64_t unique, uint32_t revents)
 	return kfs_write_message(fuse_fd, &answer, sizeof(answer));
 }
 
-/* Wakes the pollers of a file, by the handle that its FUSE_POLL gave. */
+/* Wakes the pollers of a file, by the handle that its FUSE_POLL contained. */
 int kfs_notify_poll(int fuse_fd, uint64_t kh)
 {
 	const struct {
@@ -97,7 +97,7 @@ int kfs_notify_poll(int fuse_fd, uint64_t kh)
 	return kfs_write_message(fuse_fd, &notice, sizeof(notice));
 }
 
-/* Puts data into the page cache of an inode. */
+/* Stores data in the page cache of an inode. */
 int kfs_notify_store(int fuse_fd, uint64_t nodeid, uint64_t offset, const void *data, uint32_t size)
 {
 	struct {
@@ -112,7 +112,7 @@ int kfs_notify_store(int fuse_fd, uint64_t nodeid, uint64_t offset, const void *
 	return write_parts(fuse_fd, parts, 2);
 }
 
-/* Has the kernel forget pages of an inode; it will ask for them with a READ. */
+/* Makes the kernel drop pages of an inode; it requests them by READ when they are accessed. */
 int kfs_notify_pages_gone(int fuse_fd, uint64_t nodeid, uint64_t offset, uint64_t size)
 {
 	const struct {
@@ -127,8 +127,8 @@ int kfs_notify_pages_gone(int fuse_fd, uint64_t nodeid, uint64_t offset, uint64_
 }
 
 /*
- * Has the kernel forget name `name` of directory `parent`.  This takes the lock of the directory, and whoever holds that
- * may wait for the reader: the reader must not call it.
+ * Makes the kernel forget name `name` of directory `parent`.  This takes the lock of the directory, whose holder may
+ * wait for the reader: the reader must not call it (deadlock).
  */
 int kfs_notify_entry_gone(int fuse_fd, uint64_t parent, const char *name, uint32_t name_len)
 {
@@ -144,7 +144,7 @@ int kfs_notify_entry_gone(int fuse_fd, uint64_t parent, const char *name, uint32
 	return write_parts(fuse_fd, parts, 3);
 }
 
-/* Has the kernel queue a FUSE_NOTIFY_REPLY without data of an inode, which needs no answer. */
+/* Makes the kernel queue a FUSE_NOTIFY_REPLY without data of an inode, which needs no answer. */
 int kfs_notify_retrieve(int fuse_fd, uint64_t nodeid)
 {
 	const struct {

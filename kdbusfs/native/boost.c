@@ -1,10 +1,10 @@
 /*
- * How the daemon is scheduled: before others where it would have to wait for them, and otherwise like them.
+ * The scheduling boost of readers: priority over other threads where it avoids waiting, and none otherwise.
  *
- * A reader that runs before its clients takes up each request by itself, and has to be woken for the next; one that
- * waits its turn finds several.  So it runs before others only while it has been kept waiting, which it sees from the
- * time that its thread could have run and did not (/proc/thread-self/schedstat).  As it is not kept waiting while it
- * runs before others, it then tries once in a while how it fares without.
+ * A reader with priority over its clients takes up each request by itself, and has to be woken for the next; one
+ * without finds several at once.  So it has priority only while it is kept waiting, which it measures by the time that
+ * its thread was runnable and did not run (/proc/thread-self/schedstat).  A boosted thread is not kept waiting, so from
+ * time to time it tries without.
  */
 #define _GNU_SOURCE
 #include "boost.h"
@@ -18,19 +18,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* A thread that is not boosted is looked at after every request at first, and after so many when all is well. */
+/* Requests between two checks of a thread that is not boosted: at first, and when it has not been kept waiting. */
 #define STRIDE_MAX 16
-/* It is boosted when it has waited for longer than this in all, and than that for each request. */
+/* A thread is boosted when it has waited for longer than this in all, and longer than that for each request. */
 #define WAITED_NS 500000ull
 #define WAITED_PER_REQUEST_NS 50000ull
-/* More than once, as that happens by chance: each long wait weighs as much as so many short ones. */
+/* More than once, because a single wait may be chance: each long wait counts like so many short ones. */
 #define LONG_WAIT_WEIGHT 4
 #define LONG_WAITS_MAX 8
-/* For so long; twice as long as the last time where it was kept waiting again at once. */
+/* Duration of a boost; doubled when the thread is kept waiting again at once. */
 #define TERM_FIRST_NS 1000000000ull
 #define TERM_MAX_NS 16000000000ull
 
-/* As sched_setattr(2) takes it; libc has no name for it before 2.41. */
+/* As sched_setattr(2) takes it; libc declares it since 2.41. */
 struct attributes {
 	uint32_t size;
 	uint32_t policy; /* 0: SCHED_OTHER */
@@ -42,7 +42,7 @@ struct attributes {
 	uint64_t period;
 };
 
-/* What the threads of the daemon have; of size 0 if it is not boosted. */
+/* The attributes of the daemon's threads; size 0: the daemon is not boosted. */
 static struct attributes common;
 
 static int set(struct attributes attributes)
@@ -50,7 +50,9 @@ static int set(struct attributes attributes)
 	return syscall(SYS_sched_setattr, 0, &attributes, 0) < 0 ? -errno : 0;
 }
 
-/* Sets nice value and slice of the calling thread, and of all that it starts from now on.  Returns 0 or -errno. */
+/*
+ * Sets nice value and slice of the calling thread, and of all threads that it starts afterwards.  Returns 0 or -errno.
+ */
 int kfs_boost(int nice, uint64_t slice_ns)
 {
 	struct attributes attributes = { .size = sizeof(attributes), .nice = nice, .runtime = slice_ns };
@@ -61,7 +63,7 @@ int kfs_boost(int nice, uint64_t slice_ns)
 	return r;
 }
 
-/* The same once more, for a thread whose starter may have been without at that moment. */
+/* Sets them again, for a thread whose starter may have been without boost at that moment. */
 void kfs_boost_again(void)
 {
 	if (common.size)
@@ -73,7 +75,7 @@ static int set_nice(int nice)
 	return setpriority(PRIO_PROCESS, 0, nice);
 }
 
-/* For how many ns in all the thread could have run and did not.  Returns 0 or -1. */
+/* Time in ns that the thread was runnable and did not run.  Returns 0 or -1. */
 static int read_waited(const struct boost *p, uint64_t *waited)
 {
 	char text[64], *end;
@@ -97,8 +99,8 @@ static void begin_without(struct boost *p, uint64_t now)
 }
 
 /*
- * The calling thread adapts its scheduling boost from now on: between that of the daemon and none.  Not if the daemon has
- * none, or could not take it again, or the kernel does not tell how long threads wait.
+ * The calling thread adapts its boost from now on, between the daemon's and none.  No effect if the daemon has none, or
+ * could not set it again, or the kernel does not report how long threads wait.
  */
 void kfs_boost_begin(struct boost *p)
 {
@@ -129,7 +131,7 @@ static void take(struct boost *p, uint64_t now)
 	set_nice(common.nice);
 }
 
-/* So many requests as `stride` were read since the last look.  Returns whether the thread is boosted now. */
+/* So many requests as `stride` were read since the last check.  Returns whether the thread is boosted now. */
 int kfs_boost_look(struct boost *p)
 {
 	uint64_t now = kfs_now_ns(), before = p->waited;

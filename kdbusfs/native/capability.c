@@ -14,7 +14,7 @@ int kfs_thread_capability(int tid, int capability)
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3, .pid = tid };
 	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
 
-	/* 0 would mean the caller of capget(2): the daemon. */
+	/* capget(2) takes 0 for the calling thread: the daemon. */
 	if (tid <= 0)
 		return -ESRCH;
 	memset(data, 0, sizeof(data));

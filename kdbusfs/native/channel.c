@@ -1,7 +1,7 @@
 /*
- * The split of /dev/fuse: one reader, strictly in order.  FUSE_POLL is answered here, ioctls are decoded and their
- * structures fetched from the client (ioctl.c), everything else is handed over a socket and the reader waits for its
- * answer (tree.c).
+ * Splits /dev/fuse: one reader, strictly in order.  FUSE_POLL is answered here, ioctls are decoded and their structs
+ * copied from the client (ioctl.c); other requests are passed over a socket, and the reader waits for the answer
+ * (tree.c).
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
@@ -13,11 +13,11 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Under load the other descriptors are looked at once in so many requests, whether the alarm has seen them or not. */
+/* Under load the other descriptors are polled once in so many requests, whether the alarm has reported them or not. */
 #define REQUESTS_BETWEEN_LOOKS 32
 #define PAGE 4096
 
-/* With one more channel counted already; gives that back on failure. */
+/* The caller has counted the channel already; a failure takes that back. */
 static struct kfs_channel *new_channel(struct mount *mount)
 {
 	struct kfs_channel *ch = calloc(1, sizeof(*ch));
@@ -44,11 +44,11 @@ static struct kfs_channel *new_channel(struct mount *mount)
 	ch->counts = &mount->counts;
 	ch->request = request;
 	ch->reply = reply;
-	/* The fixed part of a command stays where the request put it; the rest is read in behind it. */
+	/* The fixed part of a command stays where the request has it; the rest is read in behind it. */
 	ch->command = ch->request + IOCTL_DATA;
 	ch->message = p->message;
 	ch->pidfd = -1;
-	ch->tree_timeout_ms = 120000; /* it waits for nobody, but for a cpu */
+	ch->tree_timeout_ms = 120000; /* it blocks for no client */
 	return ch;
 }
 
@@ -77,7 +77,7 @@ struct kfs_channel *kfs_channel_new(int fuse_fd, int tree_fd, int event_fd)
 	return ch;
 }
 
-/* Another channel of the same mount, for another thread: with buffers and a request of its own. */
+/* Another channel of the same mount, for another thread: with buffers and a request of its own.  NULL: no memory. */
 struct kfs_channel *kfs_channel_for_thread(struct kfs_channel *ch)
 {
 	struct kfs_channel *other = new_channel(ch->private_->mount);
@@ -117,7 +117,7 @@ void kfs_channel_free(struct kfs_channel *ch)
 		free_mount(mount);
 }
 
-/* The calling thread works with `ch` from now on.  Waits until it owns the core: KFS_OWNER, KFS_END, or -errno. */
+/* Binds `ch` to the calling thread, and waits until that owns the core: KFS_OWNER, KFS_END, or -errno. */
 int kfs_channel_take(struct kfs_channel *ch)
 {
 	int kind = kfs_reader_take(ch->private_->reader);
@@ -127,7 +127,7 @@ int kfs_channel_take(struct kfs_channel *ch)
 	return kind;
 }
 
-/* The owner has ended the service: no other thread goes on. */
+/* The owner has ended the service: no other thread continues. */
 void kfs_channel_end(struct kfs_channel *ch)
 {
 	kfs_refuse_held(ch);
@@ -147,7 +147,7 @@ void kfs_channel_starve(struct kfs_channel *ch, int is_starving)
 
 /* --- answers ---------------------------------------------------------------------------------------- */
 
-/* Counts a message that found nobody waiting for it. */
+/* Counts a message whose addressee does not wait any more. */
 int kfs_count_lost(struct kfs_channel *ch, int result)
 {
 	ch->counts->lost += result < 0;
@@ -170,7 +170,7 @@ int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int
 	return kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, (uint64_t)unique, result, out, (uint32_t)out_len));
 }
 
-/* The answer to the current ioctl is made where its request was, in front of the command that goes with it. */
+/* The answer to the current ioctl is built in the buffer of its request, in front of the struct that travels back. */
 int kfs_answer_current(struct kfs_channel *ch, int32_t result)
 {
 	struct mount *mount = ch->private_->mount;
@@ -193,7 +193,7 @@ int kfs_pass_reply(struct kfs_channel *ch)
 	return kfs_count_lost(ch, kfs_write_message(ch->private_->mount->fuse_fd, ch->reply, len));
 }
 
-/* The request is through with the thread that made it. */
+/* The thread that made the request is done with it. */
 void kfs_let_go(struct kfs_channel *ch)
 {
 	struct kfs_channel_private *p = ch->private_;
@@ -218,9 +218,9 @@ int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
 }
 
 /*
- * After a flush: from now on the thread serves the deferred request `unique` of thread `tid` of `uid`, by storing something
- * in the memory of that client.  Who holds that up holds up what is his own.  Returns 0 where that memory may not be
- * accessed now, and another thread has to do it.
+ * After a flush: the thread begins to serve the deferred request `unique` of thread `tid` of `uid`, by storing results
+ * in that client's memory.  A client that delays this delays only its own commands.  Returns 0 if that memory must not
+ * be accessed now, and another thread has to do it.
  */
 int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint64_t unique)
 {
@@ -232,8 +232,8 @@ int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint6
 }
 
 /*
- * It has stored the struct of command `cmd` of `fh`, `stored` (NULL: nothing that tells of a slice), and is about to answer.
- * Returns 0 where the client was killed, and is answered.
+ * The struct of command `cmd` of `fh` has been stored; `stored` may contain a pool offset, NULL: it does not.  The
+ * answer is next.  Returns 0 if the client was killed, and has been answered.
  */
 int kfs_channel_served(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, const uint8_t *stored, size_t stored_len)
 {
@@ -265,7 +265,7 @@ static void serve_poll(struct kfs_channel *ch)
 
 /* --- the step --------------------------------------------------------------------------------------- */
 
-/* The kernel forgets the inodes of files that are closed: nobody waits for that either. */
+/* The kernel forgets the inodes of closed files, and waits for no answer. */
 static int comes_with_closes(uint32_t opcode)
 {
 	return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR || opcode == FUSE_FORGET ||
@@ -276,7 +276,7 @@ static int serve(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 
-	/* The alarm's call. */
+	/* The alarm's request. */
 	if (in->opcode == FUSE_NOTIFY_REPLY)
 		return AGAIN;
 	ch->counts->requests++;
@@ -298,7 +298,7 @@ static int serve(struct kfs_channel *ch)
 		return KFS_INTERRUPT;
 	case FUSE_RELEASE:
 	case FUSE_RELEASEDIR:
-		/* Nobody waits for its answer; what others see of it comes before the next request is read. */
+		/* It has no answer; its effects come before the next request is read. */
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
 		kfs_alarm_released(ch->private_->mount->alarm, in->nodeid);
 		if (kfs_note_closed(ch->private_->mount, ch->fh, in->unique))
@@ -314,7 +314,7 @@ static int serve(struct kfs_channel *ch)
 	}
 }
 
-/* Serves what can be served here; returns the kind of the first request that cannot. */
+/* Serves what C can serve; returns the kind of the first request that it cannot. */
 static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 {
 	struct kfs_channel_private *p = ch->private_;

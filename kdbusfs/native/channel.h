@@ -12,7 +12,7 @@ static const int KFS_GONE = 6;
 static const int KFS_RELEASE = 9; /* 7 and 8 are in ownership.h */
 static const int KFS_FORGET = 10;
 
-/* Of `result` in a step: nothing is to be answered. */
+/* Sentinel result of a step: no answer is due. */
 static const int KFS_NOTHING = -2147483647;
 
 static const int KFS_COMMAND_MAX = 32768;
@@ -21,7 +21,7 @@ static const int KFS_REQUEST_MAX = 1056768;
 
 struct kfs_channel_private;
 
-/* Of all channels of a mount together. */
+/* Counters of all channels of a mount together. */
 struct kfs_counts {
 	uint64_t requests;
 	uint64_t ioctls;
@@ -43,7 +43,7 @@ struct kfs_freed {
 
 enum { KFS_FREED_MAX = 64 };
 
-/* Those that the core has not heard of yet; whoever tells it sets `count` to 0. */
+/* The slices that the core has not been told of yet; the code that tells it sets `count` to 0. */
 struct kfs_freed_list {
 	uint64_t count;
 	struct kfs_freed slices[KFS_FREED_MAX];
@@ -51,7 +51,7 @@ struct kfs_freed_list {
 
 static const int KFS_REQUEST_HEAD_SIZE = 56;
 
-/* The members up to `freed`, KFS_REQUEST_HEAD_SIZE bytes, describe the last request: Python takes them in one go. */
+/* The members up to `freed`, KFS_REQUEST_HEAD_SIZE bytes, describe the last request: Python copies them at once. */
 struct kfs_channel {
 	uint64_t unique;
 	uint64_t fh;
@@ -63,7 +63,7 @@ struct kfs_channel {
 	int32_t pidfd;
 	uint32_t message_len;
 	int32_t message_error;
-	uint32_t freed; /* how many are in kfs_channel_freed */
+	uint32_t freed; /* number of entries of kfs_channel_freed */
 
 	uint32_t ioctl_flags;
 	uint32_t in_size;
@@ -72,7 +72,7 @@ struct kfs_channel {
 	uint32_t gid;
 	uint32_t opcode;
 
-	uint64_t was_interrupted; /* the unique of a request that a signal came for before it was taken up; 0: none */
+	uint64_t was_interrupted; /* unique of a request that was interrupted before it was taken up; 0: none */
 	uint32_t request_len;
 	uint32_t reply_len;
 	uint32_t tree_timeout_ms;

@@ -1,6 +1,6 @@
 /*
- * The memory of client threads.  Every access may be held up by its client, so each is framed by kfs_access_begin() and
- * kfs_access_end() (ownership.h).
+ * Accesses to the memory of client threads.  A client may delay each, so each is framed by kfs_access_begin() and
+ * kfs_access_end() (access.c).
  */
 #define _GNU_SOURCE
 #include "client_memory.h"
@@ -72,7 +72,7 @@ static int store_zeros(int fd, uint64_t offset, uint64_t size)
 	return r;
 }
 
-/* After what was read of a thread that a pidfd alone does not name: whether it was that one. */
+/* After an access to a thread that a pidfd alone does not identify: whether it was the right one. */
 static int check_again(int pidfd, int tid)
 {
 	return kfs_thread_is_of_process(pidfd) ? check_alive(pidfd, tid) : 0;
@@ -112,7 +112,7 @@ int kfs_client_read(int pidfd, int tid, uint64_t address, char *to, uint64_t siz
 	return r < 0 ? r : check_again(pidfd, tid);
 }
 
-/* One vector of `size` bytes, to `offset` of what is mapped at `map`. */
+/* One vector of `size` bytes, to `offset` of the mapping `map`. */
 int kfs_client_payload_one(int pidfd, int tid, char *map, uint64_t offset, uint64_t address, uint64_t size)
 {
 	struct iovec local = { map + offset, size };
@@ -127,12 +127,11 @@ int kfs_client_payload_one(int pidfd, int tid, char *map, uint64_t offset, uint6
 }
 
 /*
- * `vectors` holds `count` pairs of address and size; address 0 stands for zero bytes.  `map` is where `memfd` is
- * mapped from its start on, as far as the payload goes.
- *
- * Zero bytes go through pwrite: a store through the mapping would be fatal to the daemon when the kernel cannot
- * provide the page, while process_vm_readv and pwrite report it.  They go first: once the client's memory is
- * touched others may own the core (ownership.h), and the number `memfd` may mean another file.
+ * vectors: `count` pairs of address and size; address 0 stands for zero bytes. map: a mapping of `memfd` from its
+ * start, at least as long as the payload.  Zero bytes are written by pwrite: a store through the mapping would kill the
+ * daemon if the kernel cannot provide the page, while process_vm_readv and pwrite return an error.  They come first:
+ * after an access to the client's memory others may have owned the core (access.c), and the number `memfd` may refer to
+ * another file.
  */
 int kfs_client_payload(int pidfd, int tid, int memfd, char *map, uint64_t offset, const uint64_t *vectors, int count)
 {

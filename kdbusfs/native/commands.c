@@ -1,6 +1,6 @@
 /*
- * The commands whose struct the channel reads, by the kind of file and the whole request number: different protocols use
- * the same low byte for different commands.
+ * The commands whose struct the channel reads, by the kind of file and the whole request number: protocols use the same
+ * low byte for different commands.
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
@@ -20,7 +20,7 @@ static struct command *place_of(struct mount *mount, uint32_t kind, uint32_t num
 	return NULL;
 }
 
-/* NULL: the struct of such a command is nothing that the channel knows. */
+/* NULL: the channel does not know the command, and reads no struct. */
 struct command *kfs_find_command(struct mount *mount, uint32_t kind, uint32_t number)
 {
 	struct command *command = number ? place_of(mount, kind, number) : NULL;
@@ -38,7 +38,7 @@ int kfs_is_command(const struct mount *mount, uint32_t number)
 }
 
 /*
- * Files of `kind` have command `number`: a struct of `size` bytes or more, with its size in the first 8.  At
+ * Adds command `number` of files of `kind`: a struct of `size` bytes or more, with its size in the first 8.  At
  * `pointer_offset`, unless that is 0, it has the address of a message.
  */
 int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t size, uint32_t max_size,
@@ -60,8 +60,8 @@ int kfs_channel_command(struct kfs_channel *ch, uint32_t kind, uint32_t number, 
 }
 
 /*
- * The struct of command `number` says no size: it comes with its request, whole.  reads_memory: the core is going to read
- * what it points to; returns: the struct travels back with a success, and not otherwise.
+ * The struct of command `number` has no size member: all of it comes with the request. reads_memory: the core will read
+ * what it points to; returns: the struct travels back after success only.
  */
 int kfs_channel_plain(struct kfs_channel *ch, uint32_t kind, uint32_t number, int32_t reads_memory, int32_t returns)
 {
@@ -75,7 +75,7 @@ int kfs_channel_plain(struct kfs_channel *ch, uint32_t kind, uint32_t number, in
 	return 0;
 }
 
-/* Messages that command `number` points to have at most `max_size` bytes: longer ones are EMSGSIZE. */
+/* Messages that command `number` points to have at most `max_size` bytes: longer ones fail with EMSGSIZE. */
 int kfs_channel_messages(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t max_size)
 {
 	struct command *command = kfs_find_command(ch->private_->mount, kind, number);

@@ -1,4 +1,4 @@
-/* What a descriptor that a client has passed is of, found out without asking its file system. */
+/* Facts about a descriptor that a client has passed, without asking its file system. */
 #define _GNU_SOURCE
 #include "descriptors.h"
 #include "internal_statx.h"
@@ -18,7 +18,7 @@
 #define AT_HANDLE_FID 0x200
 #endif
 
-/* Kernel interfaces that are younger than the headers this may be compiled with. */
+/* Kernel interfaces that are newer than the headers this may be compiled with. */
 #define KFS_NS_GET_MNTNS_ID _IOR(0xb7, 0x5, uint64_t)
 #define KFS_SYS_STATMOUNT 457
 #define KFS_STATMOUNT_FS_TYPE 0x20u
@@ -51,8 +51,8 @@ struct mount_status {
 _Static_assert(offsetof(struct mount_status, text) == 512, "layout of struct statmount");
 
 /*
- * What can be told of a descriptor without its file system having a say: AT_STATX_DONT_SYNC makes FUSE answer from
- * what the kernel knows.  `domain` is that of a socket, -1 for anything else, O_PATH descriptors included.
+ * Fills in what the kernel knows without the file system: with AT_STATX_DONT_SYNC FUSE answers from its cache.
+ * `domain` is that of a socket, -1 for any other file, O_PATH descriptors included.
  */
 int kfs_file_look(int fd, struct kfs_file *file)
 {
@@ -69,7 +69,7 @@ int kfs_file_look(int fd, struct kfs_file *file)
 		file->domain = -1;
 	memset(&stx, 0, sizeof(stx));
 	if (statx(fd, "", flags, STATX_TYPE | STATX_INO, &stx) < 0) {
-		/* A FUSE file system that does not let us in: only the device is told then. */
+		/* A FUSE file system that denies access to the daemon: only the device is known then. */
 		memset(&stx, 0, sizeof(stx));
 		if (statx(fd, "", flags, 0, &stx) < 0)
 			return -errno;
@@ -90,7 +90,7 @@ int kfs_file_seals(int fd)
 	return r < 0 ? -errno : r;
 }
 
-/* The mount that `fd` was opened on, numbered as in mountinfo; fdinfo would tell it too, but an epoll's takes its lock. */
+/* The mount that `fd` was opened on, numbered as in mountinfo; fdinfo has it too, but for an epoll takes its lock. */
 int kfs_file_mount_id(int fd, uint64_t *id)
 {
 	union kfs_statx buf;
@@ -103,8 +103,8 @@ int kfs_file_mount_id(int fd, uint64_t *id)
 }
 
 /*
- * The type of the mount that `fd` was opened on, as /proc/PID/mountinfo writes it, looked for in the mount namespace
- * of thread `tid`.  1: known in full; 0: the subtype was not told.
+ * The type of the mount that `fd` was opened on, as in /proc/PID/mountinfo, looked up in the mount namespace of thread
+ * `tid`.  1: complete; 0: without the subtype.
  */
 int kfs_file_mount(int fd, int tid, char *type, int size)
 {
@@ -142,8 +142,8 @@ int kfs_file_mount(int fd, int tid, char *type, int size)
 }
 
 /*
- * What descriptor `fd` of thread `tid` is of, which the kernel knows without asking its server; the node id has a meaning
- * for FUSE alone.  0 or -errno: ENOENT if it is not open.
+ * The file that descriptor `fd` of thread `tid` refers to, as far as the kernel knows it without asking its server; the
+ * node id has a meaning for FUSE only.  0 or -errno: ENOENT if it is not open.
  */
 int kfs_file_node(int tid, int fd, struct kfs_file_node *node)
 {

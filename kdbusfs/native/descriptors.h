@@ -1,7 +1,7 @@
 #pragma once
 #include <stdint.h>
 
-/* What the kernel tells of a descriptor. */
+/* The kernel's facts about a descriptor. */
 struct kfs_file {
 	int flags;
 	int domain;

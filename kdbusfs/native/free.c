@@ -1,7 +1,7 @@
 /*
- * The one thing about a bus that C decides: the plain FREE of a slice that its client has been told of is answered here,
- * and the core hears of it before the next command.  A FREE is plain when it has no flags, nothing behind its fixed
- * struct, and names a slice that is known to be published.  Every other FREE is for the core.
+ * The only decision about a bus that C makes: a plain FREE of a slice that its client knows is answered here, and the
+ * core is told before the next command.  A FREE is plain if it has no flags, nothing behind its fixed struct, and the
+ * offset of a published slice.  Every other FREE goes to the core.
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
@@ -11,9 +11,9 @@
 #include <sys/uio.h>
 
 /*
- * A successful answer to `number` tells at `info_offset` of a slice that the client may give back: offset and size.  With
- * an `info_flag` only if that is among the command's flags, which lie behind its size: what stands there otherwise is
- * the client's own.
+ * A successful answer to `number` has at `info_offset` the offset and size of a slice that the client may give back.
+ * With an `info_flag`: only if that is among the command's flags, which follow its size; otherwise the member is the
+ * client's own.
  */
 int kfs_channel_publishes(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t info_offset,
 			  uint64_t info_flag)
@@ -28,8 +28,8 @@ int kfs_channel_publishes(struct kfs_channel *ch, uint32_t kind, uint32_t number
 }
 
 /*
- * With `number` clients give such a slice back, whose offset is at `slice_offset`.  At `told_offset` the client is told of
- * the flags that are offered, if `told_count` is 2, and then of those returned, which are none.
+ * With `number` clients give such a slice back, whose offset is at `slice_offset`.  At `told_offset` the kernel returns
+ * the offered flags, if `told_count` is 2, and then the returned ones, which are 0.
  */
 int kfs_channel_frees(struct kfs_channel *ch, uint32_t kind, uint32_t number, uint32_t slice_offset,
 		      uint32_t flags_offset, uint32_t told_offset, uint32_t told_count, uint64_t offered_flags)
@@ -56,7 +56,7 @@ static int find_published(const struct slot *slot, uint64_t offset)
 	return -1;
 }
 
-/* An answer to command `cmd` of `fh`, `out` with it, is about to be sent. */
+/* An answer to command `cmd` of `fh`, with struct `out`, is about to be sent. */
 void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const uint8_t *out, size_t out_len)
 {
 	struct slot *slot = kfs_slot_of(mount, fh);
@@ -72,7 +72,10 @@ void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const ui
 	if (command->info_flag && !(flags & command->info_flag))
 		return;
 	memcpy(&info, out + command->info_offset, sizeof(info));
-	/* What finds no place is given back the long way; what is told of twice, by PEEK, is given back once. */
+	/*
+	 * A slice that finds no place is given back through the core; one that is returned twice, by PEEK, has one
+	 * entry.
+	 */
 	if (info.size && slot->published_count < PUBLISHED_MAX && find_published(slot, info.offset) < 0)
 		slot->published[slot->published_count++] = info.offset;
 }
@@ -87,7 +90,7 @@ struct kfs_freed_list *kfs_channel_freed(struct kfs_channel *ch)
 	return &ch->private_->mount->freed;
 }
 
-/* Stores the offered and the returned flags of a FREE in the client's struct where they differ.  Returns 0 or -errno. */
+/* Stores the offered and the returned flags of a FREE in the client's struct if they differ.  Returns 0 or -errno. */
 static int write_flags(struct kfs_channel *ch, const struct command *command)
 {
 	const uint32_t offset = command->told_offset;
@@ -107,7 +110,7 @@ static int write_flags(struct kfs_channel *ch, const struct command *command)
 	return kfs_access_end(ticket) == 0 && n == (ssize_t)size ? 0 : -EFAULT;
 }
 
-/* Carries out a plain FREE.  Returns whether it did; otherwise it is for the core to say what is wrong with it. */
+/* Carries out a plain FREE. Returns whether it did; if not, the core has to find the error. */
 int kfs_serve_free(struct kfs_channel *ch, const struct command *command)
 {
 	struct mount *mount = ch->private_->mount;
@@ -127,7 +130,7 @@ int kfs_serve_free(struct kfs_channel *ch, const struct command *command)
 		kfs_let_go(ch);
 		return 1;
 	}
-	/* Looked up anew: others may have been served during the access to the client's memory. */
+	/* Look up again: others may have been served during the access to the client's memory. */
 	slot = kfs_slot_of(mount, ch->fh);
 	index = slot ? find_published(slot, offset) : -1;
 	if (index >= 0)

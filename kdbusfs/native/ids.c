@@ -1,6 +1,6 @@
 #include "ids.h"
 
-/* The decimal numbers in `text`, parted by anything else: how many there are, at most `limit`. */
+/* Parses the decimal numbers in `text`, separated by anything else: returns their number, at most `limit`. */
 int kfs_ids_parse(const char *text, int size, uint32_t *ids, int limit)
 {
 	int count = 0;
@@ -20,8 +20,10 @@ int kfs_ids_parse(const char *text, int size, uint32_t *ids, int limit)
 	return count;
 }
 
-/* Translate `ids` in place.  The extents are sorted by `first` and do not overlap; all others become `unmapped`, but
- * for the id that is none. */
+/*
+ * Translates `ids` in place.  The extents are sorted by `first` and do not overlap; other ids become `unmapped`, except
+ * the one that stands for "none".
+ */
 void kfs_ids_map(uint32_t *ids, int count, const struct kfs_extent *extents, int extent_count, uint32_t unmapped)
 {
 	for (int i = 0; i < count; i++) {

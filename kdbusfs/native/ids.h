@@ -4,7 +4,7 @@
 
 /* Lists of user or group ids, of which a thread may have 65536. */
 
-/* `length` ids from `first` on are those from `becomes` on elsewhere. */
+/* The ids [first, first + length) are [becomes, becomes + length) in the other namespace. */
 struct kfs_extent {
 	uint32_t first;
 	uint32_t becomes;

@@ -1,4 +1,4 @@
-/* What ends the reader's sleep besides a request; not for Python. */
+/* The alarm ends the reader's sleep for events other than requests; not for Python. */
 #pragma once
 #include <stdint.h>
 

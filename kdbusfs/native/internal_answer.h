@@ -5,7 +5,7 @@
 #include <linux/fuse.h>
 #include <stddef.h>
 
-/* What lies in front of the struct that an ioctl gives back. */
+/* The headers in front of the struct that an ioctl returns. */
 #define KFS_IOCTL_ANSWER_SIZE (sizeof(struct fuse_out_header) + sizeof(struct fuse_ioctl_out))
 
 int kfs_write_message(int fuse_fd, const void *message, size_t len);

@@ -1,4 +1,4 @@
-/* What the files of the channel share; not for Python. */
+/* Shared by the files of the channel; not for Python. */
 #pragma once
 #include "channel.h"
 #include "internal_alarm.h"
@@ -11,7 +11,7 @@
 #include <sys/types.h>
 
 #define KFS_DEFAULT_EVENTS (POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM)
-/* Of `serve`: nothing is left to do for Python. */
+/* Sentinel of `serve`: there is nothing for Python to do. */
 #define AGAIN 0
 /* Most clients free what they have received before they receive more. */
 #define PUBLISHED_MAX 8
@@ -19,29 +19,31 @@
 
 #define IOCTL_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_ioctl_in))
 
-/* When it pays to look again for a request before sleeping. */
+/* When polling for a request before sleeping pays. */
 struct looking {
-	uint64_t paused_until, pause_ns; /* 0: not given up */
+	uint64_t paused_until, pause_ns; /* 0: polling has not been given up */
 	uint32_t misses; /* in a row */
 	uint32_t waits;
-	int has_others; /* other cpus that the reader may run on */
-	long switches; /* of the thread's, those that it did not want */
+	int has_others; /* the reader may run on other cpus */
+	long switches; /* involuntary context switches of the thread */
 };
 
-/* Places for the commands of all protocols; a power of two, and far more than there are. */
+/* Entries for the commands of all protocols; a power of two, and far more than there are. */
 #define COMMANDS_MAX 256
 
 struct command {
-	uint32_t number; /* 0: the place is free */
+	uint32_t number; /* 0: the entry is free */
 	uint32_t kind; /* of file */
 	uint32_t size, max_size, pointer_offset, message_max;
-	uint32_t info_offset; /* of where the answer tells of a slice; 0: it does not */
-	uint64_t info_flag; /* the flag that makes it tell; 0: it always does */
-	int is_plain; /* its struct says no size */
+	uint32_t info_offset; /* where the answer has the offset of a slice; 0: nowhere */
+	uint64_t info_flag; /* the flag with which it has; 0: always */
+	int is_plain; /* its struct has no size member */
 	int reads_memory, returns; /* of a plain one */
 	int is_free;
 	uint32_t slice_offset, flags_offset; /* of a FREE */
-	/* What a FREE tells: so many u64 there, the last of which is 0, and the one before it the flags that there are. */
+	/*
+	 * The flags that a FREE returns: so many u64, the last of which is 0, and the one before it the offered flags.
+	 */
 	uint32_t told_offset, told_count;
 	uint64_t offered_flags;
 };
@@ -52,18 +54,18 @@ struct slot {
 	uint32_t kind; /* which commands it takes */
 	uint32_t revents;
 	uint32_t armed;
-	int polls; /* since its pollers were last tried */
-	int muted; /* they are too many to be woken */
+	int polls; /* since a wake-up of its pollers was last tried */
+	int muted; /* it has too many pollers to wake */
 	uint32_t tid; /* of pidfd */
 	int pidfd;
 	uint32_t next_free;
 	int is_shared; /* its connection has other files too */
-	int is_used; /* it had a command, or its connection has: others may see its end */
+	int is_used; /* it, or its connection, had a command: others may observe its end */
 	uint32_t published_count;
 	uint64_t published[PUBLISHED_MAX];
 };
 
-/* What the channels of a mount share; it belongs to whoever owns the core. */
+/* Shared by the channels of a mount; the owner of the core alone accesses it. */
 struct mount {
 	unsigned channels;
 	int fuse_fd, tree_fd, event_fd;
@@ -75,7 +77,7 @@ struct mount {
 	struct kfs_counts counts;
 	struct kfs_ownership *ownership;
 	struct kfs_alarm *alarm;
-	int fuse_flags; /* of its open file description; O_NONBLOCK among them or not */
+	int fuse_flags; /* of its open file description, with or without O_NONBLOCK */
 	struct looking looking;
 	struct held_user *held_users;
 	uint32_t held; /* commands of all of them */
@@ -91,7 +93,7 @@ struct kfs_channel_private {
 	struct kfs_reader *reader;
 	struct boost boost;
 	unsigned unpolled;
-	/* Of the calling thread while its memory is read: the slot's, or our own if that was detached. */
+	/* Pidfd of the calling thread while its memory is accessed: the slot's, or an own one if that was detached. */
 	int pidfd, pidfd_detached;
 	uint8_t message[32768];
 };

@@ -1,9 +1,9 @@
 /*
  * Ioctls: their struct and their message, copied from the client.
  *
- * A request that was read keeps its thread in the kernel until it is answered, even when that thread is
- * killed; so its id cannot come to belong to another one.  Only an abort of the connection breaks that,
- * which is why the memory of a client is believed only when a pidfd of the thread is alive after the read.
+ * The kernel keeps the thread of a request until the answer, even if the thread is killed; so its id is not reused
+ * meanwhile.  Only an abort of the connection breaks that.  So a copy of client memory is valid only if a pidfd of the
+ * thread is alive after the read.
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #define MESSAGE_MIN 64
-/* Most messages fit; a longer first read would copy what the client never meant to send. */
+/* Most messages fit; a longer first read would copy bytes that the client did not mean to send. */
 #define MESSAGE_FIRST 1024
 #define PAGE 4096
 
@@ -94,13 +94,13 @@ static int tie(struct kfs_channel *ch, struct slot *slot)
 	return 0;
 }
 
-/* Whether the kernel has put the struct of such a command into its request. */
+/* Whether the kernel has copied the struct of such a command into its request. */
 static int comes_with_request(const struct command *command)
 {
 	return (_IOC_DIR(command->number) & _IOC_WRITE) != 0;
 }
 
-/* Of a struct that says to be of `size` bytes; 0 or an errno. */
+/* Checks the size member of a struct; 0 or an errno. */
 static int check_size(const struct kfs_channel *ch, const struct command *command, uint64_t size)
 {
 	if (size < command->size)
@@ -111,14 +111,14 @@ static int check_size(const struct kfs_channel *ch, const struct command *comman
 }
 
 /*
- * Reads the fixed struct of a command that does not come with its request.  Its size is the one in the copy: what the
- * client makes of it afterwards is not looked at.  Returns 0 or an errno.
+ * Reads the fixed struct of a command that does not come with its request.  Its size is the one in the copy: later
+ * changes by the client are ignored.  Returns 0 or an errno.
  */
 static int fetch_fixed(struct kfs_channel *ch, const struct command *command, uint64_t *size)
 {
 	int error = -read_client(ch->tid, ch->arg, ch->command, command->size);
 
-	/* A struct that is too short may end where its memory does. */
+	/* A struct that is too short may end where the client's memory does. */
 	if (error == EFAULT && read_client(ch->tid, ch->arg, ch->command, sizeof(*size)) == 0) {
 		memcpy(size, ch->command, sizeof(*size));
 		return *size < command->size ? EINVAL : *size > command->max_size ? EMSGSIZE : EFAULT;
@@ -151,8 +151,8 @@ static void fetch(struct kfs_channel *ch, const struct command *command, uint64_
 }
 
 /*
- * The thread of `ch` is stuck in the memory of its client, and others go on: they may tie the slot to another
- * thread.  This request keeps the pidfd that it has; its number must not come to mean anybody else.
+ * The thread of `ch` is stuck in client memory, and others continue: they may bind the slot to another thread.  This
+ * request keeps its pidfd, whose number must not be reused.
  */
 void kfs_detach(void *channel)
 {
@@ -166,7 +166,7 @@ void kfs_detach(void *channel)
 	}
 }
 
-/* The client of `ch` was killed while the thread of `ch` is stuck in its memory: nothing else keeps it from ending. */
+/* The client of `ch` was killed while the thread of `ch` is stuck in its memory: only this answer lets it end. */
 void kfs_answer_killed(void *channel)
 {
 	const struct kfs_channel *ch = channel;
@@ -174,7 +174,7 @@ void kfs_answer_killed(void *channel)
 	kfs_answer_error(ch->private_->mount->fuse_fd, ch->unique, -EINTR);
 }
 
-/* The pidfd is of a thread that is no more. */
+/* The pidfd is that of a thread that has ended. */
 static void untie(struct kfs_channel *ch)
 {
 	struct slot *slot = kfs_slot_of(ch->private_->mount, ch->fh);
@@ -186,12 +186,12 @@ static void untie(struct kfs_channel *ch)
 	kfs_let_go(ch);
 }
 
-/* Makes the slot's pidfd one of the calling thread, which lives.  On an error there is none. */
+/* Makes the slot's pidfd one of the calling thread, which is alive.  After an error there is none. */
 int kfs_tie_alive(struct kfs_channel *ch)
 {
 	struct slot *slot = kfs_slot_of(ch->private_->mount, ch->fh);
 
-	/* The second round is for a pidfd kept from a thread that is no more. */
+	/* Twice: the first pidfd may be that of a thread that has ended. */
 	for (int round = 0; round < 2 && tie(ch, slot) == 0; round++) {
 		if (kfs_thread_is_alive(slot->pidfd, (int)ch->tid) == 1)
 			return slot->pidfd;
@@ -218,14 +218,17 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	if (ch->command_error)
 		return;
 	if (is_here && size == command->size && !command->pointer_offset) {
-		/* What does not travel back is written back: with this no pidfd has to be opened for that. */
+		/*
+		 * Flags that do not travel back are stored in client memory: with this no pidfd has to be opened for
+		 * that.
+		 */
 		if (!ch->out_size)
 			ch->pidfd = p->pidfd = kfs_tie_alive(ch);
 		return;
 	}
-	/* The second round is for a pidfd kept from a thread that is no more. */
+	/* Twice: the first pidfd may be that of a thread that has ended. */
 	for (int round = 0; round < 2; round++) {
-		/* Looked up anew: the table may have moved while this thread was preempted. */
+		/* Look up again: the table may have moved while this thread was preempted. */
 		struct slot *slot = kfs_slot_of(p->mount, ch->fh);
 
 		r = slot ? tie(ch, slot) : -ESRCH;
@@ -248,7 +251,7 @@ static void read_command(struct kfs_channel *ch, const struct command *command)
 	ch->command_error = -r;
 }
 
-/* A struct that says no size, as it came with its request: no byte of the client's memory is read. */
+/* A struct without size member, as it came with its request: no client memory is read. */
 static void take_plain(struct kfs_channel *ch, const struct command *command)
 {
 	ch->command_len = command->size;
@@ -258,7 +261,7 @@ static void take_plain(struct kfs_channel *ch, const struct command *command)
 		ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
 }
 
-/* is_new: it comes from the kernel, and not from those that waited. */
+/* is_new: it comes from the kernel, and was not held. */
 int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
@@ -285,7 +288,7 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 		kfs_put_error(ch, in->unique, -EIO);
 		return AGAIN;
 	}
-	/* What travels back must not show what an earlier request left in the buffer. */
+	/* The struct that travels back must not contain bytes of an earlier request. */
 	if (ch->out_size > ch->in_size)
 		memset(ch->command + ch->in_size, 0, ch->out_size - ch->in_size);
 	if (!slot || ch->ioctl_flags & FUSE_IOCTL_DIR) {
@@ -305,14 +308,16 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 		else
 			read_command(ch, command);
 	} else if (command && !comes_with_request(command)) {
-		/* What an earlier request left there is nothing that this one was given. */
+		/* Bytes of an earlier request were not given by this one. */
 		memset(ch->command, 0, command->size);
 		read_command(ch, command);
 		/* A struct that could not be read stays as the client has it. */
 		if (ch->command_error)
 			ch->out_size = 0;
 	} else if (!command && !(_IOC_DIR(ch->cmd) & _IOC_WRITE) && kfs_is_command(ch->private_->mount, ch->cmd)) {
-		/* Of other files.  Nothing was read that could travel back: zeros would take the place of the struct. */
+		/*
+		 * Of other files.  Nothing was read that could travel back: zeros would overwrite the client's struct.
+		 */
 		ch->out_size = 0;
 	}
 	if (kfs_reader_request_ends(ch->private_->reader)) {

@@ -9,12 +9,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-/* Kernel interfaces that are younger than the headers this may be compiled with. */
+/* Kernel interfaces that are newer than the headers this may be compiled with. */
 #define KFS_NS_GET_PARENT _IO(0xb7, 0x2)
 #define KFS_NS_GET_PID_FROM_PIDNS _IOR(0xb7, 0x6, int)
 #define KFS_NS_GET_ID _IOR(0xb7, 13, uint64_t)
 
-/* From the link's text, "user:[N]": half the price of stat(2), which would make an inode first. */
+/* From the link's text, "user:[N]": half the cost of stat(2), which would create an inode. */
 int kfs_namespace_inode(int tid, const char *name, uint64_t *inode)
 {
 	char text[64], *end, *number;
@@ -49,13 +49,13 @@ int kfs_namespace_parent(int ns)
 	return fd < 0 ? -errno : fd;
 }
 
-/* An id that no other namespace ever has; -ENOTTY where the kernel gives none. */
+/* An id that is never reused; -ENOTTY if the kernel has none. */
 int kfs_namespace_id(int ns, uint64_t *id)
 {
 	return ioctl(ns, KFS_NS_GET_ID, id) < 0 ? -errno : 0;
 }
 
-/* The number here of process `pid` of the pid namespace `pid_ns`. */
+/* The id in the daemon's namespace of process `pid` of the pid namespace `pid_ns`. */
 int kfs_namespace_pid(int pid_ns, int pid)
 {
 	int r = ioctl(pid_ns, KFS_NS_GET_PID_FROM_PIDNS, pid);

@@ -20,7 +20,7 @@ struct backing_map {
 #define KFS_BACKING_OPEN _IOW(229, 1, struct backing_map)
 #define KFS_BACKING_CLOSE _IOW(229, 2, uint32_t)
 
-/* Where the thread goes on if its store cannot be done; NULL while it makes none. */
+/* Where the thread continues if its store fails; NULL while it does not store. */
 static __thread sigjmp_buf *volatile refuge;
 static struct sigaction former;
 
@@ -32,7 +32,7 @@ static void bus_error(int number, siginfo_t *info, void *context)
 	(void)context;
 	if (to)
 		siglongjmp(*to, 1);
-	/* Not of our making: what happens without us happens when the instruction is tried again. */
+	/* Not our fault: the instruction is retried, and fails again as it would have. */
 	sigaction(number, &former, NULL);
 }
 
@@ -44,8 +44,8 @@ static void set_handler(void)
 }
 
 /*
- * Stores `size` bytes at `offset` of what is mapped at `map`.  Returns 0, or -ENOMEM when a page is not there and the
- * kernel cannot provide it, for one that was swapped out and cannot be read back.
+ * Stores `size` bytes at `offset` of the mapping `map`.  Returns 0, or -ENOMEM if the kernel cannot provide a page,
+ * such as one that was swapped out and cannot be read back.
  */
 int kfs_copy(char *map, int64_t offset, const char *data, int64_t size)
 {

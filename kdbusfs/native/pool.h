@@ -9,5 +9,5 @@ int kfs_store(int fd, uint64_t offset, const char *data, uint64_t size);
 int kfs_backing_open(int fuse_fd, int fd);
 int kfs_backing_close(int fuse_fd, int backing_id);
 
-/* Gives free memory of the heap back to the system, where the C library can. */
+/* Returns free heap memory to the system, if the C library can. */
 void kfs_heap_trim(void);

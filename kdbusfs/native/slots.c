@@ -1,6 +1,6 @@
 /*
- * What is kept for each open file: its poll bits, who polls it, a pidfd of the thread that used it last, and the slices
- * that its client has been told of.
+ * The state of each open file: its poll bits, its pollers, a pidfd of the thread that used it last, and its published
+ * slices.
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"
@@ -27,8 +27,8 @@ struct slot *kfs_slot_of(struct mount *p, uint64_t fh)
 }
 
 /*
- * A handle is a slot and, above it, a generation: a number that was given back never means another file,
- * also for whoever kept it (the installer's path of a connection).
+ * A handle is a slot and, above it, a generation: a released number never refers to another file, also where it was
+ * kept (the installer's path of a connection).
  */
 int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind)
 {
@@ -111,7 +111,7 @@ void kfs_count_poll(struct kfs_channel *ch, struct slot *slot)
 		wake_pollers(ch, slot);
 		took = cpu_us() - before;
 		if (took <= WAKE_MAX_US) {
-			/* Those who were woken poll again. */
+			/* Woken pollers poll again. */
 			slot->polls = -(int)took * POLLERS_IN_A_US;
 			return;
 		}
@@ -127,10 +127,10 @@ int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents)
 
 	if (!slot)
 		return -ENOENT;
-	/* What is readable is told again: an edge-triggered poller counts on an edge for every message. */
+	/* Readability is reported again: an edge-triggered poller expects an edge for every message. */
 	news = ((uint32_t)revents & ~slot->revents) | ((uint32_t)revents & (POLLIN | POLLERR | POLLHUP));
 	slot->revents = (uint32_t)revents;
-	/* Whoever has left its bus is told so when it frees. */
+	/* A client that has left its bus gets that error when it frees. */
 	if (revents & POLLHUP)
 		slot->published_count = 0;
 	if (!slot->armed || !news || slot->muted)
@@ -141,8 +141,8 @@ int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents)
 }
 
 /*
- * Whether other files are the same connection.  A slice that one of them was told of may be given back by another, so
- * all of it is left to the core.
+ * Whether other files are the same connection.  A slice that one of them returned may be freed through another, so the
+ * core handles all of them.
  */
 int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared)
 {

@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* `size` bytes at `data` are what inode `nodeid` has at `offset`. */
+/* Inode `nodeid` has the `size` bytes at `data` at `offset`. */
 struct kfs_store {
 	uint64_t nodeid;
 	uint64_t offset;

@@ -21,7 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Kernel interfaces that are younger than the headers this may be compiled with. */
+/* Kernel interfaces that are newer than the headers this may be compiled with. */
 #define KFS_PIDFD_THREAD O_EXCL
 #define KFS_PIDFD_INFO_CREDS (1u << 1)
 struct pidfd_info {
@@ -34,14 +34,14 @@ struct pidfd_info {
 #define KFS_PIDFD_GET_INFO _IOWR(0xFF, 11, struct pidfd_info)
 #define KFS_KCMP_FILE 0
 
-/* The processes of pidfds, by the pidfd's number: pages of a table, made when needed.  0: it is of a thread. */
+/* The processes of pidfds, by the pidfd's number: pages of a table, allocated on demand.  0: it is of a thread. */
 #define PROCESSES_PER_PAGE 1024
 #define PROCESS_PAGES 1024
 static _Atomic(_Atomic int *) processes[PROCESS_PAGES];
 static _Atomic int has_no_thread_pidfds;
 static _Atomic int has_no_info;
 
-/* The number of the process that `pidfd` is of; 0 if it is of a thread. */
+/* The id of the process that `pidfd` is of; 0 if it is of a thread. */
 static int process_of(int pidfd)
 {
 	_Atomic int *page;
@@ -73,13 +73,13 @@ static int set_process(int pidfd, int tgid)
 	return 0;
 }
 
-/* Whether thread `tid` is one of process `tgid`.  Signal 0 is none; who may not send it is told that after the look. */
+/* Whether thread `tid` is one of process `tgid`.  Signal 0 only tests; EPERM comes after the lookup. */
 static int is_thread_of(int tgid, int tid)
 {
 	return syscall(SYS_tgkill, tgid, tid, 0) == 0 || errno == EPERM;
 }
 
-/* The number of the thread's process, or -errno. */
+/* The id of the thread's process, or -errno. */
 static int find_process(int tid)
 {
 	char path[32], text[512], *line;
@@ -126,7 +126,7 @@ static int open_process(int tid)
 	return fd;
 }
 
-/* A pidfd to be used together with `tid`, or -errno.  -ESRCH: no such thread, or one of another pid namespace (0). */
+/* A pidfd to be used together with `tid`, or -errno. -ESRCH: no such thread, or one of another pid namespace (0). */
 int kfs_thread_open(int tid)
 {
 	int fd;
@@ -138,7 +138,7 @@ int kfs_thread_open(int tid)
 	fd = (int)syscall(SYS_pidfd_open, tid, KFS_PIDFD_THREAD);
 	if (fd >= 0 || errno != EINVAL)
 		return fd < 0 ? -errno : fd;
-	/* The same errno stands for a thread that has just died, of whose number only a process group is left. */
+	/* The same errno is returned for a thread that has just ended, whose id only a process group still has. */
 	fd = (int)syscall(SYS_pidfd_open, syscall(SYS_gettid), KFS_PIDFD_THREAD);
 	if (fd >= 0) {
 		close(fd);
@@ -157,23 +157,23 @@ int kfs_thread_is_alive(int pidfd, int tid)
 	int tgid = process_of(pidfd);
 	int n;
 
-	/* The process has its number as long as it lives, so that is looked at last. */
+	/* The process has its id as long as it lives, so that is checked last. */
 	if (tgid && tgid != tid && !is_thread_of(tgid, tid))
 		return 0;
 	n = poll(&pfd, 1, 0);
 	return n < 0 ? -errno : n == 0;
 }
 
-/* Whether the pidfd is of the thread's process, and serves for its other threads just as well. */
+/* Whether the pidfd is of the thread's process, and is valid for its other threads as well. */
 int kfs_thread_is_of_process(int pidfd)
 {
 	return process_of(pidfd) != 0;
 }
 
 /*
- * uid euid suid fsuid gid egid sgid fsgid, then tgid tid ppid.  -ENOTTY where the kernel does not tell: before Linux 6.13
- * (in 6.12 pidfds have other ioctls, and refuse any argument with EINVAL), and by the pidfd of a process for another
- * of its threads.
+ * uid euid suid fsuid gid egid sgid fsgid, then tgid tid ppid. -ENOTTY if the kernel does not report it: before Linux
+ * 6.13 (in 6.12 pidfds have other ioctls, and refuse any argument with EINVAL), and by the pidfd of a process for
+ * another of its threads.
  */
 int kfs_thread_ids(int pidfd, int tid, uint32_t *ids)
 {
@@ -204,7 +204,7 @@ int kfs_thread_ids(int pidfd, int tid, uint32_t *ids)
 	return 0;
 }
 
-/* Whether two links of /proc say the same: of a pipe or a socket, or the path of a file. */
+/* Whether two links of /proc are equal: of a pipe or a socket, or the path of a file. */
 static int is_same_link(int tgid, int tid, int fd)
 {
 	char path[64], first[256], second[256];
@@ -218,11 +218,9 @@ static int is_same_link(int tgid, int tid, int fd)
 }
 
 /*
- * A descriptor of the daemon's own for what the thread has at number `fd`, or -errno.
- *
- * By the pidfd of a process the kernel gives what its first thread has there.  Almost always that is the same, as threads
- * share their table; where it is not there is no way to the file: -EBADF.  It is not taken first and looked at then, for
- * a close(2) of it might have to wait for a file system.
+ * A descriptor of the daemon for the file that the thread has at number `fd`, or -errno.  By the pidfd of a process the
+ * kernel returns the first thread's file.  Threads nearly always share their table; if they do not, the file is
+ * unreachable: -EBADF. It is compared before it is taken, because closing a wrong one might block in a file system.
  */
 int kfs_thread_take(int pidfd, int tid, int fd)
 {

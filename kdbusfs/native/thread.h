@@ -2,7 +2,7 @@
 #define KFS_THREAD_H
 #include <stdint.h>
 
-/* A client's thread: a pidfd that kfs_thread_open() has given, together with the thread's number. */
+/* A client's thread: a pidfd that kfs_thread_open() has returned, together with the thread's id. */
 int kfs_thread_open(int tid);
 int kfs_thread_is_alive(int pidfd, int tid);
 int kfs_thread_is_of_process(int pidfd);

@@ -1,4 +1,4 @@
-/* What pyfuse3 answers: requests go to it over a socket, and the reader waits for each answer. */
+/* Requests that pyfuse3 answers: they go to it over a socket, and the reader waits for each answer. */
 #define _GNU_SOURCE
 #include "internal_channel.h"
 
@@ -7,7 +7,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-/* Waits until the socket can do `events`.  Returns 0 or -errno (ETIMEDOUT, EPIPE). */
+/* Waits until the socket is ready for `events`.  Returns 0 or -errno (ETIMEDOUT, EPIPE). */
 static int wait_tree(struct kfs_channel *ch, short events, uint64_t limit_ns)
 {
 	for (;;) {
@@ -27,7 +27,7 @@ static int wait_tree(struct kfs_channel *ch, short events, uint64_t limit_ns)
 	}
 }
 
-/* Takes one message of the tree's; passes a notification on.  Returns whether it answers `unique`, or -errno. */
+/* Receives one message of the tree; passes a notification on.  Returns whether it answers `unique`, or -errno. */
 int kfs_take_reply(struct kfs_channel *ch, uint64_t unique)
 {
 	const struct fuse_out_header *out = (void *)ch->reply;
@@ -48,7 +48,7 @@ int kfs_take_reply(struct kfs_channel *ch, uint64_t unique)
 	return 0;
 }
 
-/* Answers that Python amends before they go on. */
+/* Answers that Python amends before they are sent. */
 static int is_amended(uint32_t opcode)
 {
 	return opcode == FUSE_INIT || opcode == FUSE_LOOKUP || opcode == FUSE_OPEN || opcode == FUSE_READDIRPLUS;

@@ -16,13 +16,16 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-/* For how long to look again. */
+/* How long to poll. */
 #define LOOK_NS 50000
-/* Given up after so many times in a row without a request, at first for this long, then twice as long each time. */
+/*
+ * Polling is given up after so many times in a row without a request, at first for this long, then for twice as long
+ * each time.
+ */
 #define MISSES_MAX 4
 #define PAUSE_FIRST_NS 1000000ull
 #define PAUSE_MAX_NS 256000000ull
-/* Which cpus are ours is asked once in so many waits. */
+/* The set of usable cpus is read once in so many waits. */
 #define WAITS_BETWEEN_CHECKS 1024
 
 /* --- all descriptors -------------------------------------------------------------------------------- */
@@ -34,7 +37,7 @@ static int drain(int fd)
 	return read(fd, buffer, sizeof(buffer)) < 0 && errno != EAGAIN && errno != EINTR ? -errno : KFS_EVENT;
 }
 
-/* Waits for anything; NULL: for ever.  Returns AGAIN for a request or nothing, a kind, or -errno. */
+/* Waits for any descriptor; NULL: without limit.  Returns AGAIN for a request or nothing, a kind, or -errno. */
 static int wait_any(struct kfs_channel *ch, const struct timespec *timeout)
 {
 	struct mount *mount = ch->private_->mount;
@@ -48,7 +51,7 @@ static int wait_any(struct kfs_channel *ch, const struct timespec *timeout)
 	ch->private_->unpolled = 0;
 	if (n < 0)
 		return errno == EINTR ? KFS_EVENT : -errno;
-	/* One thing at a time; the alarm tells of each but once. */
+	/* One event at a time; the alarm reports each only once. */
 	if (pfds[1].revents || pfds[2].revents)
 		kfs_alarm_more(mount->alarm);
 	if (pfds[1].revents)
@@ -60,7 +63,7 @@ static int wait_any(struct kfs_channel *ch, const struct timespec *timeout)
 	return AGAIN;
 }
 
-/* Looks at the other descriptors without waiting.  Returns AGAIN, a kind, or -errno. */
+/* Polls the other descriptors without waiting.  Returns AGAIN, a kind, or -errno. */
 int kfs_check_descriptors(struct kfs_channel *ch)
 {
 	const struct timespec none = { 0, 0 };
@@ -86,7 +89,7 @@ static int wait_until(struct kfs_channel *ch, uint64_t deadline_ns)
 
 /* --- reading ---------------------------------------------------------------------------------------- */
 
-/* Whether reads of /dev/fuse wait belongs to the open file: it is said only when it changes. */
+/* Whether reads of /dev/fuse block belongs to the open file description: it is set only when it changes. */
 static void set_waiting(struct mount *mount, int waits)
 {
 	int flags = waits ? mount->fuse_flags & ~O_NONBLOCK : mount->fuse_flags | O_NONBLOCK;
@@ -105,7 +108,7 @@ static ssize_t read_once(struct kfs_channel *ch)
 
 /* --- looking again ---------------------------------------------------------------------------------- */
 
-/* Has `looking` give up for a growing while. */
+/* Stop polling, for a time that doubles. */
 static void pause_looking(struct looking *looking, uint64_t now)
 {
 	looking->pause_ns = looking->pause_ns ? looking->pause_ns * 2 : PAUSE_FIRST_NS;
@@ -116,7 +119,7 @@ static void pause_looking(struct looking *looking, uint64_t now)
 	looking->misses = MISSES_MAX - 1;
 }
 
-/* Whether whoever is to make the next request may be on another cpu, rather than wait for the one that we look on. */
+/* Whether the thread that makes the next request may run on another cpu, rather than wait for this one. */
 static int has_other_cpus(void)
 {
 	cpu_set_t cpus;
@@ -143,7 +146,7 @@ static int was_switched_out(struct looking *looking)
 	return usage.ru_nivcsw != before;
 }
 
-/* Returns as read_once; -EAGAIN: not even after a while, or there is news. */
+/* As read_once; -EAGAIN: no request for a while, or there is news. */
 static ssize_t look_again(struct kfs_channel *ch, uint64_t deadline_ns)
 {
 	struct mount *mount = ch->private_->mount;
@@ -189,7 +192,7 @@ static ssize_t sleep_for_request(struct kfs_channel *ch, uint64_t deadline_ns)
 	return n;
 }
 
-/* Waits for a request, or anything else to do: AGAIN with or without one (request_len), a kind, or -errno. */
+/* Waits for a request or another event: AGAIN with or without a request (request_len), a kind, or -errno. */
 int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns)
 {
 	struct mount *mount = ch->private_->mount;
