@@ -110,10 +110,10 @@ class Delivery(Entry):
 
     part: its slice; handles: the receiver's, attached, None for nodes that were destroyed already; charged: how many
     handles the receiver is charged with for it; has_context: whether the slice has the security context; state: one of
-    those above; is_settled: whether its handles know that it is committed.
+    those above; is_committed: whether its handles know that it is committed.
     """
 
-    __slots__ = ("charged", "handles", "has_context", "is_settled", "message", "part", "peer", "state")
+    __slots__ = ("charged", "handles", "has_context", "is_committed", "message", "part", "peer", "state")
 
     def __init__(
         self, transaction: Transaction, node: Node | None, peer: Peer, message: Message, part: Slice, rank: int
@@ -125,7 +125,7 @@ class Delivery(Entry):
         self.charged = message.n_handles
         self.handles: list[NodeHandle | None] = _NO_HANDLES
         self.has_context = False
-        self.is_settled = False
+        self.is_committed = False
         self.state = RESERVED
 
     # Others may be served wherever `turn` is taken.
@@ -146,14 +146,14 @@ class Delivery(Entry):
                 handles.append(handle)
             turn.spend()
 
-    def settle(self, turn: Turn) -> None:
-        """It is committed, and its places are places like others."""
-        if self.is_settled:
+    def commit(self, turn: Turn) -> None:
+        """Its transaction is committed: its staged places become places like others.  Idempotent."""
+        if self.is_committed:
             return
-        self.is_settled = True
+        self.is_committed = True
         for handle in self.handles:
             if handle is not None:
-                handle.settle()
+                handle.commit_place()
         turn.spend(len(self.handles))
 
     def unstage(self, turn: Turn) -> None:
@@ -173,14 +173,14 @@ class Delivery(Entry):
             return
         if self.state == STAGED and not self.transaction.time:
             self.unstage(turn)
-        is_settled = self.is_settled
-        self.is_settled = True
+        is_committed = self.is_committed
+        self.is_committed = True
         self.state = OVER
         handles, self.handles = self.handles, _NO_HANDLES
         for handle in handles:
             if handle is not None:
-                if not is_settled:
-                    handle.settle()
+                if not is_committed:
+                    handle.commit_place()
                 handle.drop_place()
                 turn.spend()
         self.end()

@@ -121,8 +121,8 @@ class NodeHandle:
             node.tell_release()
         self._detach()
 
-    def settle(self) -> None:
-        """It was committed."""
+    def commit_place(self) -> None:
+        """The message of a staged place was committed."""
         self.node.staged -= 1
         self.node.is_owed = False
 

@@ -127,8 +127,8 @@ class Queue:
                     entry.queue = None
                 return
 
-    def settle(self) -> None:
-        """Move what was committed to where it belongs."""
+    def merge_committed(self) -> None:
+        """Move the parts of committed transactions behind the other entries."""
         if not self._staged:
             return
         parts = [part for part in self._staged if part.transaction.time]
@@ -148,7 +148,7 @@ class Queue:
 
     def append(self, entry: Entry) -> None:
         """Add an entry whose transaction has the last time that was given."""
-        self.settle()
+        self.merge_committed()
         self._check_order(entry.transaction)
         entry.queue = self
         self._entries.append(entry)
@@ -156,7 +156,7 @@ class Queue:
 
     def front(self) -> Entry | None:
         """The entry whose turn it is."""
-        self.settle()
+        self.merge_committed()
         return cast("Entry | None", self._entries.first)
 
     def is_readable(self) -> bool:
@@ -172,13 +172,13 @@ class Queue:
 
     def take_staged(self) -> list[LinkedList]:
         """All that is staged, which is here no more: the peer has gone."""
-        self.settle()
+        self.merge_committed()
         parts, self._staged = self._staged, []
         return list(parts)
 
     def entries(self) -> list[Entry]:
         """All that was committed, in order."""
-        self.settle()
+        self.merge_committed()
         found: list[Entry] = []
         entry = self.front()
         while entry is not None:

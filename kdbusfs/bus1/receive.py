@@ -146,7 +146,7 @@ def _recv_data(peer: Peer, call: Call, delivery: Delivery, flags: int) -> int:
     msg_flags = abi.MSG_FLAG_HAS_SECCTX if delivery.has_context else 0
     if _continues(delivery):
         msg_flags |= abi.MSG_FLAG_CONTINUE
-    delivery.settle(turn)
+    delivery.commit(turn)
     delivery.is_busy = True
     receiving = Receiving(peer, delivery, is_peek=flags & abi.RECV_FLAG_PEEK != 0)
     try:

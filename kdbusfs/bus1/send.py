@@ -361,7 +361,7 @@ class Sending(Naming):
         if self._deliveries and self._deliveries[0].node is None:
             former, peer.seed = peer.seed, self._deliveries[0]
         for delivery in self._deliveries:
-            delivery.settle(turn)
+            delivery.commit(turn)
             turn.spend()
         while transaction.peers:
             transaction.peers.pop().update()
