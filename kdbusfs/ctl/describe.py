@@ -1,4 +1,4 @@
-"""Flags, users and metadata in words, and as JSON: one way for all commands."""
+"""Flags, users and metadata as text and as JSON, alike for all commands."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def flag_names(flags: int, names: Mapping[int, str]) -> list[str]:
 
 @cache
 def user_name(uid: int) -> str:
-    """A user's name, or the number where there is none."""
+    """A user's name, or the number if it has none."""
     if uid == NONE_ID:
         return "-"
     try:
@@ -80,7 +80,7 @@ def user_name(uid: int) -> str:
 
 @cache
 def group_name(gid: int) -> str:
-    """A group's name, or the number where there is none."""
+    """A group's name, or the number if it has none."""
     if gid == NONE_ID:
         return "-"
     try:
@@ -90,9 +90,9 @@ def group_name(gid: int) -> str:
 
 
 def proc_command(pid: int, euid: int | None) -> tuple[str, str] | None:
-    """comm and command line of a process as /proc has them; None where they cannot be had.
+    """comm and command line of a process from /proc; None if they are not available.
 
-    euid: that of the connection; a process of another user has got the number since, and does not count.
+    euid: of the connection; a process of another user has reused the pid, and is ignored.
     """
     try:
         if euid is not None and os.stat(f"/proc/{pid}").st_uid not in (euid, 0):
@@ -120,7 +120,7 @@ def _caps_json(caps: Caps) -> dict[str, Any]:
 
 
 def metadata_json(metadata: Metadata) -> dict[str, Any]:
-    """Metadata as JSON: only what was delivered."""
+    """Metadata as JSON: only what was received."""
     found: dict[str, Any] = {}
     for name in ("timestamp", "creds", "pids", "audit"):
         value = getattr(metadata, name)
@@ -142,7 +142,7 @@ def metadata_json(metadata: Metadata) -> dict[str, Any]:
 
 
 def _ids(real: int, effective: int, saved: int, filesystem: int, name_of: Any) -> str:
-    """Four ids of a process, in short where they are the same."""
+    """Four ids of a process, shortened if they are equal."""
     if real == effective == saved == filesystem:
         return f"{name_of(real)} ({real})" if name_of(real) != str(real) else str(real)
     parts = zip(("real", "effective", "saved", "fs"), (real, effective, saved, filesystem), strict=True)
@@ -150,7 +150,7 @@ def _ids(real: int, effective: int, saved: int, filesystem: int, name_of: Any) -
 
 
 def metadata_lines(metadata: Metadata) -> list[tuple[str, str]]:
-    """Metadata as lines of a label and a text, not escaped: only what was delivered."""
+    """Metadata as lines of a label and a text, not escaped: only what was received."""
     lines: list[tuple[str, str]] = []
     if metadata.creds is not None:
         creds = metadata.creds
@@ -187,7 +187,7 @@ def metadata_lines(metadata: Metadata) -> list[tuple[str, str]]:
 
 
 def withheld(metadata: Metadata, wanted: int) -> list[str]:
-    """The kinds of metadata that were asked for with `wanted`, ATTACH_*, and not delivered."""
+    """The kinds of metadata that were requested with `wanted`, ATTACH_*, and not received."""
     attributes = {c.ATTACH_CONN_DESCRIPTION: "description", c.ATTACH_NAMES: "owned_names"}
     missing: list[str] = []
     for bit, name in ATTACH_FLAGS.items():

@@ -1,4 +1,4 @@
-"""Text of strangers made fit for a terminal: names, comm, cmdline, payload and descriptions may hold anything."""
+"""Escapes untrusted text for a terminal: names, comm, cmdline, payload and descriptions may contain anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` on one line, with everything that a terminal could take for a command as \\xNN, \\uNNNN or \\UNNNNNNNN."""
+    r"""`text` on one line, with everything that a terminal could interpret as \xNN, \uNNNN or \UNNNNNNNN."""
     return _UNSAFE.sub(_escaped, text)
 
 
@@ -34,7 +34,7 @@ def escape_lines(text: str) -> str:
 
 
 def payload_text(data: bytes) -> str | None:
-    """Payload as text, or None where it is no UTF-8."""
+    """Payload as text, or None if it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -42,12 +42,12 @@ def payload_text(data: bytes) -> str | None:
 
 
 def escape_bytes(data: bytes) -> str:
-    """Payload on one line: text where it is UTF-8, \\xNN for the bytes that are not."""
+    r"""Payload on one line: text if it is UTF-8, \xNN for other bytes."""
     return escape(os.fsdecode(data))
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with strings that every JSON parser takes: bytes that are no UTF-8 become \\xNN text."""
+    r"""`value` with strings that every JSON parser accepts: bytes that are not UTF-8 become \xNN text."""
     if isinstance(value, str):
         return re.sub("[\ud800-\udfff]", _escaped, value)
     if isinstance(value, dict):

@@ -123,7 +123,7 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.  Returns the exit code."""
-    # Die silently when the reader of a pipe is gone, as other tools do.
+    # End silently when the reader of a pipe has ended, as other tools do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # Python's handler runs only after the system call returns; a stuck daemon may never answer it.  Commands that
     # have to clean up install handlers of their own.

@@ -16,7 +16,7 @@
 #define POLLS_BETWEEN_TRIES 4096
 #define TRIES 3
 #define WAKE_MAX_US 100
-/* At most, which is when they have been woken before and have not looked yet. */
+/* At most: so many pollers were woken before and have not polled again yet. */
 #define POLLERS_IN_A_US 50
 
 struct slot *kfs_slot_of(struct mount *p, uint64_t fh)

@@ -1,14 +1,14 @@
 /*
- * Puts what the daemon wrote into the page cache of its clients (FUSE_NOTIFY_STORE), where the kernel does not let it
- * pass its own memory through.
+ * Stores what the daemon wrote to a pool in the page cache of its client (FUSE_NOTIFY_STORE), if the kernel does not
+ * offer passthrough.
  *
- * The kernel takes the lock of every page that it stores, and a page that waits for the answer to a READ is locked.
- * So a store may wait for the reader of /dev/fuse, and must never be made by it: the storer has a thread of its own.
- * That thread waits for nobody else.  A lock of such a page is held for a READ or a WRITE, which the reader answers
- * without waiting for any store, or within the kernel for a moment; no client can keep it.
+ * The kernel takes the lock of every page that it stores, and a page that waits for the answer to a READ is locked.  So
+ * a store may wait for the reader of /dev/fuse, which must never make one (deadlock): the storer has a thread of its
+ * own.  That thread waits for nobody else.  The lock of such a page is held for a READ or a WRITE, which the reader
+ * answers without waiting for any store, or by the kernel for a moment; no client can hold it.
  *
- * The data are copied under that lock, out of the mapping of the pool.  So of two stores, or a store and a READ's
- * answer, the one that is done last has the newer content, whatever order they were asked for in.
+ * The data are copied under that lock from the mapping of the pool.  So of two stores, or a store and the answer of a
+ * READ, the last one has the newest content, in whatever order they were requested (no race).
  */
 #define _GNU_SOURCE
 #include "store.h"
@@ -43,7 +43,10 @@ struct kfs_storer {
 	bool started, ending, announcing;
 };
 
-/* Not for the reader of /dev/fuse.  Returns 0, or -errno of the last failure: ENOENT for an inode that is gone. */
+/*
+ * The reader of /dev/fuse must not call it.  Returns 0, or -errno of the last failure: ENOENT for an inode that has
+ * gone.
+ */
 int kfs_store_pages(int fuse_fd, const struct kfs_store *stores, uint32_t count)
 {
 	int result = 0;
@@ -106,7 +109,7 @@ static void *run(void *argument)
 	return NULL;
 }
 
-/* With the lock held, or before anybody else knows the storer.  The thread gets no signals: those are the main thread's. */
+/* With the lock held, or before any other thread knows the storer.  The thread blocks all signals. */
 static int start(struct kfs_storer *storer)
 {
 	sigset_t all, before;
@@ -121,8 +124,8 @@ static int start(struct kfs_storer *storer)
 }
 
 /*
- * NULL: no memory.  The thread is there from the start: when none can be started any more, a client whose file cannot be
- * swapped depends on it.  Where it cannot be started now, that is tried again with the first job.
+ * NULL: no memory.  The thread is started in advance: later the system may refuse, and a client whose file cannot be
+ * swapped depends on it.  If it cannot be started now, the first job tries again.
  */
 struct kfs_storer *kfs_storer_new(int fuse_fd, int event_fd)
 {
@@ -141,7 +144,7 @@ struct kfs_storer *kfs_storer_new(int fuse_fd, int event_fd)
 
 /*
  * Makes the stores, then answers ioctl `unique`.  The stores' data must stay mapped until `kfs_storer_done` has reached
- * the number that this returns; stores and `out` themselves are copied.  -errno: nothing will be done.
+ * the returned number; stores and `out` are copied. -errno: nothing will be done.
  */
 int64_t kfs_storer_submit(struct kfs_storer *storer, const struct kfs_store *stores, uint32_t count, uint64_t unique,
 			  int32_t result, const void *out, uint32_t out_len)
@@ -170,13 +173,13 @@ int64_t kfs_storer_submit(struct kfs_storer *storer, const struct kfs_store *sto
 	return number;
 }
 
-/* How many of the jobs are done, in the order of their submission. */
+/* The number of jobs done, in the order of their submission. */
 uint64_t kfs_storer_done(struct kfs_storer *storer)
 {
 	return __atomic_load_n(&storer->done, __ATOMIC_ACQUIRE);
 }
 
-/* From now on the event descriptor is written to after every job. */
+/* From now on the event descriptor is written after every job. */
 int kfs_storer_announce(struct kfs_storer *storer)
 {
 	pthread_mutex_lock(&storer->lock);
@@ -185,7 +188,7 @@ int kfs_storer_announce(struct kfs_storer *storer)
 	return 0;
 }
 
-/* Ends the thread if it has nothing left to do; one that has is left alone, together with what it needs: -EBUSY. */
+/* Ends the thread.  Returns -EBUSY if it has jobs left: it then stays, with all that it uses. */
 int kfs_storer_free(struct kfs_storer *storer)
 {
 	bool busy;

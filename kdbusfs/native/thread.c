@@ -1,11 +1,10 @@
 /*
- * The thread that a client makes its ioctl with, as a pidfd and a number.
+ * The thread that makes an ioctl, as a pidfd and a thread id.
  *
- * Since Linux 6.9 a pidfd can be of a thread.  Before, pidfd_open(2) refuses PIDFD_THREAD with EINVAL; then it is of the
- * thread's process, and the number has to say which of its threads is meant.  That it is one of them is looked at
- * together with the pidfd, before and after each access: the kernel keeps the number to a thread as long as that waits
- * for the answer to its ioctl.  Should the connection be aborted meanwhile, the number can at worst have come to mean
- * another thread of the same process, which has the same memory.
+ * Since Linux 6.9 a pidfd can be of a thread.  Before, pidfd_open(2) refuses PIDFD_THREAD with EINVAL; then it is of
+ * the thread's process, and the id tells which of its threads is meant.  Before and after each access both are checked:
+ * the kernel does not reuse the id of a thread that waits for the answer to its ioctl.  If the connection is aborted
+ * meanwhile, the id can at worst refer to another thread of the same process, which has the same memory.
  */
 #define _GNU_SOURCE
 #include "thread.h"

@@ -1,10 +1,12 @@
 /*
- * Waiting for the next request.  Three ways, from the quickest to the one that always goes:
+ * Waits for the next request, in one of three ways, the fastest first:
  *
- * - looking again: to wake a thread that sleeps on another cpu costs more than most requests take.  So the reader reads
- *   on for a moment without sleeping, where it has seen that this brings the next request;
- * - sleeping in read(/dev/fuse), one system call for a request; the alarm (alarm.c) sees to everything else;
- * - ppoll of all descriptors, then another read, as long as no file is open and the alarm has no wake-up node.
+ * - polling: waking a thread that sleeps on another cpu costs more than most requests.  So the reader reads for a while
+ * without sleeping, if the last requests came that soon;
+ *
+ * - sleeping in read(/dev/fuse), one system call for each request; the alarm (alarm.c) ends it for other events;
+ *
+ * - ppoll of all descriptors, then a read, while no file is open and the alarm has no wake-up node.
  */
 #define _GNU_SOURCE
 #include "internal_channel.h"

@@ -41,18 +41,18 @@ _ALARM: Final = "bold white on red"
 
 
 class Painter:
-    """Colours text as rich would, thousands of times a second: asks it once for each style."""
+    """Colours text as rich would, thousands of times a second: asks rich once for each style."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
         self._around: dict[str, tuple[str, str]] = {}
         self._plain = output.colour == "never" or not (sys.stdout.isatty() or output.colour == "always")
-        # At once: to ask takes a tenth of a second, in which much may come.
+        # At once: it takes 0.1 s, in which many messages may arrive.
         for style in () if self._plain else (*_STYLES.values(), _DIM, _NAME, _ALARM):
             self._around[style] = self._ask(style)
 
     def __call__(self, text: str, style: str) -> str:
-        """`text`, which has to be escaped already, in that style."""
+        """`text`, which must be escaped already, in that style."""
         if self._plain:
             return text
         around = self._around[style]
@@ -69,7 +69,10 @@ class Painter:
 
 
 class _Lines:
-    """Messages as text, one a line.  shape: how payload is shown; limit: bytes of it."""
+    """Messages as text, one a line.
+
+    shape: format of payload; limit: bytes of it.
+    """
 
     def __init__(self, out: BackgroundWriter, output: Output, shape: str, limit: int, *, metadata: bool) -> None:
         self._out = out

@@ -234,7 +234,7 @@ class _Activator:
                 was_running = hold.running
                 waiting = hold.wait(*files, timeout=None if files else 2.0)
                 if waiting and not hold.stopped:
-                    activator.wait(0)  # raises where the bus has ended
+                    activator.wait(0)  # raises if the bus has ended
                     hold.start(self._command, KDBUS_BUS=location.endpoint)
                     self._events.print("started", f"started '{self._command[0]}': a message waits", id=activator.id)
                 elif was_running and not hold.running:

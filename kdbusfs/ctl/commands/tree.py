@@ -140,7 +140,7 @@ def _endpoint_paths(location: locations.BusLocation) -> list[str]:
     try:
         return [os.path.join(location.directory, name) for name in locations.endpoint_names(location.directory)]
     except OSError:
-        return []  # the bus is gone, or may not be entered: the error of its connections tells
+        return []  # the bus has ended, or may not be entered: its connections have the error
 
 
 def _endpoint(path: str) -> _Node:
