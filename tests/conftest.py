@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 
 from kdbusfs.fuse.mount import Mount, unmount, visible_mount
 from tests.support import account, old_kernel
+from tests.support.forkserver import Daemon, ForkServer
 
 START_PATIENCE = 240.0  # seconds until a mount must answer
 END_PATIENCE = 240.0  # seconds until a daemon must have ended
@@ -91,27 +92,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 class DomainMount:
     """A mounted domain with its own daemon.  path: mount point; pid: of the daemon.
 
-    prefix: prepended to the daemon's command.
+    prefix: prepended to the daemon's command; server: starts the daemon if there is no prefix.
     """
 
-    def __init__(self, path: Path, *options: str, prefix: tuple[str, ...] = old_kernel.prefix()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *options: str,
+        prefix: tuple[str, ...] = old_kernel.prefix(),
+        server: ForkServer | None = None,
+    ) -> None:
         self.path = path
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by clean_up
-        command = [*prefix, sys.executable, "-m", "kdbusfs", "test", str(path), "-f"]
+        arguments = ["test", str(path), "-f"]
         for option in options:
-            command += ["-o", option]
+            arguments += ["-o", option]
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind("")  # an abstract address chosen by the kernel
         self._manager.settimeout(0.01)
         address = self._manager.getsockname().decode().replace("\0", "@")
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env={**os.environ, "NOTIFY_SOCKET": address},
-            preexec_fn=_die_with_parent,
-        )
+        self.process: subprocess.Popen[bytes] | Daemon
+        if server is not None and not prefix:
+            self.process = server.start(arguments, address, self._log.fileno())
+        else:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "kdbusfs", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                env={**os.environ, "NOTIFY_SOCKET": address},
+                preexec_fn=_die_with_parent,
+            )
         self.pid = self.process.pid
         self.expected = (0, "")
         self._mount: Mount | None = None
@@ -231,8 +242,16 @@ def kernel(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return old_kernel.under(name, request.getfixturevalue("old_kernel_library")) if name else old_kernel.prefix()
 
 
+@pytest.fixture(scope="session")
+def fork_server(private_mounts: None) -> Iterator[ForkServer]:
+    """Starts daemons in the private mount namespace."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def domain_mount(private_mounts: None, kernel: tuple[str, ...]) -> Iterator[DomainMount]:
+def domain_mount(private_mounts: None, kernel: tuple[str, ...], fork_server: ForkServer) -> Iterator[DomainMount]:
     """A new domain in a directory of its own.
 
     The daemon must exit with 0 at SIGTERM and print nothing, unless the test calls `expect`.
@@ -240,7 +259,7 @@ def domain_mount(private_mounts: None, kernel: tuple[str, ...]) -> Iterator[Doma
     # Not below tmp_path, which other users may not enter.
     path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
     path.chmod(0o755)
-    domain = DomainMount(path, prefix=kernel)
+    domain = DomainMount(path, prefix=kernel, server=fork_server)
     try:
         domain.wait_until_ready()
         yield domain
