@@ -101,9 +101,11 @@ demo: root venv
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "mounting a domain needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-test: .venv/ready-to-test lint types short-checks coverage
+test: .venv/ready-to-test
+	@$(MAKE) -j 2 lint types short-checks
+	@$(MAKE) coverage
 	@[ -z "$(ROOTLESS)" ] || echo "without root only $(ROOTLESS); 'sudo make test' runs all tests"
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ROOTLESS) $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ROOTLESS) $(PYTEST_FLAGS)
 
 lint: venv lint-shell lint-c
 	@$(BIN)/ruff check -q .

@@ -4,6 +4,7 @@ The modules below are ordinary Python and run as such where they are not compile
 """
 
 import os
+import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,11 +36,23 @@ COMPILED = (
 )
 
 
+class Built(Extension):
+    """A module that is compiled already, in the working tree."""
+
+
 class BuildInParallel(build_ext):
     """Compile one file per cpu at a time, and no object again that is newer than all it is made of.
 
     A build that was interrupted continues with the file that was next.
     """
+
+    def build_extension(self, extension: Extension) -> None:
+        if not isinstance(extension, Built):
+            super().build_extension(extension)
+        elif not self.inplace:
+            target = self.get_ext_fullpath(extension.name)
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(str(path_of(extension.name)), target)
 
     def build_extensions(self) -> None:
         self.compiler.compile = self._compile_with(self.compiler.compile)
@@ -71,6 +84,20 @@ def compiled() -> list[str]:
     return sorted(str(path) for path in found if path.name != "__init__.py")
 
 
+def path_of(module: str) -> Path:
+    """Of a module that was compiled in the working tree, for this Python."""
+    return Path(module.replace(".", "/") + sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def built(modules: list[str]) -> list[Built]:
+    """What was compiled in the working tree; nothing if some source has changed since."""
+    names = ["kdbusfs__mypyc", *(module.removesuffix(".py").replace("/", ".") for module in modules)]
+    paths = [path_of(name) for name in names]
+    if not all(path.exists() for path in paths) or newer_group([*modules, __file__], str(paths[0])):
+        return []
+    return [Built(name, []) for name in names]
+
+
 modules = compiled()
 calls = Extension(
     "kdbusfs.native._calls",
@@ -80,7 +107,9 @@ calls = Extension(
 )
 # A C file for each module, so that all cpus compile, and a change compiles little. -O1 takes two thirds of the time of
 # -O3, and a call of the core takes as long with both: what it does is dictated by mypyc's calls of the runtime.
-core = mypycify([*modules, "--strict"], group_name="kdbusfs", multi_file=True, opt_level="1") if modules else []
+core = built(modules) if modules else []
+if modules and not core:
+    core = mypycify([*modules, "--strict"], group_name="kdbusfs", multi_file=True, opt_level="1")
 setup(
     cffi_modules=["kdbusfs/native/build_native.py:ffibuilder"],
     cmdclass={"build_ext": BuildInParallel},

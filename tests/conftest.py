@@ -36,6 +36,30 @@ _PR_SET_PDEATHSIG = 1
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _libc = ctypes.CDLL(None, use_errno=True)
 
+# Files that take more than 20 s on a quiet machine.
+_LONGEST = (
+    "tests/mount/test_install.py",
+    "tests/mount/test_load_together.py",
+    "tests/mount/test_garbage.py",
+    "tests/mount/test_load.py",
+    "tests/mount/test_selftests.py",
+    "tests/mount/test_precedence.py",
+    "tests/mount/test_bench.py",
+    "tests/mount/test_userns.py",
+    "tests/mount/test_trial.py",
+    "tests/mount/test_units.py",
+    "tests/mount/test_containers.py",
+    "tests/docs/test_commands.py",
+    "tests/model/test_items.py",
+    "tests/model/test_commands.py",
+    "tests/model/test_names.py",
+    "tests/model/test_audience.py",
+    "tests/mount/test_bad_input.py",
+    "tests/mount/test_many_closes.py",
+    "tests/mount/test_pool_writers.py",
+    "tests/mount/test_opens.py",
+)
+
 # The duration of examples and generators depends on the load of the machine.
 settings.register_profile("kdbusfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kdbusfs")
@@ -61,6 +85,12 @@ def _refuse_stale_builds() -> None:
 def pytest_unconfigure() -> None:
     """Clean up."""
     old_kernel.leave()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: with several workers none is left alone with one of them at the end."""
+    order = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(_ROOT).as_posix(), len(order)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -48,7 +48,7 @@ def test_every_command_on_every_kind_of_descriptor(domain_mount: DomainMount, ac
     def play(link: Link) -> tuple[int, list[str]]:
         return try_everything(Files(domain_mount.path))
 
-    count, wrong = actors(play).result(120)
+    count, wrong = actors(play).result()
     assert not wrong, "\n".join(wrong)
     assert count > 2500
 

@@ -172,7 +172,7 @@ def test_bad_input_to_every_command_on_a_bus_in_full_use(
     def play(link: Link) -> tuple[int, list[str]]:
         return try_everything(Files(domain_mount.path, path))
 
-    count, wrong = actors(play).result(120)
+    count, wrong = actors(play).result()
     assert not wrong, "\n".join(wrong)
     assert count > 2500
     assert state(domain_mount, ids) == before

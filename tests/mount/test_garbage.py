@@ -61,9 +61,9 @@ def test_a_storm_leaves_no_objects(domain_mount: DomainMount, actors: Actors, fo
         footprint.settles()
         return int(domain_mount.stats()["blocks"])
 
-    actors.run(storm, timeout=180)
+    actors.run(storm)
     before = blocks()
     for _ in range(2):
-        actors.run(storm, timeout=180)
+        actors.run(storm)
     after = blocks()
     assert abs(after - before) < SLACK

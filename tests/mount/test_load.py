@@ -164,7 +164,7 @@ def test_ten_thousand_opens_and_closes(domain_mount: DomainMount, actors: Actors
         for _ in range(HELLOS):
             Connection(path, pool_size=PAGE).close()
 
-    actors.run(play, timeout=180)
+    actors.run(play)
     actors.clean_up()
     footprint.settles()
 

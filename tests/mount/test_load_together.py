@@ -53,7 +53,7 @@ def test_clients_that_use_everything_are_killed(
         crew.kill()
         return DEATHS
 
-    assert actors(kill_many).result(120) == DEATHS
+    assert actors(kill_many).result() == DEATHS
     until("the end of all that was of the dead", lambda: outline(domain_mount) == before)
     steady.end()
 
