@@ -157,8 +157,9 @@ class LinuxCaller(Caller):
             raise fail(r, "credentials")
         # The kernel has no ids by pidfd: read /proc, then check that the thread id was not reused meanwhile.
         status = self.status()
-        if lib.kfs_thread_is_alive(self._pidfd, self.tid) != 1:
-            raise CommandError(ESRCH, "credentials")
+        r = lib.kfs_thread_is_alive(self._pidfd, self.tid)
+        if r != 1:
+            raise fail(r or -ESRCH, "credentials")
         self._ids = ids = status.ids()
         self._numbers = Pids(*status.numbers(b"Tgid"), *status.numbers(b"Pid"), *status.numbers(b"PPid"))
         return ids

@@ -116,11 +116,11 @@ static int open_process(int tid)
 	if (fd < 0)
 		return errno == EINVAL ? -ESRCH : -errno;
 	r = set_process(fd, tgid);
-	if (r == 0 && kfs_thread_is_alive(fd, tid) != 1)
-		r = -ESRCH;
-	if (r < 0) {
+	if (r == 0)
+		r = kfs_thread_is_alive(fd, tid);
+	if (r <= 0) {
 		close(fd);
-		return r;
+		return r ? r : -ESRCH;
 	}
 	return fd;
 }
@@ -159,7 +159,10 @@ int kfs_thread_is_alive(int pidfd, int tid)
 	/* The process has its id as long as it lives, so that is checked last. */
 	if (tgid && tgid != tid && !is_thread_of(tgid, tid))
 		return 0;
-	n = poll(&pfd, 1, 0);
+	/* A signal, such as a tracer's tick, interrupts even a poll(2) that does not wait. */
+	do
+		n = poll(&pfd, 1, 0);
+	while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : n == 0;
 }
 

@@ -113,43 +113,47 @@ int kfs_tracer_free(struct kfs_tracer *tracer)
 	return 0;
 }
 
-/* The first `size` bytes of a file of /proc/TID, as a string. */
+/* The first `size` bytes of a file of /proc/TID, as a string.  0 or -errno: ESRCH if there is no such thread. */
 int kfs_read_proc(pid_t tid, const char *name, char *text, size_t size)
 {
 	char path[40];
 	ssize_t len;
-	int fd;
+	int fd, error;
 
 	snprintf(path, sizeof(path), "/proc/%d/%s", tid, name);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return -errno;
+		return errno == ENOENT ? -ESRCH : -errno;
 	len = read(fd, text, size - 1);
+	error = len < 0 ? errno : 0;
 	close(fd);
-	if (len < 0)
-		return -ESRCH;
+	if (error)
+		return -error;
 	text[len] = '\0';
 	return 0;
 }
 
+/* Not where that cannot be found out, as the daemon has no descriptor left: the thread may yet stop. */
 bool kfs_is_dead(pid_t tid)
 {
 	char text[128], *state;
+	int error = kfs_read_proc(tid, "stat", text, sizeof(text));
 
-	if (kfs_read_proc(tid, "stat", text, sizeof(text)) < 0)
-		return true;
+	if (error)
+		return error == -ESRCH;
 	state = strrchr(text, ')');
 	return state && state[1] == ' ' && (state[2] == 'Z' || state[2] == 'X');
 }
 
-/* Whether the line `name` of /proc/TID/status has a hexadecimal or one-digit value with any bit of `mask`; also where
- * that cannot be found out. */
-static bool has_status(pid_t tid, const char *name, unsigned long long mask)
+/* Whether the line `name` of /proc/TID/status has a hexadecimal or one-digit value with any bit of `mask`: 1, 0, or
+ * -errno. */
+static int has_status(pid_t tid, const char *name, unsigned long long mask)
 {
 	char text[4096], *line;
+	int error = kfs_read_proc(tid, "status", text, sizeof(text));
 
-	if (kfs_read_proc(tid, "status", text, sizeof(text)) < 0)
-		return true;
+	if (error)
+		return error;
 	line = strstr(text, name);
 	return line && strtoull(line + strlen(name), NULL, 16) & mask;
 }
@@ -179,11 +183,12 @@ int kfs_seize(struct kfs_tracer *tracer, pid_t tid)
 
 	while ((error = try_seize(tracer, tid, options)) < 0) {
 		if (error == -EINTR) {
-			if (has_status(tid, "\nSigPnd:\t", 1ull << (SIGKILL - 1)) || kfs_now_ns() > tracer->deadline)
+			if (has_status(tid, "\nSigPnd:\t", 1ull << (SIGKILL - 1)) > 0 ||
+			    kfs_now_ns() > tracer->deadline)
 				return -EBUSY;
 		} else if ((error == -EPERM || error == -EINVAL) && options & PTRACE_O_SUSPEND_SECCOMP) {
 			/* Not privileged to suspend it: a filter might kill the client for calls that it did not make. */
-			if (has_status(tid, "\nSeccomp:\t", 3))
+			if (has_status(tid, "\nSeccomp:\t", 3) != 0)
 				return -EPERM;
 			options &= ~(unsigned long)PTRACE_O_SUSPEND_SECCOMP;
 		} else {

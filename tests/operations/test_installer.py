@@ -34,6 +34,8 @@ from tests.support.promptly import promptly, seconds
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 TIMEOUT = 240
+TICK_NS = 50_000
+"""What the timer of a tracer fires after, where it is to interrupt what it can."""
 
 mounts = [
     pytest.mark.mount,
@@ -277,6 +279,34 @@ class TestOnTheOldestKernel:
         "mode", [("basic",), ("swap",), ("signals", 8, 50), ("stops", 4, 400), ("exec-during", 10)]
     )
     def test_threads(self, daemon: Daemon, mode: tuple[object, ...]) -> None:
+        """LAY-16"""
+        daemon.run(*mode)
+
+
+class TestInterruptions:
+    """A tracer's timer interrupts whatever system call it meets; here it meets all of them."""
+
+    pytestmark = mounts
+
+    @pytest.fixture(scope="class", params=["", "linux-6.1", "linux-6.12"])
+    @classmethod
+    def serving(
+        cls, request: pytest.FixtureRequest, old_kernel_library: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Daemon]:
+        ticks = tmp_path_factory.mktemp("ticks") / "frequent_ticks.so"
+        source = str(SUPPORT / "frequent_ticks.c")
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(ticks), source, "-ldl"], check=True)
+        preloaded, variables = str(ticks), [f"KDBUSFS_TEST_TICK={TICK_NS}"]
+        if request.param:
+            preloaded = f"{ticks}:{old_kernel_library}"
+            variables.append(f"{old_kernel.VARIABLE}={request.param}")
+        with daemon_serving(("env", f"LD_PRELOAD={preloaded}", *variables)) as daemon:
+            yield daemon
+
+    @pytest.mark.parametrize(
+        "mode", [("threads", 4, 100), ("swap",), ("rlimits",), ("signals", 4, 50), ("stops", 2, 100)]
+    )
+    def test_nothing_is_lost(self, daemon: Daemon, mode: tuple[object, ...]) -> None:
         """LAY-16"""
         daemon.run(*mode)
 
