@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from . import results
-from .disks import PROJECT, Disks
+from .disks import PROJECT, SELFTESTS, Disks
 from .machine import KVM, TCG, Machine, kvm_works
 from .packages import Archive, Kernel, MissingError
 from .results import Result
@@ -97,6 +97,8 @@ class Session:
                 if name == "calls":
                     result.microseconds = trials.calls()
                     say(f"{release}: {result.microseconds}")
+                elif name == "selftests" and not disks.has_selftests:
+                    say(f"{release}: {name} are not there: {SELFTESTS}")
                 elif name != "hellos" or disks.architecture == "arm64" or self._trials == ["hellos"]:
                     outcome = trials.names()[name]()
                     result.trials[name] = outcome
