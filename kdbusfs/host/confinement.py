@@ -22,6 +22,8 @@ YAMA_NOBODY = 3
 
 _CONTAINER_MARKS = ("/run/.containerenv", "/.dockerenv", "/run/systemd/container")
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, the same on every machine
+_UNSEPARATED = "spc_t"
+"""The type of a container that SELinux does not separate: what `label=disable` gives."""
 _WHOLE_ID_RANGE = 4294967295
 
 
@@ -30,10 +32,10 @@ class Confinement:
     """Restrictions in force for a process.
 
     capabilities: effective set, as bits; seccomp: mode in /proc/PID/status, 0: no filter; yama: its ptrace_scope, None
-    without Yama; apparmor: the confining profile, or None; selinux: the context if SELinux enforces, else None;
-    container: whether a container manager has marked the system as its container; user_namespace: whether the user
-    namespace is not the initial one; overcommit: vm.overcommit_memory, None if unknown; device:
-    whether /dev/fuse exists.
+    without Yama; apparmor: the confining profile, or None; selinux: the context if SELinux enforces, or is there and
+    the container hides whether it does, else None; container: whether a container manager has marked the system as its
+    container; user_namespace: whether the user namespace is not the initial one; overcommit: vm.overcommit_memory, None
+    if unknown; device: whether /dev/fuse exists.
     """
 
     capabilities: int = 0
@@ -63,7 +65,7 @@ def container_options(found: Confinement) -> list[str]:
         options.append("--security-opt seccomp=unconfined")
     if found.apparmor is not None:
         options.append("--security-opt apparmor=unconfined")
-    if found.selinux is not None:
+    if found.selinux is not None and _UNSEPARATED not in found.selinux.split(":"):
         options.append("--security-opt label=disable")
     return options
 
@@ -109,9 +111,10 @@ def _apparmor(root: Path) -> str | None:
 
 
 def _selinux(root: Path) -> str | None:
-    if _number(root / "sys/fs/selinux/enforce") != 1:
-        return None
-    return _text(root / "proc/self/attr/current")
+    enforces = _number(root / "sys/fs/selinux/enforce")
+    if enforces is None and _in_container(root) and "selinuxfs" in (_text(root / "proc/filesystems") or "").split():
+        enforces = 1  # container managers hide that directory
+    return _text(root / "proc/self/attr/current") if enforces == 1 else None
 
 
 def _in_container(root: Path) -> bool:

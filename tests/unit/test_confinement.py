@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbusfs.host.confinement import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Confinement, confinement
+from kdbusfs.host.confinement import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Confinement, allowing, confinement
 
 
 class System:
@@ -86,6 +86,28 @@ def test_context_of_another_module_is_none_of_apparmor(system: System) -> None:
     assert system.found().selinux is None
     system.write("sys/fs/selinux/enforce", "1")
     assert system.found().selinux == "system_u:system_r:unconfined_t:s0"
+
+
+def test_selinux_in_a_container_that_hides_whether_it_enforces(system: System) -> None:
+    """As Podman's and Docker's do: /sys/fs/selinux is an empty directory there."""
+    system.write("proc/self/attr/current", "system_u:system_r:container_t:s0:c1,c2\0")
+    system.write("proc/filesystems", "nodev\tsysfs\nnodev\tselinuxfs\n\text4\n")
+    assert system.found().selinux is None
+    system.write("run/.containerenv", "")
+    system.set_pid_namespace(4026532222)
+    found = system.found()
+    assert found.selinux == "system_u:system_r:container_t:s0:c1,c2"
+    assert allowing(found, "") == "the container refuses; start it with '--security-opt label=disable'"
+    system.write("sys/fs/selinux/enforce", "0")
+    assert system.found().selinux is None
+    (system.root / "sys/fs/selinux/enforce").unlink()
+    system.write("proc/filesystems", "nodev\tsysfs\n\text4\n")
+    assert system.found().selinux is None
+
+
+def test_a_container_that_selinux_does_not_separate_needs_no_option_for_it(system: System) -> None:
+    found = Confinement((1 << 41) - 1, selinux="system_u:system_r:spc_t:s0", container=True)
+    assert allowing(found, "something else") == "something else"
 
 
 @pytest.mark.parametrize("mark", ["run/.containerenv", ".dockerenv", "run/systemd/container"])
