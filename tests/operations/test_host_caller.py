@@ -14,6 +14,7 @@ from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import NO_ID, Creds
 from kdbusfs.host.caller import LinuxCaller
 from kdbusfs.host.host import LinuxHost
+from kdbusfs.native._native import lib
 from tests.operations.host_child import Child
 from tests.support import features
 
@@ -151,7 +152,7 @@ def test_thread_0_which_no_one_can_see_is_esrch(host: LinuxHost) -> None:
 def test_reset_and_end_close_an_own_pidfd_and_no_foreign_one(host: LinuxHost, child: Child) -> None:
     caller = host.caller(child.pid)
     before = descriptors()
-    pidfd = os.pidfd_open(child.pid)
+    pidfd = lib.kfs_thread_open(child.pid)
     for given in (-1, pidfd, -1, -1):
         caller.reset(child.pid, given)
         assert caller.ids().uid == 0
