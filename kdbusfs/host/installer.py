@@ -54,7 +54,8 @@ class Installer:
         self._max_queued = max_queued
         self._threads: UserThreads[Job] = UserThreads(pool, "user-{}", self._run)
         self._finished: deque[Job] = deque()
-        self._queued: dict[int, Job] = {}  # jobs that have not begun, by unique
+        # Jobs that wait for their turn, or for the memory of their client, by unique.
+        self._queued: dict[int, Job] = {}
         self._interrupted: set[int] = set()  # those of them whose client has a signal pending
         self._watching = False
         self.tids: frozenset[int] = frozenset()
@@ -77,7 +78,8 @@ class Installer:
             job.caller = None
             if job.writes:
                 job.result = -errno.EAGAIN
-            self._answer_without(job, errno.EAGAIN)
+            self._answer(job, job.fail(errno.EAGAIN))
+            self._finish(job)
 
     def finished(self) -> list[Job]:
         """The jobs that have finished since the last call, in that order."""
@@ -89,18 +91,22 @@ class Installer:
     def interrupt(self, unique: int) -> None:
         """A signal is pending for the client of ioctl `unique`.
 
-        A client that is killed while its job waits for another job of its user, perhaps for ever, is answered: it could
-        not end otherwise.  The fatal signal may be later than the one that the kernel reports.
+        A client that is killed while its job waits for another job of its user, or for the client's own memory, perhaps
+        for ever, is answered: it could not end otherwise.  The fatal signal may be later than the one that the kernel
+        reports.
         """
         with self._pool.lock:
-            if unique not in self._queued:
-                return
-            self._interrupted.add(unique)
-            if self._answer_dying() or self._watching:
-                return
-            with contextlib.suppress(RuntimeError):
-                new_thread("kdbusfs-killed", self._watch_interrupted).start()
-                self._watching = True
+            if unique in self._queued:
+                self._watch(unique)
+
+    def _watch(self, unique: int) -> None:
+        """With the lock held: see to it that a client which is killed gets its answer."""
+        self._interrupted.add(unique)
+        if self._answer_dying() or self._watching:
+            return
+        with contextlib.suppress(RuntimeError):
+            new_thread("kdbusfs-killed", self._watch_interrupted).start()
+            self._watching = True
 
     def _watch_interrupted(self) -> None:
         left = True
@@ -136,29 +142,44 @@ class Installer:
         self._finished.append(job)
         os.eventfd_write(self._event_fd, 1)
 
-    def _answer_without(self, job: Job, error: int) -> None:
-        """Answer the ioctl with all entries failed; no effect if the client has ended."""
-        out = job.fail(error)
+    def _answer(self, job: Job, out: bytes) -> None:
+        """Answer the ioctl without installing anything; no effect if the client has ended."""
         stores = job.stores if job.unswapped is None else job.unswapped
         if stores is None or self._storer is None or not self._storer.answer(stores, job.unique, job.result, out):
             failure = -lib.kfs_answer_ioctl(self._fuse_fd, job.unique, job.result, ffi.from_buffer(out), len(out))
             job.error = job.error or failure
-        self._finish(job)
+
+    def _take(self, job: Job) -> bool:
+        """From now on nobody else answers it.  False: its client was killed, and is answered."""
+        with self._pool.lock:
+            self._queued.pop(job.unique, None)
+        return not job.abandoned
+
+    def _fail(self, job: Job) -> None:
+        """Answer it with all entries failed.  The client may hold that up, too."""
+        if job.caller is not None and job.tells_incomplete:
+            with self._pool.lock:
+                self._queued[job.unique] = job
+                # The kernel may have told of a signal already, and does not again.
+                self._watch(job.unique)
+        out = job.fail(job.error)
+        if self._take(job):
+            self._answer(job, out)
 
     def _do(self, tracer: Tracer, job: Job) -> None:
+        is_answered = False
         try:
             job.write()
-            is_answered = tracer.inject(job)
+            if self._take(job):
+                is_answered = tracer.inject(job)
         except Exception:
             _log.exception("installing descriptors failed")
             job.error = errno.EIO
-            is_answered = False
-        if not is_answered:
-            self._answer_without(job, job.error)
+        if not is_answered and not job.abandoned:
+            self._fail(job)
         if job.swap is not None:
             self.forget_name(os.fsencode(os.path.basename(job.swap)))
-        if is_answered:
-            self._finish(job)
+        self._finish(job)
 
     def _run(self, thread: UserThread[Job]) -> None:
         """Run a user's thread."""
@@ -185,8 +206,6 @@ class Installer:
         tracer.close()
 
     def _begin(self, tracer: Tracer, job: Job) -> None:
-        with self._pool.lock:
-            self._queued.pop(job.unique, None)
         if job.abandoned:
             self._finish(job)
         else:

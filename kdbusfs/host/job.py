@@ -42,7 +42,7 @@ class Job:
     When finished, every entry's int32 has a number (the lowest free ones, close-on-exec: LAY-16) or -errno,
     and the client has its answer.  installed: how many entries have a number; swapped: whether it took place;
     error: 0 or the errno of what went wrong first, for statistics: the ioctl returns `result` all the same;
-    abandoned: the client was killed before its turn, and is answered.
+    abandoned: the client was killed before its turn, or while it held its job up, and is answered.
     """
 
     __slots__ = (

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kdbusfs.base.ports import Caller
 from kdbusfs.host import injection, installer
 from kdbusfs.host.installer import Installer
 from kdbusfs.host.job import Job
@@ -28,6 +29,7 @@ class SlowLib:
     def __init__(self) -> None:
         self.begun: list[int] = []
         self.dying: set[int] = set()
+        self.traced: set[int] = set()
         self.released = threading.Event()
 
     def kfs_tracer_new(self) -> object:
@@ -47,9 +49,15 @@ class SlowLib:
 
     def kfs_inject(self, tracer: object, injection: Any) -> int:
         self.begun.append(injection.tid)
+        if injection.tid in self.traced:
+            injection.answered = 0
+            return -errno.EPERM
         assert self.released.wait(PATIENCE)
         injection.answered = 1
         return 0
+
+    def kfs_answer_ioctl(self, fuse_fd: int, unique: int, result: int, out: Any, size: int) -> int:
+        raise AssertionError("the client is answered already")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -57,6 +65,18 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < limit, "it did not come to that"
         time.sleep(0.005)
+
+
+class HeldMemory(Caller):
+    """A client whose memory takes a write only when `released`."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.released = threading.Event()
+
+    def write(self, address: int, data: bytes) -> None:
+        self.reached.set()
+        assert self.released.wait(PATIENCE)
 
 
 class Scene:
@@ -68,9 +88,10 @@ class Scene:
         self.installer = Installer(self.pool, self.fuse, self.event)
         self.finished: list[Job] = []
 
-    def submit(self, tid: int) -> Job:
+    def submit(self, tid: int, **changed: Any) -> Job:
         slot = ffi.new("int32_t *")
-        job = Job(tid=tid, user=7, unique=2 * tid, result=0, out=bytes(72), entries=[(0, slot)], flags_offset=64)
+        values: dict[str, Any] = {"out": bytes(72), "entries": [(0, slot)], "flags_offset": 64, **changed}
+        job = Job(tid=tid, user=7, unique=2 * tid, result=0, **values)
         self.installer.submit(job)
         return job
 
@@ -143,6 +164,33 @@ def test_who_is_served_already_and_who_is_unknown_are_left_alone(scene: Scene) -
     assert scene.answered() == []
     assert scene.end() == [first]
     assert not first.abandoned
+
+
+def test_who_is_killed_while_his_own_memory_is_awaited_is_answered(scene: Scene) -> None:
+    """L-72, RECV-13: he may be the one who serves it, and could not end; nothing is done with his thread's number."""
+    memory = HeldMemory()
+    job = scene.submit(1, out=b"", caller=memory, writes=[(8, b"results")])
+    assert memory.reached.wait(PATIENCE)
+    scene.installer.interrupt(job.unique)
+    assert scene.answered() == []
+    scene.lib.dying = {1}
+    until(lambda: job.abandoned)
+    assert scene.answered() == [(errno.EINTR, job.unique)]
+    memory.released.set()
+    assert scene.end() == [job] and not scene.lib.begun
+
+
+def test_who_is_killed_while_his_flags_are_stored_is_answered(scene: Scene) -> None:
+    """RECV-14: the kernel has told of the tracer's interruption, and does not tell of the kill."""
+    scene.lib.traced = {1}
+    memory = HeldMemory()
+    job = scene.submit(1, out=b"", caller=memory)
+    assert memory.reached.wait(PATIENCE)
+    scene.lib.dying = {1}
+    until(lambda: job.abandoned)
+    assert scene.answered() == [(errno.EINTR, job.unique)]
+    memory.released.set()
+    assert scene.end() == [job] and scene.lib.begun == [1]
 
 
 def test_an_interrupted_job_is_done_when_its_turn_comes(scene: Scene) -> None:
