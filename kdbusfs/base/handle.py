@@ -16,11 +16,15 @@ class Handle:
 
     fhs: file handle numbers of the server; file_kind: which command table applies, a number for the channel;
     is_copied: the client reads copies, which must be up to date before an answer returns a pool offset.
+    group: handles of the same number may see each other's ends by their commands, 0: none of them; end_can_wait:
+    nobody else can.
     """
 
-    __slots__ = ("fhs", "file_kind", "is_copied")
+    __slots__ = ("end_can_wait", "fhs", "file_kind", "group", "is_copied")
 
-    def __init__(self, file_kind: int = 0) -> None:
+    def __init__(self, file_kind: int = 0, group: int = 0) -> None:
+        self.group = group
+        self.end_can_wait = False
         self.fhs: list[int] = []
         self.file_kind = file_kind
         self.is_copied = False

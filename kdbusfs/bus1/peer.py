@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _WRITABLE: Final = POLLOUT | POLLWRNORM
 _READABLE: Final = POLLIN | POLLRDNORM
+_GROUPS: Final = 1 << 63
+"""What the peers of user 0 have as their group."""
 FILE_KIND: Final = 2
 """Of bus1's files: which commands they take (`base.handle.Handle`)."""
 
@@ -58,7 +60,8 @@ class Peer(Handle):
     )
 
     def __init__(self, world: WorldState, peer_id: int, user: User, view: Reader, memory: Memory) -> None:
-        super().__init__(FILE_KIND)
+        super().__init__(FILE_KIND, _GROUPS + user.uid)
+        self.end_can_wait = True
         self.world = world
         self.peer_id = peer_id
         self.view = view

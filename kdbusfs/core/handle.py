@@ -90,7 +90,7 @@ class EndpointHandle(Handle):
     __slots__ = ("_busy", "connection", "endpoint", "family", "memory", "owned", "privileged")
 
     def __init__(self, endpoint: Endpoint, memory: Memory, *, privileged: bool) -> None:
-        super().__init__(k.ENDPOINT_FILE)
+        super().__init__(k.ENDPOINT_FILE, endpoint.bus.id)
         self.endpoint = endpoint
         self.memory = memory
         self.privileged = privileged

@@ -199,9 +199,9 @@ class Channel:
     def owners(self) -> dict[str, int]:
         """Count the reader threads of the mount, for `stats`.
 
-        spares, stuck, yielded: threads in that state now; held: commands that wait unread, because too many of their
-        user have yielded; preempted, blocked, yields, abandoned (a client was killed while its reader was stuck):
-        events since the start; longest_turn_us: the longest cpu time of a turn.
+        spares, stuck, yielded: threads in that state now; held: requests that wait unread, because their user has had
+        his turn, or too many of his have yielded; preempted, blocked, yields, abandoned (a client was killed while its
+        reader was stuck): events since the start; longest_turn_us: the longest cpu time of a turn.
         """
         owners = ffi.new("struct kfs_owners *")  # a buffer of its own: any thread may ask
         lib.kfs_channel_owners(self.native, owners)
@@ -278,12 +278,12 @@ class Channel:
         """
         return calls.answer(self.address, fh, number, unique, result, bytes(out)) == 0
 
-    def slot_new(self, file_kind: int = ENDPOINT_FILE) -> int:
+    def slot_new(self, file_kind: int = ENDPOINT_FILE, user: int = 0, group: int = 0) -> int:
         """Allocate an fh, at least 2**32 and never used before, of a file that takes the commands of `file_kind`.
 
-        Raises MemoryError.
+        user: who opened it; group: of the files that may see its end, 0: none.  Raises MemoryError.
         """
-        fh: int = lib.kfs_channel_slot_new(self.native, file_kind)
+        fh: int = lib.kfs_channel_slot_new(self.native, file_kind, user & 0xFFFFFFFF, group)
         if fh < 0:
             raise MemoryError
         return fh
@@ -291,6 +291,10 @@ class Channel:
     def slot_free(self, fh: int) -> None:
         """Release `fh`."""
         lib.kfs_channel_slot_free(self.native, fh)
+
+    def slot_can_wait(self, fh: int) -> None:
+        """Only files of its group may see the end of `fh`: after it is closed others may be served first."""
+        lib.kfs_channel_end_can_wait(self.native, fh)
 
     def slot_share(self, fh: int, is_shared: bool) -> None:
         """Set whether other fhs are the same connection: then the core handles every FREE."""
@@ -312,7 +316,7 @@ class Channel:
 
     @property
     def closed(self) -> int:
-        """Number of files and directories that are closed and whose end is postponed, because nobody can observe it."""
+        """Number of files and directories that are closed and whose end is postponed, until it is their user's turn."""
         count: int = lib.kfs_channel_closed(self.native)
         return count
 

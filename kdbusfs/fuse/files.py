@@ -21,11 +21,17 @@ class Slots(Protocol):
     address: int
     """Address of the native structure, for `native.calls`."""
 
-    def slot_new(self, file_kind: int) -> int:
-        """Allocate an fh of a file that takes the commands of `file_kind`.  Raises MemoryError."""
+    def slot_new(self, file_kind: int, user: int, group: int) -> int:
+        """Allocate an fh of a file that takes the commands of `file_kind`.  Raises MemoryError.
+
+        user: who opened it; group: of the files that may see its end, 0: none.
+        """
 
     def slot_free(self, fh: int) -> None:
         """Release `fh`."""
+
+    def slot_can_wait(self, fh: int, /) -> object:
+        """Only files of its group may see the end of `fh`."""
 
     @property
     def closed(self) -> int:
@@ -94,10 +100,12 @@ class OpenFiles:
         user: who is charged; a second fh of the same handle is free.  Raises MemoryError; the handle is not released
         then.
         """
-        fh = self._slots.slot_new(handle.file_kind)
+        fh = self._slots.slot_new(handle.file_kind, self._users.get(handle, user), handle.group)
         if handle not in self._users:
             self._users[handle] = user
             self.charge(user)
+        if handle.end_can_wait:
+            self._slots.slot_can_wait(fh)
         set_events(self._address, fh, handle.poll())
         slot = fh & _SLOT_MASK
         table = self._table
@@ -140,6 +148,12 @@ class OpenFiles:
             self.discharge(self._users.pop(handle))
             handle.release()
         return True
+
+    def let_end_wait(self, handle: Handle) -> None:
+        """From now on only handles of its group may see its end."""
+        handle.end_can_wait = True
+        for fh in handle.fhs:
+            self._slots.slot_can_wait(fh)
 
     def open_answer(self, fh: int) -> OpenAnswer | None:
         """open_flags and backing_id for the answer of the OPEN that allocated `fh`; None for other files."""

@@ -108,15 +108,21 @@ class Statistics(GrowingFile):
 def _statistics(counts: str, domain: Domain) -> Iterator[str]:
     yield counts.removesuffix("\n}") + ',\n "buses": ['
     separator = "\n  "
-    for bus, connections in domain.bus_stats():
-        yield separator + _to_json(bus).removesuffix("}") + ',"connections":['
-        inner = "\n   "
-        for connection in connections:
-            yield inner + _to_json(connection)
-            inner = ",\n   "
+    for bus, endpoints, connections in domain.bus_stats():
+        yield separator + _to_json(bus).removesuffix("}") + ',"endpoints":['
+        yield from _elements(endpoints)
+        yield '],"connections":['
+        yield from _elements(connections)
         yield "]}"
         separator = ",\n  "
     yield "\n ]\n}\n"
+
+
+def _elements(values: Iterator[object]) -> Iterator[str]:
+    separator = "\n   "
+    for value in values:
+        yield separator + _to_json(value)
+        separator = ",\n   "
 
 
 class Connections(GrowingFile):

@@ -162,6 +162,8 @@ class Requests:
                 or call.becomes_connection
                 or (call.tells_offset and handle.is_copied)
             ):
+                if call.becomes_connection:
+                    self._files.let_end_wait(handle)
                 self._responder.answer(self._channel, unique, call, result, handle, fh, tid)
                 result = NOTHING
         except Exception as fault:

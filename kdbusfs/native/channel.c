@@ -1,5 +1,5 @@
 /*
- * Splits /dev/fuse: one reader, strictly in order.  FUSE_POLL is answered here, ioctls are decoded and their structs
+ * Splits /dev/fuse: one reader.  FUSE_POLL is answered here, ioctls are decoded and their structs
  * copied from the client (ioctl.c); other requests are passed over a socket, and the reader waits for the answer
  * (tree.c).
  */
@@ -95,7 +95,6 @@ static void free_mount(struct mount *mount)
 		if (mount->slots[i].fh && mount->slots[i].pidfd >= 0)
 			close(mount->slots[i].pidfd);
 	free(mount->slots);
-	free(mount->closed);
 	kfs_forget_held(mount);
 	free(mount);
 }
@@ -227,6 +226,7 @@ int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint6
 	ch->uid = uid;
 	ch->tid = tid;
 	ch->unique = unique;
+	kfs_close_is_over(ch);
 	kfs_reader_request(ch->private_->reader, uid, tid, unique);
 	return kfs_reader_may_access(ch->private_->reader);
 }
@@ -272,9 +272,19 @@ static int comes_with_closes(uint32_t opcode)
 	       opcode == FUSE_BATCH_FORGET;
 }
 
+static int ask_tree(struct kfs_channel *ch)
+{
+	const struct fuse_in_header *in = (void *)ch->request;
+
+	ch->private_->mount->others_served++;
+	kfs_reader_pays(ch->private_->reader, in->uid);
+	return kfs_serve_tree(ch);
+}
+
 static int serve(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
+	const struct slot *slot;
 
 	/* The alarm's request. */
 	if (in->opcode == FUSE_NOTIFY_REPLY)
@@ -286,8 +296,11 @@ static int serve(struct kfs_channel *ch)
 	case FUSE_IOCTL:
 		ch->counts->ioctls++;
 		ch->was_interrupted = 0;
-		return kfs_serve_ioctl(ch, 1);
+		return kfs_serve_ioctl(ch, FRESH);
 	case FUSE_POLL:
+		if (kfs_waits_for_closes(ch, kfs_slot_of(ch->private_->mount, *(const uint64_t *)(in + 1))))
+			return AGAIN;
+		ch->private_->mount->others_served++;
 		serve_poll(ch);
 		return AGAIN;
 	case FUSE_INTERRUPT:
@@ -301,25 +314,75 @@ static int serve(struct kfs_channel *ch)
 		/* It has no answer; its effects come before the next request is read. */
 		ch->fh = ((const struct fuse_release_in *)(in + 1))->fh;
 		kfs_alarm_released(ch->private_->mount->alarm, in->nodeid);
-		if (kfs_note_closed(ch->private_->mount, ch->fh, in->unique))
+		if (kfs_note_closed(ch, ch->fh, in->unique))
 			return AGAIN;
+		slot = kfs_slot_of(ch->private_->mount, ch->fh);
+		kfs_reader_pays(ch->private_->reader, slot ? slot->uid : NOBODY);
 		kfs_put_error(ch, in->unique, 0);
 		return KFS_RELEASE;
 	case FUSE_FORGET:
 	case FUSE_BATCH_FORGET:
 		ch->opcode = in->opcode;
 		return KFS_FORGET;
-	default:
+	case FUSE_INIT:
+	case FUSE_DESTROY:
 		return kfs_serve_tree(ch);
+	default:
+		return kfs_hold(ch, in->uid, 0) ? AGAIN : ask_tree(ch);
 	}
 }
 
-/* Serves what C can serve; returns the kind of the first request that it cannot. */
+/* A request that has waited, or a close. */
+static int serve_waiting(struct kfs_channel *ch, int taken)
+{
+	const struct fuse_in_header *in = (void *)ch->request;
+
+	if (taken == CLOSED)
+		return KFS_RELEASE;
+	kfs_reader_turn_begins(ch->private_->reader);
+	if (in->opcode == FUSE_IOCTL)
+		return kfs_serve_ioctl(ch, taken);
+	if (in->opcode != FUSE_POLL)
+		return ask_tree(ch);
+	serve_poll(ch);
+	return AGAIN;
+}
+
+/* There is no request: others have their turn, first those whose requests are kept, then threads that yielded. */
+static int serve_others(struct kfs_channel *ch)
+{
+	int taken;
+
+	kfs_other_than_close(ch->private_->mount);
+	taken = kfs_take_waiting(ch, 1);
+	if (taken)
+		return serve_waiting(ch, taken);
+	kfs_reader_found_nothing(ch->private_->reader);
+	return AGAIN;
+}
+
+/* The next request of the kernel's, or what waits where there is none.  Returns AGAIN, a kind, or -errno. */
+static int serve_next(struct kfs_channel *ch, uint64_t deadline_ns)
+{
+	struct kfs_channel_private *p = ch->private_;
+	int kind = kfs_read_request(ch, deadline_ns);
+
+	if (kind != AGAIN)
+		return kind;
+	if (!ch->request_len)
+		return serve_others(ch);
+	kfs_reader_turn_begins(p->reader);
+	ch->counts->kept_waiting += (unsigned)kfs_boost_request(&p->boost);
+	return serve(ch);
+}
+
+/* Serves what can be served here; returns the kind of the first request that cannot. */
 static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 {
 	struct kfs_channel_private *p = ch->private_;
-	int kind;
+	int kind, taken;
 
+	kfs_close_is_over(ch);
 	for (;;) {
 		kfs_reader_turn_ends(p->reader);
 		kind = kfs_reader_pass(p->reader);
@@ -332,26 +395,11 @@ static int next_kind(struct kfs_channel *ch, uint64_t deadline_ns)
 		}
 		if (deadline_ns && kfs_now_ns() >= deadline_ns)
 			return KFS_TIMER;
-		if (kfs_take_held(ch)) {
-			kfs_reader_turn_begins(p->reader);
-			kind = kfs_serve_ioctl(ch, 0);
-			if (kind)
-				return kind;
-			continue;
-		}
-		if (kfs_take_closed(ch, 0))
-			return KFS_RELEASE;
-		kind = kfs_read_request(ch, deadline_ns);
-		if (kind == AGAIN && !ch->request_len) {
-			kfs_other_than_close(p->mount);
-			if (kfs_take_closed(ch, 1))
-				return KFS_RELEASE;
-		}
-		if (kind == AGAIN && ch->request_len) {
-			kfs_reader_turn_begins(p->reader);
-			ch->counts->kept_waiting += (unsigned)kfs_boost_request(&p->boost);
-			kind = serve(ch);
-		}
+		taken = kfs_take_waiting(ch, 0);
+		if (taken)
+			kind = serve_waiting(ch, taken);
+		else
+			kind = serve_next(ch, deadline_ns);
 		if (kind)
 			return kind;
 	}

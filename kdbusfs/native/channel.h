@@ -105,7 +105,8 @@ void kfs_channel_end(struct kfs_channel *ch);
 void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners);
 void kfs_channel_starve(struct kfs_channel *ch, int is_starving);
 
-int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind);
+int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind, uint32_t uid, uint64_t group);
+int kfs_channel_end_can_wait(struct kfs_channel *ch, int64_t fh);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
 int kfs_channel_slots(struct kfs_channel *ch);
 uint32_t kfs_channel_closed(struct kfs_channel *ch);

@@ -13,6 +13,13 @@
 #define KFS_DEFAULT_EVENTS (POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM)
 /* Sentinel of `serve`: there is nothing for Python to do. */
 #define AGAIN 0
+/* Where a request comes from: the kernel; those who wait for closes; those who wait for their turn.  Or a file to be ended. */
+#define FRESH 0
+#define AFTER_CLOSES 1
+#define HELD 2
+#define CLOSED 3
+/* The user of a file that nobody is known to have opened. */
+#define NOBODY UINT32_MAX
 /* Most clients free what they have received before they receive more. */
 #define PUBLISHED_MAX 8
 #define NO_SLOT UINT32_MAX
@@ -51,7 +58,9 @@ struct command {
 struct slot {
 	uint64_t fh; /* 0: free */
 	uint64_t kh;
+	uint64_t group; /* of files that may see its end; 0: none */
 	uint32_t kind; /* which commands it takes */
+	uint32_t uid; /* of who opened it */
 	uint32_t revents;
 	uint32_t armed;
 	int polls; /* since a wake-up of its pollers was last tried */
@@ -60,9 +69,40 @@ struct slot {
 	int pidfd;
 	uint32_t next_free;
 	int is_shared; /* its connection has other files too */
+	int end_can_wait; /* only its group may observe its end */
 	int is_used; /* it, or its connection, had a command: others may observe its end */
 	uint32_t published_count;
 	uint64_t published[PUBLISHED_MAX];
+};
+
+/* A request that waits, as the kernel gave it; or the close of `fh`, with len 0. */
+struct waiting {
+	struct waiting *next;
+	uint64_t unique, fh, group;
+	uint32_t tid;
+	int was_interrupted;
+	size_t len;
+	uint8_t request[];
+};
+
+struct line {
+	struct waiting *first, **last;
+};
+
+/* One who waits for something. */
+struct user {
+	struct user *next;
+	uint32_t uid;
+	int closing; /* one of his closes is being carried out */
+	struct line commands, closes;
+};
+
+/* Files that may see the end of others of them, of which some are closed and not ended yet. */
+struct group {
+	struct group *next;
+	uint64_t number;
+	uint32_t closes;
+	struct line requests;
 };
 
 /* Shared by the channels of a mount; the owner of the core alone accesses it. */
@@ -79,10 +119,12 @@ struct mount {
 	struct kfs_alarm *alarm;
 	int fuse_flags; /* of its open file description, with or without O_NONBLOCK */
 	struct looking looking;
-	struct held_user *held_users;
-	uint32_t held; /* commands of all of them */
-	struct closed *closed;
-	uint32_t closed_count, closed_room, closes_in_a_row, others_since_closed;
+	struct user *users; /* in turn */
+	struct group *groups;
+	struct line after_closes;
+	uint32_t held; /* requests that wait */
+	uint32_t closed_count, closes_in_a_row;
+	uint32_t others_served; /* since one of those who wait was */
 };
 
 /* Bytes of a request that waits unread: more than the header and the struct of any command. */
@@ -95,6 +137,10 @@ struct kfs_channel_private {
 	unsigned unpolled;
 	/* Pidfd of the calling thread while its memory is accessed: the slot's, or an own one if that was detached. */
 	int pidfd, pidfd_detached;
+	/* The close that is being carried out. */
+	int is_closing;
+	uint32_t closing_uid;
+	uint64_t closing_group;
 	uint8_t message[32768];
 };
 
@@ -122,19 +168,28 @@ void kfs_note_published(struct mount *mount, uint64_t fh, uint32_t cmd, const ui
 int kfs_serve_free(struct kfs_channel *ch, const struct command *command);
 
 /* held.c */
-int kfs_hold(struct kfs_channel *ch);
-int kfs_take_held(struct kfs_channel *ch);
+int kfs_hold(struct kfs_channel *ch, uint32_t uid, int is_command);
+int kfs_keep(struct kfs_channel *ch, struct line *line);
+void kfs_keep_close(struct line *line, struct waiting *waiting);
+void kfs_join_lines(struct line *line, struct line *from);
+struct user *kfs_waiting_user(struct mount *mount, uint32_t uid);
+struct user *kfs_make_waiting_user(struct mount *mount, uint32_t uid);
+void kfs_forget_user(struct mount *mount, const struct user *user);
+int kfs_anybody_waits(const struct mount *mount);
+int kfs_take_waiting(struct kfs_channel *ch, int is_idle);
 int kfs_interrupt_held(struct kfs_channel *ch, uint64_t unique);
 void kfs_refuse_held(struct kfs_channel *ch);
 void kfs_forget_held(struct mount *mount);
 
 /* closed.c */
 void kfs_other_than_close(struct mount *mount);
-int kfs_note_closed(struct mount *mount, uint64_t fh, uint64_t unique);
-int kfs_take_closed(struct kfs_channel *ch, int is_idle);
+int kfs_note_closed(struct kfs_channel *ch, uint64_t fh, uint64_t unique);
+void kfs_take_close(struct kfs_channel *ch, struct user *user, struct waiting *waiting);
+void kfs_close_is_over(struct kfs_channel *ch);
+int kfs_waits_for_closes(struct kfs_channel *ch, const struct slot *slot);
 
 /* ioctl.c: AGAIN or a kind */
-int kfs_serve_ioctl(struct kfs_channel *ch, int is_new);
+int kfs_serve_ioctl(struct kfs_channel *ch, int from);
 int kfs_tie_alive(struct kfs_channel *ch);
 void kfs_detach(void *channel);
 void kfs_answer_killed(void *channel);

@@ -1,6 +1,7 @@
 /* The state of ownership, shared by ownership.c, uid_accounts.c, watchdog.c, turn.c and access.c; not for Python. */
 #pragma once
 #include "internal_clock.h"
+#include "internal_shares.h"
 #include "ownership.h"
 
 #include <pthread.h>
@@ -40,8 +41,8 @@ struct kfs_reader {
 	uint32_t uid;
 	uint32_t client;
 	uint64_t unique;
-	int is_command;	 /* 0: a close, or a deadline */
-	int has_yielded; /* in this turn */
+	int is_command; /* 0: a close, or a deadline */
+	int pays; /* the turn is charged to `uid` */
 	uint64_t looked; /* the last of `looks` that checked whether the client was killed */
 	int blocked;
 	int abandoned; /* the client was killed and has its answer; set only while the reader is among the stuck */
@@ -73,7 +74,7 @@ struct kfs_ownership {
 	uint64_t others_until; /* ns: until then others are served before a reader that has yielded; 0: not at all */
 	uint64_t looks; /* of the watchdog for clients that were killed */
 	_Atomic uint64_t longest_turn_us; /* written by the owner, without the lock */
-	_Atomic uint32_t has_room; /* a command that could not begin perhaps can now */
+	struct shares shares; /* used by the owner alone */
 	struct kfs_owners count;
 	struct uid_account accounts[ACCOUNTS];
 };

@@ -261,8 +261,8 @@ static void take_plain(struct kfs_channel *ch, const struct command *command)
 		ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
 }
 
-/* is_new: it comes from the kernel, and was not held. */
-int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
+/* from: FRESH, AFTER_CLOSES or HELD. */
+int kfs_serve_ioctl(struct kfs_channel *ch, int from)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_ioctl_in *ioctl_in = (void *)(in + 1);
@@ -282,7 +282,6 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 	ch->command_len = ch->message_len = 0;
 	ch->command_error = ch->message_error = 0;
 	ch->pidfd = -1;
-	kfs_reader_request(ch->private_->reader, ch->uid, ch->tid, ch->unique);
 	if (ch->request_len < IOCTL_DATA || ch->in_size > ch->request_len - IOCTL_DATA ||
 	    ch->in_size > (uint32_t)KFS_COMMAND_MAX || ch->out_size > (uint32_t)KFS_COMMAND_MAX) {
 		kfs_put_error(ch, in->unique, -EIO);
@@ -298,8 +297,14 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int is_new)
 	slot->is_used = 1;
 	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
 	command = kfs_find_command(ch->private_->mount, slot->kind, ch->cmd);
-	if (is_new && (!command || !command->is_free) && kfs_hold(ch))
-		return AGAIN;
+	if (!command || !command->is_free) {
+		if (from == FRESH && kfs_waits_for_closes(ch, slot))
+			return AGAIN;
+		if (from != HELD && kfs_hold(ch, ch->uid, 1))
+			return AGAIN;
+	}
+	ch->private_->mount->others_served++;
+	kfs_reader_request(ch->private_->reader, ch->uid, ch->tid, ch->unique);
 	if (command && comes_with_request(command) && ch->in_size >= command->size) {
 		if (command->is_free && kfs_serve_free(ch, command))
 			return AGAIN;

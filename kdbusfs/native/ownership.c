@@ -209,7 +209,7 @@ void kfs_reader_end(struct kfs_reader *reader)
 /* The owner begins request `unique`, which thread `client` of `uid` has made. */
 void kfs_reader_request(struct kfs_reader *reader, uint32_t uid, uint32_t client, uint64_t unique)
 {
-	reader->uid = uid;
+	kfs_reader_pays(reader, uid);
 	reader->client = client;
 	reader->unique = unique;
 	reader->is_command = 1;

@@ -46,7 +46,7 @@ struct kfs_owners {
 	uint32_t spares;
 	uint32_t stuck;
 	uint32_t yielded;
-	uint32_t held; /* commands that wait unread */
+	uint32_t held; /* requests that wait unread */
 	uint64_t preempted;
 	uint64_t blocked;
 	uint64_t yields;
@@ -71,8 +71,9 @@ void kfs_reader_turn_begins(struct kfs_reader *reader);
 void kfs_reader_turn_ends(struct kfs_reader *reader);
 int kfs_yield(void);
 int kfs_reader_may_begin(struct kfs_reader *reader, uint32_t uid);
-int kfs_reader_has_room(struct kfs_reader *reader);
-void kfs_reader_is_full(struct kfs_reader *reader);
+int kfs_reader_has_had_turn(struct kfs_reader *reader, uint32_t uid);
+void kfs_reader_new_round(struct kfs_reader *reader);
+void kfs_reader_pays(struct kfs_reader *reader, uint32_t uid);
 void kfs_reader_request(struct kfs_reader *reader, uint32_t uid, uint32_t client, uint64_t unique);
 int kfs_reader_may_access(struct kfs_reader *reader);
 int kfs_reader_request_ends(struct kfs_reader *reader);

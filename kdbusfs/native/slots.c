@@ -29,8 +29,10 @@ struct slot *kfs_slot_of(struct mount *p, uint64_t fh)
 /*
  * A handle is a slot and, above it, a generation: a released number never refers to another file, also where it was
  * kept (the installer's path of a connection).
+ *
+ * uid: who opened it; group: of the files that may observe its end, 0: none.
  */
-int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind)
+int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind, uint32_t uid, uint64_t group)
 {
 	struct mount *p = ch->private_->mount;
 	uint32_t index = p->first_free;
@@ -53,7 +55,12 @@ int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind)
 	p->slots_used++;
 	p->generation = p->generation >= INT32_MAX ? 1 : p->generation + 1;
 	*slot = (struct slot){
-		.fh = (uint64_t)p->generation << 32 | index, .kind = kind, .pidfd = -1, .revents = KFS_DEFAULT_EVENTS
+		.fh = (uint64_t)p->generation << 32 | index,
+		.kind = kind,
+		.uid = uid,
+		.group = group,
+		.pidfd = -1,
+		.revents = KFS_DEFAULT_EVENTS,
 	};
 	return (int64_t)slot->fh;
 }
@@ -137,6 +144,17 @@ int kfs_channel_set_events(struct kfs_channel *ch, int64_t fh, int32_t revents)
 		return 0;
 	slot->armed = 0;
 	wake_pollers(ch, slot);
+	return 0;
+}
+
+/* Only files of its group may see the end of `fh`, so that it can come after requests for others. */
+int kfs_channel_end_can_wait(struct kfs_channel *ch, int64_t fh)
+{
+	struct slot *slot = kfs_slot_of(ch->private_->mount, (uint64_t)fh);
+
+	if (!slot)
+		return -ENOENT;
+	slot->end_can_wait = 1;
 	return 0;
 }
 

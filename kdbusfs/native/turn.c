@@ -37,6 +37,8 @@ void kfs_end_turn(struct kfs_reader *reader)
 	if (!reader->began)
 		return;
 	now = kfs_now_ns();
+	if (reader->pays)
+		kfs_share_charge(&o->shares, reader->uid, now - reader->began);
 	if (now - reader->began >= KFS_MEASURED_US * NS_PER_US) {
 		cpu = cpu_ns();
 		used_us = (cpu - reader->cpu) / NS_PER_US;
@@ -52,9 +54,7 @@ void kfs_end_turn(struct kfs_reader *reader)
 void kfs_reader_turn_ends(struct kfs_reader *reader)
 {
 	kfs_end_turn(reader);
-	if (reader->has_yielded)
-		reader->ownership->has_room = 1;
-	reader->has_yielded = reader->is_command = 0;
+	reader->is_command = reader->pays = 0;
 }
 
 /*
@@ -76,16 +76,23 @@ int kfs_reader_may_begin(struct kfs_reader *reader, uint32_t uid)
 	return count < limit;
 }
 
-/* Whether a command that had yielded has ended since `kfs_reader_is_full`. */
-int kfs_reader_has_room(struct kfs_reader *reader)
+/* The current turn is charged to `uid`. */
+void kfs_reader_pays(struct kfs_reader *reader, uint32_t uid)
 {
-	return reader->ownership->has_room != 0;
+	reader->uid = uid;
+	reader->pays = 1;
 }
 
-/* No held command may begin now. */
-void kfs_reader_is_full(struct kfs_reader *reader)
+/* For the owner: whether `uid` has had the core for as long as a turn in this round. */
+int kfs_reader_has_had_turn(struct kfs_reader *reader, uint32_t uid)
 {
-	reader->ownership->has_room = 0;
+	return kfs_share_used(&reader->ownership->shares, uid) >= TURN_NS;
+}
+
+/* Every uid may have the core for a turn again. */
+void kfs_reader_new_round(struct kfs_reader *reader)
+{
+	reader->ownership->shares.round++;
 }
 
 /*
@@ -99,7 +106,7 @@ static int yield_to_spare(struct kfs_reader *reader)
 
 	pthread_mutex_lock(&o->lock);
 	if (o->owner == reader && o->spare.first && !o->ended) {
-		has_yielded = reader->has_yielded = 1;
+		has_yielded = 1;
 		kfs_end_turn(reader);
 		o->count.yielded++;
 		o->count.yields++;

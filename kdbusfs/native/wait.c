@@ -202,13 +202,11 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns)
 	ssize_t n = -EAGAIN;
 
 	ch->request_len = 0;
-	if (kfs_reader_is_hurried(ch->private_->reader) || mount->closed_count) {
+	if (kfs_reader_is_hurried(ch->private_->reader) || kfs_anybody_waits(mount)) {
 		set_waiting(mount, 0);
 		n = read_once(ch);
-		if (n == -EAGAIN) {
-			kfs_reader_found_nothing(ch->private_->reader);
+		if (n == -EAGAIN)
 			return AGAIN;
-		}
 	} else if (!can_sleep) {
 		set_waiting(mount, 0);
 		n = read_once(ch);

@@ -137,7 +137,6 @@ static void preempt(struct kfs_ownership *o, uint64_t ticket, uint64_t age)
 		o->stuck = owner;
 		o->any_stuck = 1;
 		owner->detach(owner->context);
-		o->has_room = 1;
 		if (o->returning.first)
 			kfs_let_returning_own(o);
 		else

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,5 +69,28 @@ def test_close_1_a_connection_among_many_other_files(domain_mount: DomainMount, 
                 with pytest.raises(OSError, match="No such device"):
                     other.send(leaver.id, b"x")
                 leaver.fd = -1
+
+    actors(play, uid=CLOSER).result()
+
+
+def test_close_3_the_end_of_a_process_with_many_connections(domain_mount: DomainMount, actors: Actors) -> None:
+    """CLOSE-1, CLOSE-3: whoever has seen it end finds all of them gone, the last one first."""
+
+    def play(link: Link) -> None:
+        with make_bus(domain_mount.path, "closes") as bus, Connection(bus) as other:
+            ready, ids = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                kept = [Connection(bus.path, pool_size=1 << 16) for _ in range(200)]
+                os.write(ids, b"".join(each.id.to_bytes(8, "little") for each in kept))
+                signal.pause()
+            packed = os.read(ready, 1 << 16)
+            gone = [int.from_bytes(packed[at : at + 8], "little") for at in range(0, len(packed), 8)]
+            assert len(gone) == 200
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            for id in reversed(gone):
+                with pytest.raises(OSError, match="No such device"):
+                    other.send(id, b"x")
 
     actors(play, uid=CLOSER).result()

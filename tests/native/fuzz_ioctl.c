@@ -68,7 +68,7 @@ static void set_up(void)
 			      offsetof(struct kdbus_cmd_free, flags), offsetof(struct kdbus_cmd_free, kernel_flags), 2,
 			      1ull << 63))
 		refuse("FREE was not taken");
-	fh = (uint64_t)kfs_channel_slot_new(channel, 1);
+	fh = (uint64_t)kfs_channel_slot_new(channel, 1, 0, 0);
 }
 
 struct outcome {

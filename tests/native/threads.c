@@ -75,8 +75,8 @@ static void serve(struct kfs_reader *reader, unsigned *seed, uint64_t number)
 	int how = rand_r(seed) % 64, r;
 
 	kfs_reader_turn_begins(reader);
-	if (kfs_reader_has_room(reader) && !kfs_reader_may_begin(reader, number % UIDS))
-		kfs_reader_is_full(reader);
+	if (!kfs_reader_may_begin(reader, number % UIDS) || kfs_reader_has_had_turn(reader, number % UIDS))
+		kfs_reader_new_round(reader);
 	/* Pid 1 lives, and a number that no thread has is that of a client that was killed. */
 	kfs_reader_request(reader, (uint32_t)rand_r(seed) % UIDS, how == 1 ? 0x7ffffff0 : 1, number);
 	core++;

@@ -1,15 +1,14 @@
 """How long another user's calls take beside the scenarios: `python -m tests.stalls.beside [SCENARIO ...]`, as root.
 
 Each gets a daemon of its own, in a mount namespace of its own.  User 4001 sends messages to himself on his own bus, one
-after the other, before and while user 3500 does his worst on another bus; the slowest command of his counts.  That is
-wall time, so the figures mean something only on an idle machine with compiled modules.  STALLS_SHARE=25 prepares a
-quarter of the connections and names.  STALLS_REALTIME=1 is for a machine that is busy: the daemon and user 4001 run
-before everything else while it is measured.
+after the other, before and while user 3500 does his worst on another bus; the slowest command of his counts: by wall
+time, which means something only on an idle machine, and by the cpu time that the daemon spent until it was answered
+(`work`), which does not depend on what else runs.  Both need compiled modules.  STALLS_SHARE=25 prepares a quarter of
+the connections and names.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -36,10 +35,9 @@ PREPARATION = 600.0  # seconds
 PATIENCE = 300.0
 QUIET = 0.5  # seconds without work of the daemon: the deed is over with all its effects
 BASELINE = 3.0  # seconds
-REALTIME = os.environ.get("STALLS_REALTIME") == "1"
 PAUSE = 0.001  # seconds between two messages of the victim
 
-_PHASE = struct.Struct("QQQ")  # messages; the slowest command, all commands in ns
+_PHASE = struct.Struct("QQQ")  # messages; in ns the slowest command, and the most cpu time of the daemon in one
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,34 +62,59 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def cpu_clock(pid: int) -> int:
+    """The clock of all cpu time of a process: clock_getcpuclockid(3)."""
+    return ~pid << 3 | 2
+
+
+class Stopwatch:
+    """The longest of several stretches: in ns of wall time, and of cpu time of the daemon."""
+
+    def __init__(self, daemon: int) -> None:
+        self._clock = cpu_clock(daemon)
+        self._began = (0, 0)
+        self.slowest = 0
+        self.work = 0
+
+    def begin(self) -> None:
+        self._began = (time.monotonic_ns(), time.clock_gettime_ns(self._clock))
+
+    def end(self) -> None:
+        self.slowest = max(self.slowest, time.monotonic_ns() - self._began[0])
+        self.work = max(self.work, time.clock_gettime_ns(self._clock) - self._began[1])
+
+
 class Victim:
     """Somebody who measures his own calls.  Phases are counted apart."""
 
-    def __init__(self, mount: Path) -> None:
+    def __init__(self, mount: Path, daemon: int) -> None:
         self._mount = mount
+        self._daemon = daemon
         self._shared = mmap.mmap(-1, 4096)
         self._phase = 0
         self.pid = fork(self._live)
 
     def _live(self) -> NoReturn:
+        # At once back from a call, or the work that the daemon does for others afterwards would count.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         become(VICTIM)
         kept = make_bus(self._mount, "victim")
         connection = Connection(kept.path, pool_size=1 << 16)
         while True:
-            slowest = total = 0
-            start = time.monotonic_ns()
+            watch = Stopwatch(self._daemon)
+            watch.begin()
             connection.send(connection.id, b"x" * 8)
-            sent = time.monotonic_ns()
+            watch.end()
+            watch.begin()
             message = connection.recv()
-            received = time.monotonic_ns()
+            watch.end()
             assert message is not None
+            watch.begin()
             message.free()
-            freed = time.monotonic_ns()
-            slowest = max(sent - start, received - sent, freed - received)
-            total = freed - start
+            watch.end()
             at = 8 + _PHASE.size * struct.unpack_from("Q", self._shared)[0]
-            count, worst, all_of_them = _PHASE.unpack_from(self._shared, at)
-            _PHASE.pack_into(self._shared, at, count + 1, max(worst, slowest), all_of_them + total)
+            count, slowest, work = _PHASE.unpack_from(self._shared, at)
+            _PHASE.pack_into(self._shared, at, count + 1, max(slowest, watch.slowest), max(work, watch.work))
             time.sleep(PAUSE)
 
     def begin(self) -> None:
@@ -99,11 +122,11 @@ class Victim:
         self._phase += 1
         struct.pack_into("Q", self._shared, 0, self._phase)
 
-    def slowest(self) -> float:
-        """The slowest command of this phase, in ms."""
-        count, worst, _ = _PHASE.unpack_from(self._shared, 8 + _PHASE.size * self._phase)
+    def worst(self) -> tuple[float, float]:
+        """In ms, of this phase: the slowest command, and the most cpu time of the daemon in one."""
+        count, slowest, work = _PHASE.unpack_from(self._shared, 8 + _PHASE.size * self._phase)
         assert count, "the victim made no call"
-        return int(worst) / 1e6
+        return int(slowest) / 1e6, int(work) / 1e6
 
     def calls(self) -> int:
         return int(_PHASE.unpack_from(self._shared, 8 + _PHASE.size * self._phase)[0])
@@ -157,14 +180,6 @@ class Attacker:
         os.close(self._ready)
 
 
-def run_first(*pids: int) -> None:
-    """Let all threads that these processes have now run before those of everybody else."""
-    for pid in pids:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setscheduler(int(task), os.SCHED_FIFO, os.sched_param(1))
-
-
 def cpu(pid: int) -> float:
     """Seconds of cpu that the process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -192,25 +207,23 @@ def measure(scenario: str) -> str:
     victim = attacker = None
     try:
         domain.wait_until_ready()
-        victim = Victim(path)
+        victim = Victim(path, domain.pid)
         attacker = Attacker(path, scenario)
         attacker.prepare()
         settle(domain, victim)
         prepared = int(domain.stats()["longest_turn_us"]) / 1000
-        if REALTIME:
-            run_first(domain.pid, victim.pid)
         victim.begin()
         time.sleep(BASELINE)
-        before = victim.slowest()
+        before, work_before = victim.worst()
         used = cpu(domain.pid)
         victim.begin()
         took = attacker.attack()
         settle(domain, victim)
-        beside = victim.slowest()
+        beside, work = victim.worst()
         used = cpu(domain.pid) - used
         longest = int(domain.stats()["longest_turn_us"]) / 1000
         return (
-            f"{scenario:22} {before:8.1f} {beside:8.1f} {beside - before:8.1f} {longest:8.1f} {prepared:8.1f}"
+            f"{scenario:22} {before:8.1f} {beside:8.1f} {work_before:8.1f} {work:8.1f} {longest:8.1f} {prepared:8.1f}"
             f" {used:8.2f} {took:8.2f}"
         )
     finally:
@@ -233,8 +246,10 @@ def main() -> int:
     _libc.mount(b"none", b"/sys/fs/fuse/connections", b"fusectl", 0, None)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print("slowest command of another user, and longest turn, in ms; in s: cpu of the daemon, time of the deed")
-    print(f"{'':22} {'before':>8} {'beside':>8} {'more':>8} {'turn':>8} {'earlier':>8} {'cpu':>8} {'deed':>8}")
+    print("in ms: slowest command of another user, most cpu time of the daemon in one (work), longest turn;")
+    print("in s: cpu of the daemon, time of the deed")
+    heads = ("before", "beside", "work", "beside", "turn", "earlier", "cpu", "deed")
+    print(" ".join([" " * 22, *(f"{head:>8}" for head in heads)]))
     for name in sys.argv[1:] or SCENARIOS:
         print(measure(name), flush=True)
     return 0

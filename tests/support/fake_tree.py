@@ -155,9 +155,10 @@ class FakeDomain:
     def counts(self) -> dict[str, object]:
         return {"users": len(self.buses)}
 
-    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[dict[str, object]]]]:
+    def bus_stats(self) -> Iterator[tuple[dict[str, object], Iterator[str], Iterator[dict[str, object]]]]:
         for name in list(self.buses):
-            yield {"name": name}, iter([{"id": number, "padding": "x" * 100} for number in range(3)])
+            endpoints = (f"1000-{number}" for number in range(200))
+            yield {"name": name}, endpoints, iter([{"id": number, "padding": "x" * 100} for number in range(3)])
 
     def connection_details(self, pid_ns: int) -> Iterator[dict[str, object]]:
         return iter([{"bus": name, "pid_ns": pid_ns, "padding": "x" * 100} for name in self.buses])

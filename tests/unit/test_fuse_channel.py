@@ -118,10 +118,10 @@ class Kernel:
             end.close()
         self.wakeup.close()
 
-    def ask(self, opcode: int, body: bytes = b"", tid: int | None = None) -> int:
+    def ask(self, opcode: int, body: bytes = b"", tid: int | None = None, uid: int = 0) -> int:
         self.unique += 2
         tid = threading.get_native_id() if tid is None else tid
-        header = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, self.unique, NODEID, 0, 0, tid, 0, 0)
+        header = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, self.unique, NODEID, uid, 0, tid, 0, 0)
         self.fuse.send(header + body)
         return self.unique
 
@@ -135,11 +135,12 @@ class Kernel:
         tid: int | None = None,
         flags: int = 0,
         out_size: int | None = None,
+        uid: int = 0,
     ) -> int:
         if out_size is None:
             out_size = (cmd >> 16) & 0x3FFF if cmd >> 31 else 0
         body = struct.pack("<QIIQII", fh, flags, cmd, address, len(data), out_size) + data
-        return self.ask(FUSE_IOCTL, body, tid)
+        return self.ask(FUSE_IOCTL, body, tid, uid)
 
     def command(self, fh: int, cmd: int, buffer: Any, **kwargs: Any) -> int:
         """An ioctl whose struct lies in our own memory."""
@@ -553,12 +554,12 @@ def close(kernel: Kernel, fh: int, opcode: int = FUSE_RELEASE) -> int:
 
 
 def test_many_closes_of_files_that_were_not_used_wait_for_other_requests(kernel: Kernel) -> None:
-    """CLOSE-1: nobody sees their end.  The first of them, and those of used files, are carried out at once."""
+    """CLOSE-1: nobody sees their end.  The first of them, and those that others may see, are carried out at once."""
     channel = kernel.channel
     used, other = channel.slot_new(), channel.slot_new()
     kernel.ioctl(used, 0x9577, 0)
     assert kernel.step() == IOCTL
-    fhs = [channel.slot_new() for _ in range(49)] + list(range(1, 51))
+    fhs = [channel.slot_new(user=1 + user) for user in range(49)] + list(range(1, 51))
     uniques = [close(kernel, fh, FUSE_RELEASE if fh >> 32 else FUSE_RELEASEDIR) for fh in fhs]
     last = close(kernel, used)
     polled = kernel.poll(other, kh=1)
@@ -584,16 +585,126 @@ def test_closes_that_wait_come_between_others_too(kernel: Kernel) -> None:
     """A daemon that is never idle must not keep them for ever."""
     channel = kernel.channel
     other = channel.slot_new()
-    for _ in range(40):
-        close(kernel, channel.slot_new())
+    for user in range(40):
+        close(kernel, channel.slot_new(user=user))
         kernel.ask(FUSE_FORGET, struct.pack("<Q", 1))
     kinds = [kernel.step() for _ in range(72)]
     assert kinds == [RELEASE, FORGET] * 32 + [FORGET] * 8, "inodes that go with them are no other requests"
     assert channel.closed == 8
-    for _ in range(8):
-        kernel.poll(other, kh=1)
+    polled = [kernel.poll(other, kh=1) for _ in range(8)]
     assert kernel.step() == RELEASE
     assert channel.closed == 7
+    answers = [kernel.answer()[0] for _ in range(32 + 5)]
+    assert answers[32:-1] == polled[:4]
+
+
+def connections(kernel: Kernel, count: int, *, user: int, group: int) -> list[int]:
+    """Files that had a command, and whose end only their group may see."""
+    fhs = [kernel.channel.slot_new(user=user, group=group) for _ in range(count)]
+    for fh in fhs:
+        kernel.ioctl(fh, 0x9577, 0, uid=user)
+        assert kernel.step() == IOCTL
+        kernel.channel.flush(-errno.ENOTTY)
+        kernel.channel.slot_can_wait(fh)
+        kernel.answer()
+    return fhs
+
+
+def test_whoever_may_see_the_end_of_closed_files_waits_for_it(kernel: Kernel) -> None:
+    """CLOSE-1, CLOSE-3: of a process that ends with many connections.  Who is on another bus is served before."""
+    channel = kernel.channel
+    fhs = connections(kernel, 50, user=1, group=7)
+    (witness,) = connections(kernel, 1, user=2, group=7)
+    (other,) = connections(kernel, 1, user=3, group=8)
+    closes = [close(kernel, fh) for fh in fhs]
+    asked = kernel.ioctl(witness, 0x9577, 0, uid=2)
+    polled = kernel.poll(witness)
+    elsewhere = kernel.ioctl(other, 0x9577, 0, uid=3)
+    ended = []
+    while kernel.step() == RELEASE:
+        ended.append(channel.released)
+    assert channel.native.unique == elsewhere
+    assert ended == fhs[: len(ended)]
+    assert len(ended) <= 32
+    channel.flush(0)
+    while kernel.step() == RELEASE:
+        ended.append(channel.released)
+    assert ended == fhs
+    assert channel.native.unique == asked
+    channel.flush(0)
+    assert kernel.step(timeout_ms=5) == TIMER
+    answers = [kernel.answer()[0] for _ in range(len(fhs) + 3)]
+    assert [each for each in answers if each in (asked, polled, elsewhere)] == [elsewhere, asked, polled]
+    assert [each for each in answers if each in closes] == closes
+
+
+def test_a_killed_client_does_not_wait_for_closes(kernel: Kernel) -> None:
+    """One that may see the end of closed files, and was killed, is answered at once."""
+    fhs = connections(kernel, 40, user=1, group=7)
+    (witness,) = connections(kernel, 1, user=2, group=7)
+    for fh in fhs:
+        close(kernel, fh)
+    asked = kernel.ioctl(witness, 0x9577, 0, uid=2, tid=0x7FFFFFF0)
+    kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", asked))
+    kinds = [kernel.step() for _ in range(40)]
+    assert kinds == [RELEASE] * 40
+    assert kernel.step(timeout_ms=5) == TIMER
+    answers = [kernel.answer()[:2] for _ in range(41)]
+    assert (asked, -errno.EINTR) in answers[:33]
+
+
+def have_a_turn(kernel: Kernel, fh: int, user: int) -> None:
+    """A command of `user` that takes the core for longer than a turn."""
+    kernel.ioctl(fh, 0x9577, 0, uid=user)
+    assert kernel.step() == IOCTL
+    time.sleep(0.002)
+    # The next request is there before the answer, so that there is no moment without one.
+
+
+def test_a_user_who_had_his_turn_waits_for_others(kernel: Kernel) -> None:
+    """Commands, tree requests and closes of one user come after those of others that the kernel gave later."""
+    channel = kernel.channel
+    (greedy,) = connections(kernel, 1, user=1, group=7)
+    (other,) = connections(kernel, 1, user=2, group=8)
+    closed = connections(kernel, 3, user=1, group=7)
+    have_a_turn(kernel, greedy, 1)
+    kernel.ask(FUSE_GETATTR, struct.pack("<IIQ", 0, 0, 0), uid=1)
+    own = kernel.ioctl(greedy, 0x9577, 0, uid=1)
+    for fh in closed:
+        close(kernel, fh)
+    later = kernel.ioctl(other, 0x9577, 0, uid=2)
+    assert kernel.step(-errno.ENOTTY) == IOCTL
+    assert channel.native.unique == later
+    assert channel.owners()["held"] == 2
+    channel.flush(0)
+    for fh in closed:
+        assert (kernel.step(), channel.released) == (RELEASE, fh)
+    server = serve_tree(kernel, tree_answer(b"attributes"))
+    assert kernel.step() == TREE
+    server.join(240)
+    assert kernel.step() == IOCTL
+    assert channel.native.unique == own
+    assert channel.owners()["held"] == 0
+
+
+def test_users_who_wait_are_served_in_turn(kernel: Kernel) -> None:
+    """The many requests of one are not in front of the few of another."""
+    channel = kernel.channel
+    files = {user: connections(kernel, 1, user=user, group=user)[0] for user in (1, 2, 3)}
+    for user in (1, 2):
+        have_a_turn(kernel, files[user], user)
+        channel.flush(0)
+    asked = {kernel.ioctl(files[1], 0x9577, 0, uid=1): 1 for _ in range(3)}
+    asked |= {kernel.ioctl(files[2], 0x9577, 0, uid=2): 2 for _ in range(3)}
+    kernel.ioctl(files[3], 0x9577, 0, uid=3)
+    assert kernel.step() == IOCTL
+    assert channel.native.uid == 3
+    served = []
+    for _ in asked:
+        assert kernel.step(0) == IOCTL
+        served.append(asked[channel.native.unique])
+        time.sleep(0.002)
+    assert served == [1, 2] * 3
 
 
 def test_a_user_has_a_bounded_number_of_files_open(kernel: Kernel) -> None:
