@@ -19,6 +19,16 @@ HERE = Path(__file__).parent / "corpus"
 NAME = b"org.example.Service"
 # As in tests/native/fuzz_ioctl.c.
 IN_C = (k.SEND, k.RECV, k.FREE, k.HELLO, k.NAME_ACQUIRE, k.CONN_INFO, k.MATCH_ADD)
+OTHERS_IN_C = (
+    pack("<7Q", 56, 0, 0, 0, 0, 0, 0) + pack("<8Q", 64, 0, 0, 1, 2, 0, 7, 0),  # SEND of the last kdbus, and a message
+    pack("<8Q", 64, 0, 0, 0, 0, 0, 0, 0),  # RECV
+    pack("<4Q", 32, 0, 0, 64),  # FREE
+    pack("<5Q", 40, 1, 0, 0, 0),  # LIST
+    pack("<10Q", 0, 4096, 0, 1, 0, 0, 0, 0, 0, 0),  # SEND of bus1
+    pack("<12Q", 0, 1 << 20, *bytes(10)),  # RECV
+    pack("<3Q", 0, 4096, 1),  # NODES_DESTROY
+)
+"""The structs of further commands there, which come after those and BYEBYE."""
 
 
 class Recorder(Client):
@@ -76,6 +86,8 @@ def main() -> None:
         (HERE / directory).mkdir(parents=True, exist_ok=True)
         for old in (HERE / directory).iterdir():
             old.unlink()
+    for index, struct in enumerate(OTHERS_IN_C):
+        write("ioctl", bytes((len(IN_C) + 1 + index, 1, 0, 0, 0, 0, 0, 0)) + struct)
     kinds = {command.number: command.kind for command in COMMANDS.values()}
     order = sorted(kinds.values())
     for call in recorded():

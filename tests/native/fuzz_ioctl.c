@@ -24,20 +24,43 @@
 
 static struct kfs_channel *channel;
 static int kernel, event;
-static uint64_t fh;
+static uint64_t fhs[2]; /* an endpoint, a file of bus1 */
 static uint8_t client[CLIENT] __attribute__((aligned(4096)));
 
-static const struct {
-	uint32_t number, size, max_size, pointer_offset;
+/* Kinds of files. */
+#define ENDPOINT 1
+#define PEER 2
+/* A struct that says no size, and one whose bytes are no part of the request. */
+#define PLAIN 1
+#define READS 2
+#define RETURNS 4
+/* The numbers of the last kdbus and of bus1, whose headers cannot be included beside that of v3. */
+#define LAST_SEND _IOC(_IOC_WRITE, KDBUS_IOCTL_MAGIC, 0x90, 56)
+#define LAST_RECV _IOC(_IOC_READ, KDBUS_IOCTL_MAGIC, 0x91, 64)
+#define LAST_FREE _IOC(_IOC_WRITE, KDBUS_IOCTL_MAGIC, 0x83, 32)
+#define LAST_LIST _IOC(_IOC_READ, KDBUS_IOCTL_MAGIC, 0x86, 40)
+#define PEER_SEND _IOC(_IOC_READ | _IOC_WRITE, 0x96, 0x40, 80)
+#define PEER_RECV _IOC(_IOC_READ | _IOC_WRITE, 0x96, 0x50, 96)
+#define PEER_DESTROY _IOC(_IOC_READ | _IOC_WRITE, 0x96, 0x20, 24)
+
+static const struct known {
+	uint32_t number, size, max_size, pointer_offset, kind, plain;
 } commands[] = {
-	{ KDBUS_CMD_SEND, sizeof(struct kdbus_cmd_send), 32768, offsetof(struct kdbus_cmd_send, msg_address) },
-	{ KDBUS_CMD_RECV, sizeof(struct kdbus_cmd_recv), 32768, 0 },
-	{ KDBUS_CMD_FREE, sizeof(struct kdbus_cmd_free), 32768, 0 },
-	{ KDBUS_CMD_HELLO, sizeof(struct kdbus_cmd_hello), 32768, 0 },
-	{ KDBUS_CMD_NAME_ACQUIRE, _IOC_SIZE(KDBUS_CMD_NAME_ACQUIRE), 32768, 0 },
-	{ KDBUS_CMD_CONN_INFO, sizeof(struct kdbus_cmd_info), 32768, 0 },
-	{ KDBUS_CMD_MATCH_ADD, sizeof(struct kdbus_cmd_match), 32768, 0 },
-	{ KDBUS_CMD_BYEBYE, 0, 0, 0 },
+	{ KDBUS_CMD_SEND, sizeof(struct kdbus_cmd_send), 32768, offsetof(struct kdbus_cmd_send, msg_address), 1, 0 },
+	{ KDBUS_CMD_RECV, sizeof(struct kdbus_cmd_recv), 32768, 0, ENDPOINT, 0 },
+	{ KDBUS_CMD_FREE, sizeof(struct kdbus_cmd_free), 32768, 0, ENDPOINT, 0 },
+	{ KDBUS_CMD_HELLO, sizeof(struct kdbus_cmd_hello), 32768, 0, ENDPOINT, 0 },
+	{ KDBUS_CMD_NAME_ACQUIRE, _IOC_SIZE(KDBUS_CMD_NAME_ACQUIRE), 32768, 0, ENDPOINT, 0 },
+	{ KDBUS_CMD_CONN_INFO, sizeof(struct kdbus_cmd_info), 32768, 0, ENDPOINT, 0 },
+	{ KDBUS_CMD_MATCH_ADD, sizeof(struct kdbus_cmd_match), 32768, 0, ENDPOINT, 0 },
+	{ KDBUS_CMD_BYEBYE, 0, 0, 0, ENDPOINT, 0 },
+	{ LAST_SEND, 56, 32768, 24, ENDPOINT, 0 },
+	{ LAST_RECV, 64, 32768, 0, ENDPOINT, 0 },
+	{ LAST_FREE, 32, 32768, 0, ENDPOINT, 0 },
+	{ LAST_LIST, 40, 32768, 0, ENDPOINT, 0 },
+	{ PEER_SEND, 80, 80, 0, PEER, PLAIN | READS },
+	{ PEER_RECV, 96, 96, 0, PEER, PLAIN | RETURNS },
+	{ PEER_DESTROY, 24, 24, 0, PEER, PLAIN | READS },
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -60,15 +83,21 @@ static void set_up(void)
 	if (!channel || kfs_channel_take(channel) != KFS_OWNER)
 		refuse("no channel");
 	for (size_t i = 0; i < COMMANDS; i++)
-		if (commands[i].size && kfs_channel_command(channel, 1, commands[i].number, commands[i].size,
-							    commands[i].max_size, commands[i].pointer_offset))
+		if (commands[i].size &&
+		    (kfs_channel_command(channel, commands[i].kind, commands[i].number, commands[i].size,
+					 commands[i].max_size, commands[i].pointer_offset) ||
+		     (commands[i].plain && kfs_channel_plain(channel, PEER, commands[i].number,
+							     commands[i].plain & READS, commands[i].plain & RETURNS))))
 			refuse("a command was not taken");
 	if (kfs_channel_publishes(channel, 1, KDBUS_CMD_RECV, offsetof(struct kdbus_cmd_recv, msg), 0) ||
 	    kfs_channel_frees(channel, 1, KDBUS_CMD_FREE, offsetof(struct kdbus_cmd_free, offset),
 			      offsetof(struct kdbus_cmd_free, flags), offsetof(struct kdbus_cmd_free, kernel_flags), 2,
-			      1ull << 63))
+			      1ull << 63) ||
+	    kfs_channel_publishes(channel, ENDPOINT, LAST_RECV, 40, 0) ||
+	    kfs_channel_frees(channel, ENDPOINT, LAST_FREE, 24, 8, 16, 1, 0))
 		refuse("FREE was not taken");
-	fh = (uint64_t)kfs_channel_slot_new(channel, 1, 0, 0);
+	fhs[0] = (uint64_t)kfs_channel_slot_new(channel, ENDPOINT, 0, 0);
+	fhs[1] = (uint64_t)kfs_channel_slot_new(channel, PEER, 0, 0);
 }
 
 struct outcome {
@@ -80,6 +109,16 @@ struct outcome {
 	uint32_t in_size, out_size; /* as the request has them */
 	uint64_t freed, published;
 };
+
+static const struct known *chosen(const uint8_t *input)
+{
+	return &commands[input[0] % COMMANDS];
+}
+
+static uint64_t file_of(const uint8_t *input)
+{
+	return fhs[chosen(input)->kind == PEER];
+}
 
 static void send_request(const uint8_t *data, size_t size, uint32_t number, const uint8_t *choice,
 			 struct outcome *outcome)
@@ -94,7 +133,7 @@ static void send_request(const uint8_t *data, size_t size, uint32_t number, cons
 	request.in =
 		(struct fuse_in_header){ (uint32_t)len, FUSE_IOCTL, 2, 0, 0, 0, (uint32_t)syscall(SYS_gettid), 0, 0 };
 	request.ioctl = (struct fuse_ioctl_in){
-		.fh = choice[2] & 64 ? fh + choice[3] : fh,
+		.fh = choice[2] & 64 ? file_of(choice) + choice[3] : file_of(choice),
 		.flags = choice[2] & 128 ? FUSE_IOCTL_DIR : 0,
 		.cmd = number,
 		.arg = (uint64_t)(uintptr_t)client + (choice[4] & 15),
@@ -116,7 +155,9 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 	static uint8_t answer[1 << 20];
 	const uint8_t *data = input + HEAD;
 	size_t size = len - HEAD, at = 0;
-	uint32_t number = commands[input[0] % COMMANDS].number, fixed = commands[input[0] % COMMANDS].size;
+	const struct known *command = chosen(input);
+	uint32_t number = command->number, fixed = command->size;
+	int is_here = !fixed || _IOC_DIR(number) & _IOC_WRITE;
 	uint64_t address = (uint64_t)(uintptr_t)client;
 	struct slot *slot;
 	ssize_t n;
@@ -124,16 +165,21 @@ static void step(const uint8_t *input, size_t len, int filler, struct outcome *o
 	memset(client, filler, sizeof(client));
 	memcpy(client, data, size);
 	/* A pointer that a real client gives is one into its memory. */
-	if (commands[input[0] % COMMANDS].pointer_offset && size >= fixed && input[1] & 1) {
+	if (command->pointer_offset && size >= fixed && input[1] & 1) {
 		address += fixed + (input[1] >> 4) * 4ull;
-		memcpy(client + commands[0].pointer_offset, &address, sizeof(address));
+		memcpy(client + command->pointer_offset, &address, sizeof(address));
 	}
 	memset(channel->message, filler, KFS_MESSAGE_MAX);
-	slot = kfs_slot_of(channel->private_->mount, fh);
+	slot = kfs_slot_of(channel->private_->mount, file_of(input));
 	slot->published_count = 1;
 	slot->published[0] = 64;
 	channel->private_->mount->freed.count = 0;
-	send_request(client, size < fixed || !fixed ? size : input[1] & 2 ? size : fixed, number, input, outcome);
+	/* The kernel puts into the request what the number says, or nothing; other lengths are those of a broken one. */
+	if (!is_here)
+		size = input[1] & 2 ? size : 0;
+	else if (fixed && size >= fixed && !(input[1] & 2))
+		size = fixed;
+	send_request(client, size, number, input, outcome);
 	/*
 	 * The deadline has the step return where the request is answered in C, and libFuzzer's signals interrupt it before.
 	 * Node 0 is no wake-up node for the alarm.
@@ -198,18 +244,25 @@ static void check_request(const struct outcome *outcome, const uint8_t *input)
 {
 	static const int errors[] = { EFAULT, EINVAL, EMSGSIZE, ESRCH, 0 };
 	const struct kfs_channel *head = &outcome->head;
-	uint32_t fixed = commands[input[0] % COMMANDS].size, pointer = commands[input[0] % COMMANDS].pointer_offset;
+	const struct known *command = chosen(input);
+	uint32_t fixed = command->size, pointer = command->pointer_offset;
+	int is_here = (_IOC_DIR(command->number) & _IOC_WRITE) != 0;
 	uint64_t size, at = head->arg - (uint64_t)(uintptr_t)client;
 
 	if (head->unique != 2 || !is_one_of(head->command_error, errors) || !is_one_of(head->message_error, errors))
 		refuse("another request, or an error that reading cannot have");
-	if (!fixed || outcome->in_size < fixed) {
+	if (!fixed || (is_here && outcome->in_size < fixed)) {
 		if (head->message_len || head->command_len > outcome->in_size)
 			refuse("something was read for a command that is not known, or too short");
 		return;
 	}
 	if (head->command_error)
 		return;
+	if (command->plain) {
+		if (head->command_len != fixed || head->message_len)
+			refuse("a struct that says no size was taken at another length, or with a message");
+		return;
+	}
 	memcpy(&size, outcome->command, sizeof(size));
 	if (head->arg & 7 || head->command_len < fixed || head->command_len != size || size > commands[0].max_size)
 		refuse("a struct that is not as long as it says was taken");
@@ -233,14 +286,15 @@ static void check_freed(const struct outcome *outcome, const uint8_t *input)
 {
 	struct fuse_ioctl_out out = { .result = -1 };
 
-	if (outcome->freed > 1 || (outcome->freed && commands[input[0] % COMMANDS].number != KDBUS_CMD_FREE))
+	if (outcome->freed > 1 ||
+	    (outcome->freed && chosen(input)->number != KDBUS_CMD_FREE && chosen(input)->number != LAST_FREE))
 		refuse("a slice was given back that nobody gave back");
 	if (outcome->freed && (outcome->kind == KFS_IOCTL || outcome->published))
 		refuse("a slice was given back, and is still there");
 	if (!outcome->freed)
 		return;
 	memcpy(&out, outcome->answers + sizeof(struct fuse_out_header), sizeof(out));
-	if (out.result || channel->private_->mount->freed.slices[0].fh != fh ||
+	if (out.result || channel->private_->mount->freed.slices[0].fh != fhs[0] ||
 	    channel->private_->mount->freed.slices[0].offset != 64)
 		refuse("another slice was given back, or its client was told of an error");
 }
