@@ -117,6 +117,19 @@ def test_type_of_a_mount(mount: bytes, kind: bytes | None) -> None:
     assert mountinfo.type_of(MOUNTS, mount) == kind
 
 
+@pytest.mark.parametrize("left", range(1, 30))
+def test_type_of_a_mount_in_a_table_that_is_cut_off(left: int) -> None:
+    """Of a large table only the beginning is read: what is not whole is not known."""
+    assert mountinfo.type_of(MOUNTS[:-left], b"7") in (None, b"fuse.sshfs")
+    assert mountinfo.type_of(MOUNTS[:-left], b"122") == b"fuse.kdbusfs"
+
+
+def test_options_of_a_mount() -> None:
+    entry = mountinfo.parse_line("7 27 0:51 /b /a\\040\\134040 rw - fuse h\\043: rw,user_id=1000,allow_other\n")
+    assert entry == ("0:51", "/b", "/a \\040", "fuse", "h#:", "rw,user_id=1000,allow_other")
+    assert (entry.option("user_id"), entry.option("allow_other"), entry.option("user")) == ("1000", "", None)
+
+
 def test_ids_are_mapped_by_extents() -> None:
     ids = parse_id_map(b"         0     100000      65536\n     65536       1000          1\n")
     assert list(ids) == [Extent(0, 100000, 65536), Extent(65536, 1000, 1)]

@@ -131,6 +131,7 @@ def test_layer_imports_only_from_below(layer: str) -> None:
             parts = name.split(".")
             if parts[0] == "kdbusfs" and len(parts) > 1 and (PACKAGE / parts[1]).is_dir():
                 assert parts[1] == layer or parts[1] in ALLOWED[layer], f"{path.name} imports {name}"
+            assert parts[0] != "kdbusfs" or len(parts) < 2 or parts[1] not in TOP, f"{path.name} imports {name}"
 
 
 def test_every_layer_and_every_module_of_the_top_level_is_known() -> None:
@@ -214,3 +215,26 @@ def test_the_core_knows_no_abi_by_name() -> None:
     for path in files("core"):
         for name in imports(path):
             assert not name.startswith("kdbusfs.abi.v3"), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("libc.mount", "host/mounting.py"),
+        ("libc.umount2", "host/mounting.py"),
+        ("libc.unshare", "host/mounting.py"),
+        ("\\\\134", "base/mountinfo.py"),
+        ("[A-Za-z_-][A-Za-z0-9_-]*", "abi/names.py"),
+    ],
+    ids=["mount", "umount2", "unshare", "mountinfo", "names"],
+)
+def test_one_place_only(text: str, place: str) -> None:
+    """mount(2) and its like are called, mount tables are parsed, and names are defined once."""
+    assert [str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if text in path.read_text()] == [place]
+
+
+@pytest.mark.parametrize("layer", ["fuse", "native"])
+def test_the_seam_is_typed(layer: str) -> None:
+    """No signature of the server says Any."""
+    for path in [*files(layer), *(PACKAGE / layer).glob("*.pyi")]:
+        assert "typing.Any" not in set(imports(path)), path.name
