@@ -1,4 +1,4 @@
-"""A client of the kdbus ioctl ABI: for tests, tools and users.  `docs/client.md` shows how it is used."""
+"""A client of the kdbus ioctl ABIs, for tests, tools and programs.  `docs/client.md` has examples."""
 
 from ..base.identity import Creds, Pids
 from .bloom import bloom_filter

@@ -1,7 +1,6 @@
-"""Bloom filters, one way to make them.
+"""One way to compute bloom filters: FNV-1a of each word, split for double hashing, as in docs/examples.
 
-The bus compares filters and masks and does not know what made their bits: the programs of a bus
-have to agree.  This is what docs/examples does too: FNV-1a of the word, taken apart for double hashing.
+The bus only compares bits of filters and masks.  All programs of a bus have to compute them in the same way.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ def _fnv1a(data: bytes) -> int:
 
 
 def bloom_filter(words: Iterable[str | bytes], size: int, n_hash: int) -> bytes:
-    """A filter of `size` bytes with `n_hash` bits set for each of `words`; as a mask: asks for all.
+    """A filter of `size` bytes with `n_hash` bits set for each word.  Used as a mask, it requires all words.
 
-    No word takes more steps than there are bits: who makes a bus may ask for 2**64 - 1.
+    The loop is bounded by the number of bits, because the maker of a bus may choose an `n_hash` of 2**64 - 1.
     """
     bits = size * 8
     field = bytearray(size)

@@ -1,4 +1,4 @@
-"""A connection to a bus: names, messages, matches, and what is known of others."""
+"""A connection to a bus: names, messages, matches, and information about other connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .message import Message
 from .raw import Buffer, check
 
 DEFAULT_TIMEOUT = 25.0
-"""Seconds that `call` waits for its reply, as D-Bus clients do."""
+"""Seconds that `call` waits for its reply; the default of D-Bus clients."""
 
 Destination = int | str
 """A connection's id, or a well-known name."""
@@ -32,7 +32,7 @@ _DEAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Lost(Exception):  # noqa: N818 - a report rather than a failure: the next `recv` goes on
-    """`count` broadcasts could not be put into this connection's queue since the last report (EOVERFLOW)."""
+    """`count` broadcasts found no room in this connection's queue since the last report (EOVERFLOW)."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -40,25 +40,25 @@ class Lost(Exception):  # noqa: N818 - a report rather than a failure: the next 
 
 
 def deadline(seconds: float) -> int:
-    """The absolute time that kdbus wants, `seconds` from now: CLOCK_MONOTONIC, in ns."""
+    """The absolute time `seconds` from now, as kdbus expects it: CLOCK_MONOTONIC, in ns."""
     return time.monotonic_ns() + int(seconds * 1_000_000_000)
 
 
 class Connection:
     """A descriptor of an endpoint after HELLO, with its pool mapped.
 
-    path: of the endpoint; or the number of a descriptor of one, which belongs to the connection from then on.
-    pool_size: bytes, a multiple of the page size.  accept_fd: whether it may be sent descriptors.
-    attach_send, attach_recv: ATTACH_* of what it agrees to send and wants to see; ATTACH_ANY is all.
+    path: of the endpoint; or an open descriptor of one, which the connection then owns.
+    pool_size: bytes, a multiple of the page size.  accept_fd: whether messages to it may contain descriptors.
+    attach_send, attach_recv: ATTACH_* that it agrees to send, and requests from others; ATTACH_ANY is all.
     flags: HELLO_ACTIVATOR, HELLO_MONITOR or HELLO_POLICY_HOLDER.
-    name, policy: what an activator stands in for or a policy holder is about, and rights to it.
+    name, policy: the name of an activator or policy holder, and the rights to that name.
     description: for debugging.  items: more items of HELLO, as (type, payload).
-    family: of the ABI that is spoken, "v3" or "last"; kinds of items and flags are those of v3 in either case.
+    family: the ABI to use, "v3" or "last"; kinds of items and flags are those of v3 in either case.
 
     Attributes: fd; family; id; id128 (of the bus); bus_flags; attach_required (by the bus);
-    bloom_size, n_hash (of the bus); pool (a read-only view of all of it).
+    bloom_size, n_hash (of the bus); pool (a read-only view of the whole pool).
 
-    Every method raises OSError with the errno of its command; kdbus.h says which there are.
+    Every method raises OSError with the errno of its command; kdbusfs(7) lists them.
     Several threads may use one connection.
     """
 
@@ -113,14 +113,14 @@ class Connection:
             self.close()
             raise
 
-    # Its life.
+    # Life cycle.
 
     def fileno(self) -> int:
-        """The descriptor, for poll and the like."""
+        """The descriptor, for poll and similar calls."""
         return self.fd
 
     def close(self) -> None:
-        """Close the descriptor, which ends the connection.  The pool is unmapped with the last view of it."""
+        """Close the descriptor, which ends the connection.  The pool is unmapped when no view of it is left."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             self.pool = memoryview(b"")
@@ -150,7 +150,7 @@ class Connection:
         policy: Iterable[Access] = (),
         items: Iterable[RawItem] = (),
     ) -> None:
-        """Change attach flags; or of a policy holder the name and its policy."""
+        """Change attach flags; for a policy holder, replace the name and its policy."""
         item_bytes = b""
         if attach_send is not None:
             item_bytes += encode.u64_item(c.ITEM_ATTACH_FLAGS_SEND, attach_send)
@@ -167,7 +167,7 @@ class Connection:
         return block
 
     def free(self, offset: int) -> None:
-        """Give the slice at `offset` back to the pool (ENXIO).  Messages do that themselves."""
+        """Return the slice at `offset` to the pool (ENXIO).  `Message.free` does that for messages."""
         self._command(k.FREE, self._dialect.command(k.FREE, offset=offset), "FREE")
 
     def _free_message(self, offset: int) -> None:
@@ -175,24 +175,27 @@ class Connection:
             return
         dialect = self._dialect
         error, _ = raw.issue(self._system, self.fd, dialect.number(k.FREE), dialect.command(k.FREE, offset=offset))
-        if error != _errno.ECONNRESET:  # the slices of a dead connection are gone with it
+        if error != _errno.ECONNRESET:  # a dead connection has no slices left
             check(error, "FREE")
 
     # Names.
 
     def acquire(self, name: str, *, flags: int = 0) -> int:
-        """Own a well-known name, or wait for it (NAME_QUEUE): the name's flags, with NAME_IN_QUEUE then."""
+        """Acquire a well-known name, or wait for it (NAME_QUEUE).
+
+        Returns the flags of the name, with NAME_IN_QUEUE if the connection waits.
+        """
         command = self._dialect.command(k.NAME_ACQUIRE, encode.string_item(c.ITEM_NAME, name), flags=flags)
         block = self._command(k.NAME_ACQUIRE, command, "NAME_ACQUIRE")
         return self._dialect.read(k.NAME_ACQUIRE, "acquired", block.view)
 
     def release(self, name: str) -> None:
-        """Give up a name, or the place in its queue."""
+        """Release a name, or leave its queue of waiters."""
         command = self._dialect.command(k.NAME_RELEASE, encode.string_item(c.ITEM_NAME, name))
         self._command(k.NAME_RELEASE, command, "NAME_RELEASE")
 
     def list_names(self, flags: int = c.NAME_LIST_NAMES) -> list[decode.NameInfo]:
-        """Names and connections, as NAME_LIST_* in `flags` say; in no particular order."""
+        """The names and connections that NAME_LIST_* in `flags` select, in no particular order."""
         dialect = self._dialect
         block = self._command(k.LIST, dialect.command(k.LIST, flags=flags), "NAME_LIST")
         offset = dialect.read(k.LIST, "offset", block.view)
@@ -221,7 +224,7 @@ class Connection:
         items: Iterable[RawItem],
         command_items: bytes = b"",
     ) -> raw.Block:
-        pins: list[object] = []  # lives as long as this call: what the message's vectors point to
+        pins: list[object] = []  # keeps the memory of the message's vectors until this call returns
         item_bytes = b""
         if isinstance(destination, str):
             item_bytes = encode.string_item(c.ITEM_DST_NAME, destination)
@@ -267,12 +270,12 @@ class Connection:
         src_id: int = 0,
         items: Iterable[RawItem] = (),
     ) -> int:
-        """Queue a message at `destination` and go on; its cookie.
+        """Queue a message at `destination` without waiting; returns its cookie.
 
-        dst_id: with a name, the id that its owner has to have.  cookie: by default the connection's next.
-        reply_to: the request that this answers, or its cookie.  priority: the lower the more urgent.
-        bloom: the filter of a signal, or (generation, filter).  signal: by default whether there is one.
-        timeout_ns: with `expect_reply`, until when the reply is waited for: absolute, see `deadline`.
+        dst_id: with a name, the id that its owner must have.  cookie: by default the connection's next.
+        reply_to: the request that this answers, or its cookie.  priority: lower is more urgent.
+        bloom: the filter of a signal, or (generation, filter).  signal: by default whether `bloom` is given.
+        timeout_ns: with `expect_reply`, the absolute deadline of the reply, see `deadline`.
         items: more items of the message, as (type, payload).
         """
         if cookie is None:
@@ -302,7 +305,7 @@ class Connection:
     def reply(
         self, request: Message, payload: Payload = b"", *, fds: Iterable[FileLike] | None = None
     ) -> int:
-        """Answer a request: `send` to whom it came from."""
+        """Answer a request: `send` to its sender.  Returns the cookie of the reply."""
         return self.send(request.src_id, payload, reply_to=request, fds=fds)
 
     def call(
@@ -320,10 +323,10 @@ class Connection:
         payload_type: int = c.PAYLOAD_DBUS,
         cancel_fd: FileLike | None = None,
     ) -> Message:
-        """Send a request and wait for its reply, which has to be freed.
+        """Send a request and wait for its reply, which the caller has to free.
 
-        timeout: seconds (ETIMEDOUT); timeout_ns: instead of it, the absolute time.
-        cancel_fd: ends the wait once it is readable (ECANCELED).
+        timeout: seconds (ETIMEDOUT); timeout_ns: an absolute deadline that replaces it.
+        cancel_fd: ends the wait when it becomes readable (ECANCELED).
         """
         command_items = b""
         if cancel_fd is not None:
@@ -348,31 +351,31 @@ class Connection:
         return self._message(k.SEND, "reply", block)
 
     def _message(self, kind: int, member: str, block: raw.Block) -> Message:
-        """What a command says that it has put into the pool."""
+        """The message whose place in the pool a command has returned in `member`."""
         offset, _, return_flags = layouts.MSG_INFO.unpack_from(block.view, self._dialect.at(kind, member))
         return Message(self.pool, offset, return_flags, self._free_message, self._dialect)
 
     def broadcast(
         self, payload: Payload = b"", *, bloom: Buffer | tuple[int, Buffer] | None = None, priority: int = 0
     ) -> int:
-        """Send a signal to everybody whose matches accept it; its cookie.
+        """Send a signal to all connections whose matches accept it; returns its cookie.
 
-        Without `bloom` the filter is empty: it passes the masks that ask for no bit at all.
+        Without `bloom` the filter is empty: only masks without any bit accept it.
         """
         filter_ = bytes(self.bloom_size) if bloom is None else bloom
         return self.send(c.DST_ID_BROADCAST, payload, bloom=filter_, priority=priority)
 
     def bloom(self, *words: str | bytes) -> bytes:
-        """A filter (or mask) of the bus' size, see `bloom_filter`."""
+        """A filter (or mask) of the size that the bus uses, see `bloom_filter`."""
         return bloom_filter(words, self.bloom_size, self.n_hash)
 
     # Receiving.
 
     def recv(self, *, peek: bool = False, drop: bool = False, priority: int | None = None) -> Message | None:
-        """The next message, which has to be freed; None where nothing is queued (EAGAIN), or it was dropped.
+        """The next message, which the caller has to free; None if nothing is queued (EAGAIN), or with `drop`.
 
-        peek: leave it in the queue, and its descriptors with it.
-        priority: the most urgent one instead of the oldest, if it is as urgent as that (else ENOMSG).
+        peek: leave the message queued, without installing its descriptors.  drop: discard it.
+        priority: return the most urgent message instead of the oldest, if its priority is this or lower (else ENOMSG).
         Raises Lost (EOVERFLOW).
         """
         late, self._late = self._late, None
@@ -384,22 +387,22 @@ class Connection:
             flags |= c.RECV_USE_PRIORITY
         command = dialect.command(k.RECV, flags=flags, priority=priority or 0)
         error, block = raw.issue(self._system, self.fd, dialect.number(k.RECV), command)
-        is_told = error in (0, _errno.EAGAIN) if dialect.tells_lost_with_message else error == _errno.EOVERFLOW
-        lost = dialect.read(k.RECV, "dropped_msgs", block.view) if is_told else 0
+        has_count = error in (0, _errno.EAGAIN) if dialect.tells_lost_with_message else error == _errno.EOVERFLOW
+        lost = dialect.read(k.RECV, "dropped_msgs", block.view) if has_count else 0
         message: Message | None = None
         if error not in (_errno.EAGAIN, _errno.EOVERFLOW):
             check(error, "RECV")
             message = None if drop else self._message(k.RECV, "msg", block)
         if lost:
-            # What came along is for the next call.
+            # The next call returns the message that came with the report.
             self._late = message
             raise Lost(lost)
         return message
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until a message is queued: whether one is, after `timeout` seconds (None: no limit).
+        """Wait up to `timeout` seconds (None: no limit) for a message; returns whether one is queued.
 
-        Raises ConnectionResetError when the connection is dead.
+        Raises ConnectionResetError if the connection is dead.
         """
         if self._late is not None:
             return True
@@ -409,7 +412,7 @@ class Connection:
         return bool(ready & select.POLLIN)
 
     def receive(self, timeout: float | None = None) -> Message:
-        """`wait` and `recv` until there is a message.  Raises TimeoutError after `timeout` seconds, Lost."""
+        """Wait for a message and return it.  Raises TimeoutError after `timeout` seconds; Lost."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             message = self.recv()
@@ -423,9 +426,9 @@ class Connection:
     # Matches.
 
     def add_match(self, cookie: int, *rules: Rule | RawItem, replace: bool = False) -> None:
-        """Receive the signals and notifications that all of `rules` accept; without rules all there are.
+        """Receive the signals and notifications that all of `rules` accept; without rules, all of them.
 
-        replace: instead of the matches that have this cookie.
+        replace: remove the matches that have this cookie first.
         """
         command = self._dialect.command(
             k.MATCH_ADD, encode.more_items(rules), cookie=cookie, flags=c.MATCH_REPLACE if replace else 0
@@ -436,12 +439,12 @@ class Connection:
         """Remove all matches with this cookie (ENOENT, EBADSLT)."""
         self._command(k.MATCH_REMOVE, self._dialect.command(k.MATCH_REMOVE, cookie=cookie), "MATCH_REMOVE")
 
-    # Others.
+    # Information about connections and the bus.
 
     def conn_info(self, who: Destination, flags: int = 0) -> decode.Info:
-        """What is known of a connection, given by id or name.
+        """Information about a connection, given by id or name.
 
-        flags: the ATTACH_* that are wanted; ATTACH_ANY is refused here.
+        flags: the requested ATTACH_*; ATTACH_ANY is refused here.
         """
         items = encode.string_item(c.ITEM_NAME, who) if isinstance(who, str) else b""
         id = 0 if isinstance(who, str) else who
@@ -449,7 +452,7 @@ class Connection:
         return self._info(k.CONN_INFO, command, "CONN_INFO")
 
     def creator_info(self, flags: int = 0) -> decode.Info:
-        """What is known of the bus and who made it; `flags` as above."""
+        """Information about the bus and its maker; `flags` as for `conn_info`."""
         command = self._dialect.command(k.BUS_CREATOR_INFO, attach_flags=flags)
         return self._info(k.BUS_CREATOR_INFO, command, "BUS_CREATOR_INFO")
 

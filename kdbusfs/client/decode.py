@@ -1,4 +1,4 @@
-"""What a pool holds as typed values: items, metadata, notifications, lists.  Pure: bytes in, values out."""
+"""Parses the content of a pool: items, metadata, notifications, lists.  Pure: bytes in, typed values out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .raw import Buffer
 
 
 def walk(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The items in `buffer[start:end]`: type, and where the payload begins and ends.
+    """The items in `buffer[start:end]`: type, begin and end of the payload.
 
-    Raises ValueError where an item does not fit.
+    Raises ValueError if an item does not fit.
     """
     if end > len(buffer):
         raise ValueError(f"slice ends at {end} of {len(buffer)} bytes")
@@ -28,18 +28,18 @@ def walk(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]
             raise ValueError(f"item header at {at} is cut off")
         size, kind = unpack(buffer, at)
         if size < layouts.ITEM_HEADER_SIZE or size > end - at:
-            raise ValueError(f"item at {at} has size {size}, and {end - at} bytes are left")
+            raise ValueError(f"item at {at} has size {size}, but {end - at} bytes are left")
         yield kind, at + layouts.ITEM_HEADER_SIZE, at + size
         at += layouts.align8(size)
 
 
 def items_of(buffer: Buffer, start: int, end: int) -> list[RawItem]:
-    """The items in `buffer[start:end]` as copies."""
+    """Copies of the items in `buffer[start:end]`.  Raises ValueError if an item does not fit."""
     return [(kind, bytes(buffer[begin:stop])) for kind, begin, stop in walk(buffer, start, end)]
 
 
 class Timestamp(NamedTuple):
-    """The moment of SEND: number in the domain, CLOCK_MONOTONIC and CLOCK_REALTIME in ns."""
+    """The time of SEND: sequence number in the domain, CLOCK_MONOTONIC and CLOCK_REALTIME in ns."""
 
     seqnum: int
     monotonic_ns: int
@@ -54,7 +54,7 @@ class OwnedName(NamedTuple):
 
 
 class Caps(NamedTuple):
-    """Sets of capabilities as numbers with bit n for capability n."""
+    """Capability sets as integers: bit n is capability n."""
 
     last_cap: int
     inheritable: int
@@ -72,7 +72,7 @@ class Audit(NamedTuple):
 
 @dataclass(slots=True)
 class Metadata:
-    """What is known of a sender or a connection; None: that was not delivered."""
+    """Metadata of a sender or a connection; None or empty: not delivered."""
 
     timestamp: Timestamp | None = None
     creds: Creds | None = None
@@ -91,7 +91,7 @@ class Metadata:
 
 
 def string(payload: bytes) -> str:
-    """A NUL-terminated string; what follows the NUL is padding."""
+    """A NUL-terminated string; bytes after the NUL are ignored."""
     return os.fsdecode(payload.split(b"\0", 1)[0])
 
 
@@ -133,7 +133,7 @@ _METADATA: dict[int, tuple[str, Callable[[bytes], Any]]] = {
 
 
 def metadata_of(items: Iterable[RawItem]) -> Metadata:
-    """The metadata among `items`; others are passed over."""
+    """The metadata among `items`; other items are ignored."""
     metadata = Metadata()
     names: list[OwnedName] = []
     for kind, payload in items:
@@ -150,7 +150,7 @@ def metadata_of(items: Iterable[RawItem]) -> Metadata:
 
 
 class NameChange(NamedTuple):
-    """`kind` is ITEM_NAME_ADD, _REMOVE or _CHANGE; flags are NAME_*; id and flags are 0 for "nobody"."""
+    """`kind` is ITEM_NAME_ADD, _REMOVE or _CHANGE; flags are NAME_*; id and flags are 0 for no owner."""
 
     kind: int
     name: str
@@ -189,7 +189,7 @@ def notification_of(items: Iterable[RawItem]) -> Notification | None:
     return None
 
 
-# Answers of commands.
+# Results of commands.
 
 
 class NameInfo(NamedTuple):
@@ -203,9 +203,9 @@ class NameInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """About a connection, or about a bus and who made it.
+    """Information about a connection, or about a bus and its maker.
 
-    id: the connection's or the bus'; flags: of its HELLO or BUS_MAKE; name: of the bus, else None.
+    id: of the connection or bus; flags: of its HELLO or BUS_MAKE; name: of the bus, else None.
     """
 
     id: int
@@ -216,7 +216,7 @@ class Info:
 
 
 def _own_size(buffer: Buffer, offset: int, least: int) -> int:
-    """The end of a structure that begins with its size."""
+    """The end of a structure that begins with its size.  Raises ValueError if it does not fit."""
     if offset + 8 > len(buffer):
         raise ValueError(f"offset {offset} lies outside of {len(buffer)} bytes")
     size: int = layouts.U64.unpack_from(buffer, offset)[0]
@@ -226,7 +226,7 @@ def _own_size(buffer: Buffer, offset: int, least: int) -> int:
 
 
 def bloom_parameters(pool: Buffer, offset: int) -> tuple[int, int]:
-    """Size in bytes and number of hashes, of the item list that HELLO left at `offset`."""
+    """Size in bytes and number of hashes, from the item list of HELLO at `offset`."""
     for kind, payload in items_of(pool, offset + 8, _own_size(pool, offset, 8)):
         if kind == c.ITEM_BLOOM_PARAMETER:
             size, n_hash = layouts.BLOOM_PARAMETER.unpack(payload)
@@ -235,7 +235,7 @@ def bloom_parameters(pool: Buffer, offset: int) -> tuple[int, int]:
 
 
 def name_list(pool: Buffer, offset: int) -> list[NameInfo]:
-    """The records that NAME_LIST left at `offset`."""
+    """The records of NAME_LIST at `offset`.  Raises ValueError if one does not fit."""
     records: list[NameInfo] = []
     end = _own_size(pool, offset, 8)
     at = offset + 8
@@ -254,7 +254,7 @@ def name_list(pool: Buffer, offset: int) -> list[NameInfo]:
 def info(
     pool: Buffer, offset: int, walker: Callable[[Buffer, int, int], list[RawItem]] = items_of
 ) -> Info:
-    """What CONN_INFO or BUS_CREATOR_INFO left at `offset`; `walker` takes the items of it."""
+    """The result of CONN_INFO or BUS_CREATOR_INFO at `offset`; `walker` parses its items."""
     end = _own_size(pool, offset, layouts.INFO.size)
     _, id, flags = layouts.INFO.unpack_from(pool, offset)
     items = walker(pool, offset + layouts.INFO.size, end)

@@ -1,4 +1,4 @@
-"""Descriptors that have an owner, and sealed memfds."""
+"""Descriptors that are closed with their owner, and sealed memfds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .raw import Buffer
 
 
 class Descriptor:
-    """A descriptor that is closed with its owner, unless somebody takes it.
+    """A descriptor that is closed with its owner, unless `take` was called.
 
-    One that was received may not have been installed: `fd` is negative then (-1 after PEEK, else -errno).
+    If a received descriptor was not installed, `fd` is negative: -1 after PEEK, else -errno.
     """
 
     __slots__ = ("fd",)
@@ -22,23 +22,23 @@ class Descriptor:
 
     @property
     def installed(self) -> bool:
-        """Whether there is one: it was installed, and neither closed nor taken."""
+        """Whether `fd` is open here: it was installed, and neither closed nor taken."""
         return self.fd >= 0
 
     def fileno(self) -> int:
-        """Its number.  Raises ValueError where there is none."""
+        """The number.  Raises ValueError if it is not installed, or was closed or taken."""
         if self.fd < 0:
             raise ValueError(f"no descriptor ({self.fd})")
         return self.fd
 
     def take(self) -> int:
-        """Its number, which is the caller's to close from now on.  Raises ValueError where there is none."""
+        """The number, which the caller has to close from now on.  Raises ValueError as `fileno`."""
         fd = self.fileno()
         self.fd = -1
         return fd
 
     def close(self) -> None:
-        """Close it, if there is one."""
+        """Close it; no effect if it is not installed, or was closed or taken."""
         if self.fd >= 0:
             os.close(self.take())
 
@@ -55,11 +55,11 @@ class Descriptor:
 
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-"""What a memfd has to carry to be payload."""
+"""The seals that a memfd needs to be sent as payload."""
 
 
 def sealed_memfd(data: Buffer, name: str = "kdbus-payload") -> Descriptor:
-    """A memfd with `data` and all seals that messages require."""
+    """A memfd that contains `data`, with all seals that messages require.  Raises OSError."""
     memfd = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         rest = memoryview(data).cast("B")

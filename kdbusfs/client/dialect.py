@@ -1,6 +1,6 @@
-"""How commands, and what they leave in a pool, look in one family of the ABI.
+"""The layouts of one ABI family: commands, and their results in the pool.
 
-Everywhere else in the client kinds of items and flags are those of v3, whatever a connection speaks.
+Everywhere else in the client, kinds of items and flags have the values of v3, whatever a connection speaks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _U64: Final = layouts.U64
 
 
 class Dialect:
-    """One family.
+    """The client's side of one family.
 
-    name: as `Connection` takes it; payload_in_message: whether the offset of payload counts from its message;
-    tells_lost_with_message: whether RECV gives a message and tells of lost ones at once.
+    name: as `Connection` takes it; payload_in_message: whether payload offsets count from the start of the message,
+    and not of the pool; tells_lost_with_message: whether one RECV can return a message and a count of lost ones.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Dialect:
         wide: bool,
         payload_in_message: bool,
     ) -> None:
-        """members: where they lie in the struct of a kind of command, as u64; numbers: of kinds that v3 numbers
-        otherwise; wide: whether ids in metadata are u64."""
+        """members: for each kind of command, the index of each member in the struct as an array of u64; numbers: the
+        item kinds of v3 that have other numbers here; wide: whether ids in metadata are u64."""
         self.name = name
         self.payload_in_message = self.tells_lost_with_message = payload_in_message
         self._commands = {command.kind: command for command in commands}
@@ -52,15 +52,15 @@ class Dialect:
         self._wide = wide
 
     def number(self, kind: int) -> int:
-        """The request of a kind of command."""
+        """The ioctl request number of a kind of command."""
         return self._commands[kind].number
 
     def at(self, kind: int, member: str) -> int:
-        """Where a member lies in the struct of a command, in bytes."""
+        """The offset of a member in the struct of a command, in bytes."""
         return 8 * self._members[kind][member]
 
     def command(self, kind: int, items: bytes = b"", **members: int) -> bytes:
-        """A command: `members` that are not 0, and its items, whose kinds are those of v3."""
+        """The bytes of a command with these members, and with `items`, whose kinds are those of v3."""
         size = self._commands[kind].size
         words = [0] * (size // 8)
         words[0] = size + len(items)
@@ -70,12 +70,12 @@ class Dialect:
         return Struct(f"<{len(words)}Q").pack(*words) + self.to_wire(items)
 
     def read(self, kind: int, member: str, struct: Buffer) -> int:
-        """A member of the struct that a command left behind."""
+        """A member of `struct` after the command."""
         value: int = _U64.unpack_from(struct, self.at(kind, member))[0]
         return value
 
     def to_wire(self, items: bytes) -> bytes:
-        """Items with their kinds as this family numbers them."""
+        """`items` with the kinds of v3 translated to the numbers of this family."""
         if not self._numbers:
             return items
         translated = bytearray(items)
@@ -87,7 +87,7 @@ class Dialect:
         return bytes(translated)
 
     def items_of(self, buffer: Buffer, start: int, end: int) -> list[RawItem]:
-        """The items in `buffer[start:end]` as copies, with the kinds of v3, and ids of 32 bits in metadata."""
+        """Copies of the items in `buffer[start:end]`, translated to v3: its kinds, and 32-bit ids in metadata."""
         items = decode.items_of(buffer, start, end)
         if not self._numbers:
             return items
@@ -102,7 +102,7 @@ class Dialect:
         return kind, payload
 
     def bloom_parameters(self, pool: Buffer, offset: int, size: int) -> tuple[int, int]:
-        """Size in bytes and number of hashes, of what HELLO left at `offset`."""
+        """Size in bytes and number of hashes, from the slice of HELLO at `offset`."""
         if not self.payload_in_message:
             return decode.bloom_parameters(pool, offset)
         for kind, payload in self.items_of(pool, offset, offset + size):
@@ -112,7 +112,7 @@ class Dialect:
         raise ValueError("no bloom parameters")
 
     def name_list(self, pool: Buffer, offset: int, size: int) -> list[decode.NameInfo]:
-        """The records of a list."""
+        """The records of the list at `offset`.  Raises ValueError if one does not fit."""
         if not self.payload_in_message:
             return decode.name_list(pool, offset)
         return list(self._records(pool, offset, offset + size))
@@ -130,7 +130,7 @@ class Dialect:
             at += size
 
     def info(self, pool: Buffer, offset: int) -> decode.Info:
-        """What CONN_INFO or BUS_CREATOR_INFO left at `offset`."""
+        """The result of CONN_INFO or BUS_CREATOR_INFO at `offset`."""
         return decode.info(pool, offset, self.items_of)
 
 

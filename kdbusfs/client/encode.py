@@ -23,7 +23,7 @@ FileLike = int | HasFileno
 
 
 def fileno(file: FileLike) -> int:
-    """The number of a descriptor given as a number or as something that has one."""
+    """The number of a descriptor, given as the number or as an object with `fileno()`."""
     return file if isinstance(file, int) else file.fileno()
 
 
@@ -32,14 +32,14 @@ def fileno(file: FileLike) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """`size` zero bytes of payload, which are described and not stored."""
+    """`size` zero bytes of payload, which are not stored."""
 
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Vec:
-    """`size` bytes of payload at `address` of the own memory, readable or not."""
+    """`size` bytes of payload at `address` of this process' memory, readable or not."""
 
     size: int
     address: int
@@ -47,7 +47,7 @@ class Vec:
 
 @dataclass(frozen=True, slots=True)
 class Memfd:
-    """`size` bytes of payload from `start` on in a sealed memfd; without `size`, up to its end."""
+    """`size` bytes of payload at offset `start` of a sealed memfd; without `size`, up to its end."""
 
     file: FileLike
     start: int = 0
@@ -78,7 +78,7 @@ def _part_item(part: Part, pins: list[object]) -> bytes:
 def payload_items(payload: Payload, pins: list[object]) -> bytes:
     """The items of `payload`, one for each part that is not empty.
 
-    What has to stay in place until the message was sent is added to `pins`.
+    Adds objects to `pins` that the caller has to keep until the message was sent: they pin the payload's memory.
     """
     if isinstance(payload, Buffer):
         return _part_item(payload, pins)
@@ -86,7 +86,7 @@ def payload_items(payload: Payload, pins: list[object]) -> bytes:
 
 
 def fds_item(files: Iterable[FileLike]) -> bytes:
-    """An item of descriptors in the given order."""
+    """An item with these descriptors, in order."""
     numbers = [fileno(file) for file in files]
     return make_item(c.ITEM_FDS, b"".join([layouts.I32.pack(number) for number in numbers]))
 
@@ -97,17 +97,17 @@ def bloom_item(filter_bytes: Buffer, generation: int = 0) -> bytes:
 
 
 def text(value: str | bytes) -> bytes:
-    """A string as items hold it."""
+    """The bytes of a string with its NUL, as in items."""
     return (os.fsencode(value) if isinstance(value, str) else value) + b"\0"
 
 
 def string_item(kind: int, value: str | bytes) -> bytes:
-    """An item that holds a string."""
+    """An item that contains a string."""
     return make_item(kind, text(value))
 
 
 def u64_item(kind: int, value: int) -> bytes:
-    """An item that holds one number."""
+    """An item that contains one u64."""
     return make_item(kind, layouts.U64.pack(value))
 
 
@@ -127,7 +127,7 @@ def message(
     cookie: int = 0,
     timeout_ns: int = 0,
 ) -> bytes:
-    """A struct kdbus_msg with its items.  `timeout_ns` is the field that replies call cookie_reply."""
+    """A struct kdbus_msg with its items.  `timeout_ns` is also the member cookie_reply of a reply."""
     size = layouts.MSG_SIZE + len(items)
     return layouts.MSG.pack(size, flags, priority, dst_id, src_id, payload_type, cookie, timeout_ns) + items
 
@@ -136,7 +136,7 @@ _WORDS: Final = {command.size: Struct(f"<{command.size // 8}Q") for command in C
 
 
 def command(number: int, *words: int, items: bytes = b"") -> bytes:
-    """A command: its size, `words` as the members that follow, zeroes for the rest, and its items."""
+    """The bytes of a v3 command: its size, `words` as the next members, zeroes for the rest, and its items."""
     layout = _WORDS[COMMANDS[number].size]
     members = [layout.size + len(items), *[word & c.U64_MAX for word in words]]
     return layout.pack(*members, *[0] * (layout.size // 8 - len(members))) + items
@@ -164,16 +164,16 @@ def group(gid: int, access: int) -> Access:
 
 
 def world(access: int) -> Access:
-    """A right of everybody."""
+    """A right of all users."""
     return Access(c.POLICY_ACCESS_WORLD, access)
 
 
 Policy = Mapping[str, Iterable[Access]] | Iterable[tuple[str, Iterable[Access]]]
-"""Rights by name.  As pairs, where a name may turn up again."""
+"""Rights by name: a mapping, or pairs in which a name may occur more than once."""
 
 
 def access_items(rights: Iterable[Access]) -> bytes:
-    """The items of rights to the name of the item before them."""
+    """The items of `rights`, which follow the item of their name."""
     pack = layouts.POLICY_ACCESS.pack
     return b"".join(
         [make_item(c.ITEM_POLICY_ACCESS, pack(right.kind, right.access, right.id)) for right in rights]
@@ -224,12 +224,12 @@ def _id_rule(kind: int) -> Callable[..., Rule]:
 
 
 name_added_rule: Final = _name_rule(c.ITEM_NAME_ADD)
-"""Notifications that a name (any, without one) has got an owner."""
+"""Notifications that a name (by default any) has got its first owner."""
 name_removed_rule: Final = _name_rule(c.ITEM_NAME_REMOVE)
-"""Notifications that it has no owner any more."""
+"""Notifications that a name has no owner any more."""
 name_changed_rule: Final = _name_rule(c.ITEM_NAME_CHANGE)
-"""Notifications that it has another owner."""
+"""Notifications that a name has changed its owner."""
 id_added_rule: Final = _id_rule(c.ITEM_ID_ADD)
-"""Notifications that a connection (any, without an id) has appeared."""
+"""Notifications that a connection (by default any) has issued HELLO."""
 id_removed_rule: Final = _id_rule(c.ITEM_ID_REMOVE)
-"""Notifications that it is gone."""
+"""Notifications that a connection has ended."""

@@ -1,4 +1,4 @@
-"""A received message: a slice of the pool and descriptors, for as long as a `with` block lasts."""
+"""A received message: a slice of the pool and descriptors, freed at the end of a `with` block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .encode import Zero
 
 
 class ReceivedMemfd:
-    """`size` bytes of payload from `start` on in a memfd, which belongs to the message until it is taken."""
+    """`size` bytes of payload at offset `start` of a memfd, which the message closes unless it is taken."""
 
     __slots__ = ("file", "size", "start")
 
@@ -26,13 +26,13 @@ class ReceivedMemfd:
         self.size = size
 
     def read(self) -> bytes:
-        """The payload, copied.  Raises ValueError where the memfd was not installed, OSError."""
+        """A copy of the payload.  Raises ValueError if the memfd was not installed or is too short; OSError."""
         parts: list[bytes] = []
         at, rest = self.start, self.size
         while rest:
             part = os.pread(self.file.fileno(), rest, at)
             if not part:
-                raise ValueError("memfd is shorter than its item says")
+                raise ValueError("the memfd is shorter than its item says")
             parts.append(part)
             at += len(part)
             rest -= len(part)
@@ -46,13 +46,13 @@ ReceivedPart = memoryview | Zero | ReceivedMemfd
 
 
 class Message:
-    """A message as its receiver sees it.  The end of a `with` block frees it, as `free` does.
+    """A received message.  Leaving a `with` block frees it, as `free` does.
 
     size, flags, priority, dst_id, src_id, payload_type, cookie: as in struct kdbus_msg.
-    cookie_reply: of the request that this answers, or 0; timeout_ns: the same member of a request.
+    cookie_reply: the cookie of the request that this answers, or 0.  In a request the same member is `timeout_ns`.
     offset: in the pool.  return_flags: RECV_RETURN_INCOMPLETE_FDS or 0.
-    payload: parts in the order in which they were sent: read-only views of the pool, `Zero`, `ReceivedMemfd`.
-    fds: descriptors that came along.  Memfds and fds are closed at the end unless they were taken.
+    payload: parts in the sender's order: read-only views of the pool, `Zero`, `ReceivedMemfd`.
+    fds: passed descriptors.  `free` closes memfds and fds that were not taken.
     items: type and payload of every item.
     """
 
@@ -84,9 +84,12 @@ class Message:
         free: Callable[[int], None] | None,
         dialect: Dialect = V3,
     ) -> None:
-        """Reads the message at `offset` of `pool`; `free` is called with the offset when it ends."""
+        """Parse the message at `offset` of `pool`.  `free` is called with the offset when the message is freed.
+
+        Raises ValueError if it does not fit.
+        """
         if offset + layouts.MSG_SIZE > len(pool):
-            raise ValueError(f"message at {offset} of a pool of {len(pool)} bytes")
+            raise ValueError(f"message at {offset} does not fit into a pool of {len(pool)} bytes")
         (
             self.size,
             self.flags,
@@ -124,14 +127,14 @@ class Message:
             return
         offset += base
         if offset + size > len(pool):
-            raise ValueError(f"payload of {size} bytes at {offset} of a pool of {len(pool)} bytes")
+            raise ValueError(f"payload of {size} bytes at {offset} does not fit into a pool of {len(pool)} bytes")
         view = pool[offset : offset + size]
         self._views.append(view)
         self.payload.append(view)
 
     @property
     def timeout_ns(self) -> int:
-        """Until when the sender of this request waits: CLOCK_MONOTONIC, in ns."""
+        """The deadline of this request's reply: CLOCK_MONOTONIC, in ns."""
         return int(self.cookie_reply)
 
     @property
@@ -141,27 +144,27 @@ class Message:
 
     @property
     def metadata(self) -> decode.Metadata:
-        """What is known of the sender."""
+        """The metadata of the sender that were delivered."""
         if self._metadata is None:
             self._metadata = decode.metadata_of(self.items)
         return self._metadata
 
     @property
     def notification(self) -> decode.Notification | None:
-        """What the bus itself says with this message; None for a message of a connection."""
+        """The notification, if the bus itself sent this message; None for a message of a connection."""
         return decode.notification_of(self.items) if self.src_id == c.SRC_ID_KERNEL else None
 
     @property
     def expects_reply(self) -> bool:
-        """Whether the sender waits for a reply."""
+        """Whether the sender expects a reply."""
         return bool(self.flags & c.MSG_EXPECT_REPLY)
 
     def data(self) -> bytes:
-        """The whole payload in one piece, copied."""
+        """A copy of the whole payload in one piece."""
         return b"".join([_bytes_of(part) for part in self.payload])
 
     def free(self) -> None:
-        """Close descriptors that nobody took, end the views, and give the slice back to the pool."""
+        """Close descriptors that were not taken, release the views, and return the slice to the pool."""
         if self._free is None:
             return
         free, self._free = self._free, None

@@ -20,15 +20,14 @@ _Self = TypeVar("_Self", bound="_Owner")
 
 
 def own_name(name: str) -> str:
-    """`name` with the effective uid and '-' before it, as names of buses and endpoints have to begin."""
+    """`name` with the prefix UID- (the effective uid), which names of buses and endpoints must have."""
     return f"{os.geteuid()}-{name}"
 
 
 class _Owner:
-    """A descriptor whose last close ends what it made.
+    """A descriptor that keeps a bus or endpoint alive: its last close ends it.
 
-    fd; name: of the bus or endpoint; path: of its endpoint file, which is what `Connection` wants; family: of the ABI
-    that it was made with.
+    fd; name: of the bus or endpoint; path: of its endpoint file, for `Connection`; family: the ABI it was made with.
     """
 
     def __init__(self, system: raw.System, fd: int, name: str, path: str, family: str = "v3") -> None:
@@ -60,7 +59,7 @@ class _Owner:
 
 
 class BusOwner(_Owner):
-    """A bus; `directory` is where its endpoints are, `path` its default endpoint."""
+    """A bus.  `directory` contains its endpoints; `path` is the default endpoint."""
 
     @property
     def directory(self) -> str:
@@ -107,8 +106,9 @@ def make_bus(
 
     name: gets the uid prefix unless `prefix` is False.  bloom: bytes of a filter, bits for each element.
     access: MAKE_ACCESS_GROUP, MAKE_ACCESS_WORLD.
-    attach_recv: ATTACH_* that each connection has to agree to send, for "v3" alone; attach_send: those of the maker to
-    show.  items: more items, as (type, payload).  family: as for `Connection`, and without effect on who may connect.
+    attach_recv: ATTACH_* that each connection must agree to send, only for "v3".  attach_send: ATTACH_* of the maker
+    that others may see.  items: more items, as (type, payload).  family: as for `Connection`; connections of any
+    family can use the bus.
     """
     name = own_name(name) if prefix else name
     item_bytes = encode.string_item(c.ITEM_MAKE_NAME, name)
@@ -138,7 +138,7 @@ def make_endpoint(
 ) -> EndpointOwner:
     """Make a custom endpoint beside the default endpoint `bus` (a path or a BusOwner).  Raises OSError.
 
-    name, access, prefix, items, family: as for `make_bus`.  policy: all that is allowed there, by name.
+    name, access, prefix, items, family: as for `make_bus`.  policy: the rights that the endpoint grants, by name.
     """
     name = own_name(name) if prefix else name
     path = os.fspath(bus)
@@ -149,7 +149,7 @@ def make_endpoint(
     fd = _make(system, path, DIALECTS[family], k.ENDPOINT_MAKE, access, item_bytes, "ENDPOINT_MAKE")
     owner = EndpointOwner(system, fd, name, os.path.join(os.path.dirname(path), name), family)
     if family != "v3" and policy:
-        # There a policy is a command of its own (L-28).
+        # The last kdbus sets the policy by a separate command (L-28).
         try:
             owner.update(policy)
         except BaseException:

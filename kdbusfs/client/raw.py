@@ -1,7 +1,7 @@
-"""Beneath the client: ioctl(2) and mmap(2) on memory whose address is known and stays.
+"""The system calls of the client: ioctl(2) and mmap(2) on memory with a known and fixed address.
 
-`fcntl.ioctl` and `mmap` of the standard library do not serve: the first copies small arguments to a buffer
-that need not be aligned to 8 bytes, the second refuses a file whose size is said to be 0, as of endpoints.
+`fcntl.ioctl` and `mmap` of the standard library are not usable.  The former copies small arguments to a buffer that
+may not be aligned to 8 bytes.  The latter refuses files whose size is reported as 0, as that of endpoints is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cffi import FFI
 Buffer = bytes | bytearray | memoryview
 
 _ffi: Final = FFI()
-# Not declared as variadic: on Linux its third argument travels in the same register either way, and cffi
-# prepares a variadic call anew each time.
+# ioctl is not declared as variadic, because cffi prepares a variadic call again each time.  On Linux the third argument
+# is in the same register either way.
 _ffi.cdef(
     """
     int ioctl(int fd, unsigned long number, uintptr_t argument);
@@ -31,7 +31,7 @@ _MAP_FAILED: Final = _ffi.cast("void *", -1)
 
 
 class Block:
-    """`size` bytes, or a copy of `data`, at an 8-aligned `address` that holds as long as the object lives."""
+    """A copy of `data` at an 8-aligned `address`, which is valid as long as the object lives."""
 
     __slots__ = ("_memory", "address", "view", "words")
 
@@ -41,33 +41,33 @@ class Block:
         self.address = int(_ffi.cast("uintptr_t", self._memory))
         self.view = memoryview(_ffi.buffer(self._memory, size))
         self.view[:] = data
-        # For the fields of commands, all of which are whole words.
+        # The members of commands, all of which are 64-bit words.
         self.words: Any = self._memory
 
 
 def pin(data: Buffer) -> tuple[int, object]:
-    """The address of the bytes that `data` holds, and an object that keeps them there."""
+    """The address of the bytes of `data`, and an object that keeps them at this address while it lives."""
     pinned: Any = _ffi.from_buffer(data)
     return int(_ffi.cast("uintptr_t", pinned)), pinned
 
 
 def look(address: int, size: int) -> memoryview:
-    """`size` bytes of the own memory at `address`, writable: for fakes and for tests of pointers."""
+    """A writable view of `size` bytes of this process' memory at `address`: for fakes and for tests of pointers."""
     return memoryview(_ffi.buffer(_ffi.cast("char *", address), size))
 
 
 def ioctl(fd: int, number: int, address: int) -> int:
-    """Issue one ioctl with `address` as its argument: 0, or the errno.  Other threads run meanwhile."""
+    """Issue one ioctl with `address` as its argument; returns 0 or the errno.  Releases the GIL."""
     if _libc.ioctl(fd, number, address) < 0:
         return _ffi.errno
     return 0
 
 
 def raw_ioctl(fd: int, number: int, argument: Buffer | int, *, misalign: int = 0) -> tuple[int, bytes]:
-    """Issue any command with any bytes: (0 or the errno, the bytes as they were left).
+    """Issue any command with any bytes; returns (0 or the errno, the bytes after the call).
 
-    `argument` is copied to aligned memory first, `misalign` bytes further on; an integer is passed as the
-    address itself, and nothing is given back then.  Nothing is checked; an interrupted call is not repeated.
+    `argument` is first copied to memory that is `misalign` bytes off 8-byte alignment.  An integer is passed as the
+    address itself; then the returned bytes are empty.  Nothing is checked, and an interrupted call is not repeated.
     """
     if isinstance(argument, int):
         return ioctl(fd, number, argument), b""
@@ -84,9 +84,9 @@ def map_memory(
     flags: int = _mmap.MAP_SHARED,
     offset: int = 0,
 ) -> memoryview:
-    """mmap(2) of `fd`, unmapped once neither the view nor one derived from it is left.
+    """mmap(2) of `fd` as a view.  The map is removed when no view of it is left.
 
-    The view is read-only unless `protection` allows to write.  Raises OSError.
+    The view is read-only unless `protection` allows writing.  Raises OSError.
     """
     address = _libc.mmap(_ffi.NULL, size, protection, flags, fd, offset)
     if address == _MAP_FAILED:
@@ -98,7 +98,7 @@ def map_memory(
 
 
 class System(Protocol):
-    """What the client needs of the operating system; tests put a fake in its place."""
+    """The system calls that the client uses; tests replace them by a fake."""
 
     def open(self, path: str) -> int:
         """A descriptor of the file at `path`, close-on-exec.  Raises OSError."""
@@ -113,11 +113,11 @@ class System(Protocol):
         """The pool of a connection, read-only.  Raises OSError."""
 
     def poll(self, fd: int, events: int, timeout: float | None) -> int:
-        """The events there are, waited for up to `timeout` seconds (None: no limit); 0 for none."""
+        """Wait up to `timeout` seconds (None: no limit) for `events`; returns those that occurred, or 0."""
 
 
 class Linux:
-    """The system itself."""
+    """The real system calls."""
 
     __slots__ = ()
 
@@ -136,7 +136,7 @@ class Linux:
     def poll(self, fd: int, events: int, timeout: float | None) -> int:
         poller = select.poll()
         poller.register(fd, events)
-        # Rounded up: a wait that ends early would be taken for a time-out.
+        # Rounded up: a wait that ends early would look like a timeout.
         ready = poller.poll(None if timeout is None else int(max(timeout, 0.0) * 1000 + 0.999))
         return ready[0][1] if ready else 0
 
@@ -145,9 +145,9 @@ LINUX: Final = Linux()
 
 
 def issue(system: System, fd: int, number: int, command: Buffer) -> tuple[int, Block]:
-    """Issue a command, again after each signal: 0 or the errno, and what it left behind.
+    """Issue a command, again after each signal; returns 0 or the errno, and the struct after the call.
 
-    A sync SEND that is issued again waits for the same reply (SYNC-3).
+    A synchronous SEND that is issued again waits for the same reply (SYNC-3).
     """
     block = Block(command)
     while True:
@@ -157,6 +157,6 @@ def issue(system: System, fd: int, number: int, command: Buffer) -> tuple[int, B
 
 
 def check(error: int, name: str) -> None:
-    """Raise the OSError of a failed command called `name`."""
+    """Raise an OSError that names the command, unless `error` is 0."""
     if error:
         raise OSError(error, os.strerror(error), name)
