@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Link:
-    """Values that go to the other process and come from it; a descriptor can go along."""
+    """A connection to another process for values and descriptors."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._socket = channel
@@ -34,7 +34,7 @@ class Link:
         self._socket.sendall(_HEAD.pack(len(data)) + data)
 
     def hear(self, what: str = "the other side", timeout: float = PATIENCE) -> Any:
-        """The next value.  AssertionError after `timeout` seconds, EOFError when there will be none."""
+        """The next value.  AssertionError after `timeout` seconds, EOFError at the end."""
         end = time.monotonic() + timeout
         (size,) = _HEAD.unpack(self._exactly(_HEAD.size, what, end, timeout))
         return pickle.loads(self._exactly(size, what, end, timeout))
@@ -55,7 +55,7 @@ class Link:
         socket.send_fds(self._socket, [b"!"], [fd])
 
     def hear_fd(self, what: str = "a descriptor", timeout: float = PATIENCE) -> int:
-        """The next value, which is a descriptor."""
+        """The next value, which must be a descriptor."""
         if not select.select([self._socket], [], [], timeout)[0]:
             raise AssertionError(f"waited {timeout:g} s for {what}")
         return int(socket.recv_fds(self._socket, 1, 1)[1][0])
@@ -65,7 +65,7 @@ class Link:
 
 
 class Actor:
-    """A child process that runs `play(link)`: the test's end of it."""
+    """A child process that runs `play(link)`, as seen by the test."""
 
     def __init__(self, play: Callable[[Link], Any], uid: int | None, name: str) -> None:
         ours, theirs = socket.socketpair()
@@ -83,11 +83,11 @@ class Actor:
         self._pidfd = os.pidfd_open(self.pid)
 
     def say(self, value: Any = None) -> None:
-        """Tell it something."""
+        """Send it a value."""
         self.link.say(value)
 
     def hear(self, what: str, timeout: float = PATIENCE) -> Any:
-        """What it says next; AssertionError with its traceback if it failed instead."""
+        """The next value that it sends; AssertionError with its traceback if it failed instead."""
         try:
             kind, value = self.link.hear(f"{what} of {self.name}", timeout)
         except (EOFError, ConnectionResetError):
@@ -98,18 +98,18 @@ class Actor:
         return value
 
     def result(self, timeout: float = PATIENCE) -> Any:
-        """What its function returned, after the process has ended."""
+        """The return value of its function, after the process has ended."""
         value = self.hear("its result", timeout)
         self.wait(timeout)
         return value
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal, if it is there."""
+        """Send it a signal, if it still exists."""
         if self.status is None:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Its exit code, negative for a signal."""
+        """Wait for its end; returns the exit code, negative for a signal."""
         if self.status is None:
             if not select.select([self._pidfd], [], [], timeout)[0]:
                 where = _where(self.pid)
@@ -118,7 +118,7 @@ class Actor:
         return self.status
 
     def clean_up(self) -> None:
-        """End it whatever it does."""
+        """End it, whatever its state."""
         try:
             if self.status is None:
                 self.kill()
@@ -129,7 +129,7 @@ class Actor:
 
 
 class _Told(Link):
-    """The child's end: what it says is marked as said, so that failures can be told from it."""
+    """The child's end of the link.  It marks values that are sent, to distinguish them from failures."""
 
     def say(self, value: Any = None) -> None:
         super().say(("said", value))
@@ -162,7 +162,7 @@ def _live(play: Callable[[Link], Any], link: Link, uid: int | None) -> NoReturn:
 
 
 def become(uid: int) -> None:
-    """Be that user for good, without privileges."""
+    """Become that user permanently, without privileges."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -182,7 +182,7 @@ class Actors:
         return actor
 
     def run(self, play: Callable[[], Any], *, uid: int | None = None, timeout: float = PATIENCE) -> Any:
-        """What `play()` returns in a child."""
+        """Run `play()` in a child; returns its result."""
         actor = Actor(lambda link: play(), uid, getattr(play, "__name__", "client"))
         try:
             return actor.result(timeout)
@@ -195,7 +195,7 @@ class Actors:
 
 
 def until(what: str, condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    """Wait until `condition()` is true; what it gave.  AssertionError after `timeout` seconds."""
+    """Wait until `condition()` is true; returns its value.  AssertionError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         found = condition()

@@ -1,4 +1,4 @@
-"""What can be wrong with a command whatever it is, for every kind of descriptor, with the errnos that it must give."""
+"""Errors that any command can have, for every kind of descriptor, with the errno that each must give."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _CONNECTED = frozenset(NAMES) - {c.CMD_BUS_MAKE, c.CMD_ENDPOINT_MAKE, c.CMD_HELL
 _ASKING = frozenset((c.CMD_NAME_LIST, c.CMD_CONN_INFO, c.CMD_BUS_CREATOR_INFO))
 _RECEIVING = _ASKING | {c.CMD_RECV, c.CMD_FREE}
 
-# What a kind of descriptor takes; and the errno that its other commands give, those of connections and unknown ones
+# For each kind of descriptor: the commands that it takes, and the errno of other commands of connections and of
+# unknown ones
 # (GEN-1 to GEN-4, FS-22, BUS-1, BYE-4).
 KINDS: dict[str, tuple[frozenset[int], int, int]] = {
     "control": (frozenset((c.CMD_BUS_MAKE,)), errno.ENOTTY, errno.ENOTTY),
@@ -57,9 +58,9 @@ def refusal(kind: str, number: int) -> int:
 
 
 class Files:
-    """One descriptor of each kind, made again when a command has made another of it.
+    """One descriptor of each kind, which is replaced when a command has changed its kind.
 
-    path: of the endpoint that they belong to; without it that of a bus of their own.
+    path: of the endpoint that they belong to; without it, the endpoint of a new bus.
     """
 
     def __init__(self, root: os.PathLike[str], path: str | None = None) -> None:
@@ -109,13 +110,13 @@ class Files:
         return encode.fileno(self[kind])
 
     def renew(self, kind: str) -> None:
-        """Forget a descriptor that is not what it was."""
+        """Replace a descriptor whose kind has changed."""
         made = self._made.pop(kind)
         os.close(made) if isinstance(made, int) else made.close()
 
 
 class Memory:
-    """Addresses of every bad kind; `edge` is the end of what can be read."""
+    """Addresses of every bad kind; `edge` is the end of readable memory."""
 
     def __init__(self) -> None:
         page = mmap.PAGESIZE
@@ -137,13 +138,13 @@ class Memory:
         assert self._protect(self.unmapped, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0) == 0
 
     def before_edge(self, data: bytes) -> int:
-        """The address of `data` that ends where the readable memory does."""
+        """The address of a copy of `data` that ends at the end of readable memory."""
         at = self.edge - len(data)
         self._view[at - self._address : self.edge - self._address] = data
         return at
 
     def as_read_only(self, data: bytes) -> int:
-        """The address of `data` in memory that cannot be written."""
+        """The address of a copy of `data` in read-only memory."""
         at = self.read_only - self._address
         self._protect(self.read_only, mmap.PROT_READ | mmap.PROT_WRITE)
         self._view[at : at + len(data)] = data
@@ -152,7 +153,7 @@ class Memory:
 
 
 def pointer_cases(command: Command, memory: Memory, refused: int) -> Iterator[tuple[str, bytes | int, int, set[int]]]:
-    """Name, argument, misalignment, and errnos: GEN-5, GEN-11 and what the kernel does before it asks."""
+    """Name, argument, misalignment, and errnos: GEN-5, GEN-11, and checks that the kernel makes first."""
     good = encode.command(command.number)
     for name, address in (
         ("NULL", 0),
@@ -164,7 +165,7 @@ def pointer_cases(command: Command, memory: Memory, refused: int) -> Iterator[tu
         yield name, address, 0, {errno.EFAULT}
     for misalign in (1, 4):
         yield f"misaligned by {misalign}", good, misalign, {refused or errno.EFAULT}
-    # The answer of a refused command may be copied out, too.
+    # The kernel may also fail to copy out the answer of a refused command.
     read_only = memory.as_read_only(good)
     yield "read-only", read_only, 0, {refused, errno.EFAULT} if refused else {errno.EFAULT}
     longer = encode.command(command.number, items=bytes(16))
@@ -202,7 +203,7 @@ def content_cases(command: Command, refused: int) -> Iterator[tuple[str, bytes, 
 
 
 def try_everything(files: Files) -> tuple[int, list[str]]:
-    """Every case of every command on every kind of descriptor: how many there were, and what was answered wrongly."""
+    """Every case of every command on every kind of descriptor; returns their number, and the wrong answers."""
     memory = Memory()
     wrong = []
     count = 0
@@ -210,7 +211,7 @@ def try_everything(files: Files) -> tuple[int, list[str]]:
         for command in COMMANDS.values():
             refused = refusal(kind, command.number)
             general = itertools.chain(size_cases(command, refused), content_cases(command, refused))
-            # One at a time: those about pointers share the memory.
+            # One at a time: cases about pointers share the memory.
             cases = itertools.chain(general, pointer_cases(command, memory, refused))
             for name, argument, misalign, expected in cases:
                 error, _ = raw.raw_ioctl(files.fd(kind), command.number, argument, misalign=misalign)

@@ -1,4 +1,4 @@
-"""The behaviours of the specifications of kdbus v3 and of bus1 by group and number: ids only, `SEND-1` and so on."""
+"""The ids of all behaviours in the specifications, by group: `SEND-1` and so on."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ BUS1_GROUPS: Final = {
     "POOL": 3,
     "FUSE": 9,
 }
-"""Those of bus1, whose ids are `B1-SEND-1` and so on."""
+"""The groups of bus1, whose ids are `B1-SEND-1` and so on."""
 
 LAST_GROUPS: Final = {"L": 128}
-"""Of the last kdbus, where it differs from v3."""
+"""The groups of the last kdbus, for its differences from v3."""
 
 GROUPS: Final = {**V3_GROUPS, **LAST_GROUPS}
 

@@ -1,4 +1,4 @@
-"""The C programs of tests/hostile, built and run."""
+"""Builds and runs the C programs of tests/hostile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPTIONS = ("-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-I", str(ROOT / "
 
 
 def run(name: str, *arguments: str, uid: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run tests/hostile/NAME.c as user `uid`, without further groups; whatever its exit code is."""
+    """Run tests/hostile/NAME.c as user `uid` without supplementary groups; returns the result."""
     with tempfile.TemporaryDirectory(prefix="kdbusfs-") as directory:
         Path(directory).chmod(0o755)
         program = Path(directory) / name

@@ -1,4 +1,4 @@
-"""Control groups of a test's own, in either version of the interface."""
+"""Temporary control groups for a test, in either version of the interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Group:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Have this process in it, for what it starts."""
+        """Move this process in, so that its new children are in the group."""
         self.add(os.getpid())
         try:
             yield
@@ -33,7 +33,7 @@ class Group:
             self.dismiss(os.getpid())
 
     def dismiss(self, pid: int) -> None:
-        """Move the process to where the group was made."""
+        """Move the process back to the parent group."""
         (self.home / "cgroup.procs").write_text(str(pid))
 
     def add(self, pid: int) -> None:
@@ -41,7 +41,7 @@ class Group:
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def freeze(self, freezes: bool) -> None:
-        """Of a group with `freezer`."""
+        """Freeze or thaw a group with `freezer`."""
         if self.is_v2:
             self.write("cgroup.freeze", int(freezes))
         else:
@@ -49,7 +49,7 @@ class Group:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether all of it is."""
+        """Whether all its tasks are frozen."""
         if self.is_v2:
             return "frozen 1" in self.read("cgroup.events")
         return self.read("freezer.state") == "FROZEN"
@@ -62,7 +62,7 @@ class Group:
 
 
 def _home(controller: str) -> tuple[Path, bool]:
-    """Where a group with `controller` can be made."""
+    """The directory in which a group with `controller` can be made."""
     v1 = _ROOT / controller
     if (v1 / "cgroup.procs").exists():
         return v1, False
@@ -78,7 +78,7 @@ def _home(controller: str) -> tuple[Path, bool]:
 
 @contextlib.contextmanager
 def group(controller: str) -> Iterator[Group]:
-    """A fresh group with `controller`, which must be empty in the end.  Skips where that cannot be."""
+    """A new group with `controller`, which must be empty at the end.  Skips the test if it cannot be made."""
     home, is_v2 = _home(controller)
     try:
         path = Path(tempfile.mkdtemp(prefix="kdbusfs-test-", dir=home))

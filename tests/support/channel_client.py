@@ -1,4 +1,4 @@
-"""What the clients of the channel's tests do; run as a program it is a client of its own."""
+"""Clients for the tests of the channel; as a program, one client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ioctl(fd: int, number: int, argument: Any = 0) -> int:
 
 
 def aligned(data: bytes, offset: int = 0) -> Any:
-    """A buffer whose start, `offset` bytes past a multiple of 8, holds `data`."""
+    """A buffer that begins with `data`, at an address `offset` bytes past a multiple of 8."""
     raw = ctypes.create_string_buffer(len(data) + 16)
     start = ((ctypes.addressof(raw) + 7) & ~7) + offset
     buffer = (ctypes.c_char * len(data)).from_address(start)
@@ -38,7 +38,7 @@ def send_struct(message: int, flags: int = 0, size: int = 72) -> Any:
 
 
 def sync_send(fd: int) -> int:
-    """A send that waits for its reply."""
+    """A synchronous SEND."""
     message = aligned(struct.pack("<Q", 64) + bytes(56))
     return ioctl(fd, c.CMD_SEND, send_struct(ctypes.addressof(message), c.SEND_SYNC_REPLY))
 
@@ -47,7 +47,7 @@ def main() -> None:
     path, action = sys.argv[1:3]
     fd = open(path, "rb", buffering=0)  # noqa: SIM115 - for the life of the process
     if action == "threaded":
-        # A thread other than the first one waits; the id of the one that does is told.
+        # A thread other than the first waits; its id is printed.
         def wait() -> None:
             print(threading.get_native_id(), flush=True)
             print(sync_send(fd.fileno()), flush=True)

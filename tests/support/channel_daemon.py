@@ -1,6 +1,6 @@
 """Serves a mount of the fake domain: `channel_daemon.py MOUNTPOINT [TREE_TIMEOUT_MS]`.
 
-Says "ready" when it is mounted, and what it knows at its end as one line of JSON.
+Prints "ready" when it is mounted, and at its end one line of JSON with its counters.
 """
 
 from __future__ import annotations

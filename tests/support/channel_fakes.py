@@ -1,4 +1,4 @@
-"""A domain, handles and calls in memory, as far as the channel and its requests need them."""
+"""A minimal fake domain with handles and calls, for tests of the channel and its requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BASE = 100
 
 
 class Caller(CoreCaller):
-    """Stands for the host's caller."""
+    """A fake of the host's caller."""
 
     tid = 0
     pidfd = -1
@@ -54,7 +54,7 @@ class Caller(CoreCaller):
 
 
 class Domain(ServedDomain):
-    """One counter of messages that all handles share, and the calls that wait."""
+    """A counter of messages that all handles share, and the calls that wait."""
 
     def __init__(self) -> None:
         self.changed: list[Any] = []
@@ -154,7 +154,7 @@ def _free(handle: Handle, call: Call) -> int:
 
 
 def _recv(handle: Handle, call: Call) -> int:
-    """Tells in return_flags what was copied, beside an error: the struct travels back with it."""
+    """Reports the copied size in return_flags together with an error: the struct is copied out despite it."""
     if call.error:
         raise CommandError(call.error)
     call.command[24:32] = len(call.command).to_bytes(8, "little")
@@ -176,7 +176,7 @@ def _send(handle: Handle, call: Call) -> int:
 
 
 def _info(handle: Handle, call: Call) -> int:
-    """The sum of all bytes behind the fixed struct, and the last of them."""
+    """Returns the sum of all bytes behind the fixed struct, and the last byte."""
     if call.error:
         raise CommandError(call.error)
     call.command[40:48] = sum(call.command[56:]).to_bytes(8, "little")

@@ -1,4 +1,4 @@
-"""The least tree that shows the split: a file of the domain's, one of text, and a name that never answers."""
+"""A minimal tree: a file of the domain, a text file, and a name whose lookup never answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tree(pyfuse3.Operations):
         return FILE_INO if nodeid >= FIRST_NODEID else nodeid
 
     def set_up(self, granted: int) -> None:
-        """Nothing here depends on it."""
+        """No effect."""
 
     def _attributes(self, nodeid: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()

@@ -1,4 +1,4 @@
-"""A healthy pair of connections, beside whatever others do."""
+"""A pair of well-behaved connections that talk while others misbehave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made of the checkout for tests: by make, as from a shell."""
+"""Builds in the checkout with make, as from a shell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUILD_PATIENCE = 900  # seconds; compiling takes a minute, and longer on a busy 
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """While this worker of pytest-xdist builds in the checkout, no other does."""
+    """A lock: only one worker of pytest-xdist builds in the checkout at a time."""
     with open(ROOT / "Makefile", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -31,6 +31,6 @@ def make(*arguments: str) -> str:
 
 
 def lend_dependencies(home: Path) -> None:
-    """Let a virtual environment have the packages that ours has, without asking a registry for them again."""
+    """Make the packages of our virtual environment available in another, without downloading them."""
     site = next(home.glob("lib/python*/site-packages"))
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")

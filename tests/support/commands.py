@@ -1,4 +1,4 @@
-"""Commands that tests run, and the daemons that these leave behind."""
+"""Helpers to run commands, and to wait for background daemons."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ EXERCISE = (sys.executable, str(ROOT / "tests/support/exercise.py"))
 
 
 def run(*command: object, **keywords: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, which has to come within four minutes."""
+    """Run a command, for four minutes at most; returns the result."""
     merged = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 240, "check": False}
     return subprocess.run([str(word) for word in command], **{**merged, **keywords})
 
 
 def done(*command: object, **keywords: Any) -> str:
-    """Run a command that has to succeed, with nothing on stderr; gives its stdout."""
+    """Run a command that must succeed without output on stderr; returns its stdout."""
     ended = run(*command, **keywords)
     assert (ended.returncode, ended.stderr) == (0, ""), ended
     return ended.stdout
 
 
 def complaint(*command: object, **keywords: Any) -> tuple[int, str]:
-    """Run a command that has to fail with one line on stderr and nothing else; gives its exit code and that line."""
+    """Run a command that must fail with exactly one line on stderr; returns its exit code and that line."""
     ended = run(*command, **keywords)
     assert ended.returncode != 0 and ended.stdout == "" and ended.stderr.count("\n") == 1, ended
     return ended.returncode, ended.stderr.rstrip("\n")
@@ -53,17 +53,17 @@ def mounted(path: Path) -> Mount:
 
 
 def connection_of(mount: Mount) -> Path:
-    """Where the kernel lists the connection of a mount, as long as anybody has it."""
+    """The directory of the FUSE connection of a mount in sysfs, which exists as long as the connection."""
     return Path("/sys/fs/fuse/connections", str(mount.connection))
 
 
 def wait_for(path: Path | str) -> None:
-    """Return when a domain answers at `path`; another process looks, which can be ended if that hangs."""
+    """Wait until a domain answers at `path`.  A child process checks, which can be killed if it hangs."""
     done("sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done', "sh", f"{path}/control", timeout=120)
 
 
 def wait_for_end(mount: Mount, patience: float = 120.0) -> None:
-    """Return when a daemon that is nobody's child has let go of its mount; AssertionError if it does not."""
+    """Wait until a background daemon has released its mount; AssertionError if it does not."""
     limit = time.monotonic() + patience
     while connection_of(mount).exists():
         assert time.monotonic() < limit, f"waited {patience:g} s for the daemon of {mount.path} to end"
@@ -71,7 +71,7 @@ def wait_for_end(mount: Mount, patience: float = 120.0) -> None:
 
 
 def umount(path: Path, under: str | None = None) -> None:
-    """Unmount the domain at `path` with umount(8), and wait for its daemon's end; `under` is what shows up there."""
+    """Unmount the domain at `path` with umount(8), and wait for its daemon's end; `under`: entries that appear there."""
     mount = mounted(path)
     done("umount", path)
     entry = visible_mount(str(path))
@@ -87,7 +87,7 @@ def access(path: Path) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def covered(path: Path) -> Iterator[Path]:
-    """A directory of the system that a test may write to: what it writes is gone afterwards."""
+    """Cover a directory of the system, so that changes of the test are gone afterwards."""
     with tempfile.TemporaryDirectory() as aside:
         done("mount", "-t", "tmpfs", "none", aside)
         try:
@@ -107,6 +107,6 @@ def covered(path: Path) -> Iterator[Path]:
 
 
 def kernel_mount(path: Path, fuse_fd: int, more: str) -> None:
-    """What a container manager does before it starts the daemon."""
+    """Mount as a container manager does before it starts the daemon."""
     data = f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0{more}".encode()
     assert _libc.mount(b"early", bytes(path), b"fuse.kdbusfs", 6, data) == 0, os.strerror(ctypes.get_errno())

@@ -29,7 +29,7 @@ class _Program(ctypes.Structure):
 
 
 def confine(refused: dict[str, int]) -> None:
-    """Put this process under a filter that refuses the calls with those errno.  Raises OSError."""
+    """Install a seccomp filter in this process that refuses calls with these errno.  Raises OSError."""
     numbers = _NUMBERS[os.uname().machine]
     lines = [_Instruction(_LOAD, 0, 0, 0)]
     for name, error in refused.items():

@@ -1,7 +1,7 @@
-"""Writes docs/conformance.md: every behaviour, and the tests or the deviation that stand for it; the same for bus1.
+"""Writes docs/conformance.md: every behaviour with its tests or deviation; the same for bus1.
 
-A test holds a behaviour if its name begins with the id (`test_send_17_...`, `test_match_12_lim_9_...`) or its docstring
-names it (`SEND-17`, `REP-14 to REP-18`).
+A test covers a behaviour if its name begins with the id (`test_send_17_...`, `test_match_12_lim_9_...`) or its
+docstring names it (`SEND-17`, `REP-14 to REP-18`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PREFIX = re.compile(rf"_({_GROUP.lower().replace('-', '_')})((?:_\d+)+)(?=_|$)"
 
 @dataclass(frozen=True)
 class Holder:
-    """A test function: the file that it stands in, relative to the project, and its name with that of its class."""
+    """A test function: its file, relative to the project, and its name with that of its class."""
 
     file: str
     name: str
@@ -38,7 +38,7 @@ class Holder:
 
 @dataclass
 class Account:
-    """Who stands for which id; `unknown` has the ids that are named and do not exist, with who names them."""
+    """The tests and deviations of each id; `unknown` has ids that do not exist, with the place that names them."""
 
     tests: dict[str, list[Holder]] = field(default_factory=dict)
     deviations: dict[str, int] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Account:
 
     @property
     def missing(self) -> list[str]:
-        """What of kdbus nobody stands for."""
+        """The ids of kdbus without a test or deviation."""
         return self.missing_of(IDS)
 
     def missing_of(self, ids: tuple[str, ...]) -> list[str]:
@@ -54,7 +54,7 @@ class Account:
 
 
 def mentioned(text: str) -> Iterator[str]:
-    """The ids in prose, those of ranges one by one."""
+    """The ids in prose; ranges are expanded."""
     for group, first, other_group, last in _MENTION.findall(text):
         if not last or (other_group and other_group != group):
             yield f"{group}-{first}"
@@ -85,7 +85,7 @@ def test_functions(source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def take_account() -> Account:
-    """Read the tests and the deviations as they are now."""
+    """Read the tests and the deviations."""
     account = Account()
     known = {*IDS, *BUS1_IDS}
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -106,7 +106,7 @@ def take_account() -> Account:
 
 
 def _subject(line: str) -> str:
-    """What a line of the deviations is about: the bold beginning of a list entry, or the first cell of a table row."""
+    """The subject of a line of the deviations: the bold beginning of a list entry, or the first cell of a table row."""
     if line.startswith("- **"):
         return line.split("**")[1]
     return line.split("|")[1] if line.startswith("| ") else ""
@@ -168,7 +168,7 @@ def bus1_document(account: Account) -> str:
 
 
 def _counts(account: Account, ids: tuple[str, ...]) -> tuple[int, int, int]:
-    """How many of them are held by tests, by tests and deviations, by deviations alone."""
+    """The number of ids with tests, with tests and deviations, with deviations alone."""
     held = sum(each in account.tests for each in ids)
     both = sum(each in account.tests and each in account.deviations for each in ids)
     return held, both, sum(each not in account.tests and each in account.deviations for each in ids)

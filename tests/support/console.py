@@ -1,4 +1,4 @@
-"""A shell in namespaces of its own, into which the commands of a document are typed one after the other."""
+"""A shell in separate namespaces that runs the commands of a document one after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 DOMAIN = "/run/kdbusfs"
 COMMAND_PATIENCE = 240.0  # seconds that a command may take
-READY_PATIENCE = 240.0  # seconds until what runs in the background must have shown what it shows
+READY_PATIENCE = 240.0  # seconds until a background command must have printed its output
 _END = "@@end@@"
 
 # /run and /mnt are empty directories here: documents may name mount points that exist nowhere else.  Our helpers come
@@ -34,11 +34,11 @@ set +e
 
 
 class ConsoleError(AssertionError):
-    """A command that failed, hung, or printed something else than the document shows."""
+    """A command failed, hung, or printed other output than the document shows."""
 
 
 class Console:
-    """One shell; whatever it has started ends with it, in a pid namespace of its own.
+    """One shell in its own pid namespace; all its processes end with it.
 
     programs: a directory that comes first on PATH; helpers: where those of mount(8) are; directory: where the commands
     are given; scratch: for logs.
@@ -71,7 +71,7 @@ class Console:
         self.run(_SETUP.format(domain=DOMAIN, helpers=shlex.quote(str(helpers))))
 
     def run(self, command: str, patience: float = COMMAND_PATIENCE) -> str:
-        """What the command prints; ConsoleError unless its exit code is 0."""
+        """Run a command and return its output; ConsoleError unless its exit code is 0."""
         assert self._shell.stdin is not None
         # Read as a whole, and evaluated without input, so that no command can swallow the next one.
         self._shell.stdin.write(f"eval {shlex.quote(command)} </dev/null; printf '\\n{_END} %s\\n' $?\n".encode())
@@ -82,14 +82,14 @@ class Console:
         return output
 
     def run_job(self, command: str) -> Path:
-        """Start a command that ends in `&`; gives the file of its output, which does not mix with that of others."""
+        """Start a command that ends in `&`; returns the file of its output, which only it writes."""
         self._jobs += 1
         log = self._scratch / f"job-{self._jobs}"
         self.run(f"exec 8>&1 9>&2 >{shlex.quote(str(log))} 2>&1\n{command}\nexec >&8 2>&9 8>&- 9>&-")
         return log
 
     def run_until_the_end(self, command: str, ready: str) -> None:
-        """Start what a reader would start in a shell of its own, and wait until the file `ready` is there."""
+        """Start a command that a reader would run in a second shell, and wait until the file `ready` exists."""
         log = self.run_job(f"env --default-signal=INT setsid bash -c {shlex.quote(command)} &")
         self._foreground = int(self.run("echo $!"))
         waiting = f"for i in $(seq 2400); do [ -e {shlex.quote(ready)} ] && exit; kill -0 $! || exit 1; sleep 0.1; done"
@@ -99,7 +99,7 @@ class Console:
             raise ConsoleError(f"$ {command}\n{log.read_text()}\n{ready} does not appear") from None
 
     def interrupt(self) -> None:
-        """Ctrl-C for what was started by `run_until_the_end`; it must end, and its mount with it."""
+        """Send Ctrl-C to the command of `run_until_the_end`; it must end, and its mount with it."""
         if self._foreground is None:
             return
         pid, self._foreground = self._foreground, None
@@ -109,13 +109,13 @@ class Console:
         self.check_unmounted()
 
     def mount_domain(self) -> None:
-        """A domain at /run/kdbusfs for documents that take one for granted."""
+        """Mount a domain at /run/kdbusfs, which documents assume."""
         log = shlex.quote(str(self._scratch / "daemon"))
         self.run(f"kdbusfs kdbusfs {DOMAIN} -f >{log} 2>&1 & daemon=$!")
         self.run(f"for i in $(seq 2400); do [ -e {DOMAIN}/control ] && break; sleep 0.1; done; [ -e {DOMAIN}/control ]")
 
     def unmount_domain(self) -> None:
-        """The daemon must end with exit code 0, and have had nothing to say."""
+        """Unmount it; the daemon must end with exit code 0 and without output."""
         log = self._scratch / "daemon"
         try:
             self.run("kill $daemon && wait $daemon")
@@ -126,11 +126,11 @@ class Console:
         self.check_unmounted()
 
     def check_unmounted(self) -> None:
-        """Nothing of ours may be left."""
+        """Check that no mount of kdbusfs is left."""
         self.run("! grep fuse.kdbusfs /proc/mounts")
 
     def close(self) -> None:
-        """End everything, whatever state it is in."""
+        """End all processes, whatever their state."""
         self._shell.kill()
         self._shell.wait()
         for pipe in (self._shell.stdin, self._shell.stdout):

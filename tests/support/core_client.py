@@ -35,7 +35,7 @@ def walk_items(data: bytes | bytearray, start: int, end: int) -> list[RawItem]:
 
 @dataclass
 class Received:
-    """A message as a client finds it in its pool."""
+    """A received message, parsed from the pool."""
 
     offset: int
     size: int
@@ -95,7 +95,7 @@ class Client:
 
     @property
     def last_call(self) -> Call:
-        """The last command, which there must have been."""
+        """The last command; there must have been one."""
         assert self._last_call is not None, "no command yet"
         return self._last_call
 
@@ -105,13 +105,13 @@ class Client:
 
     @property
     def endpoint(self) -> EndpointHandle:
-        """The file, which must be one of an endpoint."""
+        """The handle, which must be that of an endpoint file."""
         assert isinstance(self.handle, EndpointHandle)
         return self.handle
 
     @property
     def memory(self) -> FakeMemory:
-        """What backs the pool."""
+        """The memory of the pool."""
         memory = self.endpoint.memory
         assert isinstance(memory, FakeMemory)
         return memory
@@ -119,7 +119,7 @@ class Client:
     # Raw commands
 
     def call(self, number: int, fixed: bytes, items: bytes = b"", *, size: int | None = None) -> Call:
-        """A Call as the channel would make it, of a struct whose first u64 is filled in."""
+        """A Call as the channel would make it; fills in the size, the first u64 of the struct."""
         whole = bytearray(fixed + items)
         whole[:8] = pack("<Q", len(whole) if size is None else size)
         call = Call()
@@ -151,7 +151,7 @@ class Client:
         return int.from_bytes(self.process.read(self.last_call.address + offset, 8), "little")
 
     def out(self, offset: int) -> int:
-        """The u64 at `offset` of the struct that travels back."""
+        """The u64 at `offset` of the struct that is copied out."""
         value: int = unpack_from("<Q", self.last, offset)[0]
         return value
 
@@ -212,13 +212,13 @@ class Client:
         return self.command(c.CMD_RECV, pack("<QQQQqQQQQ", 0, flags, 0, 0, priority, 0, 0, 0, 0))
 
     def receive(self, *, flags: int = 0, priority: int = 0) -> Received:
-        """RECV that must succeed, and the message parsed."""
+        """RECV, which must succeed; returns the parsed message."""
         result = self.recv(flags=flags, priority=priority)
         assert result == 0, result
         return self.read_message(*unpack_from("<QQQ", self.last, 48))
 
     def last_message(self) -> Received:
-        """The message that the last command was a RECV or sync SEND of."""
+        """The message that the last command, a RECV or synchronous SEND, returned."""
         return self.read_message(*unpack_from("<QQQ", self.last_call.returned(72), 48))
 
     @property

@@ -14,7 +14,7 @@ from .fake_host import FakeFile, FakeProcess, sealed_memfd
 
 
 class RequestFields(TypedDict, total=False):
-    """What a request may have beside its destination, cookie and deadline."""
+    """Optional arguments of a request."""
 
     priority: int
     src: int
@@ -24,7 +24,7 @@ class RequestFields(TypedDict, total=False):
 
 
 class ReplyFields(TypedDict, total=False):
-    """What a reply may have beside its destination and the cookie of its request."""
+    """Optional arguments of a reply."""
 
     flags: int
     priority: int
@@ -37,7 +37,7 @@ class ReplyFields(TypedDict, total=False):
 
 
 class SignalFields(TypedDict, total=False):
-    """What a signal may have beside its destination and its items."""
+    """Optional arguments of a signal."""
 
     priority: int
     src: int
@@ -53,7 +53,7 @@ FAR = 10**15
 
 
 def drain(client: Client) -> list[Received]:
-    """Everything that is queued, received with its descriptors and freed."""
+    """Receive and free all queued messages, with their descriptors."""
     messages = []
     while (result := client.recv()) == 0:
         messages.append(client.last_message())
@@ -65,7 +65,7 @@ def drain(client: Client) -> list[Received]:
 
 
 def cookies(client: Client) -> list[int]:
-    """The cookies of all that is queued, received and freed."""
+    """Receive and free all queued messages; returns their cookies."""
     return [message.cookie for message in drain(client)]
 
 
@@ -155,7 +155,7 @@ def event(message: Received) -> tuple[Any, ...]:
 
 
 def events(client: Client) -> list[tuple[Any, ...]]:
-    """All that is queued, as `event` has it."""
+    """Receive all queued messages; returns them as `event` does."""
     return [event(message) for message in drain(client)]
 
 
@@ -167,12 +167,12 @@ def observer(world: World) -> Client:
 
 
 def listening(world: World) -> int:
-    """How many matches the index of the bus has, of all classes."""
+    """The number of matches in the index of the bus."""
     return sum(len(index) for index in world.domain.buses["1000-test"].listeners.values())
 
 
 def results(world: World) -> list[int]:
-    """The results of the deferred calls that ended since the last look."""
+    """The results of the deferred calls that ended since the last call."""
     done = [call.result for call in world.domain.completed]
     world.domain.completed.clear()
     return done
@@ -184,12 +184,12 @@ def expire(world: World, now: int) -> None:
 
 
 def slots(client: Client) -> int:
-    """Request slots that the connection's trackers take."""
+    """The number of request slots that the connection's trackers occupy."""
     return client.connection.requests.count
 
 
 def at_rest(client: Client) -> bool:
-    """Whether the connection holds nothing of any message: no slice, queue entry, tracker or request slot."""
+    """Whether the connection holds no resource of any message: no slice, queue entry, tracker or request slot."""
     connection = client.connection
     return not (
         connection.pool.slices

@@ -1,4 +1,4 @@
-"""Clients that use all of kdbus at once until they are killed, or their bus is gone."""
+"""Clients that use all features of kdbus at random, until they are killed or their bus ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = [f"org.example.Crew{number}" for number in range(4)]
 STRANGER = 1000
 """The uid of members that are not privileged on the bus."""
 
-# What the doings of others, or their sudden death, or that of the bus, may mean for a command.
+# Errno that a command may get because of other clients, their death, or the end of the bus.
 _NAMES_OF_EXPECTED = """
     EADDRNOTAVAIL EAGAIN EALREADY EBUSY ECANCELED ECOMM ECONNRESET EEXIST EMLINK ENOBUFS ENOENT ENXIO EPERM EPIPE
     EREMCHG EREMOTEIO ESHUTDOWN ESRCH ETIMEDOUT EXFULL
@@ -55,7 +55,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def tried(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """What `call` returns; None where it fails for what others do, or tells of lost messages."""
+    """The result of `call`; None if it fails because of others, or reports lost messages."""
     try:
         return call(*arguments, **keywords)
     except Lost:
@@ -67,7 +67,7 @@ def tried(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
 
 
 def drain(connection: Connection, each: Callable[[Message], object] = lambda message: None) -> None:
-    """Receive and free what is queued, `each` message looked at."""
+    """Receive and free all queued messages; calls `each` with every one."""
     for _ in range(_FULL_QUEUE):
         if not tried(connection.wait, 0):
             return
@@ -81,7 +81,7 @@ def drain(connection: Connection, each: Callable[[Message], object] = lambda mes
 
 
 class _Member:
-    """One client process: `turn` after `turn` of its play."""
+    """One client process, which runs `turn` repeatedly."""
 
     def __init__(self, path: str, seed: int) -> None:
         self.path = path
@@ -136,7 +136,7 @@ class _Member:
                 drain(host, lambda request: self.answer(host, request))
 
     def visit_endpoint(self) -> None:
-        """Through an endpoint of another member, which may go at any time."""
+        """Connect through an endpoint of another member, which may end at any time."""
         directory = os.path.dirname(self.path)
         endpoints = [name for name in tried(os.listdir, directory) or [] if "crew" in name]
         if not endpoints:
@@ -183,7 +183,7 @@ class _Member:
             tried(service.release, names[0])
 
     def answer(self, service: Connection, request: Message) -> None:
-        """Or not."""
+        """Answer a request, or do not."""
         what = self.chance.random()
         if what < 0.1:
             tried(service.recv, drop=True)
@@ -207,7 +207,7 @@ class _Member:
                     drain(client)
 
     def block(self) -> None:
-        """Calls in three threads, with signals and with descriptors that cancel them."""
+        """Call in three threads, with signals and with descriptors that cancel the calls."""
         signal.signal(signal.SIGUSR1, lambda number, frame: None)
         signal.siginterrupt(signal.SIGUSR1, self.chance.random() < 0.3)
         reading, writing = os.pipe()
@@ -266,7 +266,7 @@ _ANYBODY = (_Member.visit_endpoint, _Member.implement, _Member.ask, _Member.bloc
 
 
 def _live(path: str, seed: int) -> None:
-    """Play until the bus is gone."""
+    """Run until the bus ends."""
     member = _Member(path, seed)
     privileged = member.chance.random() < 0.7
     if not privileged:
@@ -284,7 +284,7 @@ def _live(path: str, seed: int) -> None:
 
 
 class Crew:
-    """Members on the bus at `path`, chosen by `seed`; to be used in a client process, which they do not outlive."""
+    """Members on the bus at `path`, chosen by `seed`.  Use it in a client process; the members end with that."""
 
     def __init__(self, path: str, seed: int, size: int) -> None:
         self._path = path
@@ -313,7 +313,7 @@ class Crew:
         self._members.append((pid, os.pidfd_open(pid)))
 
     def replace(self, index: int) -> None:
-        """Kill a member, and hire another.  AssertionError if it had ended by itself."""
+        """Kill a member, and start another.  AssertionError if it had ended by itself."""
         pid, pidfd = self._members.pop(index % len(self._members))
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         code = _end(pid, pidfd)
@@ -321,7 +321,7 @@ class Crew:
         self._hire()
 
     def kill(self) -> None:
-        """Kill them all, at once."""
+        """Kill all members at once."""
         for _, pidfd in self._members:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         codes = [_end(*member) for member in self._members]
@@ -329,7 +329,7 @@ class Crew:
         assert set(codes) == {-signal.SIGKILL}, f"ended by themselves: {codes}"
 
     def wait(self) -> None:
-        """The end of them all, by themselves.  AssertionError if one failed, or does not end."""
+        """Wait until all members end by themselves.  AssertionError if one failed, or does not end."""
         codes = [_end(*member) for member in self._members]
         self._members.clear()
         assert not any(codes), f"failed: {codes}"

@@ -1,4 +1,4 @@
-"""kdbusctl as a process of its own: run to its end, or watched while it goes on."""
+"""Runs kdbusctl as a process: to its end, or in the background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 240.0  # seconds that a command may take
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without what would change kdbusctl, and with `more`.
+    """The environment without variables that affect kdbusctl, and with `more`.
 
     The workers of pytest-xdist have COLUMNS and LINES: readline sets them where it is imported, without a terminal too.
     """
@@ -32,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command has left: its exit code, and what it wrote."""
+    """The result of a command: its exit code and output."""
 
     code: int
     out: str
@@ -48,7 +48,7 @@ class Ended:
 
 
 def kdbusctl(*arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
-    """Run it to its end; `variables` go into the environment."""
+    """Run kdbusctl to its end; `variables` are added to the environment."""
     result = subprocess.run(
         [*COMMAND, *arguments],
         input=stdin,
@@ -61,12 +61,12 @@ def kdbusctl(*arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
 
 
 def refused(code: int, said: str, *arguments: str, **variables: str) -> None:
-    """It has to end with `code`, and one line that contains `said`."""
+    """Run kdbusctl, which must fail with `code` and one line that contains `said`."""
     check_refused(as_user(None, *arguments, **variables), code, said)
 
 
 def check_refused(ended: Ended, code: int, said: str) -> None:
-    """As above, for a command that was run already."""
+    """The same check for a command that has already run."""
     assert (ended.code, ended.out) == (code, ""), ended
     assert ended.err.startswith("kdbusctl: "), ended
     assert ended.err.count("\n") == 1, ended
@@ -74,7 +74,7 @@ def check_refused(ended: Ended, code: int, said: str) -> None:
 
 
 def as_user(uid: int | None, *arguments: str, **variables: str) -> Ended:
-    """Run it in a forked child, as another user if that is wanted, who need not be able to read this package."""
+    """Run it in a forked child, perhaps as another user, who need not be able to read this package."""
 
     def play() -> Ended:
         os.environ.pop("KDBUS_BUS", None)
@@ -104,7 +104,7 @@ def _import_everything() -> None:
 
 
 class Running:
-    """kdbusctl while it goes on: its lines as they come.  It ends with the `with` block, whatever happens."""
+    """A running kdbusctl; returns its lines as they come.  It ends with the `with` block."""
 
     def __init__(self, *arguments: str, **variables: str) -> None:
         self.process = subprocess.Popen(
@@ -147,19 +147,19 @@ class Running:
         return json.loads(self.line("a record"))
 
     def interrupt(self) -> int:
-        """Ctrl-C; gives the exit code."""
+        """Send Ctrl-C; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.wait()
 
     def wait(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait for its end; returns the exit code."""
         code = self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join(PATIENCE)
         return code
 
     def rest(self) -> tuple[list[str], list[str]]:
-        """What it has written beside what was read, once it has ended."""
+        """Wait for its end; returns the output that was not read yet."""
         return list(self._lines.queue), list(self._errors.queue)
 
     def __enter__(self) -> Self:

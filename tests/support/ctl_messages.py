@@ -1,4 +1,4 @@
-"""Messages as a monitor's pool holds them, made by hand, and who is who for them."""
+"""Builds messages as in a monitor's pool, with fake names for their connections."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dst_name(name: bytes) -> RawItem:
 
 
 def observe(payload: bytes = b"", *items: RawItem, kept: int | None = None, fds: int = 0, **header: int) -> Observed:
-    """A message with `payload` in one vector; `kept`: as if it were a memfd of which only so much was kept."""
+    """A message with `payload` in one vector; `kept`: as a memfd of which only so many bytes were kept."""
     vector = [(c.ITEM_PAYLOAD_OFF, VEC.pack(len(payload), 4096))] if payload else []
     passed = [(c.ITEM_FDS, pack("<i", -1) * fds)] if fds else []
     raw = message_bytes(*items, *vector, *passed, **header)

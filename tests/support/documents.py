@@ -1,4 +1,4 @@
-"""The code blocks of the documents, and what is said about running them (docs/hacking.md has the convention)."""
+"""The code blocks of the documents, and the comments that mark them (docs/hacking.md has the convention)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Block:
     marks: tuple[str, ...] = ()
 
     def mark(self, prefix: str) -> str | None:
-        """What a comment says behind `prefix`; None when there is none such."""
+        """The rest of the comment that begins with `prefix`; None if there is none."""
         for mark in self.marks:
             if mark.startswith(prefix):
                 return mark[len(prefix) :]
@@ -42,14 +42,14 @@ class Block:
 
     @property
     def file_name(self) -> str | None:
-        """A C file that names itself in its first line is to be written under that name."""
+        """The name to write a C file to, if its first line has one."""
         match = re.match(r"/\* ([\w-]+\.[ch]): ", self.text) if self.language == "c" else None
         return match[1] if match else None
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a console block, and the output that is shown; None when none is."""
+    """A command of a console block, and its output in the document, or None."""
 
     text: str
     expected: str | None
@@ -57,7 +57,7 @@ class Command:
 
 
 def documents() -> list[str]:
-    """All that people read, relative to the checkout; docs/conformance.md is generated and has no code."""
+    """All documents, relative to the checkout, except docs/conformance.md, which is generated and has no code."""
     pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/architecture/*.md"), *ROOT.glob("docs/man/*.rst")]
     names = sorted(str(path.relative_to(ROOT)) for path in pages if path.name != "conformance.md")
     return ["README.md", "CONTRIBUTING.md", "NEWS.md", *names]
@@ -70,7 +70,7 @@ def blocks(document: str) -> list[Block]:
 
 
 def marks(document: str) -> tuple[str, ...]:
-    """What is said about the document as a whole: all its comments."""
+    """All comments of the document."""
     text = (ROOT / document).read_text()
     found = re.findall(r"^<!-- (.*?) -->$|^\.\. ([a-z][^:\n]*(?::(?!:).*)?)$", text, re.MULTILINE)
     return tuple(markdown or restructured for markdown, restructured in found)
@@ -143,13 +143,13 @@ def _markdown(text: str) -> list[Block]:
 
 @cache
 def generate() -> None:
-    """Make what pages include and is not kept."""
+    """Generate files that pages include."""
     script = ROOT / "docs/man/kdbusctl.py"
     subprocess.run([sys.executable, str(script), str(ROOT / "build/man/kdbusctl.rst")], check=True, timeout=120)
 
 
 def doctree(path: Path) -> nodes.document:
-    """A reStructuredText file, parsed; every complaint is an error."""
+    """Parse a reStructuredText file; warnings are errors."""
     generate()
     tree: nodes.document = publish_doctree(path.read_text(), source_path=str(path), settings_overrides=_DOCUTILS)
     return tree

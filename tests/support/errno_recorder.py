@@ -1,7 +1,7 @@
-"""A plugin for pytest (`-p tests.support.errno_recorder`): notes every errno that the core has answered a command with.
+"""A plugin for pytest (`-p tests.support.errno_recorder`): records every errno that the core returns.
 
-They are written to the file that KDBUSFS_ERRNOS names, as a JSON object: the names for each command.
-Turns take no time here: what is watched is not compiled, and the tests' limits for a turn are not what is asked.
+Writes a JSON object to the file KDBUSFS_ERRNOS: the names of errno for each command.
+The clock of turns stands still: the code is not compiled, so the time limits of turns do not apply.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ seen: dict[str, set[str]] = {}
 
 
 def note(number: int, result: int) -> None:
-    """A command has ended."""
+    """Record the result of a command."""
     name = "BYEBYE" if number == CMD_BYEBYE else COMMANDS[number].name if number in COMMANDS else None
     if name is not None and result < 0:
         seen.setdefault(name, set()).add(NAMES[-result])
@@ -44,7 +44,7 @@ def _watch(handle: Any) -> None:
 
 
 class _Completed(list):  # type: ignore[type-arg]
-    """What a domain keeps deferred calls in that have ended."""
+    """The domain's list of completed deferred calls, which records their results."""
 
     def append(self, call: Any) -> None:
         note(call.number, call.result)
@@ -52,7 +52,7 @@ class _Completed(list):  # type: ignore[type-arg]
 
 
 def pytest_configure() -> None:
-    """Look over the core's shoulder, whoever has imported what of it already."""
+    """Patch the core, also in modules that have already imported parts of it."""
     for handle in (ControlHandle, EndpointHandle):
         _watch(handle)
     inner = Domain.__init__

@@ -1,8 +1,8 @@
-"""Uses a domain as programs do, and says whether all of it worked: `exercise.py ROOT [UID]`.
+"""Uses a domain as programs do, and reports whether everything works: `exercise.py ROOT [UID]`.
 
 Any Python that has kdbusfs runs it, by path, in the checkout or not.  A service and a client, in processes of their
-own and as user UID where that is given, exchange calls, a memfd, a descriptor and all metadata, and lose each other.
-Otherwise it ends with a traceback and a status of its own.
+own and as user UID if given, exchange calls, a memfd, a descriptor and all metadata, and then one of them ends.
+On failure it ends with a traceback and an exit code other than 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def serve(path: str, mask: int, ready: int) -> None:
-    """Answer four calls, and look at the metadata that come with them as far as `mask` lets them."""
+    """Answer four calls, and check their metadata, as far as `mask` allows them."""
     with Connection(path, attach_recv=c.ATTACH_ANY) as service:
         assert fcntl.fcntl(service.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY, "its pool could be mapped writable"
         service.acquire("org.example.Exercise")
@@ -65,7 +65,7 @@ def talk(path: str) -> None:
 
 
 def both(root: str) -> None:
-    """A bus with the two of them."""
+    """A bus with both clients."""
     with open(f"{root}/.kdbusfs/parameters/attach_flags_mask") as file:
         mask = int(file.read())
     with make_bus(root, "exercise") as bus:

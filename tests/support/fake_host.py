@@ -96,7 +96,7 @@ class FakeProcess:
     audit: tuple[int, int] | None = None  # sessionid, loginuid
     domain_uids: dict[int, int | None] | None = None  # global -> in the domain's user namespace; None: identity
     writable: bool = True
-    meanwhile: Callable[[], object] | None = None  # what others do while it next holds up an access to its memory
+    meanwhile: Callable[[], object] | None = None  # called once, in the next memory access
 
     def access(self) -> None:
         """Call before each access: block as `hold_up`; raises CommandError(ESRCH) if the process is gone."""
@@ -276,10 +276,10 @@ class FakeClock:
 
 
 class FakeTurn(Turn):
-    """A turn that a test can inspect.  It pauses each time that the core reports work.
+    """A turn that a test can inspect.  It yields each time that the core reports work.
 
-    meanwhile: called in each pause, to act as other clients; pauses: their number; longest_ns: the longest cpu time
-    between two pauses, since `watch`.
+    meanwhile: called in each yield, to act as other clients; pauses: their number; longest_ns: the longest cpu time
+    between two yields, since `watch`.
     """
 
     def __init__(self) -> None:
@@ -290,12 +290,12 @@ class FakeTurn(Turn):
         self._since: int | None = None
 
     def watch(self) -> None:
-        """Start to measure."""
+        """Begin to measure."""
         self.pauses = self.longest_ns = 0
         self._since = thread_time_ns()
 
     def stop(self) -> None:
-        """Stop to measure; counts the time since the last pause."""
+        """End the measurement; counts the time since the last yield."""
         self._measure()
         self._since = None
 

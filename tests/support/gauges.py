@@ -1,4 +1,5 @@
-"""Figures of a mount's `stats` that come back when clients leave, and others; tests/mount/test_load.py holds it."""
+"""The figures in a mount's `stats` that return to their start values when clients leave; tests/mount/test_load.py
+checks the list."""
 
 from __future__ import annotations
 

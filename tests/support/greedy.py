@@ -1,7 +1,7 @@
-"""A user who has the daemon hold as much for him as it does: `greedy.py BUS UID`.
+"""A user who makes the daemon hold as much memory as it allows: `greedy.py BUS UID`.
 
-It says "ready", then one line of JSON: how many bytes of payload lie in its pools, and the errno that ended it.  It
-keeps them until its input ends.
+It prints "ready", then one line of JSON: the bytes of payload in its pools, and the errno that stopped it.  It keeps
+them until its input ends.
 """
 
 from __future__ import annotations

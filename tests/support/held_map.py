@@ -1,9 +1,9 @@
 """A client that holds the lock of its own memory map: `held_map.py BUS FILE UID`.
 
-One thread faults in a page of FILE, another maps memory over and over. Once the page's server has failed some
-reads, the kernel waits for the next with the lock held, the second thread waits for the lock, and whoever reads the
-process' command line waits behind it. It says "ready"; "held" once that is so; then it says HELLO at a line of
-input, and "done".
+One thread faults in a page of FILE, another maps memory repeatedly.  After the page's server has failed some reads,
+the kernel waits for the next one with the lock held, the second thread waits for the lock, and any reader of the
+process' command line waits behind it.  It prints "ready", and "held" once that is so.  After a line of input it issues
+HELLO, and prints "done".
 """
 
 from __future__ import annotations

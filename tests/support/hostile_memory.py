@@ -1,7 +1,7 @@
-"""A client whose memory blocks whoever reads it: `hostile_memory.py KIND BUS FILE [COUNT [UID]]`.
+"""A client whose memory blocks its readers: `hostile_memory.py KIND BUS FILE [COUNT [UID]]`.
 
-It says "ready" when it is, goes on at a line of input, and at the end says one line of JSON: the errno of each command,
-and what it received of what it sent to itself.
+It prints "ready", continues after a line of input, and at the end prints one line of JSON: the errno of each command,
+and the messages to itself that it received.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def memory(pages: int) -> int:
 
 
 def put_file(address: int, fd: int, page: int) -> None:
-    """Let one page of memory be one of the file."""
+    """Map one page of the file into memory."""
     flags = mmap.MAP_PRIVATE | _MAP_FIXED
     assert _libc.mmap(address, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, page * PAGE) == address
 
@@ -68,17 +68,17 @@ class Client:
         return raw.ioctl(self.connection.fd, c.CMD_SEND, command.address)
 
     def payload(self, number: int = 0) -> int:
-        """A vector of a message to ourselves."""
+        """The payload vector of a message to itself is in the page."""
         items = make_item(c.ITEM_PAYLOAD_VEC, pack("<QQ", PAGE, self.page(number)))
         header = pack("<QQqQQQQQ", 64 + len(items), 0, 0, self.connection.id, 0, c.PAYLOAD_DBUS, COOKIE, 0)
         return self.send(raw.Block(header + items).address)
 
     def message(self, number: int = 0) -> int:
-        """The message itself."""
+        """The message is in the page."""
         return self.send(self.page(number))
 
     def tail(self, number: int = 0) -> int:
-        """The items of a command: its fixed part comes with the request."""
+        """The items of a command are in the page; its fixed part comes with the request."""
         address = memory(2)
         put_file(address + PAGE, self.file, number)
         command = address + PAGE - 40
@@ -86,14 +86,14 @@ class Client:
         return raw.ioctl(self.connection.fd, c.CMD_MATCH_ADD, command)
 
     def write_back(self, number: int = 0) -> int:
-        """The struct that the kernel flags are written to: readable, but whoever writes has to wait."""
+        """The struct to which kernel flags are written: reads succeed, writes wait."""
         address = memory(1)
         write(address, pack("<5Q", 40, 7, 0, 0xFFFFFFFFFFFF, 0))
         self.hold_writes(address)
         return raw.ioctl(self.connection.fd, c.CMD_MATCH_ADD, address)
 
     def reply_back(self, number: int = 0) -> int:
-        """The same of a synchronous SEND of the last kdbus, whose reply is told of by a write to its struct."""
+        """The same for a synchronous SEND of the last kdbus, whose reply is reported by a write to its struct."""
         connection = Connection(self.bus, family="last")
         items = make_item(last.ITEM_DST_NAME, REPLIER.encode() + b"\0")
         header = pack("<QQqQQQQQ", 64 + len(items), c.MSG_EXPECT_REPLY, 0, 0, 0, c.PAYLOAD_DBUS, COOKIE, (1 << 63) - 1)
@@ -104,7 +104,7 @@ class Client:
         return raw.ioctl(connection.fd, last.CMD_SEND, address)
 
     def hold_writes(self, address: int) -> None:
-        """Whoever writes to this page waits for a line of input."""
+        """Writes to this page wait for a line of input."""
         fd = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC)
         assert fd >= 0
         fcntl.ioctl(fd, 0xC018AA3F, pack("<3Q", 0xAA, 1, 0))  # UFFDIO_API, pagefault_flag_wp
@@ -123,18 +123,18 @@ class Client:
         return raw.ioctl(connection.fd, last.CMD_RECV, self.page(number))
 
     def recv(self, number: int = 0) -> int:
-        """The struct of a RECV: the kernel copies that in our own name."""
+        """The struct of a RECV of v3: the kernel copies it in the context of this thread."""
         return raw.ioctl(self.connection.fd, c.CMD_RECV, self.page(number))
 
     def hello(self, number: int = 0) -> int:
-        """The same of a HELLO."""
+        """The same for a HELLO."""
         fd = os.open(self.bus, os.O_RDWR)
         return raw.ioctl(fd, c.CMD_HELLO, self.page(number))
 
     def received(self) -> list[tuple[int, int, bool]]:
-        """Cookie, first word, and whether the page is all of that, of each message.
+        """For each message: cookie, first word, and whether the whole page has it.
 
-        None is freed: a client that is blocked cannot be told that it was.
+        No message is freed: a FREE cannot report to a client that is blocked.
         """
         found = []
         while (message := self.connection.recv()) is not None:

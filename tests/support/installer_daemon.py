@@ -1,7 +1,7 @@
 """A FUSE server with two files whose ioctl hands out descriptors through the real Installer.
 
-usage: installer_daemon.py MOUNTPOINT RESULTS.  Mounts in a mount namespace of its own, prints "ready", serves
-until its standard input is closed, prints one JSON object with what it saw, and takes the mount with it.
+usage: installer_daemon.py MOUNTPOINT RESULTS.  Mounts in a private mount namespace, prints "ready", serves
+until its standard input is closed, and prints one JSON object with its observations.
 RESULTS is shared with the clients: 64 slots with the int32 numbers and the inode numbers they stand for.
 """
 
@@ -39,13 +39,13 @@ OUT_HEADER = struct.Struct("=IiQ")
 COMMAND = struct.Struct("=QIIiIQQQQQQ")
 COMMAND_NUMBER = 0xC0489531
 ONE_WAY_NUMBER = 0x40489531
-"""The same, but the struct does not travel back with the answer."""
+"""The same, but the kernel does not copy the struct out."""
 TOKEN = 24
 """Its offset in the struct."""
 
 
 class Client(Caller):
-    """A client's memory, for what does not travel back."""
+    """A client's memory, for results that the kernel does not copy out."""
 
     def __init__(self, tid: int) -> None:
         self.tid = tid

@@ -1,4 +1,4 @@
-"""Clients of the core that speak the last ABI of kdbus, beside those of core_client, which speak v3."""
+"""Clients of the core that speak the last ABI of kdbus; those of core_client speak v3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .fake_host import FakeCaller, FakeFile, FakeMemory, FakeProcess, sealed_mem
 FAR = 10**15
 """A deadline that no test reaches, in ns of the fake clock."""
 NOTHING = POOL_SIZE
-"""The offset of nothing (L-92)."""
+"""The offset that means "no slice" (L-92)."""
 
 
 class LastClient(Client):
@@ -59,7 +59,7 @@ class LastClient(Client):
 
     @property
     def lost(self) -> int:
-        """What the last RECV said that was lost, having its flag set or not accordingly."""
+        """The number of lost messages that the last RECV reported; its flag must agree."""
         lost = self.out(32)
         assert self.out(16) == (c.RECV_RETURN_DROPPED_MSGS if lost else 0)
         return lost
@@ -70,7 +70,7 @@ class LastClient(Client):
         return self.read_message(*unpack_from("<QQQ", self.last, 40))
 
     def last_message(self) -> Received:
-        """The message that the last command was a RECV or sync SEND of."""
+        """The message that the last command, a RECV or synchronous SEND, returned."""
         call = self.last_call
         at = 40 if call.number == c.CMD_RECV else 32
         struct = call.fixed if call.fixed is not None else self.last
@@ -109,7 +109,7 @@ class LastClient(Client):
         return self.simple(c.CMD_NAME_ACQUIRE, flags, name_item(name))
 
     def acquired(self, name: bytes, flags: int = 0) -> int:
-        """NAME_ACQUIRE that must succeed: its return flags (L-107)."""
+        """NAME_ACQUIRE, which must succeed; returns its return flags (L-107)."""
         result = self.acquire(name, flags)
         assert result == 0, result
         assert self.out(8) == flags
@@ -125,7 +125,7 @@ class LastClient(Client):
         return self.command(c.CMD_MATCH_REMOVE, pack("<QQQQ", 0, 0, 0, cookie))
 
     def conn_info(self, *, id: int = 0, name: bytes | None = None, flags: int = 0) -> int:
-        """flags: the attach flags that are wanted."""
+        """flags: the requested attach flags."""
         items = name_item(name) if name is not None else b""
         return self.command(c.CMD_CONN_INFO, pack("<QQQQQQQ", 0, 0, 0, id, flags, 0, 0), items)
 
@@ -133,7 +133,7 @@ class LastClient(Client):
         return self.command(c.CMD_BUS_CREATOR_INFO, pack("<QQQQQQQ", 0, 0, 0, 0, mask, 0, 0))
 
     def info(self) -> tuple[int, int, list[RawItem]]:
-        """What the last CONN_INFO or BUS_CREATOR_INFO found: id, flags, items; freed (L-45)."""
+        """The result of the last CONN_INFO or BUS_CREATOR_INFO: id, flags, items.  Frees it (L-45)."""
         offset, size = unpack_from("<QQ", self.last, 40)
         data = self.pool[offset : offset + size]
         own_size, id, flags = unpack_from("<QQQ", data)
@@ -190,7 +190,7 @@ class LastClient(Client):
         return self.send(dst=dst, flags=c.MSG_SIGNAL, cookie=cookie, items=items + bloom(bits))
 
     def drain(self) -> list[Received]:
-        """Everything that is queued, received with its descriptors and freed."""
+        """Receive and free all queued messages, with their descriptors."""
         messages = []
         while (result := self.recv()) == 0:
             messages.append(self.last_message())
@@ -206,7 +206,7 @@ class LastClient(Client):
 
 
 class LastWorld(World):
-    """A domain with a bus that was made by the last ABI, unless it is said otherwise."""
+    """A domain with one bus, and helpers to add clients of the last ABI."""
 
     def __init__(self, *, bus_flags: int = c.MAKE_ACCESS_WORLD, bloom: int = 64, required: int = 0) -> None:
         super().__init__(bus_flags=bus_flags, bloom=bloom, required=required)

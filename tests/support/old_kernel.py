@@ -1,8 +1,8 @@
 """Runs daemons as if the kernel were an older one: `KDBUSFS_TEST_KERNEL=linux-6.1 pytest tests/mount`.
 
-What that kernel lacks is taken away by a library that is preloaded (old_kernel.c): to pytest itself, where some tests
-have the daemon's host, and to every daemon, but not to clients.  What older kernels do otherwise, beside lacking
-something, is not shown by this.
+A preloaded library (old_kernel.c) removes the features that this kernel lacks: from pytest itself, where some tests
+use the daemon's host, and from every daemon, but not from clients.  Other differences of older kernels are not
+emulated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
 OLDEST = "linux-5.10"
-"""What tests with the mark `old_kernels` run on as well, beside those that it names: it lacks most."""
+"""The kernel for tests with the mark `old_kernels` that name none: it lacks most."""
 
 VARIABLE = "KDBUSFS_TEST_KERNEL"
 SOURCE = Path(__file__).with_suffix(".c")
@@ -28,7 +28,7 @@ _BUILT = "KDBUSFS_TEST_KERNEL_LIBRARY"
 
 
 def build(directory: Path) -> Path:
-    """The library, made in `directory`."""
+    """Build the library in `directory`; returns its path."""
     library = directory / "old_kernel.so"
     command = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True, timeout=120)
@@ -37,7 +37,7 @@ def build(directory: Path) -> Path:
 
 
 def enter(config: pytest.Config) -> None:
-    """Start pytest once more with the library, if an older kernel is asked for and it runs without."""
+    """Start pytest again with the library, if an older kernel is requested and the library is not loaded."""
     if not os.environ.get(VARIABLE):
         return
     if not os.environ.get(_BUILT):
@@ -51,7 +51,7 @@ def enter(config: pytest.Config) -> None:
 
 
 def leave() -> None:
-    """Take away what `enter` has made."""
+    """Remove the files that `enter` has made."""
     library = os.environ.get(_BUILT)
     if library:
         Path(library).unlink()
@@ -59,12 +59,12 @@ def leave() -> None:
 
 
 def under(kernel: str, library: Path) -> tuple[str, ...]:
-    """What to put in front of a command that is to run as on `kernel`, "linux-6.1"."""
+    """The prefix of a command that makes it run as on `kernel`, such as "linux-6.1"."""
     return ("env", f"{_PRELOAD}={library}", f"{VARIABLE}={kernel}")
 
 
 @cache
 def prefix() -> tuple[str, ...]:
-    """What to put in front of the command of every daemon; nothing where no older kernel is asked for."""
+    """The prefix of the command of every daemon; empty if no older kernel is requested."""
     library = os.environ.get(_BUILT)
     return under(os.environ[VARIABLE], Path(library)) if library else ()

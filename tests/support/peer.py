@@ -1,8 +1,8 @@
 """A process in namespaces of its own that executes code for a test.
 
 As a script: `peer.py FLAGS CREDENTIALS`; FLAGS are of unshare(2), CREDENTIALS "uid:gid" to take inside, or "-".
-It says when it is unshared, waits until its id maps are written, and then runs what comes: one JSON string of
-Python for each line, answered by the JSON of what that left in `result`, or of the exception.
+It reports when it is unshared, waits until its id maps are written, and then executes its input: one JSON string of
+Python code for each line.  It answers with the JSON of the variable `result`, or of the exception.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PeerError(Exception):
 
 
 class Peer:
-    """A running one.  uid_map, gid_map: rows of (inside, outside, length) for a user namespace of its own."""
+    """A running peer.  uid_map, gid_map: rows of (inside, outside, length) for its own user namespace."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Peer:
 def _main() -> None:
     flags, credentials = int(sys.argv[1]), sys.argv[2]
     libc = ctypes.CDLL(None, use_errno=True)
-    # All of it now: another user may not be able to read the files any more.
+    # Import everything now: another user may not be able to read the files later.
     import traceback  # noqa: F401
 
     import kdbusfs.client

@@ -1,8 +1,7 @@
 """A FUSE file system with one file, `pages`, whose server holds reads back: `silent_fuse.py PATH`.
 
-On its input: `answer` has it answer the reads that it has held back and all that follow; `fail` fails those that it
-has held back. It says "ready" when it is mounted, and answers each line of input with one of its own: how many
-reads it had held back.
+Input lines: `answer` makes it answer the pending reads and all later ones; `fail` makes it fail the pending ones.  It
+prints "ready" when it is mounted, and for each line of input the number of reads that were pending.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SILENT = (2, 36, 42)  # forgets and interrupts have no answer
 
 
 def content(offset: int, size: int) -> bytes:
-    """What the file holds: every page is filled with its number."""
+    """The content of the file: every page is filled with its number."""
     whole = b"".join(struct.pack("<Q", page) * (PAGE // 8) for page in range(offset // PAGE, PAGES))
     return whole[offset % PAGE : offset % PAGE + size]
 
@@ -48,7 +47,7 @@ class Server:
         try:
             os.write(self.fuse, struct.pack("<IiQ", 16 + len(data), -error, unique) + data)
         except FileNotFoundError:
-            pass  # nobody waits any more
+            pass  # no reader waits any more
 
     def serve(self) -> None:
         request = os.read(self.fuse, 135168)

@@ -1,4 +1,4 @@
-"""A service and callers whose calls must all be answered, whatever other clients do."""
+"""A service and callers: all calls must be answered, whatever other clients do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _until_told(link: Link) -> threading.Event:
 
 
 def _service(root: Path) -> Callable[[Link], int]:
-    """Owns a bus, a name, a policy for it and a custom endpoint; answers every call."""
+    """Own a bus, a name, a policy for it and a custom endpoint; answer every call."""
 
     def serve(link: Link) -> int:
         answered = 0
@@ -59,7 +59,7 @@ def _service(root: Path) -> Callable[[Link], int]:
 
 
 def _caller(path: str) -> Callable[[Link], int]:
-    """Calls in all ways until it is told to end."""
+    """Call in all ways until told to end."""
 
     def ask(link: Link) -> int:
         reading, _writing = os.pipe()
@@ -114,7 +114,7 @@ class Steady:
         return name
 
     def end(self) -> None:
-        """AssertionError unless all calls were answered, and there were some."""
+        """End it; AssertionError unless there were calls and all were answered."""
         for caller in self._callers:
             caller.say()
         asked = [caller.result() for caller in self._callers]

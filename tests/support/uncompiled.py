@@ -1,6 +1,7 @@
-"""A plugin for pytest (`-p tests.support.uncompiled`): runs the tests over the sources instead of compiled modules.
+"""A plugin for pytest (`-p tests.support.uncompiled`): runs the tests with the sources instead of compiled modules.
 
-It stops the clock that measures turns of the core: the bound of 5 ms holds for compiled modules without coverage only.
+It stops the clock that measures turns of the core, because the bound of 5 ms holds only for compiled modules without
+coverage.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 def pytest_collection() -> None:
     """Refuse to measure compiled modules, which have no lines to cover."""
-    # Not before: what is imported before pytest-cov has begun counts as not covered.
+    # Not earlier: modules imported before pytest-cov has begun count as not covered.
     import kdbusfs.core.domain
     from tests.support import fake_host
 

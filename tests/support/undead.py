@@ -1,8 +1,8 @@
 """A process that serves the page of its own message: `undead.py KIND BUS DIRECTORY [UID]`, started by root.
 
-It mounts a silent file system at DIRECTORY, says "ready" when it is connected, and at a line of input gives the
-command KIND of tests.support.hostile_memory.  Then it does what the lines of input say: `exit`, `exec`.  Killed, it can
-only end when its command is answered: its memory comes from a server that ends with it.
+It mounts a silent file system at DIRECTORY, prints "ready" when it is connected, and after a line of input issues the
+command KIND of tests.support.hostile_memory.  Then it executes input lines: `exit`, `exec`.  If killed, it can only end
+when its command is answered, because its memory comes from a server that ends with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def serve(server: Server) -> None:
 
 
 def client_of_own_page(bus: str, directory: str, uid: int) -> Client:
-    """A client of `bus`, as user `uid` from now on, whose memory is served by a thread of this process."""
+    """Become user `uid` and a client of `bus` whose memory is served by a thread of this process."""
     server = Server(directory)
     threading.Thread(target=serve, args=(server,), daemon=True).start()
     os.setgroups([])

@@ -1,10 +1,10 @@
-"""A domain mounted in a user namespace by somebody who is not root outside.
+"""Mounts a domain in a user namespace by a user who is not root outside.
 
 As a script, run by root: `userns.py MODE COMMAND...` gives an ordinary user a /dev/fuse that he may open (as udev
-would), lets him reach Python and this package, and runs COMMAND as him in a user namespace of his own: MODE
-`single` maps his own id to 0, as `unshare -Urm` does; `range` maps as many ids as a container has; `same` maps his
-own id to itself and hands the namespace's capabilities on; `none` makes no namespace, and `root`
-stays root.  Everything happens in a mount namespace that ends with it.
+would), access to Python and this package, and runs COMMAND as him in his own user namespace.  MODE `single` maps his
+id to 0, as `unshare -Urm` does; `range` maps as many ids as a container has; `same` maps his id to itself and passes
+the namespace's capabilities on; `none` makes no namespace, and `root` stays root.  Everything happens in a mount
+namespace that ends with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def command(mode: str, *rest: str) -> list[str]:
-    """What runs `rest` inside."""
+    """The command that runs `rest` inside."""
     return [sys.executable, str(Path(__file__).resolve()), mode, *rest]
 
 
@@ -55,7 +55,7 @@ def _private_device() -> None:
 
 
 def _open_the_way(paths: list[str]) -> None:
-    """Cover directories on the way that only root may enter by ones with nothing but the next step in them."""
+    """Cover directories in the path that only root may enter by directories that contain only the next component."""
     steps: dict[str, set[str]] = {}
     for path in paths:
         at = Path(path)
@@ -82,7 +82,7 @@ def _become(uid: int) -> None:
 
 
 def _keep_capabilities() -> None:
-    """Make all of them ambient, so that they outlast execve(2) of somebody who is not 0."""
+    """Make all capabilities ambient, so that they survive execve(2) by a user other than 0."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     version, bits = 0x20080522, (1 << (last + 1)) - 1
     header = (ctypes.c_uint32 * 2)(version, 0)
@@ -96,7 +96,7 @@ def _enter(mode: str) -> None:
     if mode in ("single", "same"):
         inside = 0 if mode == "single" else USER
         _become(USER)
-        _libc.prctl(4, 1)  # dumpable: its files in /proc are its own again
+        _libc.prctl(4, 1)  # dumpable: its files in /proc belong to its user again
         _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare")
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{inside} {USER} 1")

@@ -1,6 +1,6 @@
-"""What is tried at a domain inside a user namespace: `userns_scenes.py SCENE` mounts one, plays, and unmounts it.
+"""Scenes for a domain inside a user namespace: `userns_scenes.py SCENE` mounts a domain, runs the scene, and unmounts.
 
-Prints one line of JSON; whatever fails ends in a traceback and a status of its own.
+Prints one line of JSON; on failure a traceback, with an exit code other than 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def failure(action: Callable[[], object]) -> int | None:
 
 
 def unmapped(root: str) -> dict[str, object]:
-    """A namespace without an id 0: the mounter owns what is root's elsewhere."""
+    """A namespace without an id 0: the mounter owns the nodes that root owns elsewhere."""
     with make_bus(root, "x") as bus, Connection(bus.path) as conn:
         conn.send(conn.id, b"x")
         conn.receive(120).free()
@@ -45,14 +45,14 @@ def unmapped(root: str) -> dict[str, object]:
 
 
 def attributes(root: str) -> dict[str, object]:
-    """Owner and mode of what is in the root directory (FS-4, FS-5), and of a bus."""
+    """Owners and modes of the root directory, its entries (FS-4, FS-5), and a bus."""
     with make_bus(root, "x") as bus:
         shown = {name: os.stat(os.path.join(root, name)) for name in (".", "control", bus.name)}
         return {name: [found.st_uid, found.st_gid, oct(found.st_mode)] for name, found in shown.items()}
 
 
 def exchange(root: str) -> dict[str, object]:
-    """Everything that puts something into a pool."""
+    """Every command that writes to a pool."""
     result: dict[str, object] = {}
     with make_bus(root, "x") as bus, Connection(bus.path, attach_recv=c.ATTACH_ANY) as service:
         client = Connection(bus.path)
@@ -99,7 +99,7 @@ def exchange(root: str) -> dict[str, object]:
 
 
 def mapped(root: str) -> dict[str, object]:
-    """A map keeps the file open that it is of, and with it the connection."""
+    """A map keeps its file open, and with it the connection."""
 
     def others() -> int:
         return len(watcher.list_names(c.NAME_LIST_UNIQUE)) - 1
@@ -123,7 +123,7 @@ def mapped(root: str) -> dict[str, object]:
 
 
 def eviction(root: str) -> dict[str, object]:
-    """A client that keeps dropping its copies while they are stored: neither stuck, nor stale."""
+    """A client that drops its copies repeatedly while they are stored is neither stuck nor sees stale data."""
     size, count, slowest = 4 << 20, 0, 0.0
     with make_bus(root, "x") as bus, Connection(bus.path, pool_size=size) as service:
         client = Connection(bus.path)
@@ -157,7 +157,7 @@ def eviction(root: str) -> dict[str, object]:
 
 
 def _repeat(action: Callable[[], None]) -> int:
-    """A process that does it until it is killed; gives its pid."""
+    """Start a process that repeats `action` until it is killed; returns its pid."""
     pid = os.fork()
     if pid == 0:
         while True:
@@ -166,7 +166,7 @@ def _repeat(action: Callable[[], None]) -> int:
 
 
 def traced(root: str) -> dict[str, object]:
-    """A client that cannot be stopped keeps the file that it opened, and sees its pool in that one."""
+    """A client that cannot be stopped keeps the file that it opened, and sees its pool in that file."""
     code = (
         "import ctypes, os, sys; ctypes.CDLL(None).ptrace(0, 0, 0, 0)\n"
         "from kdbusfs.client import Connection\n"
@@ -215,12 +215,12 @@ def users(root: str) -> dict[str, object]:
 
 
 def killed(root: str) -> dict[str, object]:
-    """The daemon is killed under load: it ends, and whoever uses the domain is told."""
+    """The daemon is killed under load: it ends, and its clients get errors."""
     return _ended(root, signal.SIGKILL)
 
 
 def stopped(root: str) -> dict[str, object]:
-    """The daemon is told to end under load."""
+    """The daemon gets SIGTERM under load."""
     return _ended(root, signal.SIGTERM)
 
 
@@ -228,7 +228,7 @@ def _ended(root: str, number: int) -> dict[str, object]:
     with make_bus(root, "x") as bus:
         service, client = Connection(bus.path), Connection(bus.path)
 
-        # Pages that are asked for while others are stored: what the one waits for, the other must not keep.
+        # Pages are read while others are stored: neither may hold what the other waits for.
         def drop() -> None:
             os.posix_fadvise(service.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -253,7 +253,7 @@ def _ended(root: str, number: int) -> dict[str, object]:
 
 
 def together(root: str) -> dict[str, object]:
-    """Clients that use everything are killed, beside others who have every call answered."""
+    """Clients that use all features are killed, while all calls of others are answered."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.support.actors import Actors, until
     from tests.support.crew import Crew

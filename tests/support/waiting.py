@@ -1,7 +1,7 @@
 """A client that blocks in a synchronous SEND to itself: `waiting.py BUS SECONDS`.
 
-It says "ready" and reads a line: CLOCK_MONOTONIC in ns that its deadline counts from, SECONDS later; 0: its own.  At
-the end it says a line of JSON: the errno of its SEND, and how many seconds it took.
+It prints "ready" and reads a line: the CLOCK_MONOTONIC in ns to which SECONDS is added for the deadline; 0: its own
+clock.  At the end it prints a line of JSON: the errno of its SEND, and its duration in seconds.
 """
 
 from __future__ import annotations
