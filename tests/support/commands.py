@@ -71,7 +71,7 @@ def wait_for_end(mount: Mount, patience: float = 120.0) -> None:
 
 
 def umount(path: Path, under: str | None = None) -> None:
-    """Unmount the domain at `path` with umount(8), and wait for its daemon's end; `under`: entries that appear there."""
+    """Unmount the domain at `path` with umount(8), and wait for its daemon's end; `under`: the entries there."""
     mount = mounted(path)
     done("umount", path)
     entry = visible_mount(str(path))
