@@ -19,7 +19,7 @@ from tests.support.chatter import chatter
 from tests.support.commands import connection_of
 from tests.support.footprint import Footprint
 
-REST_PATIENCE = 240.0  # seconds until a daemon that has just started must have nothing to do
+REST_PATIENCE = 240.0  # seconds within which a new daemon must become idle
 
 if TYPE_CHECKING:
     from tests.conftest import DomainMount
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def actors(domain_mount: DomainMount) -> Iterator[Actors]:
-    """Runs functions in client processes, all of which end with the test, before the daemon does."""
+    """Runs functions in client processes, which end with the test, before the daemon."""
     clients = Actors()
     try:
         yield clients
@@ -37,7 +37,7 @@ def actors(domain_mount: DomainMount) -> Iterator[Actors]:
 
 @pytest.fixture
 def footprint(domain_mount: DomainMount) -> Footprint:
-    """What the daemon holds before the test begins."""
+    """The resources of the daemon before the test begins."""
     limit = time.monotonic() + REST_PATIENCE
     while not (found := Footprint(domain_mount)).is_idle:
         assert time.monotonic() < limit, f"waited {REST_PATIENCE:g} s for the daemon to rest: {domain_mount.stats()}"
@@ -47,7 +47,7 @@ def footprint(domain_mount: DomainMount) -> Footprint:
 
 @pytest.fixture
 def place(private_mounts: None) -> Iterator[Path]:
-    """A directory that everybody may enter; what a test mounts in it is gone afterwards, and its daemon too."""
+    """A directory that every user may enter.  Mounts in it, and their daemons, end with the test."""
     path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
     path.chmod(0o755)
     try:
@@ -65,7 +65,7 @@ def place(private_mounts: None) -> Iterator[Path]:
 
 @pytest.fixture
 def healthy(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> Iterator[None]:
-    """A pair that talks all the time on a bus of its own; nothing is left afterwards, and nothing was logged."""
+    """A pair of clients that talk on their own bus; afterwards no resource is left, and nothing was logged."""
 
     def own(link: Link) -> None:
         with make_bus(domain_mount.path, "healthy") as bus:

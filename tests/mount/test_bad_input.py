@@ -1,4 +1,4 @@
-"""Everything that is wrong, given to every command on every kind of descriptor, while others go on talking."""
+"""Every kind of bad input for every command on every kind of descriptor, while others continue to talk."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_bad_messages(domain_mount: DomainMount, actors: Actors, healthy: None) 
         def fds(*numbers: int) -> bytes:
             return message(make_item(c.ITEM_FDS, struct.pack(f"{len(numbers)}i", *numbers)))
 
-        closed = fcntl.fcntl(0, fcntl.F_DUPFD, 500)  # a number that nothing else gets
+        closed = fcntl.fcntl(0, fcntl.F_DUPFD, 500)  # an unused number
         os.close(closed)
         unix, other = socket.socketpair()
         with unix, other:
@@ -230,7 +230,7 @@ def test_bad_messages(domain_mount: DomainMount, actors: Actors, healthy: None) 
 
 
 def test_faked_identities(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
-    """HELLO-6, HELLO-11: only the privileged may tell who they are, and only what there is"""
+    """HELLO-6, HELLO-11: only privileged callers may pretend credentials, and only existing ones"""
 
     def own(link: Link) -> None:
         with make_bus(domain_mount.path, "fakes", access=c.MAKE_ACCESS_WORLD) as bus:
@@ -291,7 +291,7 @@ _ITEMS = st.lists(
     max_size=5,
 ).map(b"".join)
 
-# What the specification names somewhere. Not EIO, ENOSYS, ENOMEM and the like.
+# Every errno of the specification: no EIO, ENOSYS, ENOMEM and similar ones.
 _LEGAL_NAMES = """
     E2BIG EADDRNOTAVAIL EAGAIN EALREADY EBADF EBADFD EBADMSG EBUSY ECOMM ECONNREFUSED ECONNRESET
     EDESTADDRREQ EDOM EEXIST EFAULT EINVAL EMEDIUMTYPE EMFILE EMLINK EMSGSIZE ENAMETOOLONG ENOBUFS
@@ -302,7 +302,7 @@ _LEGAL = {0, *[getattr(errno, name) for name in _LEGAL_NAMES.split()]}
 
 
 def test_random_commands(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
-    """Nothing that a client can think of gives an errno that is not kdbus', or hurts others"""
+    """No random command gives an errno that kdbus does not have, or harms others"""
 
     def play(link: Link) -> int:
         files = Files(domain_mount.path)
@@ -342,7 +342,7 @@ def test_random_commands(domain_mount: DomainMount, actors: Actors, healthy: Non
                 layouts.U64.pack_into(block, 0, size)
             pin = None
             if command.number == c.CMD_SEND:
-                # Not to wait for an answer that does not come.
+                # Do not wait for an answer that does not come.
                 layouts.U64.pack_into(block, 8, flags & ~c.SEND_SYNC_REPLY)
                 fields, more = message or ([], b"")
                 head = [layouts.MSG_SIZE + len(more), *fields, *[0] * 7][:8]
@@ -367,7 +367,7 @@ def test_random_commands(domain_mount: DomainMount, actors: Actors, healthy: Non
 def test_the_owner_of_a_bus_survives_what_its_clients_do(
     domain_mount: DomainMount, actors: Actors, healthy: None
 ) -> None:
-    """A queue that nobody reads, a pool without room: the sender is told, the receiver counts (SEND-45, BC-2)"""
+    """A queue that is not read, a full pool: the sender gets an errno, the receiver counts losses (SEND-45, BC-2)"""
 
     def play(link: Link) -> None:
         files = Files(domain_mount.path)

@@ -1,4 +1,4 @@
-"""Everything that is wrong, given to every command of the last ABI on every kind of descriptor, of either family."""
+"""Every kind of bad input for every command of the last ABI on every kind of descriptor, of either family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECEIVING = (*ANY, k.RECV, k.FREE)
 EVERYTHING = tuple(command.kind for command in COMMANDS.values())
 CONNECTED = tuple(kind for kind in EVERYTHING if kind not in (*SETUP, k.ENDPOINT_UPDATE))
 
-# What a kind of descriptor takes, and what the others of connections and the rest give (L-3 to L-7).
+# For each kind of descriptor: the commands that it takes, and the errno of all others (L-3 to L-7).
 KINDS: dict[str, tuple[tuple[int, ...], int, int]] = {
     "control": ((k.BUS_MAKE,), errno.EBADFD, errno.EBADFD),
     "bus owner": ((), errno.EBADFD, errno.EBADFD),
@@ -47,7 +47,7 @@ V3_KINDS = ("bus owner", "endpoint owner", "ordinary", "activator", "monitor", "
 
 
 class LastFiles:
-    """One descriptor of each kind that speaks the last ABI, made again when a command has made another of it."""
+    """One descriptor of each kind that speaks the last ABI; replaced when a command has changed its kind."""
 
     def __init__(self, root: os.PathLike[str]) -> None:
         self._root = os.fspath(root)
@@ -122,10 +122,10 @@ def cases(command: Command, memory: Memory, refused: int) -> Iterator[tuple[str,
     ):
         yield name, blank(command, command.size + len(items)) + items, 0, judged(errno.EINVAL)
     good = blank(command, command.size)
-    # What the kernel copies, it copies before it asks.
+    # The kernel copies before the daemon sees the command.
     for name, address in (("NULL", 0), ("unmapped", memory.unmapped), ("kernel's", KERNEL_ADDRESS)):
         yield name, address, 0, {errno.EFAULT} if copied else {refused, errno.EFAULT} - {0}
-    # From its flags on, whose word is taken for its size.
+    # The struct without its first word: its flags are read as its size.
     short = {refused or errno.EINVAL}
     yield "over the edge", memory.before_edge(good) + 8, 0, {errno.EFAULT} if copied else short
     for misalign in (1, 4):
@@ -156,7 +156,7 @@ def try_everything(root: os.PathLike[str]) -> tuple[int, list[str]]:
     for kind, command in itertools.product(V3_KINDS, COMMANDS.values()):
         for flags in (0, last.FLAG_NEGOTIATE):
             argument = blank(command, command.size, flags)
-            # There liveness comes first (GEN-3).
+            # On these files liveness is checked first (GEN-3).
             expected = {errno.ECONNRESET if kind == "dead" else errno.ENOTTY}
             attempt(f"v3 {kind}, {command.name}", others.fd(kind), command.number, argument, 0, expected)
     return count, wrong
@@ -174,7 +174,7 @@ def test_every_command_on_every_kind_of_descriptor(domain_mount: DomainMount, ac
 
 
 def test_negotiation_takes_nothing_and_changes_nothing(domain_mount: DomainMount, actors: Actors) -> None:
-    """L-14: any kind of descriptor that takes a command is told of its flags, and is what it was"""
+    """L-14: each descriptor that takes a command returns its valid flags, and does not change"""
 
     def play(link: Link) -> list[str]:
         files = LastFiles(domain_mount.path)

@@ -1,4 +1,4 @@
-"""Bad input on a bus where policies, endpoints, activators, monitors and pending calls are in play: no effect."""
+"""Bad input has no effect on a bus with policies, endpoints, activators, monitors and pending calls."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ FAR = 3600.0
 
 
 class Scene:
-    """A bus with everything in play, all at rest: what is pending there stays so until `go_on`.
+    """A bus with all kinds of objects, none active: what is pending stays pending until `go_on`.
 
-    ids: of its connections, without the monitor, which hears of others.
+    ids: of its connections, without the monitor, which also receives messages of others.
     """
 
     def __init__(self, root: os.PathLike[str]) -> None:
@@ -88,7 +88,7 @@ class Scene:
         return [connection.id for connection in connections]
 
     def go_on(self) -> None:
-        """Everybody does what he was waiting for, and finds what was there."""
+        """Complete everything that was pending, and check the results."""
         with self._connect() as taker:
             taker.acquire(WOKEN)
             for number in range(QUEUED):
@@ -122,7 +122,7 @@ class Scene:
         assert self.waiter.conn_info(HELD).id == self.waiter.id
 
     def heard(self) -> set[int]:
-        """Who sent what the monitor has heard of."""
+        """The senders of the messages that the monitor has received."""
         sources: set[int] = set()
         while True:
             try:
@@ -136,7 +136,7 @@ class Scene:
 
 
 def start(domain: DomainMount, actors: Actors) -> tuple[Actor, Any]:
-    """A scene in a process of its own, with all its calls pending, and what it tells of itself."""
+    """Start a scene in another process, with all its calls pending; returns its description."""
     scene = actors(_play_scene(domain.path), name="scene")
     told = scene.hear("its bus")
     until("its blocked calls", lambda: domain.stats()["waiting"] == BLOCKED)
@@ -155,7 +155,7 @@ def _play_scene(root: os.PathLike[str]) -> Any:
 
 
 def state(domain: DomainMount, ids: list[int]) -> dict[str, Any]:
-    """All that the statistics show of the scene."""
+    """All figures of the scene in the statistics."""
     (bus,) = (each for each in domain.stats()["buses"] if each["name"].endswith("-together"))
     connections = [each for each in bus["connections"] if each["id"] in ids]
     assert len(connections) == len(ids)
@@ -165,7 +165,7 @@ def state(domain: DomainMount, ids: list[int]) -> dict[str, Any]:
 def test_bad_input_to_every_command_on_a_bus_in_full_use(
     domain_mount: DomainMount, actors: Actors, healthy: None
 ) -> None:
-    """GEN-1 to GEN-11, ITEM-1: nobody but who gives it finds anything changed"""
+    """GEN-1 to GEN-11, ITEM-1: only the caller notices"""
     scene, (path, _, ids, _, _) = start(domain_mount, actors)
     before = state(domain_mount, ids)
 

@@ -1,4 +1,4 @@
-"""One short run of the benchmark: that it starts and ends its servers, and that its clients get what was sent."""
+"""A short run of the benchmark: it starts and ends its servers, and its clients receive what was sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BENCH = [sys.executable, "-m", "tests.bench.run", "--quick"]
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Below which the sockets have short paths, unlike below `tmp_path`: dbus-daemon takes 99 bytes at most."""
+    """A directory with a short path, unlike `tmp_path`: dbus-daemon allows 99 bytes for the path of a socket."""
     with tempfile.TemporaryDirectory(prefix="kdbusfs-") as path:
         yield Path(path)
 
@@ -53,7 +53,7 @@ def test_a_quick_run_measures_all_peers_that_can_be_had(directory: Path) -> None
         for peer in (*peers, *((SOCKETS,) if measure in ("call 8 B", "oneway") else ())):
             figure = figures.get(PINNED, measure, peer)
             assert figure is not None and figure > 0, (measure, peer)
-    # There is nothing to compare with where neither of the others is installed, and the report says so.
+    # If no peer is installed there is nothing to compare with, and the report says so.
     assert ("what is aimed at" in done.stdout) == (len(peers) > 1)
     assert all(f"left out: {peer}: " in done.stdout for peer in figures.about["missing"])
     assert list(directory.iterdir()) == [output], "what a run makes goes with it"

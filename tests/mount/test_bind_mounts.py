@@ -28,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def own(domain: DomainMount, actors: Actors) -> str:
-    """The path of a bus that lasts as long as the test."""
+    """The path of a bus that exists during the test."""
 
     def owner(link: Link) -> None:
         with make_bus(domain.path, "bound") as bus:
@@ -44,7 +44,7 @@ def mounted(*arguments: str) -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that something can be bound below; unbound afterwards."""
+    """A directory for bind mounts, which are removed afterwards."""
     path = Path(tempfile.mkdtemp(prefix="bound-"))
     path.chmod(0o755)
     yield path
@@ -57,7 +57,7 @@ def place() -> Iterator[Path]:
 def test_an_endpoint_bound_elsewhere(
     domain_mount: DomainMount, actors: Actors, footprint: Footprint, place: Path
 ) -> None:
-    """FS-1: two clients at a time by the other path, each with a pool of its own (FS-33), and one by the first"""
+    """FS-1: two clients at a time by the second path, each with its own pool (FS-33), and one by the first"""
     path = own(domain_mount, actors)
     bound = place / "endpoint"
     bound.touch()
@@ -86,7 +86,7 @@ def test_an_endpoint_bound_elsewhere(
 def test_a_bus_bound_into_namespaces(
     domain_mount: DomainMount, actors: Actors, footprint: Footprint, place: Path, users: bool
 ) -> None:
-    """NS-1, META-6, META-7, META-20: who is inside and who is outside see each other by their own numbers"""
+    """NS-1, META-6, META-7, META-20: clients inside and outside see each other by the ids of their own namespaces"""
     path = own(domain_mount, actors)
     bound = place / "bus"
     bound.mkdir()
@@ -109,7 +109,7 @@ def test_a_bus_bound_into_namespaces(
         mounted("--make-rprivate", "/")
         mounted("--bind", os.path.dirname(path), str(bound))
         if users:
-            # Mapped to a number of its own: what is 0 outside is 1000 inside.
+            # uid 0 outside is 1000 inside.
             _become_mapped()
         assert _libc.unshare(_CLONE_NEWPID) == 0
         pid = os.fork()
@@ -138,7 +138,7 @@ def test_a_bus_bound_into_namespaces(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     client = actors(inside, name="inside")
-    # The fork's return value is the number in the namespace of who forked, which is the outer one.
+    # fork(2) returns the pid in the namespace of the parent, the outer one.
     service.say(client.hear("its child"))
     client.result()
     service.result()
@@ -166,7 +166,7 @@ def _become_mapped() -> None:
 
 
 def test_two_domains_share_nothing(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> None:
-    """FS-1, SEND-16: same names, same ids; an endpoint of the other is recognised nevertheless"""
+    """FS-1, SEND-16: names and ids are equal; an endpoint of the other domain is recognised nevertheless"""
     path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
     other = DomainMount(path)
     try:
@@ -199,7 +199,7 @@ def test_two_domains_share_nothing(domain_mount: DomainMount, actors: Actors, fo
 def test_umount_is_refused_while_files_are_open_and_a_lazy_one_is_not(
     domain_mount: DomainMount, actors: Actors
 ) -> None:
-    """FS-29: everything goes on until the last close, which ends the daemon"""
+    """FS-29: everything works until the last close, which ends the daemon"""
     path = own(domain_mount, actors)
 
     def talk(link: Link) -> None:

@@ -1,4 +1,4 @@
-"""`kdbusfs --check`: what it finds is what is there, and its exit code is that of a start."""
+"""`kdbusfs --check`: its report is true, and its exit code is that of a start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFINED = (sys.executable, confine.__file__)
 
 
 def checked(*start: object) -> tuple[int, dict[str, Any]]:
-    """The exit code, and the report as data."""
+    """The exit code, and the parsed report."""
     ended = run(*start, *KDBUSFS, "--check", "--json")
     assert ended.stderr == "", ended
     report: dict[str, Any] = json.loads(ended.stdout)

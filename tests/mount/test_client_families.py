@@ -47,7 +47,7 @@ def families(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 def answer_one(service: Connection) -> None:
-    """Answers the next request with its payload in capitals."""
+    """Answer the next request with its payload in capitals."""
     with service.receive(PATIENCE) as request:
         service.reply(request, request.data().upper())
 

@@ -1,4 +1,4 @@
-"""Programs that talk through a domain: every one a process of its own."""
+"""Programs that talk through a domain, each in its own process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PATIENT = 240.0  # seconds that a client waits for a message that must come
 
 
 class Bus:
-    """A bus that a client process of its own keeps alive."""
+    """A bus that a separate client process keeps alive."""
 
     def __init__(self, actors: Actors, domain: DomainMount, access: int = 0) -> None:
         self.root = domain.path
@@ -78,7 +78,7 @@ class Bus:
         return Connection(self.path, **{"pool_size": POOL, **arguments})
 
     def wait_for_blocked(self, number: int) -> None:
-        """Wait until so many calls wait for a reply."""
+        """Wait until `count` calls wait for a reply."""
         until(f"{number} blocked calls", lambda: self._domain.stats()["deferred"] == number)
 
 
@@ -92,7 +92,7 @@ def bus(actors: Actors, domain_mount: DomainMount, footprint: Footprint) -> Iter
 
 @pytest.fixture
 def open_bus(actors: Actors, domain_mount: DomainMount, footprint: Footprint) -> Iterator[Bus]:
-    """A bus that everybody may enter."""
+    """A bus that every user may enter."""
     made = Bus(actors, domain_mount, c.MAKE_ACCESS_WORLD)
     yield made
     actors.clean_up()
@@ -108,7 +108,7 @@ def gone(connection: Connection) -> bool:
 
 
 def echo(bus: Bus, actors: Actors, name: str = NAME, **arguments: Any) -> Actor:
-    """A service that answers what it is asked with the same in capitals, until it is asked to stop."""
+    """A service that answers each request with its payload in capitals, until a request says to stop."""
 
     def serve(link: Link) -> int:
         with bus.connect(**arguments) as service:
@@ -167,7 +167,7 @@ def test_a_call_without_an_answer_times_out(bus: Bus, actors: Actors) -> None:
 
 
 def test_the_death_of_the_answerer_ends_the_call(bus: Bus, actors: Actors) -> None:
-    """REP-11: EPIPE for who waits inside of SEND, REPLY_DEAD for who does not"""
+    """REP-11: a blocked SEND gets EPIPE, another requester REPLY_DEAD"""
 
     def serve(link: Link) -> None:
         service = bus.connect()
@@ -315,7 +315,7 @@ def test_memfds_and_descriptors_travel(bus: Bus, actors: Actors) -> None:
             return pipe.read()
 
     assert actors.run(send) == b"through the pipe"
-    # The file that was passed tells its opener's name, not its reader's.
+    # The passed file of /proc shows the name of its opener, not of its reader.
     assert receiver.result().strip()
 
 
@@ -363,7 +363,7 @@ def test_priorities_peek_and_drop(bus: Bus, actors: Actors) -> None:
 
 
 def test_notifications_follow_connections_and_names(bus: Bus, actors: Actors) -> None:
-    """HELLO-15, CLOSE-2, NAME-9, NOTE: in the order in which it happened"""
+    """HELLO-15, CLOSE-2, NAME-9, NOTE: in the order of the events"""
 
     def watch(link: Link) -> list[tuple[str, int, int]]:
         with bus.connect() as client:
@@ -561,7 +561,7 @@ def test_a_custom_endpoint_has_a_policy_of_its_own(open_bus: Bus, actors: Actors
 
 
 def test_two_users_need_a_policy_to_talk(open_bus: Bus, actors: Actors) -> None:
-    """SEND-43, POL: nobody may not talk to root, until a policy holder lets him"""
+    """SEND-43, POL: the user nobody may not talk to root until a policy holder allows it"""
     bus = open_bus
 
     def own(link: Link) -> list[bytes]:
@@ -623,7 +623,7 @@ def test_a_call_is_cancelled_by_a_descriptor(bus: Bus, actors: Actors) -> None:
             timer.start()
             assert errno_of(client.call, silent.id, b"?", timeout=PATIENT, cancel_fd=reading) == errno.ECANCELED
             timer.join()
-            # Readable already: the request is queued nevertheless.
+            # The descriptor is already readable: the request is queued nevertheless.
             assert errno_of(client.call, silent.id, b"?", timeout=PATIENT, cancel_fd=reading) == errno.ECANCELED
             assert os.read(reading, 10) == b"x"
             with silent.receive(PATIENT) as first, silent.receive(PATIENT) as second:
@@ -638,7 +638,7 @@ def test_a_call_is_cancelled_by_a_descriptor(bus: Bus, actors: Actors) -> None:
 
 
 class _Call:
-    """A sync SEND put together by hand, so that nothing repeats it."""
+    """A synchronous SEND by a raw ioctl, which is not repeated after a signal."""
 
     def __init__(self, client: Connection, target: int, cookie: int, seconds: float) -> None:
         from kdbusfs.client import encode
@@ -740,7 +740,7 @@ def stop(bus: Bus, name: str = NAME) -> None:
 
 
 def test_a_fork_shares_the_connection(bus: Bus, actors: Actors) -> None:
-    """CLOSE-1: it lives until the last of them closes it"""
+    """CLOSE-1: it exists until the last process closes it"""
 
     def play(link: Link) -> None:
         with bus.connect() as watcher:
@@ -766,7 +766,7 @@ def test_a_fork_shares_the_connection(bus: Bus, actors: Actors) -> None:
 
 @pytest.mark.old_kernels
 def test_exec_closes_what_is_close_on_exec(bus: Bus, actors: Actors) -> None:
-    """CLOSE-1: and leaves the other open; the swap at HELLO keeps either flag"""
+    """CLOSE-1: and keeps the other open; the swap at HELLO preserves the flag"""
 
     def play(link: Link) -> None:
         with bus.connect() as watcher:
@@ -839,7 +839,7 @@ def test_threads_share_one_connection(bus: Bus, actors: Actors) -> None:
 def test_the_bus_lives_as_long_as_its_owner_s_descriptor(
     domain_mount: DomainMount, actors: Actors, footprint: Footprint
 ) -> None:
-    """FS-24, CLOSE-6, FS-30: whoever has it"""
+    """FS-24, CLOSE-6, FS-30: whichever process has it"""
 
     def make(link: Link) -> None:
         bus = make_bus(domain_mount.path, "moving")
@@ -920,7 +920,7 @@ def test_poll_select_and_epoll(bus: Bus, actors: Actors) -> None:
             assert select.select([client], [client], [], 0) == ([], [client], [])
             for _ in range(3):
                 other.send(client.id)
-                # Edges: one for each message that comes while none was waiting to be read.
+                # Edge-triggered: one event for each message that comes while the queue is empty.
                 assert edge.poll(PATIENT) == [(client.fd, select.EPOLLIN)]
                 assert edge.poll(0) == []
                 assert level.poll(PATIENT) == level.poll(0) == [(client.fd, select.EPOLLIN)]
@@ -946,7 +946,7 @@ def test_poll_select_and_epoll(bus: Bus, actors: Actors) -> None:
 
 
 def test_an_epoll_registration_made_before_hello_goes_with_the_old_file(bus: Bus, actors: Actors) -> None:
-    """POLL-6, and the deviation at HELLO"""
+    """POLL-6, and the deviation for HELLO"""
 
     def play() -> None:
         fd = os.open(bus.path, os.O_RDWR)
@@ -960,7 +960,7 @@ def test_an_epoll_registration_made_before_hello_goes_with_the_old_file(bus: Bus
             assert late.poll(0) == []
             other.send(client.id)
             assert late.poll(PATIENT) == [(fd, select.EPOLLIN)]
-            # A duplicate from before can give commands, too.
+            # A duplicate from before HELLO can issue commands too.
             error, _ = raw.raw_ioctl(copy, c.CMD_BYEBYE, 0)
             assert error == errno.EBUSY
             client.receive(0).free()
@@ -990,7 +990,7 @@ def test_a_connection_that_is_closed_twice_over_is_gone_once(bus: Bus, actors: A
 
 
 def test_metadata_are_of_who_sends(open_bus: Bus, actors: Actors) -> None:
-    """META-3, META-6, META-7: not of who connected"""
+    """META-3, META-6, META-7: not of the process that connected"""
     bus = open_bus
 
     def receive(link: Link) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The command `kdbusfs`: its options at work, its errors in one line each, and what it tells a service manager."""
+"""The command `kdbusfs`: its options, its errors of one line each, and its messages to a service manager."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fuse_fd() -> Iterator[int]:
             os.close(number)
 
 
-# What it does.
+# Mounting and options.
 
 
 def test_it_returns_when_the_mount_answers_and_ends_with_the_mount(place: Path) -> None:
@@ -79,7 +79,7 @@ def test_sigterm_unmounts(place: Path) -> None:
 
 @pytest.mark.parametrize("mode", CONTROL_MODES)
 def test_owner_and_mode_say_who_may_enter_and_make_buses(place: Path, mode: int) -> None:
-    """FS-4, FS-5: as kdbus gives them by default, and as KDBUS_MAKE_ACCESS_* restricted a domain."""
+    """FS-4, FS-5: as in kdbus by default; restricted as KDBUS_MAKE_ACCESS_* once restricted a domain."""
     done(*KDBUSFS, "s", place, "-o", f"uid={USER},gid={USER + 1},mode={mode:o}")
     assert access(place) == (USER, USER + 1, mode)
     assert access(place / "control") == (USER, USER + 1, CONTROL_MODES[mode])
@@ -131,7 +131,7 @@ def test_version_and_help_are_printed(private_mounts: None) -> None:
     assert max(len(line) for line in text.splitlines()) < 110
 
 
-# A descriptor of the caller's.
+# A descriptor that the caller has opened.
 
 
 def test_fd_is_mounted_when_it_is_not_yet(place: Path, fuse_fd: int) -> None:
@@ -202,7 +202,7 @@ def test_fd_must_be_dev_fuse_for_reading_and_writing(place: Path) -> None:
     assert (code, said) == (1, "kdbusfs: fd=77: no such descriptor was handed to this program")
 
 
-# Wrong use.
+# Wrong usage.
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_mount_point_on_a_file_system_that_is_gone(place: Path, fuse_fd: int) 
 
 
 def test_a_mount_that_does_not_answer(place: Path, fuse_fd: int) -> None:
-    """The kernel waits for an answer to the FUSE_INIT that somebody else has read."""
+    """The kernel waits for the answer to a FUSE_INIT that another process has read."""
     kernel_mount(place, fuse_fd, f",allow_other,default_permissions,max_read={MAX_READ}")
     os.read(fuse_fd, 1 << 16)
     impatient = "import sys; from kdbusfs import cli, patience; patience.STILL = 1; sys.exit(cli.main(sys.argv[1:]))"
@@ -310,7 +310,7 @@ def test_an_owner_that_the_user_namespace_has_not(private_mounts: None) -> None:
         assert (ended.returncode, ended.stderr) == (1, f"kdbusfs: {option} does not exist in this user namespace\n")
 
 
-# What a service manager hears.
+# Messages to a service manager.
 
 
 @pytest.mark.parametrize("kind", ["file", "abstract"])
@@ -337,7 +337,7 @@ def test_a_service_manager_hears_of_beginning_and_end(place: Path, kind: str) ->
 
 
 def test_a_daemon_in_the_background_tells_no_service_manager(place: Path) -> None:
-    """The manager may wait for something else that has run mount(8) on its way."""
+    """The manager may wait for another service, which has run mount(8)."""
     (place / "domain").mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(place / "notify"))
@@ -354,7 +354,7 @@ def test_a_service_manager_that_does_not_listen_is_no_trouble(place: Path) -> No
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as daemon:
         try:
             assert daemon.stderr is not None
-            # The mount answers earlier, but the daemon's own client keeps it busy until the trial is over.
+            # The mount answers earlier, but the trial keeps the daemon busy until it is over.
             assert select.select([daemon.stderr], [], [], 120)[0], "waited 120 s for the mount to be ready"
             assert daemon.stderr.readline() == f"kdbusfs: INFO: a domain is mounted at {place}\n".encode()
             umount(place)

@@ -1,4 +1,4 @@
-"""docs/containers.md: what it shows is what happens."""
+"""The commands of docs/containers.md work, and print the output of the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _END = "end-of-block"
 
 @dataclass(frozen=True)
 class Block:
-    """A script of the page, for `manager` if it needs one, and what is shown as its output."""
+    """A script of the page, the container manager that it needs, and its output on the page."""
 
     manager: str
     script: str
@@ -51,7 +51,7 @@ def blocks() -> list[Block]:
 
 
 class Shell:
-    """A shell in namespaces of its own, with an empty /run; whatever it started ends with it.
+    """A shell in separate namespaces, with an empty /run; its processes end with it.
 
     programs: where the examples are; installed: where kdbusfs is.
     """
@@ -73,7 +73,7 @@ class Shell:
         self.run("mount -t tmpfs -o mode=755 none /run")
 
     def run(self, script: str) -> str:
-        """What a script prints, which has to succeed."""
+        """Run a script, which must succeed; returns its output."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"set -e\n{script}\necho {_END}\n")
@@ -93,7 +93,7 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def programs(private_mounts: None) -> Iterator[Path]:
-    """The example programs, linked so that they run in a root file system with nothing else in it."""
+    """The example programs, statically linked, so that they run in an otherwise empty root file system."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     # Users without privileges run them too.
@@ -130,7 +130,7 @@ def test_all_that_needs_no_manager(shell: Shell) -> None:
 
 @pytest.mark.parametrize("manager", ["nspawn", "lxc", "bwrap"])
 def test_container_managers(shell: Shell, programs: Path, manager: str) -> None:
-    """Where they are installed: with descriptors, in a container with the manager's own seccomp filter."""
+    """Each manager that is installed: with descriptors, in a container with the manager's seccomp filter."""
     program = {"nspawn": "systemd-nspawn", "lxc": "lxc-execute", "bwrap": "bwrap"}[manager]
     if shutil.which(program) is None:
         pytest.skip(f"no {program}")

@@ -1,4 +1,4 @@
-"""kdbusctl looks at a real domain: tree, list, status, wait, which bus is meant, and what goes wrong."""
+"""kdbusctl inspects a real domain: tree, list, status, wait, the choice of the bus, errors, completion."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NOBODY = 65534
 
 @pytest.fixture
 def bus(domain_mount: DomainMount, monkeypatch: pytest.MonkeyPatch) -> Iterator[BusOwner]:
-    """A bus that everybody may enter, and that kdbusctl takes unless it is told otherwise."""
+    """A bus that every user may enter, and that kdbusctl uses by default."""
     with make_bus(domain_mount.path, "ctl", access=c.MAKE_ACCESS_WORLD, attach_send=c.ATTACH_PIDS) as owner:
         yield owner
 
 
 def ctl(bus: BusOwner, *arguments: str) -> list[str]:
-    """The lines of a command that has to do what it is told."""
+    """Run a command, which must succeed; returns its lines."""
     ended = kdbusctl(*arguments, KDBUS_BUS=bus.path)
     assert (ended.code, ended.err) == (0, ""), ended
     return ended.lines
@@ -129,7 +129,7 @@ def test_a_thousand_connections_are_listed_in_a_reasonable_time(bus: BusOwner) -
 
 
 def test_what_may_not_be_seen_is_shown_as_such(bus: BusOwner) -> None:
-    """INFO-2, LIST-9: a custom endpoint hides who has no visible name."""
+    """INFO-2, LIST-9: a custom endpoint hides connections without a visible name."""
     with (
         make_endpoint(bus, "narrow", policy={"org.example.Seen": [world(c.POLICY_SEE)]}) as narrow,
         Connection(bus.path, description="seen") as seen,
@@ -148,7 +148,7 @@ def test_what_may_not_be_seen_is_shown_as_such(bus: BusOwner) -> None:
 
 
 def test_strangers_cannot_write_to_the_terminal(bus: BusOwner, actors: Actors) -> None:
-    """Whoever chooses the name of a process, its arguments or its label chooses what others read of it."""
+    """A process chooses its name and arguments, which others display."""
 
     def hostile(link: Link) -> None:
         Path("/proc/self/comm").write_text("\x1b[31m[red]\x07")
@@ -267,7 +267,7 @@ def test_tree_of_another_user_shows_what_is_closed(domain_mount: DomainMount, bu
 def test_wait_ends_at_once_or_when_the_name_comes(bus: BusOwner) -> None:
     with Connection(bus.path) as peer:
         with Running("wait", "org.example.A", KDBUS_BUS=bus.path) as waiting:
-            # It has to be there before: its own connection shows that it is.
+            # It must be waiting before: its own connection shows that it is.
             until("kdbusctl to connect", lambda: len(peer.list_names(c.NAME_LIST_UNIQUE)) == 2)
             peer.acquire("org.example.A")
             assert waiting.wait() == 0
@@ -312,11 +312,11 @@ def test_wait_for_a_service_is_not_content_with_its_activator(bus: BusOwner) -> 
         assert ctl(bus, "wait", "org.example.A", "--service") == [str(service.id)]
 
 
-# Which bus, and what goes wrong.
+# The choice of the bus, and errors.
 
 
 def in_namespace(keep: Path, *steps: str) -> subprocess.CompletedProcess[str]:
-    """Run shell commands in a mount namespace that has no kdbusfs but that at `keep`."""
+    """Run shell commands in a mount namespace that has only the kdbusfs at `keep`."""
     script = (
         "while read -r _ _ _ _ path rest; do case $rest in (*' - fuse.kdbusfs '*) "
         f'[ "$path" = "{keep}" ] || umount -l "$path";; esac; done </proc/self/mountinfo; '
@@ -340,7 +340,7 @@ def test_the_only_mount_and_its_only_bus_need_no_option(domain_mount: DomainMoun
 
 @pytest.mark.parametrize("part", ["a bus", "an endpoint"])
 def test_a_bus_that_is_mounted_by_itself_is_found(bus: BusOwner, tmp_path: Path, part: str) -> None:
-    """As in a container that gets one bus, or one endpoint, and not the domain."""
+    """As in a container that has only one bus or endpoint of the domain."""
     target = tmp_path / "target"
     if part == "a bus":
         source = bus.directory
@@ -490,7 +490,7 @@ def test_names_ids_buses_and_mounts_are_completed(domain_mount: DomainMount, bus
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_with_the_script(bus: BusOwner, tmp_path: Path) -> None:
-    """The script, as the shell runs it when somebody presses the tab key."""
+    """Run the script as the shell does when a user presses the tab key."""
     (tmp_path / "kdbusctl").write_text(f'#!/bin/sh\nexec {COMMAND[0]} -m kdbusfs.ctl "$@"\n')
     (tmp_path / "kdbusctl").chmod(0o755)
     script = """

@@ -1,4 +1,4 @@
-"""kdbusctl monitor, capture and top against a real domain: what they show, what they lose and say so, how they end."""
+"""kdbusctl monitor, capture and top on a real domain: output, reports of losses, and their end."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
 
 
 class Watching(Running):
-    """monitor or capture, from the moment on from which it misses nothing."""
+    """A running monitor or capture that already receives all messages."""
 
     def __init__(self, bus: BusOwner, command: str, *arguments: str) -> None:
         super().__init__(command, "--bus", bus.path, *arguments)
         self.began = self.error("the beginning")
 
     def end(self) -> Ended:
-        """Ctrl-C, and what it has written beside what was read."""
+        """Send Ctrl-C; returns the output that was not read yet."""
         code = self.interrupt()
         out, err = self.rest()
         return Ended(code, "\n".join(out), "\n".join(err))
 
 
 def scene(bus: BusOwner) -> tuple[int, int]:
-    """One message of every kind; the ids of client and service."""
+    """Send one message of every kind; returns the ids of client and service."""
     with Connection(bus.path, pool_size=1 << 20) as service, Connection(bus.path, pool_size=1 << 20) as client:
         service.acquire("org.example.Echo")
 
@@ -231,14 +231,14 @@ def test_what_comes_while_it_is_stopped_is_missing_and_counted(bus: BusOwner) ->
                 missing += each["count"]
             else:
                 texts.append(each["payload"]["text"])
-        # 32 of one user find room (QUO-2), and what was asked for when it was stopped came beside that.
+        # 32 of one user find room (QUO-2), and the RECV that was pending when it was stopped returned another.
         assert 32 <= len(texts) < 40 and texts == [str(number) for number in range(len(texts))]
         ended = monitor.end()
         assert f"{missing} of 300 messages were lost" in ended.err, ended
 
 
 def test_a_reader_that_does_not_read_loses_nothing(bus: BusOwner) -> None:
-    """What a pipe does not take waits in memory"""
+    """Output that does not fit into a pipe is kept in memory"""
     reading, writing = os.pipe()
     monitor = subprocess.Popen(
         [*COMMAND, "monitor", "--json", "--bus", bus.path, "--kind", "message", "--bytes", "64K"],
@@ -273,7 +273,7 @@ def test_a_reader_that_does_not_read_loses_nothing(bus: BusOwner) -> None:
 
 
 def packets(file: Path) -> list[tuple[int, int, bytes, list[tuple[int, bytes]]]]:
-    """Those of a capture file, which has to be valid to its end."""
+    """The packets of a capture file, which must be valid to its end."""
     return [packet(body) for kind, body in blocks(file.read_bytes()) if kind == 6]
 
 
@@ -337,7 +337,7 @@ def test_memfds_are_cut_at_the_snaplen_and_descriptors_given_back(bus: BusOwner,
             client.send(client.id, [b"head", Zero(16), Memfd(memfd)], fds=[writing])
         client.recv(drop=True)
         os.close(writing)
-        # Nobody holds the writing end any more, the recorder neither.
+        # No process has the writing end any more, nor does the recorder.
         assert select.select([reading], [], [], PATIENCE)[0] and os.read(reading, 1) == b""
         os.close(reading)
         assert capture.end().code == 0
@@ -362,7 +362,7 @@ def test_capture_shows_its_progress_on_a_terminal(bus: BusOwner, tmp_path: Path)
 
 
 def _send_slowly(client: Connection) -> None:
-    """Until somebody looks at five, whenever that begins."""
+    """Send until five were displayed, whenever that begins."""
     for _ in range(40):
         client.send(client.id, b"x")
         client.recv(drop=True)
@@ -413,7 +413,7 @@ def test_top_counts_what_is_sent_and_received(domain_mount: DomainMount, bus: Bu
     with Connection(bus.path, pool_size=1 << 16) as one, Connection(bus.path, pool_size=1 << 16) as other:
         other.acquire("org.example.Other")
         with Running("top", "--mount", str(domain_mount.path), "--json", "--interval", "0.5", "--count", "2") as top:
-            time.sleep(0.3)  # until its first look
+            time.sleep(0.3)  # until its first measurement
             for _ in range(10):
                 one.send(other.id, b"x" * 80)
             records = [top.record(), top.record()]
@@ -461,7 +461,7 @@ def test_pids_are_those_of_the_reader(domain_mount: DomainMount, bus: BusOwner, 
 
 
 def on_terminal(command: list[str], keys: bytes = b"", after: str = "", *, rows: int = 24) -> tuple[int, str]:
-    """Run a command on a terminal, press `keys` once it shows `after`: its exit code and all that it showed."""
+    """Run a command on a terminal, and press `keys` once it shows `after`; returns its exit code and output."""
     pid, fd = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 120, 0, 0))
@@ -506,7 +506,7 @@ CONNECTIONS, SENDERS, MESSAGES = 200, 4, 500
 
 
 def crowd(path: str) -> Callable[[Link], None]:
-    """A process with many connections that only are there."""
+    """A process with many idle connections."""
 
     def play(link: Link) -> None:
         many = [Connection(path, pool_size=4096) for _ in range(CONNECTIONS)]
@@ -519,7 +519,7 @@ def crowd(path: str) -> Callable[[Link], None]:
 
 
 def pair(path: str) -> Callable[[Link], tuple[int, int]]:
-    """One that sends to another as fast as it can; the sender's id, and how many messages the bus refused."""
+    """A client that sends to another as fast as it can; returns its id, and the number of refused messages."""
 
     def play(link: Link) -> tuple[int, int]:
         refused = 0
@@ -543,7 +543,7 @@ def pair(path: str) -> Callable[[Link], tuple[int, int]]:
 def test_nothing_is_lost_in_silence_among_many_connections(
     domain_mount: DomainMount, bus: BusOwner, actors: Actors, tmp_path: Path
 ) -> None:
-    """MON-3: what monitor and capture show and what they call missing is all there was"""
+    """MON-3: messages shown and messages reported as missing add up to all messages"""
     everybody = actors(crowd(bus.path), name="the crowd")
     everybody.hear("its connections")
     pairs = [actors(pair(bus.path)) for _ in range(SENDERS)]
@@ -574,7 +574,7 @@ def test_nothing_is_lost_in_silence_among_many_connections(
     assert len({each["id"] for each in listed.json}) >= CONNECTIONS + 2 * SENDERS
     assert len(table.json["connections"]) >= CONNECTIONS + 2 * SENDERS
 
-    # Also what the receiver had no room for, as monitors see it before; and the coming and going of `list`.
+    # With messages that the receiver refused, which monitors get before, and notifications about `list`.
     everything = SENDERS * MESSAGES + 2
     missing = sum(each["count"] for each in found if each["kind"] == "missing")
     assert sum(each["kind"] != "missing" for each in found) + missing == everything

@@ -1,4 +1,4 @@
-"""kdbusctl talks and holds: call, send, emit, own, make-bus, make-endpoint, policy."""
+"""kdbusctl sends messages and holds objects: call, send, emit, own, make-bus, make-endpoint, policy."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ NAME = "org.example.Echo"
 
 @pytest.fixture
 def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
-    """A bus that everybody may enter."""
+    """A bus that every user may enter."""
     with make_bus(domain_mount.path, "ctl", access=c.MAKE_ACCESS_WORLD, bloom=(64, 4)) as owner:
         yield owner
 
 
 @pytest.fixture
 def echo(bus: BusOwner) -> Iterator[Running]:
-    """kdbusctl as an owner of NAME that answers."""
+    """A kdbusctl that owns NAME and answers."""
     with Running("own", NAME, "--echo", KDBUS_BUS=bus.path) as running:
         assert running.line().startswith(f"acquired {NAME} as connection ")
         yield running
@@ -91,7 +91,7 @@ def test_large_payload_goes_in_a_memfd(bus: BusOwner, echo: Running) -> None:
 
 
 def test_a_service_cannot_fill_the_memory_of_who_asks(bus: BusOwner, actors: Actors) -> None:
-    """A memfd may hold more than any memory: what is not wanted of it is not read."""
+    """A memfd may be larger than memory: only the part that is needed is read."""
 
     def answer(link: Link) -> None:
         import fcntl
@@ -259,7 +259,7 @@ def test_own_ends_with_the_bus(domain_mount: DomainMount) -> None:
 
 
 def test_an_activator_starts_its_service_for_a_message(bus: BusOwner, actors: Actors) -> None:
-    """ACT-3, ACT-4: what waits goes to who takes the name."""
+    """ACT-3, ACT-4: queued messages move to the connection that acquires the name."""
     service = f"exec {sys.executable} -m kdbusfs.ctl own {NAME} --echo"
     with Running("own", NAME, "--activator", "--json", "--", "sh", "-c", service, KDBUS_BUS=bus.path) as activating:
         assert activating.record()["event"] == "acquired"
@@ -376,7 +376,7 @@ def test_make_endpoint_for_a_command(bus: BusOwner) -> None:
 
 
 def test_policy_is_held_on_the_bus(bus: BusOwner, tmp_path: Path, actors: Actors) -> None:
-    """POL-3, POL-19: what the file says holds as long as kdbusctl does."""
+    """POL-3, POL-19: the policy of the file exists as long as kdbusctl runs."""
     file = tmp_path / "policy.toml"
     file.write_text(
         f'[[name]]\nname = "{NAME}"\ntalk = ["user:{NOBODY}"]\n[[name]]\nname = "org.other.*"\nown = ["world"]\n'
@@ -427,7 +427,7 @@ def test_policy_files_are_shown_and_questioned(tmp_path: Path) -> None:
 
 
 def test_two_calls_at_once(bus: BusOwner, echo: Running) -> None:
-    """kdbusctl keeps no state: any number of them can work side by side."""
+    """kdbusctl has no state: any number of them can run at the same time."""
     results: list[str] = []
     threads = [
         threading.Thread(target=lambda: results.append(kdbusctl("call", NAME, "x", KDBUS_BUS=bus.path).out))

@@ -1,4 +1,4 @@
-"""The example programs do what they are there to show."""
+"""The example programs work as they are meant to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def examples(tmp_path: Path) -> Path:
-    """A copy of the examples that stands to the header as the original does."""
+    """A copy of the examples, with the header at the same relative path."""
     shutil.copytree(ROOT / "docs/examples", tmp_path / "docs/examples", ignore=shutil.ignore_patterns("bin"))
     (tmp_path / "kdbusfs/include").mkdir(parents=True)
     for header in ("kdbus.h", "bus1.h"):
@@ -101,7 +101,7 @@ end bob - bob has ended | ann: has lost bob
 bob use say hello - cannot do that: bob use say hello
 give ann ann - ann: has ann
 """
-"""Commands, and behind the dash what they print."""
+"""Commands, and after the dash their output."""
 
 
 @_needs_compiler

@@ -1,4 +1,4 @@
-"""What clients leave is freed without the help of a garbage collector that stops everybody."""
+"""Objects of clients are freed without the cyclic garbage collector."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.mount
 
 PAGE = os.sysconf("SC_PAGESIZE")
 DEATHS = 300
-"""Clients that are killed in a storm, which takes some seconds."""
+"""Number of clients that are killed in a storm, which takes some seconds."""
 SLACK = 4000
-"""Objects that may be more or fewer than before: those that are not looked at yet, and names that the kernel knows."""
+"""Allowed difference in the number of objects: those not yet collected, and names that the kernel knows."""
 
 
 def _storm(path: str) -> None:
-    """Connect, have something of everything, and be killed, over and over."""
+    """Repeatedly start clients that hold objects of every kind, and kill them."""
     for _ in range(DEATHS):
         pid = os.fork()
         if pid == 0:

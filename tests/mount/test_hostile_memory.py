@@ -1,4 +1,4 @@
-"""Clients whose memory never comes, or late: nobody else notices, and what comes late still succeeds.
+"""Clients whose memory never comes, or late: others do not notice, and late memory still succeeds.
 
 How the daemon does that: kdbusfs/fuse/ownership.py.
 """
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.mount
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240.0  # seconds
-STALL = 60.0  # seconds that one call of somebody else may take; with a reader that hangs it would never end
+STALL = 60.0  # seconds that a call of another client may take; with a reader that hangs it would never end
 MESSAGES = 2000
 
 
@@ -45,7 +45,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class Program:
-    """A Python program of tests/support, which says something in lines; `before`: the command that starts it."""
+    """A Python program of tests/support that prints lines; `before`: the command that starts it."""
 
     def __init__(self, name: str, *arguments: str, before: tuple[str, ...] = ()) -> None:
         self.process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Program:
 
 
 class Scene:
-    """A domain with a bus for everybody, a silent file system, and two clients that want to talk."""
+    """A domain with a bus that every user may enter, a silent file system, and two other clients."""
 
     def __init__(self, domain: DomainMount, pages: Path) -> None:
         self.domain = domain
@@ -119,17 +119,17 @@ class Scene:
         return any(path.read_text() == "handle_userfault" for path in waits)
 
     def answer(self) -> None:
-        """The silent server is silent no more."""
+        """Let the silent server answer."""
         self.server.tell("answer")
         self.server.hear()
 
     def counts(self) -> dict[str, Any]:
-        """What has to come back."""
+        """The figures that must return to their start values."""
         stats = self.domain.stats()
         return {**{name: stats[name] for name in GAUGES}, "has a spare": stats["spares"] > 0}
 
     def exchange(self, count: int = MESSAGES) -> float:
-        """Messages from one client to the other; gives the longest time that a call took, in seconds."""
+        """Send messages from one client to the other; returns the longest duration of a call, in seconds."""
         longest = 0.0
         for number in range(count):
             payload = number.to_bytes(8, "little") * 8
@@ -176,7 +176,7 @@ def everything_comes_back(scene: Scene) -> None:
     until(lambda: scene.counts() == scene.before)
 
 
-# What the late page makes of the command: the file holds no message, and no items.
+# The result of the command with the late page: the file contains no message, and no items.
 @pytest.mark.parametrize(
     ("kind", "result"),
     [("payload", 0), ("message", errno.EINVAL), ("tail", errno.EINVAL), ("last_recv", errno.EINVAL)],
@@ -263,11 +263,11 @@ def test_the_end_of_the_silent_server_is_an_error_for_its_client(scene: Scene) -
 
 
 def test_while_one_clients_command_line_is_awaited_others_are_read(scene: Scene) -> None:
-    """META-11: what /proc tells of one is not taken for what it tells of another."""
+    """META-11: the content of /proc for one client is not taken for that of another."""
     (scene.domain.path / ".kdbusfs/parameters/attach_flags_mask").write_text("0x3fff")
     client = scene.start("held_map", str(scene.bus.path), scene.pages, "4711")
     for _ in range(20):
-        # The kernel lets go of the lock for the first reads.
+        # The kernel releases the lock for the first reads.
         scene.server.tell("fail")
         scene.server.hear()
         assert client.process.stdout is not None
@@ -290,7 +290,7 @@ def test_while_one_clients_command_line_is_awaited_others_are_read(scene: Scene)
 
 
 def test_there_is_a_bound_for_one_user_beyond_which_he_is_blocked(scene: Scene) -> None:
-    """Who is blocked gets EFAULT at once; what was held up before that still succeeds."""
+    """A blocked user gets EFAULT at once; commands that were stuck before still succeed."""
     bound = lib.KFS_STUCK_PER_UID
     later = scene.prepare("payload")
     client = scene.attack("payload", "20")
@@ -325,7 +325,7 @@ def test_many_users_at_once(scene: Scene) -> None:
 
 def test_a_signal_ends_the_daemon_while_a_reader_is_stuck(scene: Scene) -> None:
     client = scene.prepare("payload")
-    # Stopped, the server does not even take the request: what waits for that can be killed.
+    # A stopped server does not even read the request, so a process that waits for it can be killed.
     scene.server.process.send_signal(signal.SIGSTOP)
     client.tell("go")
     until(lambda: scene.stuck() == 1)
@@ -341,7 +341,7 @@ def test_a_request_that_was_taken_keeps_an_empty_process_but_no_mount(scene: Sce
     process = scene.domain.process
     process.send_signal(signal.SIGTERM)
     until(lambda: visible_mount(str(scene.domain.path)) is None)
-    # The files are closed in time as well: those who have some open get an error.
+    # Files of other clients are closed in time too: their commands get an error.
     until(lambda: _is_dead(scene.sender.fd))
     scene.server.kill()
     assert process.wait(PATIENCE) == 0

@@ -47,7 +47,7 @@ def commands() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def stage(private_mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make install` puts below DESTDIR."""
+    """The files that `make install` puts below DESTDIR."""
     path = tmp_path_factory.mktemp("stage")
     with building():
         make("install", f"DESTDIR={path}", "PIP_FLAGS=--no-deps")
@@ -57,7 +57,7 @@ def stage(private_mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def installed(stage: Path) -> Iterator[None]:
-    """The system as it is once the stage has been unpacked on it."""
+    """The system with the staged files installed."""
     with covered(Path("/usr/local")) as local, covered(Path("/usr/sbin")) as sbin:
         for source, target in ((stage / "usr/local", local), (stage / "sbin", sbin)):
             shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
@@ -93,7 +93,7 @@ def test_units_and_helpers_name_the_installed_program(stage: Path) -> None:
 
 
 def test_installed_it_mounts_and_serves(installed: None, place: Path) -> None:
-    """mount(8) finds its helpers, these find the program, and that its own Python."""
+    """mount(8) finds its helpers, the helpers find the program, and the program its own Python."""
     clean = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
     assert done("kdbusfs", "--version", cwd="/", env=clean) == f"kdbusfs {__version__}\n"
     for kind in ("fuse.kdbusfs", "kdbusfs"):
@@ -104,7 +104,7 @@ def test_installed_it_mounts_and_serves(installed: None, place: Path) -> None:
 
 
 def test_installed_units_are_valid(installed: None) -> None:
-    """systemd-analyze finds nothing to say, the commands included."""
+    """systemd-analyze reports nothing, also about the commands."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze, which comes with systemd")
     units = [f"/{name}" for name in INSTALLED if "/systemd/" in name]
@@ -147,7 +147,7 @@ def test_the_wheel_works_outside_of_the_checkout(wheel_environment: Path, place:
 
 
 def test_helpers_of_the_wheel_find_the_virtual_environment(wheel_environment: Path, place: Path) -> None:
-    """Linked to from /sbin, as README.md says; a copy without a program beside it says what is missing."""
+    """Links from /sbin work, as README.md says; a copy without a program beside it reports what is missing."""
     with covered(Path("/usr/sbin")) as sbin:
         for helper in ("mount.fuse.kdbusfs", "mount.kdbusfs"):
             (sbin / helper).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Clients that are killed while a reader is stuck in their memory: they end, and nothing of their commands is left.
+"""Clients that are killed while a reader is stuck in their memory end, and their commands leave no resource.
 
 How the daemon does that: kdbusfs/fuse/ownership.py.
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.mount
 
 
 class Undead(Program):
-    """A client that serves the page of its own command.  `give` has it give the command."""
+    """A client that serves the page of its own command.  `give` makes it issue the command."""
 
     def __init__(self, scene: Scene, kind: str = "payload", uid: int = 4711) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="undead-"))
@@ -76,13 +76,13 @@ def test_a_client_that_serves_its_own_page_can_be_killed(
 
 
 def test_a_client_that_got_another_signal_before_can_be_killed(scene: Scene, undead: Callable[..., Undead]) -> None:
-    """The kernel tells of the first signal alone."""
+    """The kernel reports only the first signal."""
     client = undead()
     client.give()
     until(lambda: scene.stuck() == 1)
     interrupts = scene.domain.stats()["interrupts"]
     client.process.send_signal(signal.SIGUSR1)
-    # Whichever thread takes it: each of them gets one.
+    # Any thread may take it, so each gets one.
     until(lambda: scene.domain.stats()["interrupts"] > interrupts or _signal_threads(client))
     assert scene.stuck() == 1
     assert scene.domain.stats()["abandoned"] == 0
@@ -116,7 +116,7 @@ def test_a_sibling_of_a_stuck_thread_can_end_or_replace_the_program(
 
 
 def test_a_killed_client_ends_though_its_page_is_never_served(scene: Scene) -> None:
-    """The server is another process: the reader stays stuck, and what it comes back with is void."""
+    """The server is another process: the reader stays stuck, and its result is discarded."""
     client = scene.attack("payload")
     until(lambda: scene.stuck() == 1)
     client.kill()
@@ -158,7 +158,7 @@ def test_many_killed_clients_use_nothing_up(scene: Scene, undead: Callable[..., 
 
 
 def test_all_readers_come_back_when_those_who_used_them_up_end(scene: Scene) -> None:
-    """At the bound everybody's memory is refused; when the clients are killed and the pages fail, nobody's is."""
+    """At the bound no client memory is accessed; after the clients were killed and the pages failed, it is again."""
     count = lib.KFS_STUCK_PER_UID
     clients = [scene.attack("payload", str(count), str(5000 + number)) for number in range(lib.KFS_STUCK_MAX // count)]
     until(lambda: scene.stuck() == lib.KFS_STUCK_MAX)

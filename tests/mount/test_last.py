@@ -28,7 +28,7 @@ NAME = "com.example.capitals"
 
 
 def build(directory: Path, *options: str) -> Path | None:
-    """The program; None where it cannot be built so."""
+    """Build the program; returns None if that is impossible."""
     binary = directory / "last_program"
     source = ROOT / "tests/support/last_program.c"
     strict = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kdbusfs/include'}", "-pthread"]

@@ -1,4 +1,4 @@
-"""A daemon at the limits of what surrounds it: threads, memory."""
+"""A daemon at the limits of its surroundings: threads, memory."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def threads(domain: DomainMount) -> int:
 
 @contextlib.contextmanager
 def few_threads(domain: DomainMount) -> Iterator[Group]:
-    """The daemon may have no more threads than it has, now that it has nothing to do."""
+    """Limit the threads of the daemon to the number that it has while idle."""
     counts = [0]
 
     def is_settled() -> bool:
-        time.sleep(1.5)  # longer than the threads that work for users wait for more work
+        time.sleep(1.5)  # longer than an idle worker thread waits for work
         counts.append(threads(domain))
         return counts[-1] == counts[-2]
 
@@ -53,7 +53,7 @@ def few_threads(domain: DomainMount) -> Iterator[Group]:
 
 
 def test_without_further_threads_nobody_is_held_up(scene: Scene) -> None:
-    """GEN-5: there are spare readers before they are needed, more than one user can hold up."""
+    """GEN-5: spare readers exist in advance, more than one user can occupy."""
     bound = lib.KFS_STUCK_PER_UID
     first = scene.prepare("payload", str(bound))
     second = scene.prepare("payload", str(bound), "4712")
@@ -63,7 +63,7 @@ def test_without_further_threads_nobody_is_held_up(scene: Scene) -> None:
 
 
 def test_a_client_says_hello_without_further_threads(domain_mount: DomainMount) -> None:
-    """HELLO, POOL-2: where no thread can put the pool's own file in its place, the client reads copies."""
+    """HELLO, POOL-2: if no thread can swap the client's descriptor, the client reads copies."""
     with make_bus(domain_mount.path, "x") as bus, few_threads(domain_mount), Connection(bus.path) as one:
         one.send(one.id, b"works")
         assert one.receive(5).data() == b"works"
@@ -74,7 +74,7 @@ def hold_up(scene: Scene, limit: Group, first: Program, second: Program) -> None
     first.tell("go")
     until(lambda: scene.stuck() == bound)
     assert scene.exchange(100) < STALL
-    # The last reader cannot be replaced, so it touches no memory of clients.
+    # The last reader cannot be replaced, so it does not access client memory.
     second.tell("go")
     until(lambda: int(scene.domain.stats()["spares"]) == 0)
     until(lambda: int(scene.domain.stats()["blocked"]) > 0)
@@ -83,7 +83,7 @@ def hold_up(scene: Scene, limit: Group, first: Program, second: Program) -> None
     with pytest.raises(OSError) as caught:
         scene.sender.send(scene.receiver.id, b"x" * 8)
     assert caught.value.errno == errno.EFAULT
-    assert scene.receiver.recv() is None  # commands without memory go on
+    assert scene.receiver.recv() is None  # commands that need no client memory work
     assert "no spare reader can be started" in scene.domain.log()
 
     limit.write("pids.max", "max")
@@ -119,7 +119,7 @@ def small_domain(private_mounts: None) -> Iterator[DomainMount]:
 
 
 def test_users_together_do_not_fill_the_memory_of_the_daemon(small_domain: DomainMount) -> None:
-    """QUO, POOL: each takes all that he can get; the daemon lives, and there is room for another user."""
+    """QUO, POOL: each user takes all memory that he gets; the daemon survives, and another user gets some."""
     limit = int(small_domain.stats()["memory_limit"])
     assert 20 * MIB < limit < 120 * MIB * 3 // 4
     bus = make_bus(small_domain.path, "greedy", access=c.MAKE_ACCESS_WORLD)
@@ -132,7 +132,7 @@ def test_users_together_do_not_fill_the_memory_of_the_daemon(small_domain: Domai
         assert {each["errno"] for each in taken} == {errno.ENOBUFS}
         assert limit * 0.4 < taken[0]["bytes"] <= limit // 2
         assert sum(each["bytes"] for each in taken) <= limit
-        # Who needs little gets it.
+        # A user who needs little gets it.
         sender, receiver = Connection(bus), Connection(bus)
         for _ in range(10):
             sender.send(receiver.id, b"x" * 4096)
@@ -161,9 +161,9 @@ def resident(domain: DomainMount) -> int:
 
 
 def test_memory_that_clients_have_given_back_is_given_back_to_the_system(domain_mount: DomainMount) -> None:
-    """Policies of many objects, beside others that stay.
+    """Policies of many objects end, while others stay.
 
-    Objects that stay keep a part of the heap: 14 to 31 % of what the policies took, from run to run.
+    Remaining objects keep a part of the heap: 14 to 31 % of the memory of the policies, from run to run.
     """
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     before = resident(domain_mount)

@@ -1,4 +1,4 @@
-"""Many connections, many closes, and many sudden deaths: the daemon is as it was before."""
+"""After many connections, closes and killed clients the daemon has the same resources as before."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEED = 20150116
 
 
 def own(domain: DomainMount, actors: Actors) -> str:
-    """The path of a bus that lasts as long as the test."""
+    """The path of a bus that exists during the test."""
 
     def owner(link: Link) -> None:
         with make_bus(domain.path, "load") as bus:
@@ -49,7 +49,7 @@ def own(domain: DomainMount, actors: Actors) -> str:
 
 
 def hear_everything(path: str, count: int) -> list[Connection]:
-    """Connections that get every broadcast, of 2 MiB too, one at a time."""
+    """Connections that receive every broadcast, also of 2 MiB, one at a time."""
     heard = [Connection(path, pool_size=5 << 20) for _ in range(count)]
     for connection in heard:
         connection.add_match(1, bloom_rule(connection.bloom()))
@@ -57,7 +57,7 @@ def hear_everything(path: str, count: int) -> list[Connection]:
 
 
 def test_a_long_command_lets_others_in_between(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
-    """BC-2: it goes on after that, and each receiver gets the whole message."""
+    """BC-2: it continues afterwards, and each receiver gets the whole message."""
     path = own(domain_mount, actors)
 
     def shout() -> None:
@@ -78,7 +78,7 @@ def test_a_long_command_lets_others_in_between(domain_mount: DomainMount, actors
 
 
 def test_the_end_in_the_middle_of_long_commands(domain_mount: DomainMount, actors: Actors) -> None:
-    """The daemon ends at once and without a word, and the clients get errors."""
+    """The daemon ends at once and without output, and the clients get errors."""
     path = own(domain_mount, actors)
 
     def shout(link: Link) -> None:
@@ -89,7 +89,7 @@ def test_the_end_in_the_middle_of_long_commands(domain_mount: DomainMount, actor
             while True:
                 sender.broadcast(bytes(2 << 20))
                 for connection in heard:
-                    # Two others shout, too: not everything finds room.
+                    # Two others send broadcasts too: not everything finds room.
                     with contextlib.suppress(Lost), connection.receive(PATIENT):
                         pass
         link.say("error")
@@ -104,7 +104,7 @@ def test_the_end_in_the_middle_of_long_commands(domain_mount: DomainMount, actor
 
 
 def test_a_thousand_connections_at_once(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> None:
-    """Every one is known to the others, and a broadcast reaches all"""
+    """Each connection is known to the others, and a broadcast reaches all"""
     path = own(domain_mount, actors)
 
     def hold(link: Link) -> None:
@@ -113,7 +113,7 @@ def test_a_thousand_connections_at_once(domain_mount: DomainMount, actors: Actor
             Connection(path, pool_size=PAGE * sizes.randint(1, 8)) for _ in range(CONNECTIONS // PROCESSES)
         ]
         for connection in connections:
-            connection.add_match(1, bloom_rule(connection.bloom()))  # not everything: notifications would come, too
+            connection.add_match(1, bloom_rule(connection.bloom()))  # without notifications
         link.say([connection.id for connection in connections])
         ids = link.hear("all ids")
         for one, other in zip(connections, ids, strict=False):
@@ -146,7 +146,7 @@ def test_a_thousand_connections_at_once(domain_mount: DomainMount, actors: Actor
         holder.say()
     for holder in holders:
         holder.hear("the broadcast")
-    # Half of them says goodbye, the others die.
+    # Half of them issue BYEBYE, the others are killed.
     for i, holder in enumerate(holders):
         holder.kill() if i % 2 else holder.say()
     for holder in holders:
@@ -194,7 +194,7 @@ def _blocked(path: str) -> None:
 
 
 def _receiving(path: str) -> None:
-    """Takes descriptors without end, which stop the process for a moment each time."""
+    """Receive descriptors without end; each installation stops the process for a moment."""
     reading, _writing = os.pipe()
     with Connection(path, pool_size=1 << 16) as client, sealed_memfd(b"x" * 100) as memfd:
         while True:
@@ -203,13 +203,13 @@ def _receiving(path: str) -> None:
 
 
 def _entering(path: str) -> None:
-    """Says HELLO without end."""
+    """Issue HELLO without end."""
     while True:
         Connection(path, pool_size=PAGE).close()
 
 
 def test_five_hundred_sudden_deaths(domain_mount: DomainMount, actors: Actors, footprint: Footprint) -> None:
-    """SYNC-5, CLOSE-1: killed at a random moment of whatever it does, while others talk"""
+    """SYNC-5, CLOSE-1: each client is killed at a random moment, while others talk"""
     path = own(domain_mount, actors)
     healthy = actors(chatter(path), name="chatter")
     healthy.hear("its connections")
@@ -249,5 +249,5 @@ def test_five_hundred_sudden_deaths(domain_mount: DomainMount, actors: Actors, f
 
 
 def test_every_figure_of_the_stats_comes_back_or_not(domain_mount: DomainMount) -> None:
-    """Whatever is added to them has to be said of, or nobody would see that it does not come back."""
+    """Each figure must be listed in tests/support/gauges.py; otherwise a leak would go unnoticed."""
     assert sorted(domain_mount.stats()) == sorted(GAUGES + OTHERS)

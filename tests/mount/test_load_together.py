@@ -1,4 +1,4 @@
-"""Policies, endpoints, activators, monitors, pending calls, descriptors: all at once, and sudden deaths among them."""
+"""Policies, endpoints, activators, monitors, pending calls and descriptors at once, with clients that are killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OWNERS = 10
 
 
 def outline(domain: DomainMount) -> list[dict[str, Any]]:
-    """The buses with what does not change while their clients talk."""
+    """The buses, with the figures that do not change while their clients talk."""
     found = []
     for bus in domain.stats()["buses"]:
         kept = ("id", "endpoint", "flags", "uid", "names", "matches")
@@ -40,7 +40,7 @@ def outline(domain: DomainMount) -> list[dict[str, Any]]:
 def test_clients_that_use_everything_are_killed(
     domain_mount: DomainMount, actors: Actors, healthy: None, seed: int
 ) -> None:
-    """CLOSE-1, CLOSE-2, SYNC-5, POL-19, ACT-7, ACT-8, FS-25: for who is left on the bus nothing has happened"""
+    """CLOSE-1, CLOSE-2, SYNC-5, POL-19, ACT-7, ACT-8, FS-25: the remaining clients of the bus are not affected"""
     steady = Steady(domain_mount.path, actors)
     before = outline(domain_mount)
 
@@ -61,7 +61,7 @@ def test_clients_that_use_everything_are_killed(
 def test_the_owner_of_a_bus_is_killed_while_everything_is_used(
     domain_mount: DomainMount, actors: Actors, healthy: None
 ) -> None:
-    """FS-24, SHUT-1 to SHUT-3: whatever its clients are at ends, other buses stay"""
+    """FS-24, SHUT-1 to SHUT-3: all activity of its clients ends, other buses stay"""
     steady = Steady(domain_mount.path, actors)
     before = outline(domain_mount)
 

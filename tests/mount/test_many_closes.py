@@ -1,4 +1,4 @@
-"""A process with as many files as a user may have ends: all are closed, and he can open files at once (CLOSE-1)."""
+"""A process that has all files a user may have ends: all are closed, and the user can open files again (CLOSE-1)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPEN = ("open_files", "open_directories")
 
 
 def open_all(path: str) -> list[int]:
-    """As many files as the user may have."""
+    """Open as many files as the user may have."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     files = []
@@ -57,7 +57,7 @@ def test_close_1_all_files_of_a_user_at_once(domain_mount: DomainMount, actors: 
 
 
 def test_close_1_a_connection_among_many_other_files(domain_mount: DomainMount, actors: Actors) -> None:
-    """CLOSE-1, CLOSE-3: its end is told before the process that closed it does anything else."""
+    """CLOSE-1, CLOSE-3: its end takes effect before the next command of the process that closed it."""
 
     def play(link: Link) -> None:
         with make_bus(domain_mount.path, "closes") as bus, Connection(bus) as other:

@@ -1,4 +1,4 @@
-"""docs/examples/kdbus-monitor.c tells everything that the service and the client of docs/examples do."""
+"""docs/examples/kdbus-monitor.c prints everything that the service and the client of docs/examples do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE = 240.0  # seconds
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the examples are, built of a copy."""
+    """The directory of the examples, built in a copy."""
     copy = tmp_path_factory.mktemp("examples")
     shutil.copytree(ROOT / "docs/examples", copy, ignore=shutil.ignore_patterns("bin"), dirs_exist_ok=True)
     include = f"KDBUS_INCLUDE={ROOT / 'kdbusfs/include'}"
@@ -40,7 +40,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Program:
-    """A running example, and what it prints."""
+    """A running example, and its output."""
 
     def __init__(self, log: Path, *command: str) -> None:
         self.log = log
@@ -51,7 +51,7 @@ class Program:
         return self.log.read_text()
 
     def wait_for(self, said: str | Callable[[str], bool]) -> str:
-        """All that it has printed, as soon as that satisfies `said`."""
+        """Wait until `said` accepts its output; returns the output."""
         limit = time.monotonic() + PATIENCE
         while time.monotonic() < limit:
             text = self.text()
@@ -68,7 +68,7 @@ class Program:
 
 @pytest.fixture
 def start(programs: Path, tmp_path: Path, domain_mount: DomainMount) -> Iterator[Callable[..., Program]]:
-    """Starts an example with arguments; all end with the test."""
+    """Start an example with arguments; it ends with the test."""
     running: list[Program] = []
 
     def begin(name: str | Path, *arguments: object) -> Program:

@@ -37,7 +37,7 @@ AUTOFS_IOC_READY, AUTOFS_IOC_CATATONIC = 0x9360, 0x9362  # linux/auto_fs.h
 
 @pytest.fixture
 def sbin(private_mounts: None) -> Iterator[Path]:
-    """/sbin, where mount(8) looks for helpers, with ours in it: links, as for a program that pip has installed."""
+    """/sbin with links to our helpers, as for a program that pip has installed; mount(8) looks there."""
     with covered(Path("/usr/sbin")) as path:
         for helper in TYPES:
             (path / f"mount.{helper}").unlink(missing_ok=True)
@@ -90,7 +90,7 @@ def test_sloppy_passes_over_what_is_unknown(sbin: Path, place: Path) -> None:
 
 
 def test_generic_fuse_helper_works_too(private_mounts: None, place: Path) -> None:
-    """Where ours is not, mount(8) calls mount.fuse, which looks for the program in PATH."""
+    """Without our helper, mount(8) calls mount.fuse, which looks for the program in PATH."""
     if not Path("/sbin/mount.fuse").exists():
         pytest.skip("no mount.fuse, which comes with fuse3")
     with covered(Path("/usr/local")) as local:
@@ -102,7 +102,7 @@ def test_generic_fuse_helper_works_too(private_mounts: None, place: Path) -> Non
 
 
 def test_behind_an_automount(sbin: Path, place: Path) -> None:
-    """Until it hears that mount(8) is through, autofs lets nobody in but the process group of its daemon: this one."""
+    """Until mount(8) has ended, autofs admits only the process group of its daemon: this one."""
     if "\tautofs\n" not in Path("/proc/filesystems").read_text():
         pytest.skip("no autofs")
     reading, writing = os.pipe()
@@ -170,11 +170,11 @@ def test_helper_has_help(private_mounts: None) -> None:
     assert said.startswith("usage: mount.kdbusfs ") and all(f" -{letter}" in said for letter in "sfnvNot")
 
 
-# What a helper finds.
+# How a helper finds the program.
 
 
 def program(path: Path, name: str) -> None:
-    """A program that says that it was run, and with what."""
+    """A program that prints its name and arguments."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/bin/sh\necho {name} "$@"\n')
     path.chmod(0o755)
@@ -190,7 +190,7 @@ def program(path: Path, name: str) -> None:
     ],
 )
 def test_helper_finds_the_program_beside_itself(tmp_path: Path, helper: str, found: str) -> None:
-    """In a virtual environment, a prefix, what pip has unpacked, and a checkout; and by way of a link."""
+    """In a virtual environment, a prefix, a wheel unpacked by pip, and a checkout; also through a link."""
     (tmp_path / "there" / helper).mkdir(parents=True)
     copy = tmp_path / "there" / helper / "mount.kdbusfs"
     shutil.copy(HELPERS / "mount.fuse.kdbusfs", copy)
@@ -223,7 +223,7 @@ def test_helper_without_a_program_says_so(tmp_path: Path) -> None:
 
 
 def test_umount_lets_users_go_on(place: Path) -> None:
-    """FS-29: `umount -l` leaves those alone who are inside; the daemon ends after the last of them."""
+    """FS-29: `umount -l` does not affect users inside; the daemon ends after the last of them."""
     done(*KDBUSFS, "s", place)
     mount = mounted(place)
     with subprocess.Popen(["sleep", "60"], cwd=place) as inside:
