@@ -71,7 +71,7 @@ class AudienceMachine(RuleBasedStateMachine):
 
     @rule(pattern=st.sampled_from(PATTERNS), items=st.none() | accesses)
     def hold(self, pattern: bytes, items: list[Access] | None) -> None:
-        """The policy of the bus comes from holders, one for each name."""
+        """Set the policy of the bus by policy holders, one for each name."""
         holder = self.holders.get(pattern)
         if items is None:
             if holder is not None:

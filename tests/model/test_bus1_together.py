@@ -1,4 +1,4 @@
-"""bus1: random commands, also inside every access to memory and at every pause; what must always be true is looked at.
+"""bus1: random commands, also inside every memory access and yield of other commands; invariants are checked.
 
 B1-LIM-4, B1-NODE-7 to B1-NODE-12, B1-ORD-1, B1-ORD-5, B1-ORD-6, B1-SEND-15.
 """
@@ -40,16 +40,16 @@ OWN = tuple(range(0, 48, 4))
 
 
 class Log:
-    """What one client has been told."""
+    """What one client has received."""
 
     def __init__(self) -> None:
-        self.order: list[tuple[object, bool]] = []  # who it is from or about, and whether more of the same follows
-        self.dead: Counter[int] = Counter()  # managed ids whose destruction was told
+        self.order: list[tuple[object, bool]] = []  # its sender or subject; whether more follows
+        self.dead: Counter[int] = Counter()  # managed ids whose destruction was notified
         self.nodes: dict[int, Node] = {}  # by managed id
 
 
 class Play:
-    """Peers of two users that do what chance says."""
+    """Peers of two users with random commands."""
 
     def __init__(self, chance: Random, *, tight: bool) -> None:
         self.chance = chance
@@ -65,7 +65,7 @@ class Play:
         self.sent = 0
         self.world.turn.meanwhile = self.at_pause
 
-    # Who is served when
+    # Scheduling
 
     def at_pause(self) -> None:
         if self.depth < NESTED and self.chance.random() < 0.15:
@@ -103,7 +103,7 @@ class Play:
         self.clients.append(client)
         self.logs[client] = Log()
 
-    # Deeds
+    # Commands
 
     def id(self, client: Client) -> int:
         known = list(client.peer.table)
@@ -208,15 +208,15 @@ class Play:
         else:
             client.reset(slices=self.chance.choice((2, 12, 10_000)), handles=self.chance.choice((5, 40, 10_000)))
 
-    # What must be true
+    # Invariants
 
     def settle(self) -> None:
-        """No RECV waits for descriptors, and nothing of an earlier stretch is in the way."""
+        """Complete every RECV that waits for descriptors, and clear the state of earlier commands."""
         while self.installing:
             self.conclude(self.clients[0] if self.clients else self.gone[0])
 
     def drain(self) -> None:
-        """Everybody receives everything."""
+        """All peers receive all messages."""
         self.world.turn.meanwhile = None
         for client in self.clients:
             if client.peer.is_active:

@@ -134,7 +134,7 @@ commands = st.fixed_dictionaries(
         "message_error": st.sampled_from((0,) * 9 + (14,)),
     }
 )
-TEMPLATES: dict[int, tuple[bytes, ...]] = {  # items that a command takes, at least in some state
+TEMPLATES: dict[int, tuple[bytes, ...]] = {  # items that a command accepts, at least in some state
     c.CMD_BUS_MAKE: (i.string(c.ITEM_MAKE_NAME, b"1000-x") + i.bloom_parameter(64),),
     c.CMD_ENDPOINT_MAKE: (i.string(c.ITEM_MAKE_NAME, b"1000-x") + i.name(b"a.*") + i.world(2),),
     c.CMD_HELLO: (
@@ -274,7 +274,7 @@ class Scene:
         return process
 
     def run(self, client: Client, call: Call) -> None:
-        """One command; the descriptors that it brings are taken at once."""
+        """Run one command; its descriptors are taken at once."""
         result = client.handle.ioctl(call)
         assert result == PENDING or -530 < result <= 0, result
         self.take(call)
@@ -300,7 +300,7 @@ class Scene:
         domain.changed.clear()
 
     def command(self, action: dict[str, Any]) -> None:
-        """As the channel gives it: the fixed part always, the tail only where its size is legal."""
+        """A call as the channel makes it: the fixed part always, the tail only if its size is legal."""
         number = action["number"]
         assert isinstance(number, int)
         client = self.clients[action["who"] % len(self.clients)]
@@ -395,7 +395,7 @@ class Scene:
 @given(st.lists(commands, max_size=12))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_hostile_commands_are_answered_and_leave_nothing_behind(todo: list[dict[str, Any]]) -> None:
-    """SEND-23, and all that GEN says: 0, -errno or PENDING, never an exception."""
+    """SEND-23, and all GEN rows: 0, -errno or PENDING, never an exception."""
     scene = Scene()
     for action in todo:
         scene.command(action)
@@ -423,7 +423,7 @@ def test_long_lives_leave_nothing_behind(seed: int) -> None:
 
 
 def test_the_scene_itself_leaves_nothing_behind() -> None:
-    """CLOSE-2: also with a request, a blocked one, a queued file and a take-over that is running."""
+    """CLOSE-2: also with a request, a blocked call, a queued file and a take-over in progress."""
     scene = Scene()
     first, second, other = scene.clients[4:7]
     fds = make_item(c.ITEM_FDS, pack("<2i", 3, 4))

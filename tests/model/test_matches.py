@@ -23,7 +23,7 @@ NAME_CHANGES = (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE)
 NAMES = (b"a.a", b"a.b", b"b.a")
 BLOOM_SIZE = 8
 PLACES = (0, 1, 31, 32, 63)
-"""Bits that are used; a few, so that masks and filters meet."""
+"""The bits that are used: only a few, so that masks and filters often match."""
 
 clients = st.integers(0, 3)
 cookies = st.integers(1, 3)
@@ -232,7 +232,7 @@ TestMatches = MatchesMachine.TestCase
 
 @pytest.mark.parametrize("seed", range(2))
 def test_as_many_as_there_may_be(seed: int) -> None:
-    """MATCH-6, MATCH-12: full of masks, where every bit has entries and the rarest one is chosen."""
+    """MATCH-6, MATCH-12: the maximum of masks, where every bit has entries and the rarest is chosen."""
     chance = Random(seed)
     world = World(bloom=BLOOM_SIZE)
     sender, *receivers = (world.connect() for _ in range(3))

@@ -37,7 +37,7 @@ class Entry:
 
 
 class Model:
-    """A list of entries that every question walks."""
+    """A list of entries that every query scans."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []

@@ -1,4 +1,4 @@
-"""Random commands of all kinds, which also run inside each other's memory accesses and pauses; invariants."""
+"""Random commands of all kinds, which also run inside each other's memory accesses and yields; invariants."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Play:
         self.world.host.turn.meanwhile = self.at_pause
 
     def at_pause(self) -> None:
-        """A pause of the core (`Turn.spend`): other commands run."""
+        """A yield of the core (`Turn.spend`): other commands run."""
         if self.nested < NESTED and self.chance.random() < 0.2:
             self.nested += 1
             try:
@@ -83,7 +83,7 @@ class Play:
             self.world.control.close()
 
     def enter(self) -> Client | None:
-        """Another connection, perhaps a special one or through a custom endpoint."""
+        """Open another connection, perhaps a special one or through a custom endpoint."""
         places = self.places()
         if not places:
             return None
@@ -142,7 +142,7 @@ class Play:
             return 0, dst_name(self.name())
         return self.chance.choice(self.clients).id, b""
 
-    # What they do
+    # Commands
 
     def send(self, client: Client) -> None:
         dst, item = self.to()
@@ -237,7 +237,7 @@ class Play:
     def leave(self, client: Client) -> None:
         if self.chance.random() < 0.3:
             client.byebye()
-        elif self.busy[client] == 1 and self.chance.random() < 0.5:  # nothing but this
+        elif self.busy[client] == 1 and self.chance.random() < 0.5:  # only this
             self.clients.remove(client)
             client.close()
 

@@ -1,4 +1,4 @@
-"""Clients in namespaces of their own, at a domain that root mounted in the initial ones."""
+"""Clients in separate namespaces, on a domain that root mounted in the initial ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..support.peer import (
 )
 
 OVERFLOW = 65534
-FIRST, COUNT = 100_000, 1000  # the ids that a container's 0 to 999 are outside
+FIRST, COUNT = 100_000, 1000  # the ids outside for ids 0 to 999 of a container
 CONTAINER = {"uid_map": ((0, FIRST, COUNT),), "gid_map": ((0, FIRST, COUNT),), "flags": CLONE_NEWUSER}
 NAME = "org.example.Service"
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.mount
 
 @pytest.fixture
 def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
-    """A bus of root's for everybody, in a domain that hides no metadata; anybody may talk to NAME."""
+    """A bus of root that every user may enter, in a domain that hides no metadata; all may talk to NAME."""
     (domain_mount.path / ".kdbusfs/parameters/attach_flags_mask").write_text("0xffffffffffffffff")
     anybody = [world(c.POLICY_TALK)]
     with (
@@ -49,14 +49,14 @@ def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
 
 @pytest.fixture
 def outside(bus: BusOwner) -> Iterator[Connection]:
-    """A connection of root's, with the name that anybody may talk to."""
+    """A connection of root, with the name that all may talk to."""
     with Connection(bus.path, attach_recv=c.ATTACH_ANY) as made:
         made.acquire(NAME)
         yield made
 
 
 def container(uid: int = 0, gid: int = 0, flags: int = 0) -> Peer:
-    """A process in a user namespace of its own, with these ids there."""
+    """A process in its own user namespace, with these ids there."""
     return Peer(CLONE_NEWUSER | flags, (uid, gid), CONTAINER["uid_map"], CONTAINER["gid_map"])  # type: ignore[arg-type]
 
 
@@ -68,18 +68,18 @@ def refused(peer: Peer, code: str) -> int | None:
 
 
 def connect(peer: Peer, bus: BusOwner, more: str = "") -> int:
-    """Make `conn` there; gives its id."""
+    """Make the connection `conn` there; returns its id."""
     number: int = peer(f"conn = Connection({bus.path!r}, attach_recv=c.ATTACH_ANY {more}); result = conn.id")
     return number
 
 
 def receive(peer: Peer, kind: str) -> object:
-    """What the next message there says of its sender."""
+    """The metadata of the next message there."""
     return peer(f"with conn.receive(120) as m:\n  v = m.metadata.{kind}\n  result = v and list(v)")
 
 
 def test_credentials_are_translated_for_their_reader(bus: BusOwner, outside: Connection) -> None:
-    """META-6, META-20, NS-1: ids are those of the reader's user namespace, others the overflow id."""
+    """META-6, META-20, NS-1: ids are those of the reader's user namespace; unmapped ids are the overflow id."""
     with container(7, 8) as inside:
         number = connect(inside, bus)
         inside(f"conn.send({NAME!r}, b'x')")
@@ -108,7 +108,7 @@ def test_auxiliary_groups_are_translated_for_their_reader(bus: BusOwner, outside
 
 @pytest.mark.old_kernels
 def test_process_ids_are_translated_for_their_reader(bus: BusOwner, outside: Connection) -> None:
-    """META-7, META-20: a process has the number of the reader's pid namespace, 0 where it has none."""
+    """META-7, META-20: a pid is that of the reader's pid namespace; 0 if it has none there."""
     with Peer(CLONE_NEWPID) as inside:
         number = connect(inside, bus)
         assert inside("result = os.getpid()") == 1
@@ -143,7 +143,7 @@ def test_capabilities_are_told_only_within_a_user_namespace(bus: BusOwner, outsi
 
 
 def test_executable_is_told_only_within_a_root(bus: BusOwner, outside: Connection, tmp_path: Path) -> None:
-    """META-10, NS-6: without a common root the path means nothing; in another mount namespace no root is common."""
+    """META-10, NS-6: the path is meaningful only with a common root, so not in another mount namespace."""
     for flags, change in (
         (0, ""),
         (0, f"os.chroot({str(tmp_path)!r}); os.chdir('/')"),
@@ -171,7 +171,7 @@ def test_root_of_a_container_is_an_ordinary_user(bus: BusOwner) -> None:
 
 @pytest.fixture
 def busy_bus(domain_mount: DomainMount) -> Iterator[tuple[Peer, str]]:
-    """A bus of an ordinary user's, uid and gid 1000, for everybody."""
+    """A bus of an ordinary user, uid and gid 1000, that every user may enter."""
     with Peer(ids=(1000, 1000)) as owner:
         path = owner(f"b = make_bus({str(domain_mount.path)!r}, 'b', access=c.MAKE_ACCESS_WORLD); result = b.path")
         yield owner, path
@@ -202,7 +202,7 @@ def test_names_of_buses_have_the_uid_of_the_domain(domain_mount: DomainMount) ->
         assert inside("result = os.stat(bus.path).st_uid") == 7
         inside(f"endpoint = make_endpoint(bus, '{FIRST + 7}-e', prefix=False)")
         assert refused(inside, "make_endpoint(bus, '7-e', prefix=False)") == errno.EINVAL
-        # The owner of a bus is privileged by its uid, wherever it lives.
+        # The owner of a bus is privileged by its uid, in any namespace.
         inside(f"Connection(bus.path, flags=c.HELLO_POLICY_HOLDER, name={NAME!r}).close()")
 
 
@@ -219,7 +219,7 @@ def test_users_are_accounted_by_their_global_uid(domain_mount: DomainMount) -> N
 
 
 def test_policies_have_the_ids_of_who_uploads_them(domain_mount: DomainMount) -> None:
-    """NS-4, POL-2: an id that the uploader's namespace does not map is refused."""
+    """NS-4, POL-2: an id that the caller's namespace does not map is refused."""
     root = str(domain_mount.path)
     with container(7) as owner, Peer(ids=(FIRST + 9, 1)) as meant, Peer(ids=(9, 1)) as namesake:
         path = owner(
@@ -238,7 +238,7 @@ def test_policies_have_the_ids_of_who_uploads_them(domain_mount: DomainMount) ->
 
 
 def test_faked_ids_have_to_be_mapped(domain_mount: DomainMount) -> None:
-    """HELLO-11 in a namespace: faked process ids are of the privileged caller's own namespace."""
+    """HELLO-11 in a namespace: pretended pids belong to the privileged caller's namespace."""
     with make_bus(domain_mount.path, "x", access=c.MAKE_ACCESS_WORLD) as made, Peer(CLONE_NEWPID) as inside:
         pids = "__import__('struct').pack('=QQQ', %d, %d, 0)"
         item = f"items=[(c.ITEM_PIDS, {pids % (1, 1)})]"
@@ -255,7 +255,7 @@ def test_faked_ids_have_to_be_mapped(domain_mount: DomainMount) -> None:
 
 
 def test_network_and_ipc_namespaces_do_not_matter(bus: BusOwner, outside: Connection) -> None:
-    """NS-6: messages, memfds, descriptors and calls as ever."""
+    """NS-6: messages, memfds, descriptors and calls work."""
     flags = CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS | CLONE_NEWPID
     with Peer(flags) as inside:
         number = connect(inside, bus)
@@ -272,7 +272,7 @@ def test_network_and_ipc_namespaces_do_not_matter(bus: BusOwner, outside: Connec
 
 @pytest.mark.old_kernels
 def test_descriptors_reach_a_container(domain_mount: DomainMount) -> None:
-    """LAY-16 with a receiver in user and pid namespaces of its own; its map cannot be made writable (POOL-3)."""
+    """LAY-16 with a receiver in its own user and pid namespaces; its map cannot be made writable (POOL-3)."""
     root = str(domain_mount.path)
     with container(flags=CLONE_NEWPID | CLONE_NEWNET) as inside, Peer(ids=(FIRST, FIRST)) as outside:
         path = inside(f"bus = make_bus({root!r}, '{FIRST}-x', prefix=False); result = bus.path")
@@ -288,7 +288,7 @@ def test_descriptors_reach_a_container(domain_mount: DomainMount) -> None:
 
 @contextlib.contextmanager
 def bound(path: str) -> Iterator[str]:
-    """The file at `path`, bind-mounted somewhere else."""
+    """A bind mount of the file at `path`."""
     directory = tempfile.mkdtemp(prefix="kdbusfs-bind-")
     os.chmod(directory, 0o755)
     target = Path(directory, "endpoint")
@@ -302,7 +302,7 @@ def bound(path: str) -> Iterator[str]:
 
 
 def test_bind_mounted_endpoint_serves_containers(domain_mount: DomainMount) -> None:
-    """FS-1, FS-33: everybody who opens the one inode of a bind-mounted endpoint gets a pool of his own."""
+    """FS-1, FS-33: each open of the one inode of a bind-mounted endpoint has its own pool."""
     root = str(domain_mount.path)
     with make_bus(root, "x", access=c.MAKE_ACCESS_WORLD) as made, bound(made.path) as path:
         holder = Connection(made.path, flags=c.HELLO_POLICY_HOLDER, name=NAME, policy=[user(FIRST, c.POLICY_TALK)])

@@ -1,6 +1,6 @@
-"""What threads see where a pidfd cannot be of a thread, that is before Linux 6.9.
+"""Threads as clients without pidfds of threads, that is before Linux 6.9.
 
-Other tests that run as on older kernels have the mark `old_kernels`.
+Other tests that emulate older kernels have the mark `old_kernels`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
 
 
 def in_thread(play: Callable[[], Any]) -> Any:
-    """What `play` returns in another thread than the first."""
+    """Run `play` in a thread other than the first; returns its result."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(play()))
     thread.start()
@@ -50,7 +50,7 @@ def in_thread(play: Callable[[], Any]) -> Any:
 
 
 def exchange(connection: Connection) -> None:
-    """Everything that a message can carry goes out and comes back."""
+    """Exchange messages with everything that they can contain."""
     reading, writing = os.pipe()
     with sealed_memfd(b"memfd") as memfd:
         connection.send(connection.id, [b"vector", Memfd(memfd), b"x" * 100_000], fds=[writing])
@@ -90,7 +90,7 @@ def test_gen_20_another_thread_than_the_first_does_it_all(bus: BusOwner) -> None
 
 
 def test_recv_13_a_thread_with_descriptors_of_its_own_gets_no_others(bus: BusOwner) -> None:
-    """SEND-12, RECV-13: docs/deviations.md; what its process has at that number is never taken for it"""
+    """SEND-12, RECV-13: docs/deviations.md; the descriptor of its process at that number is never used instead"""
 
     def play() -> dict[str, Any]:
         with Connection(bus.path, pool_size=POOL) as connection, sealed_memfd(b"data") as memfd:
@@ -122,7 +122,7 @@ def test_recv_13_a_thread_with_descriptors_of_its_own_gets_no_others(bus: BusOwn
 
 
 def test_meta_3_of_a_process_whose_first_thread_has_ended(bus: BusOwner) -> None:
-    """META-3, SEND-12: what it sends arrives, with its own credentials, but for descriptors"""
+    """META-3, SEND-12: its messages arrive, with its own credentials, but without descriptors"""
     reading, writing = os.pipe()
 
     def state() -> str:

@@ -1,4 +1,4 @@
-"""Many long commands of one user at once: they take few threads, and others are served beside them (GEN-5)."""
+"""Many long commands of one user at once: they occupy few threads, and others are served meanwhile (GEN-5)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ATTACKER = 3500
 OTHER = 4001
 THREADS = 40
 RECEIVERS = 60
-"""A broadcast of 2 MiB to them takes tens of milliseconds."""
+"""Number of receivers: a broadcast of 2 MiB to them takes tens of milliseconds."""
 PATIENCE = 120.0
-BETWEEN = 0.002  # seconds between two looks
+BETWEEN = 0.002  # seconds between two checks
 
 
 def shout(domain: DomainMount, link: Link, rounds: int) -> list[int]:
-    """Broadcast from many threads, each `rounds` times; the errnos that came."""
+    """Broadcast from many threads, each `rounds` times; returns the errnos."""
     payload = bytes(2 << 20)
     errors: list[int] = []
     with make_bus(domain.path, "loud") as bus:
@@ -62,7 +62,7 @@ def shout(domain: DomainMount, link: Link, rounds: int) -> list[int]:
 
 
 def watch(domain: DomainMount, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-    """The first figures that are as wanted."""
+    """Wait for figures that `condition` accepts; returns them."""
     limit = time.monotonic() + PATIENCE
     while not wanted(stats := domain.stats()):
         assert time.monotonic() < limit, f"waited {PATIENCE:g} s for {what}: {stats}"
@@ -71,7 +71,7 @@ def watch(domain: DomainMount, wanted: Callable[[dict[str, Any]], bool], what: s
 
 
 def talk(domain: DomainMount, link: Link) -> int:
-    """Another user's messages to himself, until he is told to stop; how many there were."""
+    """Send messages of another user to himself until told to stop; returns their number."""
     with make_bus(domain.path, "quiet") as bus, Connection(bus) as own:
         link.say()
         count = 0
@@ -85,7 +85,7 @@ def talk(domain: DomainMount, link: Link) -> int:
 
 
 def test_one_users_long_commands_wait_unread(domain_mount: DomainMount, actors: Actors) -> None:
-    """GEN-5, BC-2: no more than four of them keep a thread; all come to their end, and others go on."""
+    """GEN-5, BC-2: at most four of them occupy a thread; all complete, and others are served."""
     loud = actors(lambda link: shout(domain_mount, link, 3), uid=ATTACKER)
     loud.hear("that it is ready")
     quiet = actors(lambda link: talk(domain_mount, link), uid=OTHER)
@@ -105,7 +105,7 @@ def test_one_users_long_commands_wait_unread(domain_mount: DomainMount, actors: 
 
 
 def test_a_client_that_waits_unread_is_killed(domain_mount: DomainMount, actors: Actors) -> None:
-    """GEN-5: it ends, and what it asked for is not done."""
+    """GEN-5: it ends, and its command has no effect."""
     loud = actors(lambda link: shout(domain_mount, link, 1000), uid=ATTACKER)
     loud.hear("that it is ready")
     loud.say("go")
@@ -128,7 +128,7 @@ def test_the_daemon_ends_while_commands_wait_unread(domain_mount: DomainMount, a
 
 
 def test_a_signal_comes_for_a_call_that_waits_unread(domain_mount: DomainMount, actors: Actors) -> None:
-    """SYNC-4: it is interrupted when it comes to its turn, and does not wait for its reply."""
+    """SYNC-4: when it is started it is interrupted at once, and does not wait for its reply."""
     loud = actors(lambda link: shout(domain_mount, link, 1000), uid=ATTACKER)
     path = domain_mount.path / f"{ATTACKER}-loud" / "bus"
 
@@ -142,7 +142,7 @@ def test_a_signal_comes_for_a_call_that_waits_unread(domain_mount: DomainMount, 
             message = raw.Block(encode.message(dst_id=mute.id, flags=flags, cookie=1, timeout_ns=until))
             command = encode.command(c.CMD_SEND, c.SEND_SYNC_REPLY, 0, 0, 0, message.address)
             link.say()
-            return raw.raw_ioctl(own.fd, c.CMD_SEND, command)[0]  # nothing repeats it
+            return raw.raw_ioctl(own.fd, c.CMD_SEND, command)[0]  # not repeated after a signal
 
     loud.hear("that it is ready")
     caller = actors(ask, uid=ATTACKER)

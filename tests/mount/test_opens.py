@@ -1,4 +1,4 @@
-"""Many who open one endpoint at the same moment: each gets a file of his own (FS-33)."""
+"""Many processes open one endpoint at the same moment: each gets its own file (FS-33)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ for round in range(int(sys.argv[2])):
 
 
 def test_fs_33_all_who_open_an_endpoint_at_once_succeed(domain_mount: DomainMount) -> None:
-    """FS-33: an open that met another on its inode is tried again by the kernel, once, and must then succeed."""
+    """FS-33: if an open meets another on its inode, the kernel retries it once; the retry must succeed."""
     make = (
         "import sys; from kdbusfs.client import make_bus\n"
         "with make_bus(sys.argv[1], 'opens') as bus: print(bus.path, flush=True); sys.stdin.read()"

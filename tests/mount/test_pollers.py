@@ -1,4 +1,4 @@
-"""Many pollers of one file (POLL-2, POLL-3): waking them must not hold up others."""
+"""Many pollers of one file (POLL-2, POLL-3): waking them must not delay others."""
 
 from __future__ import annotations
 

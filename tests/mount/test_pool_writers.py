@@ -1,4 +1,4 @@
-"""POOL-3: nothing that a client can write to is ever the memory of a pool, and nothing of it goes to others."""
+"""POOL-3: memory that a client can write to is never that of a pool, and never reaches others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def own(domain: DomainMount, actors: Actors) -> str:
-    """The path of a bus that lasts as long as the test."""
+    """The path of a bus that exists during the test."""
 
     def owner(link: Link) -> None:
         with make_bus(domain.path, "written", access=c.MAKE_ACCESS_WORLD) as bus:
@@ -46,7 +46,7 @@ def own(domain: DomainMount, actors: Actors) -> str:
 
 
 def be_traced(link: Link, path: str) -> int:
-    """As strace and gdb do it: nobody else can stop the client then."""
+    """Trace this process as strace and gdb do: then no other process can stop it."""
     assert _libc.ptrace(0, 0, 0, 0) == 0
     return os.open(path, os.O_RDWR)
 
@@ -58,7 +58,7 @@ def have_no_numbers_left(link: Link, path: str) -> int:
 
 
 def outlive_the_mount_point(link: Link, path: str) -> int:
-    """The daemon cannot walk to its own mount any more."""
+    """Remove the mount point, so that the daemon cannot reach its own mount by path."""
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     link.say("holds a directory")
     link.hear("the lazy umount")
@@ -82,7 +82,7 @@ def see_it_end(domain: DomainMount, actors: Actors, how: str) -> None:
 
 
 def writable(fd: int) -> Iterator[memoryview]:
-    """Maps of all of a pool that can be written to, as many as `fd` gives."""
+    """All writable maps of the whole pool that `fd` allows."""
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
         yield raw.map_memory(fd, POOL, protection=BOTH)
 
@@ -97,8 +97,8 @@ def fatal(play: Callable[[], object]) -> int:
 
 
 def test_pool_3_nothing_from_before_hello_is_the_pool(domain_mount: DomainMount, actors: Actors) -> None:
-    """Duplicates and maps from before HELLO meet an empty file, before any message and after it; the duplicates still
-    are the connection's (HELLO)."""
+    """Duplicates and maps from before HELLO show an empty file, before and after a message; the duplicates still belong
+    to the connection (HELLO)."""
     path = own(domain_mount, actors)
 
     def play() -> None:
@@ -137,7 +137,7 @@ def test_pool_3_nothing_from_before_hello_is_the_pool(domain_mount: DomainMount,
 def test_pool_3_no_way_of_writing_reaches_it(
     domain_mount: DomainMount, actors: Actors, uid: int
 ) -> None:
-    """By what a client has for reading, and by what it had open before; tests/hostile/pool_maps.c has the ways"""
+    """Neither by descriptors for reading nor by files opened before; tests/hostile/pool_maps.c tries all ways"""
     path = own(domain_mount, actors)
     done = c_program.run("pool_maps", path, uid=uid)
     assert done.returncode == 0 and "nothing wrote to the pool" in done.stdout, done.stdout + done.stderr
@@ -146,8 +146,8 @@ def test_pool_3_no_way_of_writing_reaches_it(
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("uid", [0, 61000], ids=["root", "a user"])
 def test_hello_10_said_elsewhere_or_closed_meanwhile(domain_mount: DomainMount, actors: Actors, uid: int) -> None:
-    """HELLO-10, CLOSE-1: by another process, by a child of vfork, and while a sibling closes the descriptor; the
-    program tests/hostile/hello_elsewhere.c says what is right"""
+    """HELLO-10, CLOSE-1: HELLO by another process, by a child of vfork, and while a sibling closes the descriptor; the
+    program tests/hostile/hello_elsewhere.c checks the results"""
     done = c_program.run("hello_elsewhere", own(domain_mount, actors), uid=uid)
     assert done.returncode == 0 and "all as it should be" in done.stdout, done.stdout + done.stderr
 
@@ -156,7 +156,7 @@ def test_hello_10_said_elsewhere_or_closed_meanwhile(domain_mount: DomainMount, 
 def test_pool_3_who_keeps_his_file_spoils_his_own_view_only(
     domain_mount: DomainMount, actors: Actors, how: str
 ) -> None:
-    """RECV-13: he sees his pool nevertheless, and it is right as long as he leaves it alone"""
+    """RECV-13: the client sees its pool nevertheless, which is correct unless it writes there"""
     path = own(domain_mount, actors)
 
     def play(link: Link) -> None:
@@ -187,7 +187,7 @@ def test_pool_3_who_keeps_his_file_spoils_his_own_view_only(
 def test_act_4_a_message_that_waits_for_its_service_is_not_changed_by_the_activator(
     domain_mount: DomainMount, actors: Actors, how: str
 ) -> None:
-    """ACT-4, POOL-7: whatever he holds open of his pool"""
+    """ACT-4, POOL-7: whatever files and maps the activator has"""
     path = own(domain_mount, actors)
     text = b"pay 1 to bob; ok" * 500
 
@@ -234,7 +234,7 @@ def test_act_4_a_message_that_waits_for_its_service_is_not_changed_by_the_activa
 def test_fs_33_nobody_sees_what_another_had_in_the_same_inode(
     domain_mount: DomainMount, actors: Actors, tmp_path: Path
 ) -> None:
-    """An endpoint file that is bind-mounted has one inode for all: a traced client's copies of its pool are its own"""
+    """A bind-mounted endpoint file has one inode for all: only a traced client itself sees the copies of its pool"""
     path = own(domain_mount, actors)
     bound = tmp_path / "endpoint"
     bound.touch()

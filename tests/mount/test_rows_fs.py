@@ -1,4 +1,4 @@
-"""FS: the tree as the kernel shows it, and how long what is in it lives."""
+"""FS: the tree as the kernel shows it, and the lifetime of its entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GEN, HELLO, CLOSE, POLL, LAY, RECV, NAME, SHUT: what only a kernel between client and domain can show."""
+"""GEN, HELLO, CLOSE, POLL, LAY, RECV, NAME, SHUT: behaviour that needs the kernel between client and domain."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def words(data: bytes) -> list[int]:
 
 
 def read_only(data: bytes) -> tuple[int, object]:
-    """The address of `data` in memory that cannot be written to, and what keeps it there."""
+    """The address of a copy of `data` in read-only memory, and an object that keeps it there."""
     memory = mmap.mmap(-1, PAGE)
     memory.write(data)
     address, pinned = raw.pin(memoryview(memory))
@@ -86,7 +86,7 @@ def read_only(data: bytes) -> tuple[int, object]:
     return address, pinned
 
 
-# What a command leaves in the client's memory.
+# Results in the client's memory.
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_recv_14_lay_14_lay_15_what_cannot_be_installed_is_an_errno_in_its_place
 
     flags, memfds, fds, text = forked(play)
     assert (flags, text) == (c.RECV_RETURN_INCOMPLETE_FDS, b"text")
-    # There is room for three; docs/deviations.md: it may be one fewer.
+    # Three fit; by docs/deviations.md it may be one fewer.
     assert memfds[0] >= 0 and fds[0] >= 0
     assert fds[1] >= 0 or fds[1] == -errno.EMFILE
     assert fds[2] == -errno.EMFILE
@@ -391,7 +391,7 @@ def test_close_2_rep_11_rep_12_whoever_waits_for_the_dead_is_told(bus: BusOwner,
 
 
 def test_rep_4_rep_5_a_request_may_have_any_deadline(bus: BusOwner, connection: Connection) -> None:
-    """REP-4, REP-5: and the domain goes on, whichever it is that comes first"""
+    """REP-4, REP-5: and the domain keeps working, whichever comes first"""
     with Connection(bus.path, pool_size=POOL) as peer:
         for timeout_ns in (c.U64_MAX, 1 << 63, (1 << 63) - 1):
             cookie = connection.send(peer.id, b"?", expect_reply=True, timeout_ns=timeout_ns)

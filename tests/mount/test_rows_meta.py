@@ -1,4 +1,4 @@
-"""META: what the bus tells of a sender is what /proc tells of the thread that sends, as it sends."""
+"""META: the metadata of a sender agree with /proc of the sending thread at the time of SEND."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PR_SET_NAME = 15
 
 @pytest.fixture
 def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
-    """A bus of a domain that hides nothing."""
+    """A bus of a domain that hides no metadata."""
     (domain_mount.path / MASK).write_text("0x3fff")
     with make_bus(domain_mount.path, "test", access=c.MAKE_ACCESS_WORLD, attach_send=c.ATTACH_ANY) as owner:
         yield owner
@@ -40,7 +40,7 @@ def bus(domain_mount: DomainMount) -> Iterator[BusOwner]:
 
 @pytest.fixture
 def reader(bus: BusOwner) -> Iterator[Connection]:
-    """Who wants to know everything; everybody may talk to it."""
+    """A connection that requests all metadata; all may talk to it."""
     with Connection(bus.path, pool_size=POOL, attach_recv=c.ATTACH_ANY) as connection, Connection(
         bus.path, pool_size=POOL, flags=c.HELLO_POLICY_HOLDER, name="org.example.Reader", policy=[world(c.POLICY_TALK)]
     ):
@@ -55,7 +55,7 @@ def own_status() -> dict[str, str]:
 
 
 def own_description() -> dict[str, Any]:
-    """What /proc has of the calling thread, in the terms of Metadata."""
+    """The content of /proc for the calling thread, as Metadata."""
     status = own_status()
     uids, gids = (list(map(int, status[key].split())) for key in ("Uid", "Gid"))
     try:
@@ -176,7 +176,7 @@ def test_meta_7_meta_8_of_a_user_without_groups_who_is_gone_when_it_is_read(
 
 
 def test_meta_3_changes_between_two_messages_are_seen(bus: BusOwner, reader: Connection) -> None:
-    """META-3: nothing of an earlier message is told again"""
+    """META-3: no metadata of an earlier message are delivered again"""
 
     def send() -> list[dict[str, Any]]:
         found = []

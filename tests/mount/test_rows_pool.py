@@ -1,4 +1,4 @@
-"""POOL: what a client can do with the memory of its pool, and for how long."""
+"""POOL: the use of pool memory by a client, and its lifetime."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ended_by(play: Callable[[], object]) -> int:
 def test_pool_1_it_has_exactly_its_size_and_is_zero(bus: BusOwner) -> None:
     with Connection(bus.path, pool_size=3 * PAGE) as connection:
         assert len(connection.pool) == 3 * PAGE
-        used = 40  # the slice of HELLO, freed by now
+        used = 40  # the slice of HELLO, which is free now
         assert not any(connection.pool[used:])
         assert ended_by(lambda: raw.map_memory(connection.fd, 4 * PAGE)[3 * PAGE]) == signal.SIGBUS
 
@@ -93,7 +93,7 @@ def test_pool_3_nobody_writes_to_it(bus: BusOwner) -> None:
         view = raw.map_memory(connection.fd, PAGE)
         assert protect_errno(view, both) == errno.EACCES
         assert protect_errno(view, mmap.PROT_READ) == 0
-        # docs/deviations.md: a private one can be written to, and is a copy.
+        # docs/deviations.md: a private map is writable, and is a copy.
         private = raw.map_memory(connection.fd, PAGE, protection=both, flags=mmap.MAP_PRIVATE)
         connection.send(connection.id, b"the message")
         with connection.receive(120) as message:

@@ -1,4 +1,4 @@
-"""The self-tests of kdbus, built unmodified, against a mount: where the tool that runs them is there."""
+"""The unmodified self-tests of kdbus on a mount, if the tool that runs them exists."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.mount
 
 _BESIDE = Path(__file__).parents[2].parent / "shared/tools/selftests"
 TOOL = Path(os.environ.get("KDBUSFS_SELFTESTS", _BESIDE))
-PATIENCE = 300.0  # seconds for one test: the longest takes 30 where nothing else runs
-BENCHMARK = 8.0  # seconds after which a benchmark, which never ends by itself, is ended
+PATIENCE = 300.0  # seconds for one test: the longest takes 30 on an idle machine
+BENCHMARK = 8.0  # seconds after which a benchmark, which never ends by itself, is killed
 BUILD_PATIENCE = 300.0
 
-# One of them prints bytes that it has received, which are random, and the tool takes what they print for text: it is
-# run as it is, in an interpreter that is lenient about that.
+# One test prints random bytes that it has received, and the tool decodes output as text.  So the tool runs in an
+# interpreter with a lenient encoding.
 _LENIENT = """
 import runpy, subprocess, sys
 
@@ -51,10 +51,10 @@ Run = Callable[[str, float], str]
 
 @pytest.fixture(scope="module")
 def run(private_mounts: None) -> Iterator[Run]:
-    """Runs one self-test in a domain that all of them share; gives the tool's last lines."""
+    """Run one self-test in a domain that all of them share; returns the tool's last lines."""
     if not TOOL.exists():
         pytest.skip(f"the tool that runs the self-tests is not there: {TOOL}")
-    # Not below pytest's folder, which every session closes to other users: some of the tests enter as such.
+    # Not below pytest's directory, which other users may not enter: some tests become another user.
     path = Path(tempfile.mkdtemp(prefix="kdbusfs-"))
     path.chmod(0o755)
     domain = DomainMount(path)
@@ -82,7 +82,7 @@ def run(private_mounts: None) -> Iterator[Run]:
 
 @pytest.mark.parametrize("test", TESTS)
 def test_selftest(run: Run, test: str) -> None:
-    # A benchmark has to have printed something by its end, which takes longer where others run.
+    # A benchmark must have printed something before its end, which takes longer on a busy machine.
     for timeout in (BENCHMARK, 3 * BENCHMARK) if test.startswith("benchmark") else (PATIENCE,):
         output = run(test, timeout)
         if output.splitlines()[-1] == "1 passed, 0 failed, 0 skipped":

@@ -43,7 +43,7 @@ def test_rep_4_deadlines_count_in_the_clock_of_the_host(bus: BusOwner, offset: i
 
 
 def test_a_client_freezes_when_its_daemon_does_not_or_later(domain_mount: DomainMount, bus: BusOwner) -> None:
-    """SYNC-1, SYNC-2: a wait is interrupted for the freezer, but by the daemon."""
+    """SYNC-1, SYNC-2: the freezer interrupts a wait, and the daemon has to answer that."""
     client = Program("waiting", str(bus.path), "600")
     with group("freezer") as clients, group("freezer") as daemons:
         try:

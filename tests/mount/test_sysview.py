@@ -23,7 +23,7 @@ pytestmark = pytest.mark.mount
 SYSVIEW = (sys.executable, "-m", "kdbusfs.sysview")
 OLD_PROGRAMS = Path(os.environ.get("KDBUSFS_SELFTESTS", ROOT.parent / "shared/tools/selftests"))
 
-# Everything that is below the directories, without what changes by itself: path, type, target of a link.
+# Everything below the directories, except what changes by itself: path, type, target of a link.
 _LIST = """
 import os, stat, sys
 for top in sys.argv[1:]:
@@ -39,14 +39,14 @@ for top in sys.argv[1:]:
 
 @pytest.fixture
 def domain(place: Path) -> Path:
-    """A domain, with a mask that is told from the default."""
+    """A domain, with a mask that differs from the default."""
     done(*KDBUSFS, "s", place, "-o", "attach_flags_mask=23")
     return place
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that knows /sys/fs/kdbus and nothing else."""
+    """A program that has only the path /sys/fs/kdbus."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("sysview") / "client"
@@ -57,7 +57,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def system_view(domain: Path) -> Iterator[Path]:
-    """The view for everybody in this mount namespace, which is that of the tests alone."""
+    """The view for the whole mount namespace, which only the tests use."""
     assert done(*SYSVIEW, "--system", domain) == ""
     try:
         yield domain
@@ -70,7 +70,7 @@ def left_over() -> list[str]:
 
 
 def test_a_program_of_the_old_days(domain: Path, client: Path) -> None:
-    """MASK-1: at its old place, live, and writable for root."""
+    """MASK-1: at its old place, effective at once, and writable for root."""
     assert done(*SYSVIEW, domain, "--", client) == "to myself, mask 23, then 3\n"
     assert (domain / ".kdbusfs/parameters/attach_flags_mask").read_text() == "3\n"
     assert left_over() == [] and not Path("/sys/fs/kdbus").exists()
@@ -78,7 +78,7 @@ def test_a_program_of_the_old_days(domain: Path, client: Path) -> None:
 
 
 def test_the_command_keeps_its_ids_and_gives_its_status(domain: Path, client: Path) -> None:
-    # Through a copy that others can reach.
+    # Run a copy that other users can reach.
     program = domain.parent / f"{domain.name}-client"
     shutil.copy(client, program)
     try:
@@ -110,7 +110,7 @@ def test_nothing_can_be_made_in_the_view(domain: Path) -> None:
 
 
 def test_links_and_files_are_kept(domain: Path, place: Path) -> None:
-    """sysfs has no links or files at these places on every machine, so they are put there."""
+    """Not every machine has links or files at these places of sysfs, so the test adds them."""
     script = f"""
         set -e
         mkdir /dev/shm/$$ && cd /dev/shm/$$ && mkdir -m 711 directory && echo text > file && ln -s file link
@@ -173,7 +173,7 @@ def test_the_whole_system(domain: Path, client: Path) -> None:
 
 
 def test_undo_leaves_what_is_mounted_below_alone(domain: Path) -> None:
-    """Also where mounts are shared, as systemd makes them: what ends in the view does not end outside of it."""
+    """Also with shared mounts, as systemd makes them: an unmount in the view does not propagate."""
     script = f"""
         set -e
         mount --make-rshared /
@@ -200,7 +200,7 @@ def test_a_failure_leaves_nothing(domain: Path) -> None:
 
 
 def test_in_a_user_namespace(private_mounts: None) -> None:
-    """Without root outside: a domain of one's own at /sys/fs/kdbus."""
+    """Without root outside: a user's own domain at /sys/fs/kdbus."""
     kdbusfs, view = " ".join(KDBUSFS), " ".join(SYSVIEW)
     script = f"""
         set -e
@@ -219,7 +219,7 @@ def test_in_a_user_namespace(private_mounts: None) -> None:
 
 
 def test_selftests_with_their_built_in_paths(domain: Path) -> None:
-    """Of kdbus itself, without --root and --module."""
+    """The self-tests of kdbus, without --root and --module."""
     program = Path(f"/tmp/kdbus-selftests-{os.getuid()}/tools/testing/selftests/kdbus/kdbus-test")
     if not OLD_PROGRAMS.exists():
         pytest.skip(f"the tool that builds the self-tests is not there: {OLD_PROGRAMS}")

@@ -173,7 +173,7 @@ def test_umount_ends_the_daemon_cleanly(domain_mount: DomainMount) -> None:
 
 
 def test_a_signal_ends_the_daemon_while_files_are_open(domain_mount: DomainMount) -> None:
-    """FS-29: whoever has files open gets an error, and does not hang"""
+    """FS-29: clients with open files get an error, and do not hang"""
     fd = os.open(domain_mount.path / "control", os.O_RDWR)
     try:
         domain_mount.process.send_signal(signal.SIGINT)
@@ -182,7 +182,7 @@ def test_a_signal_ends_the_daemon_while_files_are_open(domain_mount: DomainMount
         with pytest.raises(OSError):
             os.fsync(fd)
     finally:
-        with contextlib.suppress(OSError):  # ENOTCONN where the kernel asks at every close: docs/deviations.md
+        with contextlib.suppress(OSError):  # ENOTCONN if the kernel sends FLUSH at every close: docs/deviations.md
             os.close(fd)
 
 

@@ -1,4 +1,4 @@
-"""The daemon's own client: it uses every mount once before that is ready, leaves nothing, and its failures are told."""
+"""The trial: it uses every mount once before that is ready, leaves nothing behind, and its failures are reported."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ BOUNDED = ("setpriv", "--bounding-set=-all,+sys_admin,+sys_ptrace,+dac_read_sear
 
 
 def patched(*statements: str) -> list[str]:
-    """The command `kdbusfs` with those statements before it."""
+    """The command `kdbusfs`, with Python statements that run before it."""
     lines = ["import sys, time", *statements, "from kdbusfs import cli", "sys.exit(cli.main(sys.argv[1:]))"]
     return [sys.executable, "-c", "\n".join(lines)]
 
 
 @contextmanager
 def foreground(*command: object) -> Iterator[subprocess.Popen[str]]:
-    """A daemon with -f, once its domain is there; it is ended with the block if that has not done so."""
+    """A daemon with -f whose domain exists; the end of the block ends it, unless it has ended."""
     words = [str(word) for word in command]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -50,11 +50,11 @@ def foreground(*command: object) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-# It leaves nothing.
+# It leaves nothing behind.
 
 
 def test_nothing_of_it_is_left(domain_mount: DomainMount) -> None:
-    """Neither what clients see, nor numbers, nor what the daemon holds."""
+    """Nothing visible to clients, no used ids, no resources of the daemon."""
     first = domain_mount.stats()
     kept = ("users", "waiting", "open_files", "open_directories", "deferred", "jobs", "faults")
     assert not any(first[name] for name in kept) and first["buses"] == []
@@ -79,7 +79,7 @@ def test_first_client_gets_the_first_numbers(domain_mount: DomainMount) -> None:
         assert timestamp is not None and timestamp.seqnum == 2, "after the notification of its own HELLO"
 
 
-# It is there in all ways of mounting.
+# It runs with every way of mounting.
 
 
 def test_in_the_background(place: Path) -> None:
@@ -94,7 +94,7 @@ def test_in_the_background(place: Path) -> None:
 )
 @pytest.mark.parametrize("start", [(), BOUNDED], ids=["root", "bounded"])
 def test_whoever_may_enter(place: Path, start: tuple[str, ...], options: str) -> None:
-    """A unit's daemon has no right to write everywhere, but to enter."""
+    """The daemon of a unit may enter all directories, but not write to them."""
     ended = run(*start, *KDBUSFS, "s", place, *DEBUG, "-o", options)
     assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
     umount(place)
@@ -143,7 +143,7 @@ def test_in_a_user_namespace(private_mounts: None, mode: str) -> None:
     assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
 
 
-# What it finds.
+# Its findings.
 
 
 @pytest.mark.parametrize("foreground", [False, True])
@@ -162,7 +162,7 @@ def test_a_daemon_that_can_serve_nobody_does_not_start(place: Path, call: str, s
 
 
 def test_yama_that_forbids_everything_is_named(place: Path) -> None:
-    """A filter plays the kernel's part: Yama may not be built in, and a scope of 3 stays until the next boot."""
+    """A seccomp filter acts as Yama, which may not be built in; and a scope of 3 would stay until the next boot."""
     command = patched(
         "import dataclasses, kdbusfs.trial as trial",
         "seen = trial.confinement",
@@ -210,7 +210,7 @@ def test_a_client_that_dies(place: Path) -> None:
 
 
 def test_what_it_shows_is_compared(place: Path) -> None:
-    """A pool that has something else than was put there, as a kernel with a broken passthrough would have it."""
+    """A pool with other content than was stored, as with a kernel whose passthrough is broken."""
     command = patched("from kdbusfs import rehearsal", "rehearsal._map = lambda fd, protection, map=rehearsal._map: (")
     command[-1] = command[-1].replace("(\nfrom", "map(fd, protection) + 4096\nfrom")
     code, line = complaint(*command, "s", place)
@@ -237,11 +237,11 @@ def test_others_are_served_meanwhile(place: Path) -> None:
         assert os.listdir(place) == ["control"]
 
 
-# A mount that ends while it is tried.
+# A mount that ends during its trial.
 
 
 def test_a_mount_that_ends_during_its_trial_ends_cleanly(place: Path) -> None:
-    """The trial ends before what it uses is closed: here it has still to begin when the mount is gone."""
+    """The trial ends before its resources are closed; here it has not begun when the mount is gone."""
     command = patched(
         "from kdbusfs.rehearsal import Rehearsal",
         "from kdbusfs.fuse.server import Wakeup",
@@ -263,7 +263,7 @@ def test_a_mount_that_ends_during_its_trial_ends_cleanly(place: Path) -> None:
 
 
 def test_a_start_that_makes_progress_is_waited_for(place: Path) -> None:
-    """It computes for several times as long as it may stand still."""
+    """It uses cpu time for several times as long as it may make no progress."""
     command = patched(
         "from kdbusfs import patience, daemon",
         "patience.STILL = 1",
@@ -289,10 +289,10 @@ def test_a_start_that_stands_still_is_given_up_and_says_where(place: Path) -> No
 
 @pytest.mark.parametrize("megabytes", [40, 60, 75, 85, 110, 200])
 def test_want_of_memory_is_told(place: Path, megabytes: int) -> None:
-    """Wherever it shows: before the mount, in a thread that does not start, in a client that gets less.
+    """At every step: before the mount, in a thread that does not start, in the client of the trial.
 
-    Parts that go on without memory may have logged before; the last line says why the start failed.  libfuse drops a
-    request that it has no memory for, and the client waits for its answer.
+    Parts that continue without memory may have logged before; the last line says why the start failed.  libfuse drops a
+    request that it has no memory for, so its client waits for the answer.
     """
     ended = run("bash", "-c", f'ulimit -v {megabytes * 1000}; exec "$@"', "-", *KDBUSFS, "s", place)
     if ended.returncode:

@@ -1,4 +1,4 @@
-"""The systemd units: what they say that the daemon needs is what it needs, and what they leave out would break it."""
+"""The systemd units: the daemon needs exactly what they give it, and the hardening that they omit would break it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = ROOT / "mount-helpers/systemd"
 CONFINED = (sys.executable, confine.__file__)
 USER = 1000
 NAMES = ["sys_admin", "sys_ptrace", "dac_read_search", "sys_nice"]
-# A domain whose root directory lets only its owner in, and root with DAC_READ_SEARCH.
+# A domain whose root directory only its owner may enter, and root with DAC_READ_SEARCH.
 CLOSED = f"mode=500,uid={USER},gid={USER},attach_flags_mask={c.ATTACH_ALL:#x}"
 
 
@@ -36,15 +36,15 @@ def unit(name: str) -> configparser.ConfigParser:
 
 
 def bounded(names: list[str]) -> list[str]:
-    """What starts a command with no capability but those."""
+    """The prefix of a command that limits it to these capabilities."""
     return ["setpriv", "--bounding-set=" + ",".join(["-all", *(f"+{name}" for name in names)]), "--no-new-privs"]
 
 
 @contextmanager
 def daemon(*command: object, warns: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon in the foreground, once its domain is there; it ends with the block.
+    """A daemon in the foreground whose domain exists; it ends with the block.
 
-    It has nothing to say, unless it is to warn of what it lacks.
+    It prints nothing, except expected warnings about what it lacks.
     """
     words = [str(word) for word in command]
     place = words[words.index("s") + 1]
@@ -80,7 +80,7 @@ def test_units_have_nothing_that_hides_the_mount_or_confines_by_seccomp(name: st
 
 
 def test_those_capabilities_are_enough(place: Path) -> None:
-    """For clients of root and of users, with all metadata, in a domain that is closed to root."""
+    """For clients of root and of users, with all metadata, in a domain that root may not enter."""
     with daemon(*bounded(NAMES), *KDBUSFS, "s", place, "-f", "-o", CLOSED) as process:
         for user in (0, USER):
             assert "all of it worked" in done(*EXERCISE, place, user)
@@ -116,7 +116,7 @@ def test_without_nice_it_is_an_ordinary_process(place: Path) -> None:
 
 @pytest.mark.parametrize("user", [0, USER])
 def test_a_daemon_under_seccomp_cannot_hand_descriptors_to_clients_under_seccomp(place: Path, user: int) -> None:
-    """RECV-13: PTRACE_O_SUSPEND_SECCOMP takes a tracer that has no filter."""
+    """RECV-13: PTRACE_O_SUSPEND_SECCOMP requires a tracer without a filter."""
     with daemon(*KDBUSFS, "s", place, "-f"):
         assert "all of it worked" in done(*CONFINED, *EXERCISE, place, user)
     warns = "clients with a seccomp filter get no descriptors and can write to their own pools: the daemon has one too"
@@ -143,7 +143,7 @@ def test_what_the_service_does_after_the_end_clears_the_mount_of_a_dead_daemon(p
 
 
 def test_mount_unit_by_mount_with_those_capabilities(place: Path) -> None:
-    """What systemd does for run-kdbusfs.mount: mount(8) and umount(8) with no more than the unit gives them."""
+    """As systemd does for run-kdbusfs.mount: mount(8) and umount(8) with only the rights of the unit."""
     helper = ROOT / "mount-helpers/mount.fuse.kdbusfs"
     done(*bounded(NAMES), helper, "kdbusfs", place, "-o", "rw")
     assert "all of it worked" in done(*EXERCISE, place, USER)
@@ -152,7 +152,7 @@ def test_mount_unit_by_mount_with_those_capabilities(place: Path) -> None:
 
 
 def test_units_are_valid(tmp_path: Path) -> None:
-    """As they are, with the names of the programs alone; test_install.py has them with their paths."""
+    """Unmodified, with program names without paths; test_install.py checks them with paths."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze, which comes with systemd")
     for source in UNITS.iterdir():

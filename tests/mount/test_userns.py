@@ -1,4 +1,4 @@
-"""A domain that an ordinary user mounts in a user namespace of his own: pools are copies there."""
+"""A domain that an ordinary user mounts in his own user namespace; clients read copies of pools there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ESHUTDOWN)
 
 
 def run(mode: str, *rest: str) -> subprocess.CompletedProcess[str]:
-    """Run a command inside; whatever it started ends with its mount namespace."""
+    """Run a command inside; its processes end with its mount namespace."""
     return subprocess.run(
         userns.command(mode, *rest), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False
     )
@@ -30,7 +30,7 @@ def run(mode: str, *rest: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def user_namespaces() -> None:
-    """Skip where users may not have namespaces."""
+    """Skip if users may not make user namespaces."""
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("giving an ordinary user a /dev/fuse takes root and /dev/fuse")
     if run("single", "true").returncode != 0:
@@ -38,7 +38,7 @@ def user_namespaces() -> None:
 
 
 def play(scene: str, mode: str = "single") -> dict[str, Any]:
-    """What a scene of userns_scenes.py tells; its daemon has ended as it should and complained of nothing."""
+    """The result of a scene of userns_scenes.py, whose daemon must have ended cleanly and without output."""
     done = run(mode, sys.executable, SCENES, scene)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -52,7 +52,7 @@ def test_nodes_belong_to_the_root_of_the_namespace() -> None:
 
 
 def test_namespace_without_root_has_nodes_of_its_mounter() -> None:
-    """FS-4: `control` can be opened for writing also where id 0 is not mapped."""
+    """FS-4: `control` can be opened for writing even if id 0 is not mapped."""
     result = play("unmapped", "same")
     assert result == {"own": userns.USER, ".": userns.USER, "control": userns.USER, f"{userns.USER}-x": userns.USER}
 
@@ -70,18 +70,18 @@ def test_map_keeps_its_connection() -> None:
 
 
 def test_dropped_copies_are_brought_again() -> None:
-    """Who drops and touches pages while they are stored reads nothing stale and keeps nobody waiting."""
+    """A client that drops and reads pages while they are stored sees no stale data, and delays no other."""
     result = play("eviction")
     assert result["messages"] >= 20 and result["slowest"] < 60
 
 
 def test_client_that_cannot_be_stopped_sees_its_pool() -> None:
-    """A traced one keeps the file that it opened; descriptors are refused to it (RECV-14)."""
+    """A traced client keeps the file that it opened, and gets no descriptors (RECV-14)."""
     assert play("traced") == {"out": [f"to myself {1 << 20}", "1 -1", ""], "error": ""}
 
 
 def test_ids_are_those_of_the_namespace() -> None:
-    """BUS-5, PRIV-1, NS-2, NS-3: with the mounter's namespace in the place of the initial one."""
+    """BUS-5, PRIV-1, NS-2, NS-3: with the mounter's namespace instead of the initial one."""
     assert play("users", "range") == {
         "wrong prefix": errno.EINVAL,
         "owner": [7, 8],
@@ -94,12 +94,12 @@ def test_ids_are_those_of_the_namespace() -> None:
 
 @pytest.mark.parametrize("scene", ["killed", "stopped"])
 def test_daemon_ends_under_load(scene: str) -> None:
-    """No store that waits for the reader keeps the process from ending."""
+    """A store that waits for the reader does not keep the process from ending."""
     assert play(scene)["errno"] in GONE
 
 
 def test_clients_that_use_everything_are_killed() -> None:
-    """CLOSE-1, SYNC-5: as with passthrough, nothing is left of them, and nobody else notices"""
+    """CLOSE-1, SYNC-5: as with passthrough, they leave no resource, and others do not notice"""
     assert play("together", "range") == {"left": 0}
 
 
@@ -110,7 +110,7 @@ def test_examples_run() -> None:
 
 
 def test_who_may_not_mount_is_told_so() -> None:
-    """No traceback, but what it takes."""
+    """The error says what is required, without a traceback."""
     done = run("none", sys.executable, "-m", "kdbusfs", "test", "/mnt", "-f")
     assert done.returncode == 1
     assert done.stderr.startswith("kdbusfs: mounting takes CAP_SYS_ADMIN") and done.stderr.count("\n") == 1

@@ -510,7 +510,7 @@ def test_stop_lets_waiting_clients_go(mount: Mount) -> None:
         report = mount.stop()
         assert report["served"]
         assert line(client) == str(-errno.ECONNRESET)
-        with contextlib.suppress(OSError):  # ENOTCONN where the kernel asks at every close: docs/deviations.md
+        with contextlib.suppress(OSError):  # ENOTCONN if the kernel sends FLUSH at every close: docs/deviations.md
             os.close(file)
 
 

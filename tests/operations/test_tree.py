@@ -34,10 +34,10 @@ def run(handler: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
 
 
 class Mount:
-    """A tree and everything around it, with what a kernel would do in short."""
+    """A tree and its surroundings; its methods do in short what the kernel would do."""
 
     def __init__(self, **more: Any) -> None:
-        """more: of the tree's parameters."""
+        """more: further parameters of the tree."""
         self.domain = FakeDomain()
         self.host = FakeHost()
         self.files = FakeFiles()
@@ -226,7 +226,7 @@ class TestLookup:
 
 class TestReaddir:
     def test_of_the_root(self, mount: Mount, bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
-        """FS-12: what is in the domain, and not .kdbusfs"""
+        """FS-12: the entries of the domain, without .kdbusfs"""
         other = mount.domain.make_bus("1000-other")
         assert listing(mount, monkeypatch, ROOT) == [
             (".", 1, stat.S_IFDIR),
@@ -307,7 +307,7 @@ class TestOpen:
         assert mount.files.answers[info.fh] == (FOPEN_NOFLUSH, 0)
 
     def test_a_user_has_a_bounded_number_of_files_and_directories_open(self, mount: Mount, bus: FakeBus) -> None:
-        """Others are not touched by it, and nothing is made for what is refused."""
+        """Other users are not affected, and a refused open allocates nothing."""
         mount.files.room[1000] = 3
         endpoint = mount.lookup("1000-test/bus").st_ino
         fh = mount.open(endpoint, uid=1000).fh
@@ -383,7 +383,7 @@ class TestOpen:
         assert mount.lookup("1000-test/bus").st_ino != nodeid
 
     def test_who_shares_a_node_sees_no_copies_there(self, mount: Mount, bus: FakeBus) -> None:
-        """Not even of his own pool: the others would see them."""
+        """Not even of its own pool: other clients would see them."""
         nodeid = mount.lookup("1000-test/bus").st_ino
         first = mount.open(nodeid).fh
         refused(errno.ESTALE, mount.open, nodeid)
@@ -494,7 +494,7 @@ class TestRefusals:
         refused(errno.ENOSYS, run, tree.removexattr, CONTROL, b"user.x", context)
 
     def test_a_directory_with_thousands_of_entries(self, mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-        """FS-12: no call sorts more than it can tell of, and all of them together tell of everything once."""
+        """FS-12: no call sorts more than it returns, and all calls together return each entry once."""
         for number in range(1300):
             mount.domain.make_bus(f"0-{number}")
         entries = listing(mount, monkeypatch, ROOT)
@@ -507,7 +507,7 @@ class TestRefusals:
 
 class TestForgetting:
     def test_the_kernel_is_asked_in_pieces(self) -> None:
-        """Many thousands of node ids are not asked about in one lookup."""
+        """One lookup does not ask about many thousands of node ids."""
         asked: list[list[int]] = []
 
         def prune(nodeids: list[int]) -> bool:

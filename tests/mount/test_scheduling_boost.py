@@ -1,4 +1,4 @@
-"""How the threads of the daemon are scheduled: all before others, but the reader only while it is kept waiting."""
+"""The scheduling boost of the daemon: the reader has it only while it is kept waiting, all other threads always."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PATIENCE = 240.0  # seconds
 pytestmark = [
     pytest.mark.mount,
     pytest.mark.skipif(
-        not os.path.exists("/proc/thread-self/schedstat"), reason="the kernel does not tell how long threads wait"
+        not os.path.exists("/proc/thread-self/schedstat"), reason="the kernel does not report how long threads wait"
     ),
 ]
 
 
 def nice_values(pid: int) -> list[int]:
-    """Of all threads of a process, in order."""
+    """The nice values of all threads of a process, sorted."""
     found = []
     for tid in os.listdir(f"/proc/{pid}/task"):
-        # A thread may end while it is looked at.
+        # A thread may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{tid}/stat") as stat:
             found.append(int(stat.read().rpartition(")")[2].split()[16]))
     return sorted(found)
@@ -37,9 +37,9 @@ def nice_values(pid: int) -> list[int]:
 
 @pytest.fixture
 def cpu(domain_mount: DomainMount, actors: Actors) -> int:
-    """The one that the daemon may run on, and a process that asks it all the time."""
+    """The only cpu that the daemon may run on, which a client that keeps it busy shares."""
     if nice_values(domain_mount.pid)[0] >= 0:
-        pytest.skip("the daemon may not raise itself")
+        pytest.skip("the daemon may not raise its priority")
     cpu = min(os.sched_getaffinity(0))
     for tid in os.listdir(f"/proc/{domain_mount.pid}/task"):
         os.sched_setaffinity(int(tid), {cpu})
@@ -53,14 +53,14 @@ def cpu(domain_mount: DomainMount, actors: Actors) -> int:
                 with connection.receive(PATIENCE):
                     pass
 
-    actors(ask, name="who asks").hear("that it asks")
+    actors(ask, name="busy client").hear("ready")
     return cpu
 
 
-def test_the_reader_takes_precedence_while_it_is_kept_waiting(
+def test_the_reader_has_the_boost_while_it_is_kept_waiting(
     domain_mount: DomainMount, actors: Actors, cpu: int
 ) -> None:
-    """It gives it up when it is left alone; every other thread has it always"""
+    """It drops the boost when it is no longer kept waiting; every other thread always has it"""
 
     def loop(link: Link) -> None:
         os.sched_setaffinity(0, {cpu})
