@@ -87,7 +87,7 @@ def test_items_that_a_command_does_not_take(domain_mount: DomainMount, actors: A
     assert not wrong, "\n".join(wrong)
 
 
-def test_numbers_of_nobody(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
+def test_ids_that_do_not_exist(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
     """FREE-1, INFO-1, SEND-33 to SEND-36, MATCH-13"""
 
     def play(link: Link) -> None:
@@ -229,7 +229,7 @@ def test_bad_messages(domain_mount: DomainMount, actors: Actors, healthy: None) 
     assert not wrong, "\n".join(wrong)
 
 
-def test_faked_identities(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
+def test_pretended_credentials(domain_mount: DomainMount, actors: Actors, healthy: None) -> None:
     """HELLO-6, HELLO-11: only privileged callers may pretend credentials, and only existing ones"""
 
     def own(link: Link) -> None:

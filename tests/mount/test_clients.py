@@ -166,7 +166,7 @@ def test_a_call_without_an_answer_times_out(bus: Bus, actors: Actors) -> None:
     actors.run(ask)
 
 
-def test_the_death_of_the_answerer_ends_the_call(bus: Bus, actors: Actors) -> None:
+def test_the_death_of_the_replier_ends_the_call(bus: Bus, actors: Actors) -> None:
     """REP-11: a blocked SEND gets EPIPE, another requester REPLY_DEAD"""
 
     def serve(link: Link) -> None:
@@ -319,7 +319,7 @@ def test_memfds_and_descriptors_travel(bus: Bus, actors: Actors) -> None:
     assert receiver.result().strip()
 
 
-def test_who_takes_no_descriptors_gets_none(bus: Bus, actors: Actors) -> None:
+def test_a_receiver_without_accept_fd_gets_no_descriptors(bus: Bus, actors: Actors) -> None:
     """SEND-45"""
 
     def play() -> None:
@@ -880,7 +880,7 @@ def test_the_bus_lives_as_long_as_its_owner_s_descriptor(
     footprint.settles()
 
 
-def test_what_a_close_does_is_done_when_the_next_command_runs(bus: Bus, actors: Actors) -> None:
+def test_a_close_takes_effect_before_the_next_command(bus: Bus, actors: Actors) -> None:
     """CLOSE-3, FS-26, FS-30"""
 
     def play() -> None:
@@ -989,7 +989,7 @@ def test_a_connection_that_is_closed_twice_over_is_gone_once(bus: Bus, actors: A
     actors.run(play)
 
 
-def test_metadata_are_of_who_sends(open_bus: Bus, actors: Actors) -> None:
+def test_metadata_are_those_of_the_sending_thread(open_bus: Bus, actors: Actors) -> None:
     """META-3, META-6, META-7: not of the process that connected"""
     bus = open_bus
 

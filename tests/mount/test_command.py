@@ -215,7 +215,7 @@ def test_fd_must_be_dev_fuse_for_reading_and_writing(place: Path) -> None:
         (["s", "{}/no\nne"], "mount point '{}/no\\nne' does not exist: mkdir -p '{}/no\\nne'"),
     ],
 )
-def test_a_mount_point_that_is_none(place: Path, arguments: list[str], said: str) -> None:
+def test_a_path_that_cannot_be_a_mount_point(place: Path, arguments: list[str], said: str) -> None:
     (place / "file").touch()
     (place / "loop").symlink_to("loop")
     words = [word.replace("{}", str(place)) for word in arguments]

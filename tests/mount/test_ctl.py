@@ -45,7 +45,7 @@ def ctl(bus: BusOwner, *arguments: str) -> list[str]:
 # list
 
 
-def test_list_shows_names_activators_who_waits_and_who_has_no_name(bus: BusOwner) -> None:
+def test_list_shows_names_activators_waiters_and_connections_without_a_name(bus: BusOwner) -> None:
     with (
         Connection(bus.path, description="the-owner") as owner,
         Connection(bus.path) as waiter,
@@ -147,7 +147,7 @@ def test_what_may_not_be_seen_is_shown_as_such(bus: BusOwner) -> None:
         assert "hidden" in kdbusctl("--bus", narrow.path, "tree").out
 
 
-def test_strangers_cannot_write_to_the_terminal(bus: BusOwner, actors: Actors) -> None:
+def test_clients_cannot_send_escape_sequences_to_the_terminal(bus: BusOwner, actors: Actors) -> None:
     """A process chooses its name and arguments, which others display."""
 
     def hostile(link: Link) -> None:
@@ -218,7 +218,7 @@ def test_status_of_the_bus_and_its_creator(bus: BusOwner) -> None:
     assert ctl(bus, "status")[0].split() == ["Bus:", bus.name]
 
 
-def test_status_of_nobody(bus: BusOwner) -> None:
+def test_status_of_an_unknown_name(bus: BusOwner) -> None:
     refused(3, "nobody owns", "status", "org.example.Nobody", KDBUS_BUS=bus.path)
     refused(3, "no such connection", "status", "4711", KDBUS_BUS=bus.path)
 

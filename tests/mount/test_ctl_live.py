@@ -214,7 +214,7 @@ def test_wrong_use_is_one_line(bus: BusOwner, tmp_path: Path) -> None:
         check_refused(kdbusctl(*arguments, "--bus", bus.path), code, said)
 
 
-def test_what_comes_while_it_is_stopped_is_missing_and_counted(bus: BusOwner) -> None:
+def test_messages_that_come_while_it_is_stopped_are_counted_as_missing(bus: BusOwner) -> None:
     """MON-3"""
     with Connection(bus.path, pool_size=1 << 16) as client, Watching(bus, "monitor", "--json", "--id", "1") as monitor:
         assert client.id == 1

@@ -90,7 +90,7 @@ def test_large_payload_goes_in_a_memfd(bus: BusOwner, echo: Running) -> None:
     assert (ended.code, ended.out == large.decode(), ended.err) == (0, True, "")
 
 
-def test_a_service_cannot_fill_the_memory_of_who_asks(bus: BusOwner, actors: Actors) -> None:
+def test_a_service_cannot_fill_the_memory_of_its_caller(bus: BusOwner, actors: Actors) -> None:
     """A memfd may be larger than memory: only the part that is needed is read."""
 
     def answer(link: Link) -> None:

@@ -181,7 +181,7 @@ def everything_comes_back(scene: Scene) -> None:
     ("kind", "result"),
     [("payload", 0), ("message", errno.EINVAL), ("tail", errno.EINVAL), ("last_recv", errno.EINVAL)],
 )
-def test_who_is_held_up_holds_up_nobody_else_and_goes_on_when_the_page_comes(
+def test_a_stuck_command_delays_no_other_and_continues_when_the_page_comes(
     scene: Scene, kind: str, result: int
 ) -> None:
     client = scene.attack(kind)

@@ -83,7 +83,7 @@ def test_fake_checks_and_does_not_mount(sbin: Path, place: Path) -> None:
     assert (code, said) == (1, "mount.fuse.kdbusfs: unknown mount option 'knob'; see kdbusfs --help")
 
 
-def test_sloppy_passes_over_what_is_unknown(sbin: Path, place: Path) -> None:
+def test_sloppy_ignores_unknown_options(sbin: Path, place: Path) -> None:
     done("mount", "-s", "-n", "-t", "fuse.kdbusfs", "kdbusfs", place, "-o", "knob,ro", cwd="/")
     assert f" {place} fuse.kdbusfs ro," in Path("/proc/mounts").read_text()
     umount(place)
@@ -137,7 +137,7 @@ def test_behind_an_automount(sbin: Path, place: Path) -> None:
         ("fd=9", 1, "fd=9: no such descriptor was handed to this program"),
     ],
 )
-def test_an_option_that_cannot_be(sbin: Path, place: Path, kind: str, options: str, code: int, said: str) -> None:
+def test_an_invalid_option(sbin: Path, place: Path, kind: str, options: str, code: int, said: str) -> None:
     ended, line = complaint("mount", "-t", kind, "kdbusfs", place, "-o", f"nofail,{options}")
     assert ended == code and line.startswith(f"mount.{kind}: {said}")
 
@@ -158,7 +158,7 @@ def test_ordinary_users_are_told_what_it_takes(sbin: Path, place: Path) -> None:
     assert code == 1 and said.startswith("mount.fuse.kdbusfs: mounting takes CAP_SYS_ADMIN: run as root")
 
 
-def test_a_mount_point_that_is_none(sbin: Path, place: Path) -> None:
+def test_a_path_that_cannot_be_a_mount_point(sbin: Path, place: Path) -> None:
     (place / "file").touch()
     for name, hint in (("none", "does not exist"), ("file", "is not a directory")):
         code, said = complaint(HELPERS / "mount.kdbusfs", "kdbusfs", place / name)

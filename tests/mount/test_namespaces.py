@@ -218,7 +218,7 @@ def test_users_are_accounted_by_their_global_uid(domain_mount: DomainMount) -> N
         neighbour(f"bus = make_bus({root!r}, '{FIRST + 8}-c', prefix=False)")
 
 
-def test_policies_have_the_ids_of_who_uploads_them(domain_mount: DomainMount) -> None:
+def test_policies_have_the_ids_of_their_uploader(domain_mount: DomainMount) -> None:
     """NS-4, POL-2: an id that the caller's namespace does not map is refused."""
     root = str(domain_mount.path)
     with container(7) as owner, Peer(ids=(FIRST + 9, 1)) as meant, Peer(ids=(9, 1)) as namesake:

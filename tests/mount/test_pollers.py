@@ -46,7 +46,7 @@ def test_poll_3_a_file_that_far_too_many_wait_for_is_not_woken(domain_mount: Dom
             os.close(descriptor)
 
 
-def test_poll_3_who_polls_often_is_woken_ever_after(domain_mount: DomainMount, bus: BusOwner) -> None:
+def test_poll_3_a_frequent_poller_is_always_woken(domain_mount: DomainMount, bus: BusOwner) -> None:
     with Connection(bus.path) as client, Connection(bus.path) as sender:
         poller = select.epoll()
         poller.register(client.fileno(), select.EPOLLIN | select.EPOLLET)

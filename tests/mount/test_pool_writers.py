@@ -153,7 +153,7 @@ def test_hello_10_said_elsewhere_or_closed_meanwhile(domain_mount: DomainMount, 
 
 
 @pytest.mark.parametrize("how", KEEPERS)
-def test_pool_3_who_keeps_his_file_spoils_his_own_view_only(
+def test_pool_3_a_client_that_keeps_its_file_changes_only_its_own_view(
     domain_mount: DomainMount, actors: Actors, how: str
 ) -> None:
     """RECV-13: the client sees its pool nevertheless, which is correct unless it writes there"""
@@ -231,7 +231,7 @@ def test_act_4_a_message_that_waits_for_its_service_is_not_changed_by_the_activa
     see_it_end(domain_mount, actors, how)
 
 
-def test_fs_33_nobody_sees_what_another_had_in_the_same_inode(
+def test_fs_33_no_client_sees_the_data_of_another_in_the_same_inode(
     domain_mount: DomainMount, actors: Actors, tmp_path: Path
 ) -> None:
     """A bind-mounted endpoint file has one inode for all: only a traced client itself sees the copies of its pool"""

@@ -120,7 +120,7 @@ def test_fs_6_fs_7_fs_8_modes_follow_the_access_flags(
             assert os.stat(custom.path).st_mode == stat.S_IFREG | endpoint
 
 
-def test_fs_6_fs_7_fs_8_the_owner_is_the_effective_user_of_who_makes_it(domain_mount: DomainMount) -> None:
+def test_fs_6_fs_7_fs_8_the_owner_is_the_effective_user_of_the_maker(domain_mount: DomainMount) -> None:
     def owners() -> list[tuple[int, int]]:
         os.setresgid(-1, 1001, -1)
         os.setresuid(-1, 1000, -1)

@@ -104,7 +104,7 @@ def read_only(data: bytes) -> tuple[int, object]:
         (c.CMD_FREE, 0x0, False),
     ],
 )
-def test_gen_9_gen_12_gen_15_the_flags_that_are_valid_are_told(
+def test_gen_9_gen_12_gen_15_valid_flags_are_returned(
     connection: Connection, number: int, valid: int, clears: bool
 ) -> None:
     size = number >> 16 & 0x3FFF
@@ -121,7 +121,7 @@ def test_gen_9_gen_12_gen_15_the_flags_that_are_valid_are_told(
     assert (error, words(left)) == (errno.EINVAL, command), "a size error leaves all as it was"
 
 
-def test_gen_9_gen_12_bus_14_making_tells_them_too(domain_mount: DomainMount, bus: BusOwner) -> None:
+def test_gen_9_gen_12_bus_14_making_returns_them_too(domain_mount: DomainMount, bus: BusOwner) -> None:
     control = os.open(domain_mount.path / "control", os.O_RDWR)
     fresh = os.open(bus.path, os.O_RDWR)
     for fd, number, return_flags in ((control, c.CMD_BUS_MAKE, 7), (fresh, c.CMD_ENDPOINT_MAKE, 0)):
@@ -365,7 +365,7 @@ def test_close_1_exit_and_fork(bus: BusOwner, connection: Connection) -> None:
         assert message.notification == IdChange(c.ITEM_ID_REMOVE, 2, c.HELLO_ACCEPT_FD)
 
 
-def test_close_2_rep_11_rep_12_whoever_waits_for_the_dead_is_told(bus: BusOwner, connection: Connection) -> None:
+def test_close_2_rep_11_rep_12_requesters_of_a_dead_replier_are_notified(bus: BusOwner, connection: Connection) -> None:
     peer = Connection(bus.path, pool_size=POOL)
     results: list[int] = []
 

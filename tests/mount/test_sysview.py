@@ -69,7 +69,7 @@ def left_over() -> list[str]:
     return [entry.path for entry in mount_table() if MARK in entry.source or MARK in entry.path]
 
 
-def test_a_program_of_the_old_days(domain: Path, client: Path) -> None:
+def test_a_program_with_the_old_path(domain: Path, client: Path) -> None:
     """MASK-1: at its old place, effective at once, and writable for root."""
     assert done(*SYSVIEW, domain, "--", client) == "to myself, mask 23, then 3\n"
     assert (domain / ".kdbusfs/parameters/attach_flags_mask").read_text() == "3\n"

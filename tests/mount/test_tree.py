@@ -156,7 +156,7 @@ def test_opening_and_closing_leaves_nothing_behind(domain_mount: DomainMount, fo
     footprint.settles(threads=False)
 
 
-def test_names_of_what_is_gone_are_not_kept_for_ever(domain_mount: DomainMount) -> None:
+def test_removed_names_are_not_kept_for_ever(domain_mount: DomainMount) -> None:
     for number in range(1200):
         with make_bus(domain_mount.path, f"{number}") as owner:
             os.close(os.open(owner.path, os.O_RDWR))
@@ -219,7 +219,7 @@ class TestCommand:
             (("test", "/tmp", "-o", "frobnicate"), 1, "frobnicate"),
         ],
     )
-    def test_what_is_wrong_is_said(
+    def test_errors_are_reported(
         self, private_mounts: None, arguments: tuple[str, ...], code: int, said: str
     ) -> None:
         done = self.run(*arguments)

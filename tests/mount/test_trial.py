@@ -93,7 +93,7 @@ def test_in_the_background(place: Path) -> None:
     ["rw", "ro", f"mode=550,uid={USER},gid={USER}", f"mode=500,uid={USER},gid={USER}", "max_user_fds=1"],
 )
 @pytest.mark.parametrize("start", [(), BOUNDED], ids=["root", "bounded"])
-def test_whoever_may_enter(place: Path, start: tuple[str, ...], options: str) -> None:
+def test_a_daemon_that_may_only_enter_directories(place: Path, start: tuple[str, ...], options: str) -> None:
     """The daemon of a unit may enter all directories, but not write to them."""
     ended = run(*start, *KDBUSFS, "s", place, *DEBUG, "-o", options)
     assert ended.returncode == 0 and re.search(TRIED, ended.stderr), ended.stderr
@@ -179,7 +179,7 @@ def test_yama_that_forbids_everything_is_named(place: Path) -> None:
         ("pidfd_getfd=EPERM", "no client can send descriptors: pidfd_getfd is refused"),
     ],
 )
-def test_what_clients_have_to_do_without_is_a_warning(place: Path, call: str, said: str) -> None:
+def test_a_feature_that_clients_lack_is_a_warning(place: Path, call: str, said: str) -> None:
     ended = run(*CONFINED, call, *KDBUSFS, "s", place)
     assert ended.returncode == 0 and ended.stderr.startswith(f"kdbusfs: WARNING: {said}"), ended
     assert ended.stderr.count("\n") <= 2, ended
@@ -288,7 +288,7 @@ def test_a_start_that_stands_still_is_given_up_and_says_where(place: Path) -> No
 
 
 @pytest.mark.parametrize("megabytes", [40, 60, 75, 85, 110, 200])
-def test_want_of_memory_is_told(place: Path, megabytes: int) -> None:
+def test_a_lack_of_memory_is_reported(place: Path, megabytes: int) -> None:
     """At every step: before the mount, in a thread that does not start, in the client of the trial.
 
     Parts that continue without memory may have logged before; the last line says why the start failed.  libfuse drops a

@@ -109,7 +109,7 @@ def test_examples_run() -> None:
     assert play("demo") == {"status": 0, "last": "All of it was seen.", "errors": ""}
 
 
-def test_who_may_not_mount_is_told_so() -> None:
+def test_a_user_who_may_not_mount_gets_an_error() -> None:
     """The error says what is required, without a traceback."""
     done = run("none", sys.executable, "-m", "kdbusfs", "test", "/mnt", "-f")
     assert done.returncode == 1

@@ -143,7 +143,7 @@ def test_pools_exchange_payload() -> None:
     two.close()
 
 
-def test_who_holds_the_memfd_can_neither_cut_nor_grow_nor_seal_it() -> None:
+def test_a_holder_of_the_memfd_can_neither_cut_nor_grow_nor_seal_it() -> None:
     memory = PoolMemory()
     memory.resize(PAGE * 4)
     memory.mapped(PAGE * 4)

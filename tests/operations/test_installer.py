@@ -433,7 +433,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
 
 
 class TestBounds:
-    def test_a_thread_that_is_gone(self, make_files: Callable[..., Files]) -> None:
+    def test_a_thread_that_has_ended(self, make_files: Callable[..., Files]) -> None:
         files = make_files()
         job = files.job(result=-errno.EINVAL)
         files.installer.submit(job)

@@ -164,7 +164,7 @@ class TestAttributes:
             assert mount.getattr(entry.st_ino).st_ino == bus.endpoints["bus"].ino
         assert mount.tree.ino_of(ROOT) == 1
 
-    def test_of_a_removed_bus_stay_for_who_has_it(self, mount: Mount, bus: FakeBus) -> None:
+    def test_of_a_removed_bus_stay_for_open_files(self, mount: Mount, bus: FakeBus) -> None:
         """FS-27"""
         directory = mount.lookup("1000-test").st_ino
         endpoint = mount.lookup("1000-test/bus").st_ino
@@ -382,7 +382,7 @@ class TestOpen:
         assert memory.copies == set()
         assert mount.lookup("1000-test/bus").st_ino != nodeid
 
-    def test_who_shares_a_node_sees_no_copies_there(self, mount: Mount, bus: FakeBus) -> None:
+    def test_clients_that_share_a_node_see_no_copies_there(self, mount: Mount, bus: FakeBus) -> None:
         """Not even of its own pool: other clients would see them."""
         nodeid = mount.lookup("1000-test/bus").st_ino
         first = mount.open(nodeid).fh

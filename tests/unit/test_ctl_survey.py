@@ -67,14 +67,14 @@ def test_only_what_is_asked_for() -> None:
     assert seen(Bus(), "activatable") == [("org.c.C", "activatable", 5)]
 
 
-def test_who_goes_away_meanwhile_is_left_out() -> None:
+def test_connections_that_end_meanwhile_are_left_out() -> None:
     bus = Bus()
     bus.errors = {1: errno.ENXIO, 4: errno.ENXIO}
     bus.gone = {1, 4}
     assert {number for _, _, number in seen(bus)} == {2, 3, 5, 6}
 
 
-def test_who_may_not_be_seen_stays_without_details() -> None:
+def test_hidden_connections_have_no_details() -> None:
     bus = Bus()
     bus.errors = {1: errno.ENXIO, 4: errno.EPERM, 5: errno.ENXIO}
     entries = survey(bus, ALL)  # type: ignore[arg-type]

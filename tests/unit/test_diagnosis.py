@@ -91,13 +91,13 @@ def test_want_of_descriptors() -> None:
     assert line.startswith("no client can send descriptors: ") and "'ulimit -n'" in line
 
 
-def test_who_cannot_send_descriptors_can_still_talk() -> None:
+def test_clients_that_cannot_send_descriptors_can_still_talk() -> None:
     result = judged({Step.SEND: errno.EPERM}, Confinement(ROOT, seccomp=2), Reach(descriptors=errno.EPERM))
     assert not result.fatal
     assert result.warnings[0].startswith("no client can send descriptors: pidfd_getfd is refused")
 
 
-def test_who_is_given_no_descriptors_can_still_talk() -> None:
+def test_clients_that_get_no_descriptors_can_still_talk() -> None:
     both = {Step.PROTECT: errno.EACCES, Step.DESCRIPTOR: errno.EPERM}
     (line,) = judged(both, Confinement(ROOT, apparmor="p"), Reach(trace=errno.EACCES, seccomp=errno.EACCES)).warnings
     start = "clients get no descriptors and can write to their own pools: ptrace is refused (Permission denied): "

@@ -25,7 +25,7 @@ class Process:
         return False
 
 
-def test_who_does_nothing_is_given_up() -> None:
+def test_an_idle_process_is_given_up() -> None:
     process = Process()
     assert not process.is_given_up_after(29)
     assert process.is_given_up_after(1.5)
@@ -48,7 +48,7 @@ def test_processor_time_is_progress() -> None:
     assert process.is_given_up_after(31)
 
 
-def test_who_computes_for_ever_is_given_up() -> None:
+def test_an_endless_computation_is_given_up() -> None:
     process = Process()
     assert process.is_given_up_after(2 * BUSY, cpu=2 * BUSY)
     assert process.now <= 100 + BUSY + 1
