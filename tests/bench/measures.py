@@ -26,8 +26,8 @@ MANY, FEW = 99, 2
 
 
 class Measure(NamedTuple):
-    """`scenario` is what `scenarios.c` (or `raw.c`, with `raw`) is called with; `operations` or `seconds`,
-    whichever ends first; no more than `rounds` times.
+    """`scenario` is what `scenarios.c` (or `raw.c` or `bus1.c`, by `program`) is called with; `operations` or
+    `seconds`, whichever ends first; no more than `rounds` times.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Measure(NamedTuple):
     operations: int
     peers: tuple[str, ...] = BUSES
     modes: tuple[str, ...] = MODES
-    raw: bool = False
+    program: str = ""
     how: str = PLAIN
     seconds: float = 4.0
     rounds: int = MANY
@@ -63,6 +63,8 @@ VECTORS = {8: 15000, 4 * KIB: 6000, 32 * KIB: 6000, 256 * KIB: 2000, 2 * MIB: 50
 MEMFDS = {KIB: 1500, MIB: 1500, 256 * MIB: 1500}
 RECEIVERS = {1: 3000, 10: 800, 100: 150, 1000: 20}
 BYSTANDERS = {1: 2000, 10: 2000, 100: 2000, 1000: 500}
+BUS1 = {(1, 0): 8000, (100, 0): 150, (1, 8): 8000, (1, 4 * KIB): 6000, (1, 64 * KIB): 2000, (1, MIB): 300}
+"""Rounds for receivers and bytes."""
 COMMANDS = ("SEND", "RECV", "FREE", "RECV of nothing")
 WAITING = {"epoll": "level", "epoll, EPOLLET": "edge", "poll(2)": "poll"}
 METADATA = {"none": 0, "default set": DEFAULT_MASK, "all": ATTACH_ALL}
@@ -79,10 +81,10 @@ def _call(size: int, by: str = "vec") -> tuple[str, ...]:
 
 
 MEASURES = (
-    Measure("floor", ("floor",), 15000, (FLOOR,), raw=True),
-    Measure("noop", ("noop",), 15000, (KDBUSFS,), raw=True),
-    Measure("poll", ("poll",), 15000, (KDBUSFS,), raw=True),
-    Measure("commands", ("commands",), 8000, (KDBUSFS,), raw=True),
+    Measure("floor", ("floor",), 15000, (FLOOR,), program="raw"),
+    Measure("noop", ("noop",), 15000, (KDBUSFS,), program="raw"),
+    Measure("poll", ("poll",), 15000, (KDBUSFS,), program="raw"),
+    Measure("commands", ("commands",), 8000, (KDBUSFS,), program="raw"),
     *(Measure(f"call {size_name(size)}", _call(size), count, ALL, seconds=8.0) for size, count in VECTORS.items()),
     *(Measure(f"memfd {size_name(size)}", _call(size, "memfd"), count) for size, count in MEMFDS.items()),
     Measure("oneway", ("oneway", str(MESSAGE)), 16000, ALL),
@@ -105,9 +107,13 @@ MEASURES = (
         Measure(f"growth {kind}", ("growth", kind, *map(str, levels)), 3000, modes=(PINNED,), seconds=3.0)
         for kind, levels in GROWTH.items()
     ),
-    Measure("copy", ("copy",), 150, (KDBUSFS,), raw=True),
-    Measure("open", ("open",), 600, (KDBUSFS,), raw=True),
+    Measure("copy", ("copy",), 150, (KDBUSFS,), program="raw"),
+    Measure("open", ("open",), 600, (KDBUSFS,), program="raw"),
     Measure("connect", ("connect",), 600),
+    *(
+        Measure(f"bus1 {n} {size_name(size)}", (str(n), str(size)), count, (KDBUSFS, SOCKETS), program="bus1")
+        for (n, size), count in BUS1.items()
+    ),
     Measure("start", _call(8), 1, how=FRESH, rounds=FEW),
     Measure("busy", _call(8), 3000, modes=(DEFAULT,), how=BESIDE_LOOPS, seconds=5.0),
 )

@@ -30,6 +30,7 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {
     "kdbus": ("scenarios.c", "kdbus.c"),
     "dbus": ("scenarios.c", "dbus.c", "-lsystemd"),
     "raw": ("raw.c",),
+    "bus1": ("bus1.c",),
     "floor": ("floor.c",),
     "broker": ("broker.c", "-lsystemd"),
 }
@@ -79,7 +80,7 @@ def build() -> dict[str, str]:
 
 def _compile(program: Path, files: list[str]) -> subprocess.CompletedProcess[str] | None:
     """None if there is nothing to do.  Another run may use the old program meanwhile."""
-    sources = [*SOURCES.glob("*.[ch]"), ROOT / "kdbusfs/include/kdbus.h"]
+    sources = [*SOURCES.glob("*.[ch]"), *(ROOT / "kdbusfs/include").glob("*.h")]
     if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return None
     fresh = program.with_suffix(f".{os.getpid()}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from .figures import Figures
 from .measures import (
     BROKER,
+    BUS1,
     BYSTANDERS,
     COMMANDS,
     DAEMON,
@@ -139,6 +140,10 @@ ROWS = (
     ),
     Row("connect", "connect", "connect"),
     Row("disconnect", "connect", "disconnect"),
+    *(
+        Row(f"bus1: {size_name(size)} to {n}, received", f"bus1 {n} {size_name(size)}")
+        for n, size in BUS1
+    ),
     Row("start to first call, ms", "start", "first call", _MS),
     Row("call 8 B beside 2 busy loops", "busy"),
 )

@@ -99,7 +99,7 @@ class Bench:
 
     @staticmethod
     def _command(measure: Measure, peer: servers.Peer, *rest: str) -> list[str]:
-        program = servers.PROGRAMS / "raw" if measure.raw else peer.program
+        program = servers.PROGRAMS / measure.program if measure.program else peer.program
         scenario = measure.scenario
         if peer.name == SOCKETS and scenario[:2] == ("call", "vec"):
             scenario = ("call", *scenario[2:])

@@ -18,6 +18,8 @@ from tests.bench.measures import BUSES, KDBUSFS, PINNED, SOCKETS
 pytestmark = pytest.mark.mount
 
 SECONDS = 300.0
+MEASURES = ("call 8 B", "memfd 1 KiB", "oneway", "broadcast 10", "bus1 1 0 B", "bus1 100 0 B", "bus1 1 1 MiB")
+WITH_SOCKETS = ("call 8 B", "oneway", "bus1 1 0 B", "bus1 100 0 B", "bus1 1 1 MiB")
 BENCH = [sys.executable, "-m", "tests.bench.run", "--quick"]
 
 
@@ -36,7 +38,7 @@ def _environ(directory: Path) -> dict[str, str]:
 def test_a_quick_run_measures_all_peers_that_can_be_had(directory: Path) -> None:
     output = directory / "bench.json"
     done = subprocess.run(
-        [*BENCH, "--mode", "pinned", "--output", str(output), "--only", "call 8 B,memfd 1 KiB,oneway,broadcast 10"],
+        [*BENCH, "--mode", "pinned", "--output", str(output), "--only", ",".join(MEASURES)],
         cwd=ROOT,
         env=_environ(directory),
         timeout=SECONDS,
@@ -49,8 +51,9 @@ def test_a_quick_run_measures_all_peers_that_can_be_had(directory: Path) -> None
     assert figures.about["failed"] == []
     peers = [peer for peer in BUSES if peer not in figures.about["missing"]]
     assert KDBUSFS in peers
-    for measure in ("call 8 B", "memfd 1 KiB", "oneway", "broadcast 10"):
-        for peer in (*peers, *((SOCKETS,) if measure in ("call 8 B", "oneway") else ())):
+    for measure in MEASURES:
+        expected = (KDBUSFS,) if measure.startswith("bus1") else peers
+        for peer in (*expected, *((SOCKETS,) if measure in WITH_SOCKETS else ())):
             figure = figures.get(PINNED, measure, peer)
             assert figure is not None and figure > 0, (measure, peer)
     # If no peer is installed there is nothing to compare with, and the report says so.
