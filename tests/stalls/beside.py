@@ -26,6 +26,7 @@ from typing import NoReturn
 from kdbusfs.client import Connection, make_bus
 from tests.conftest import DomainMount
 
+from . import bus1  # noqa: F401  # adds to SCENARIOS
 from .measure import is_compiled
 from .scenarios import SCENARIOS
 
