@@ -23,6 +23,8 @@ from tests.support.documents import ROOT
 HEADER = (ROOT / "kdbusfs/include/kdbus.h").read_text()
 PAGES = sorted((ROOT / "docs/man").glob("*.rst"))
 INTERFACE = "docs/man/kdbusfs.7.rst"
+BUS1_HEADER = (ROOT / "kdbusfs/include/bus1.h").read_text()
+BUS1 = "docs/man/bus1.7.rst"
 ARCHITECTURE = "docs/architecture/"
 ARCHITECTURE_PAGES = [name for name in documents.documents() if ARCHITECTURE in name]
 PATIENCE = 600.0  # seconds; the tests of the core take twenty on an idle machine
@@ -62,14 +64,14 @@ def test_pages_are_made_without_a_warning(tmp_path: Path) -> None:
             assert (done.returncode, done.stderr) == (0, ""), page.name
 
 
-def constants() -> set[str]:
-    """What kdbus.h defines for programs."""
-    code = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
-    found = set(re.findall(r"^#define (KDBUS_\w+)", code, re.MULTILINE))
-    found |= set(re.findall(r"^\s+(_?KDBUS_\w+)(?:\s*=|,)", code, re.MULTILINE))
+def constants(header: str = HEADER, prefix: str = "KDBUS") -> set[str]:
+    """What kdbus.h, or another header, defines for programs."""
+    code = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    found = set(re.findall(rf"^#define ({prefix}_\w+)", code, re.MULTILINE))
+    found |= set(re.findall(rf"^\s+(_?{prefix}_\w+)(?:\s*=|,)", code, re.MULTILINE))
     # Where ranges of numbers begin.
     internal = {name for name in found if name.endswith("_BASE") or "NULL" in name}
-    return found - internal - {"KDBUS_IOCTL_MAGIC"}
+    return found - internal - {f"{prefix}_IOCTL_MAGIC"}
 
 
 def test_every_constant_is_described() -> None:
@@ -80,24 +82,39 @@ def test_every_constant_is_described() -> None:
     assert named - constants() == set()
 
 
+def test_every_constant_of_bus1_is_described() -> None:
+    """Every command and flag of bus1.h is in bus1(7), and nothing that is not there"""
+    named = set(re.findall(r"\bBUS1_[A-Z0-9_]+[A-Z0-9]\b", source(BUS1)))
+    known = constants(BUS1_HEADER, "BUS1")
+    assert len(known) == 29
+    assert known - named == set()
+    assert named - known == set()
+
+
 def test_every_command_is_in_an_example() -> None:
-    """All sixteen"""
+    """All sixteen, and of bus1 those that a program needs"""
     programs = "".join(path.read_text() for path in (ROOT / "docs/man/examples").iterdir())
+    commands = {name for name in constants(BUS1_HEADER, "BUS1") if name.startswith("BUS1_CMD_")}
+    assert len(commands) == 9
+    assert {name.removeprefix("BUS1_CMD_") for name in commands if name not in programs} == {
+        *("PEER_QUERY", "PEER_RESET", "PEER_DISCONNECT"),
+    }
     commands = {name for name in constants() if name.startswith("KDBUS_CMD_")}
     assert len(commands) == 16
     assert {name for name in commands if name not in programs} == set()
 
 
-def test_structures_are_those_of_the_header() -> None:
+@pytest.mark.parametrize(("page", "code", "count"), [(INTERFACE, HEADER, 21), (BUS1, BUS1_HEADER, 5)])
+def test_structures_are_those_of_the_header(page: str, code: str, count: int) -> None:
     """Member by member, in their order"""
 
     def bare(code: str) -> str:
         return " ".join(re.sub(r"/\*.*?\*/", "", code, flags=re.DOTALL).split())
 
-    header = bare(HEADER)
-    shown = [block.text for block in documents.blocks(INTERFACE) if block.language == "c" and not block.file_name]
+    header = bare(code)
+    shown = [block.text for block in documents.blocks(page) if block.language == "c" and not block.file_name]
     structures = [found for text in shown for found in re.split(r"\n(?=struct )", text) if found.startswith("struct ")]
-    assert len(structures) > 20
+    assert len(structures) >= count
     for structure in structures:
         assert bare(structure) in header, structure
 
@@ -110,22 +127,31 @@ def described_errors() -> tuple[set[str], dict[str, set[str]]]:
     return errors_in(general), {name: errors_in(section) for name, section in sections}
 
 
+def described_errors_of_bus1() -> tuple[set[str], dict[str, set[str]]]:
+    """The same of bus1(7), where two commands may share a section."""
+    text = (ROOT / BUS1).read_text().partition("\nCOMMANDS\n")[2].partition("\nNOTIFICATIONS\n====")[0]
+    general, *sections = re.split(r"\n(?=BUS1_CMD_[^\n]*\n-+\n)", text)
+    found: dict[str, set[str]] = {}
+    for section in sections:
+        for name in section.partition("\n")[0].split(", "):
+            found[name.removeprefix("BUS1_CMD_")] = errors_in(section)
+    return errors_in(general), found
+
+
 def errors_in(text: str) -> set[str]:
     return set(re.findall(r"\*\*(E[A-Z0-9]+)\*\*", text))
 
 
-def test_every_error_is_described(tmp_path: Path) -> None:
-    """What the tests of the core get for answers is what kdbusfs(7) says, command by command, in both directions"""
-    general, by_command = described_errors()
-    assert len(by_command) == 16
-    answers = tmp_path / "errnos"
+def answers_of(tests: str, directory: Path) -> dict[str, set[str]]:
+    """What commands fail with in those tests of a core."""
+    answers = directory / "errnos"
     # Compiled classes cannot be watched, so these are the sources themselves.
     unneeded = shutil.ignore_patterns(".git", ".venv", "build", "*.cpython-*.so", "kdbusfs__mypyc*", "__pycache__")
-    shutil.copytree(ROOT, tmp_path / "pure", ignore=unneeded)
+    shutil.copytree(ROOT, directory / "pure", ignore=unneeded)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.errno_recorder", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "tests/unit/core"],
-        cwd=tmp_path / "pure",
+        [*command, tests],
+        cwd=directory / "pure",
         env={**os.environ, "KDBUSFS_ERRNOS": str(answers)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -134,7 +160,14 @@ def test_every_error_is_described(tmp_path: Path) -> None:
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout
-    seen = {name: set(found) for name, found in json.loads(answers.read_text()).items()}
+    return {name: set(found) for name, found in json.loads(answers.read_text()).items()}
+
+
+def test_every_error_is_described(tmp_path: Path) -> None:
+    """What the tests of the core get for answers is what kdbusfs(7) says, command by command, in both directions"""
+    general, by_command = described_errors()
+    assert len(by_command) == 16
+    seen = answers_of("tests/unit/core", tmp_path)
     assert set(seen) == set(by_command)
     undescribed = {name: seen[name] - by_command[name] - general for name in seen}
     # The thread that gave the command is dead, and so there is nobody to tell.
@@ -143,6 +176,19 @@ def test_every_error_is_described(tmp_path: Path) -> None:
     unseen = {name: found - seen[name] for name, found in by_command.items()}
     # The race of two commands that make something of a descriptor is tested with HELLO.
     unseen["ENDPOINT_MAKE"].discard("EBADFD")
+    assert {name: found for name, found in unseen.items() if found} == {}
+
+
+def test_every_error_of_bus1_is_described(tmp_path: Path) -> None:
+    """The same for bus1(7)"""
+    general, by_command = described_errors_of_bus1()
+    assert len(by_command) == 9
+    seen = answers_of("tests/unit/bus1", tmp_path)
+    undescribed = {name: seen[name] - by_command[name] - general for name in seen}
+    assert {name: found for name, found in undescribed.items() if found} == {}
+    unseen = {name: found - seen.get(name, set()) - general for name, found in by_command.items()}
+    # What the installer says comes later.
+    unseen["RECV"] -= {"EMFILE", "EPERM"}
     assert {name: found for name, found in unseen.items() if found} == {}
 
 
@@ -212,7 +258,7 @@ def test_every_command_of_kdbusctl_is_described() -> None:
     page = source("docs/man/kdbusctl.1.rst").replace("\\", "")
     found = commands_of(cli, "kdbusctl")
     assert len(found) > 10
-    general, *sections = re.split(r"^\*\*(?=kdbusctl [a-z-]+\*\*)", page, flags=re.MULTILINE)
+    general, *sections = re.split(r"^\*\*(?=kdbusctl [a-z0-9-]+\*\*)", page, flags=re.MULTILINE)
     by_command = {section.partition("*")[0]: section for section in sections}
     assert set(by_command) == set(found) - {"kdbusctl"}
     for command, names in found.items():

@@ -17,17 +17,20 @@ import pytest
 from kdbusfs.abi.v3.commands import COMMANDS
 from kdbusfs.abi.v3.constants import CMD_BYEBYE
 from kdbusfs.base.call import ERESTARTSYS
+from kdbusfs.bus1 import abi as bus1
+from kdbusfs.bus1.file import PeerFile
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.handle import ControlHandle, EndpointHandle
 from tests.support import fake_host
 
 NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP", ERESTARTSYS: "EINTR"}
+BUS1 = {getattr(bus1, name): name.removeprefix("CMD_") for name in vars(bus1) if name.startswith("CMD_")}
 seen: dict[str, set[str]] = {}
 
 
 def note(number: int, result: int) -> None:
     """Record the result of a command."""
-    name = "BYEBYE" if number == CMD_BYEBYE else COMMANDS[number].name if number in COMMANDS else None
+    name = "BYEBYE" if number == CMD_BYEBYE else COMMANDS[number].name if number in COMMANDS else BUS1.get(number)
     if name is not None and result < 0:
         seen.setdefault(name, set()).add(NAMES[-result])
 
@@ -53,7 +56,7 @@ class _Completed(list):  # type: ignore[type-arg]
 
 def pytest_configure() -> None:
     """Patch the core, also in modules that have already imported parts of it."""
-    for handle in (ControlHandle, EndpointHandle):
+    for handle in (ControlHandle, EndpointHandle, PeerFile):
         _watch(handle)
     inner = Domain.__init__
 
