@@ -1,13 +1,14 @@
 """A client of bus1 (`bus1.h`): a peer by the file of a mount, one method for each command.
 
-Every method raises OSError with the errno of its command.
+Every method raises OSError with the errno of its command, and with its name as `filename`.
 
-    with Peer("/run/bus/bus1") as parent, Peer("/run/bus/bus1") as child:
+    with Peer("/run/kdbusfs/bus1") as parent, Peer("/run/kdbusfs/bus1") as child:
         handle = parent.transfer(0x100, child)  # makes a node, and gives the child a handle
         child.send([handle], b"hello")
-        message = parent.receive()
-        assert message is not None and message.data == b"hello" and message.destination == 0x100
-        parent.free(message)
+        with parent.receive(timeout=5) as message:
+            assert message.data == b"hello" and message.destination == 0x100
+
+`kdbusfs.bus1` has these names, too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import ctypes
 import errno
 import mmap
 import os
+import select
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fcntl import ioctl
 from struct import Struct
 from types import TracebackType
@@ -34,6 +37,8 @@ _SEND: Final = Struct("<10Q")
 _RECV: Final = Struct("<QQQQQIIIIQQQQQ")
 _U64: Final = Struct("<Q")
 _NO_MESSAGE: Final = bytes(_RECV.size - 16)
+_NAMES: Final = {getattr(abi, name): name.removeprefix("CMD_") for name in vars(abi) if name.startswith("CMD_")}
+_FaultType = type[BaseException] | None  # `Message` has a member called type
 
 
 class Limits(NamedTuple):
@@ -48,11 +53,12 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What RECV has brought.
+    """What RECV has brought.  At the end of its `with` block its slice is given back.
 
     type: MSG_*; destination: the id that it is for or about; uid, gid, pid, tid: of the sender as it sent; offset: of
-    the slice in the pool, which stays until it is given to `free`; fds: numbers of descriptors, which are the
-    receiver's to close; -1 where they were not asked for.
+    the slice in the pool, which stays until it is freed; data: a copy of the bytes; handles: the receiver's ids,
+    HANDLE_INVALID for nodes that were destroyed before; fds: numbers of descriptors, which are the receiver's to close;
+    -1 where they were not asked for.
     """
 
     type: int
@@ -67,6 +73,20 @@ class Message:
     handles: tuple[int, ...] = ()
     fds: tuple[int, ...] = ()
     secctx: bytes | None = None
+    _peer: Peer | None = field(default=None, repr=False, compare=False)
+
+    def __enter__(self) -> Message:
+        return self
+
+    def __exit__(
+        self, kind: _FaultType, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.free()
+
+    def free(self) -> None:
+        """Give its slice back; a notification has none."""
+        if self._peer is not None:
+            self._peer.free(self)
 
     @property
     def continues(self) -> bool:
@@ -109,13 +129,21 @@ class Peer:
             self._map.close()
             os.close(fd)
 
+    def _command(self, number: int, fixed: bytes) -> bytes:
+        """Issue a command; its struct as it comes back.  Raises OSError."""
+        try:
+            return ioctl(self._fd, number, fixed)
+        except OSError as fault:
+            error = fault.errno or 0
+            raise OSError(error, os.strerror(error), _NAMES[number]) from None
+
     def disconnect(self) -> None:
         """The same for all who have a descriptor; what was received stays readable until `close`."""
-        ioctl(self._fd, abi.CMD_PEER_DISCONNECT, bytes(8))
+        self._command(abi.CMD_PEER_DISCONNECT, bytes(8))
 
     def query(self) -> Limits:
         """Flags and limits of the peer."""
-        _, *limits = _RESET.unpack(ioctl(self._fd, abi.CMD_PEER_QUERY, bytes(_RESET.size)))
+        _, *limits = _RESET.unpack(self._command(abi.CMD_PEER_QUERY, bytes(_RESET.size)))
         return Limits(*limits)
 
     def reset(
@@ -132,24 +160,24 @@ class Peer:
         """Change flags and limits, then throw away what it has, or its seed."""
         what = (abi.PEER_RESET_FLAG_FLUSH if flush else 0) | (abi.PEER_RESET_FLAG_FLUSH_SEED if flush_seed else 0)
         fixed = _RESET.pack(what, flags, slices, handles, inflight_bytes, inflight_fds)
-        ioctl(self._fd, abi.CMD_PEER_RESET, fixed)
+        self._command(abi.CMD_PEER_RESET, fixed)
 
     def transfer(self, handle: int, to: Peer | int | None = None) -> int:
         """Give a reference to `handle` to another peer, or to this one; the id that it is known by there."""
         target = abi.U64_MAX if to is None else to if isinstance(to, int) else to.fileno()
         fixed = _TRANSFER.pack(0, handle, target, abi.HANDLE_INVALID)
-        given: int = _TRANSFER.unpack(ioctl(self._fd, abi.CMD_HANDLE_TRANSFER, fixed))[3]
+        given: int = _TRANSFER.unpack(self._command(abi.CMD_HANDLE_TRANSFER, fixed))[3]
         return given
 
     def release(self, handle: int) -> None:
         """Give a reference back."""
-        ioctl(self._fd, abi.CMD_HANDLE_RELEASE, _U64.pack(handle))
+        self._command(abi.CMD_HANDLE_RELEASE, _U64.pack(handle))
 
     def destroy(self, *nodes: int, release: bool = False) -> None:
         """End nodes of its own; release: give back a reference of each, too."""
         ids = _u64s(nodes)
         flags = abi.NODES_DESTROY_FLAG_RELEASE_HANDLES if release else 0
-        ioctl(self._fd, abi.CMD_NODES_DESTROY, _DESTROY.pack(flags, ctypes.addressof(ids), len(nodes)))
+        self._command(abi.CMD_NODES_DESTROY, _DESTROY.pack(flags, ctypes.addressof(ids), len(nodes)))
 
     def send(
         self,
@@ -163,6 +191,7 @@ class Peer:
     ) -> list[int]:
         """Send one message to all of `destinations`, or none; the errno of each, all 0 without `go_on`.
 
+        An id that this peer does not have, with its two lowest bits clear, makes a node of its own.
         go_on: what is wrong with one destination does not fail the rest; seed: it becomes the peer's own seed.
         """
         parts = [data] if isinstance(data, bytes) else list(data)
@@ -178,21 +207,38 @@ class Peer:
             *(ctypes.addressof(sent), len(handles)),
             *(ctypes.addressof(numbers), len(fds)),
         )
-        ioctl(self._fd, abi.CMD_SEND, fixed)
+        self._command(abi.CMD_SEND, fixed)
         return [-value & abi.U64_MAX for value in errors]
 
-    def receive(self, *, peek: bool = False, seed: bool = False, install: bool = False) -> Message | None:
-        """What is at the front of the queue, or the seed; None if there is nothing.
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether something is queued within `timeout` seconds, or ever.  Raises OSError(ESHUTDOWN)."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        for _, events in poll.poll(None if timeout is None else timeout * 1000):
+            if events & select.POLLHUP:
+                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN), "wait")
+            return True
+        return False
+
+    def receive(self, timeout: float | None = None, *, install: bool = False) -> Message:
+        """What is at the front of the queue, waited for.  Raises TimeoutError after `timeout` seconds, else OSError."""
+        limit = None if timeout is None else time.monotonic() + timeout
+        while (message := self.recv(install=install)) is None:
+            left = None if limit is None else max(limit - time.monotonic(), 0.0)
+            if not self.wait(left):
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), "receive")
+        return message
+
+    def recv(self, *, peek: bool = False, seed: bool = False, install: bool = False) -> Message | None:
+        """What is at the front of the queue, or the seed; None if there is nothing.  Never waits.
 
         peek: it stays there; install: the descriptors that it brings become the caller's.
         """
         flags = (abi.RECV_FLAG_PEEK if peek else 0) | (abi.RECV_FLAG_SEED if seed else 0)
         flags |= abi.RECV_FLAG_INSTALL_FDS if install else 0
         try:
-            got = ioctl(self._fd, abi.CMD_RECV, _U64.pack(flags) + _U64.pack(self._map_size) + _NO_MESSAGE)
-        except BlockingIOError as fault:
-            if fault.errno != errno.EAGAIN:
-                raise
+            got = self._command(abi.CMD_RECV, _U64.pack(flags) + _U64.pack(self._map_size) + _NO_MESSAGE)
+        except BlockingIOError:
             return None
         _, _, type, flags, destination, uid, gid, pid, tid, offset, *counts = _RECV.unpack(got)
         if type != abi.MSG_DATA:
@@ -206,12 +252,12 @@ class Peer:
         fds = Struct(f"<{n_fds}i").unpack_from(self._map, at) if n_fds else ()
         at += align8(4 * n_fds)
         secctx = self._map[at : at + n_secctx] if flags & abi.MSG_FLAG_HAS_SECCTX else None
-        return Message(type, flags, destination, uid, gid, pid, tid, offset, data, handles, fds, secctx)
+        return Message(type, flags, destination, uid, gid, pid, tid, offset, data, handles, fds, secctx, self)
 
     def free(self, message: Message | int) -> None:
         """Give the slice of a message back: its offset may be used for another one then."""
         offset = message if isinstance(message, int) else message.offset
-        ioctl(self._fd, abi.CMD_SLICE_RELEASE, _U64.pack(offset))
+        self._command(abi.CMD_SLICE_RELEASE, _U64.pack(offset))
 
 
 def _u64s(values: Iterable[int]) -> ctypes.Array[ctypes.c_uint64]:

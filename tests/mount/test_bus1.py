@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 import resource
-import select
 import signal
 import socket
 import stat
@@ -62,17 +61,14 @@ def refused(number: int, call: Callable[..., object], *arguments: object, **name
 
 
 def got(peer: Peer) -> Message:
-    message = peer.receive()
+    message = peer.recv()
     assert message is not None
     return message
 
 
 def awaited(peer: Peer) -> Message:
     """The next message, which may not be there yet."""
-    poll = select.poll()
-    poll.register(peer, select.POLLIN)
-    assert poll.poll(PATIENCE * 1000), "nothing comes"
-    return got(peer)
+    return peer.receive(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +157,7 @@ def test_b1_file_2_any_way_of_opening_makes_a_peer(file: Path) -> None:
     for flags in (os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_NONBLOCK):
         fd = os.open(file, flags | os.O_CLOEXEC)
         with Peer(fd) as peer:
-            assert peer.receive() is None
+            assert peer.recv() is None
             peer.send([8], b"self")
             assert got(peer).data == b"self"
     fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
@@ -282,7 +278,7 @@ def test_b1_fuse_7_b1_send_6_unreadable_arrays(file: Path) -> None:
             members[at], members[at + 1] = 1 << 47, 1
             refused(errno.EFAULT, ioctl, peer.fileno(), abi.CMD_SEND, struct.pack("<10Q", *members))
         refused(errno.EFAULT, ioctl, peer.fileno(), abi.CMD_NODES_DESTROY, struct.pack("<QQQ", 0, 1 << 60, 3))
-        assert peer.receive() is None
+        assert peer.recv() is None
 
 
 def test_b1_gen_6_threads_on_one_peer(file: Path) -> None:
@@ -294,7 +290,7 @@ def test_b1_gen_6_threads_on_one_peer(file: Path) -> None:
         def work() -> None:
             limit = time.monotonic() + PATIENCE
             while len(received) < 600 and time.monotonic() < limit:
-                message = peer.receive()
+                message = peer.recv()
                 if message is not None:
                     received.append(message.data)
                     peer.free(message)
@@ -325,7 +321,7 @@ def test_b1_recv_9_installing_is_all_or_none(file: Path) -> None:
                 os.dup(0)
             taken = len(os.listdir("/proc/self/fd"))
             try:
-                peer.receive(install=True)
+                peer.recv(install=True)
                 os._exit(1)
             except OSError as fault:
                 if fault.errno != errno.EMFILE:
@@ -333,7 +329,7 @@ def test_b1_recv_9_installing_is_all_or_none(file: Path) -> None:
             os._exit(0 if len(os.listdir("/proc/self/fd")) == taken else 3)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         for _ in range(3):
-            message = peer.receive(install=True)
+            message = peer.recv(install=True)
             assert message is not None and len(message.fds) == 4
             assert {os.readlink(f"/proc/self/fd/{fd}") for fd in message.fds} == {
                 os.readlink(f"/proc/self/fd/{fd}") for fd in pipes
@@ -354,11 +350,11 @@ peer.send([8], b"x", fds=[0])
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    peer.receive(install=True)
+    peer.recv(install=True)
     print("installed")
 except OSError as fault:
     print(fault.errno)
-print(peer.receive().fds)
+print(peer.recv().fds)
 """
     child = subprocess.Popen(
         [sys.executable, "-c", script, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -406,7 +402,7 @@ def test_b1_node_10_the_owner_of_a_node_with_1000_holders_is_killed(file: Path) 
     for holder in holders:
         message = awaited(holder)
         assert (message.type, message.destination) == (abi.MSG_NODE_DESTROY, 0xB)
-        assert holder.receive() is None
+        assert holder.recv() is None
     for holder in holders:
         holder.close()
     os.close(ready)
@@ -419,7 +415,7 @@ def play(peer: Peer, own: int, handles: list[int], seconds: float) -> list[bytes
     seen: list[bytes] = []
 
     def drain() -> None:
-        while (message := peer.receive()) is not None:
+        while (message := peer.recv()) is not None:
             seen.append(message.data)
             peer.free(message)
 
@@ -453,7 +449,7 @@ def test_b1_ord_1_b1_ord_3_processes_multicast_to_each_other(
                 seen = play(peers[own], own, tables[own], seconds)
                 os.write(sent[1], b"x")
                 os.read(go[0], 1)
-                while (message := peers[own].receive()) is not None:
+                while (message := peers[own].recv()) is not None:
                     seen.append(message.data)
                     peers[own].free(message)
                 (tmp_path / str(own)).write_bytes(b"\n".join(seen))
@@ -544,7 +540,7 @@ def test_b1_send_15_held_up_by_memory(file: Path, is_killed: bool) -> None:
         if is_killed:
             held.kill()
             held.wait(PATIENCE)
-            assert receiver.receive() is None
+            assert receiver.recv() is None
         else:
             held.stdin.write("release\n")
             held.stdin.flush()
