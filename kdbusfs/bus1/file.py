@@ -18,6 +18,7 @@ from .send import send
 
 if TYPE_CHECKING:
     from ..base.call import Call
+    from ..base.identity import Pids
     from ..base.ports import Memory, Reader
     from .limits import User
     from .world_state import WorldState
@@ -28,8 +29,10 @@ class PeerFile(Peer):
 
     __slots__ = ("_is_closed", "_is_ending")
 
-    def __init__(self, world: WorldState, peer_id: int, user: User, view: Reader, memory: Memory) -> None:
-        super().__init__(world, peer_id, user, view, memory)
+    def __init__(
+        self, world: WorldState, peer_id: int, user: User, view: Reader, pids: dict[int, Pids], memory: Memory
+    ) -> None:
+        super().__init__(world, peer_id, user, view, pids, memory)
         self._is_ending = False
         self._is_closed = False
 

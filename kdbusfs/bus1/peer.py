@@ -15,6 +15,7 @@ from .message import STAGED
 from .queue import Queue
 
 if TYPE_CHECKING:
+    from ..base.identity import Pids
     from ..base.pool import Slice
     from ..base.ports import Memory, Reader
     from .limits import User
@@ -35,10 +36,10 @@ FILE_KIND: Final = 2
 class Peer(Handle):
     """The state of an open file of bus1; `PeerFile` (`bus1/file.py`) carries out its commands.
 
-    view: the namespaces of who opened it, in which it sees credentials (B1-FILE-3); table: its handles by id, those
-    that it has references to; next_id: the number in the next id that it is given (B1-NODE-5); namings: its commands
-    under way that name ids; seed: the message that SEND with SEED has left; flushed_at: up to which time what was
-    queued is gone, though it may still be there.
+    view: the namespaces of who opened it, in which it sees credentials (B1-FILE-3); pids: the numbers of that thread,
+    by pid namespace; table: its handles by id, those that it has references to; next_id: the number in the next id that
+    it is given (B1-NODE-5); namings: its commands under way that name ids; seed: the message that SEND with SEED has
+    left; flushed_at: up to which time what was queued is gone, though it may still be there.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Peer(Handle):
         "namings",
         "next_id",
         "peer_id",
+        "pids",
         "pool",
         "queue",
         "seed",
@@ -59,12 +61,15 @@ class Peer(Handle):
         "world",
     )
 
-    def __init__(self, world: WorldState, peer_id: int, user: User, view: Reader, memory: Memory) -> None:
+    def __init__(
+        self, world: WorldState, peer_id: int, user: User, view: Reader, pids: dict[int, Pids], memory: Memory
+    ) -> None:
         super().__init__(FILE_KIND, _GROUPS + user.uid)
         self.end_can_wait = True
         self.world = world
         self.peer_id = peer_id
         self.view = view
+        self.pids = pids
         self.memory = memory
         self.limits = Limits(user)
         self.pool = Pool(abi.SLICE_MAX, memory, user.account)
@@ -184,18 +189,3 @@ class Peer(Handle):
         """The client needs its slice at `offset` no more.  Raises CommandError(ENXIO) (B1-HAND-7)."""
         if not self.pool.free(offset).held:
             self.limits.discharge_slice()
-
-    def stats(self) -> dict[str, object]:
-        """What it has, for tests and tools."""
-        limits = self.limits
-        return {
-            "peer": self.peer_id,
-            "uid": limits.user.uid,
-            "active": self.is_active,
-            "handles": len(self.table),
-            "queued": self.queue.count,
-            "slices": limits.slices,
-            "charged_handles": limits.handles,
-            "pool_busy": self.pool.busy,
-            "seed": self.seed is not None,
-        }

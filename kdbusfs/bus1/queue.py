@@ -176,12 +176,12 @@ class Queue:
         parts, self._staged = self._staged, []
         return list(parts)
 
-    def entries(self) -> list[Entry]:
-        """All that was committed, in order."""
+    def entries(self, most: int = 1 << 62) -> list[Entry]:
+        """What was committed, in order: the first `most`."""
         self.merge_committed()
         found: list[Entry] = []
         entry = self.front()
-        while entry is not None:
+        while entry is not None and len(found) < most:
             found.append(entry)
             entry = entry.next_entry()
         return found

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import CommandError
 from .abi import POOL_SIZE
+from .details import Details, peer_details
 from .file import PeerFile
 from .limits import charge_memory
 from .world_state import PEER_COST, WorldState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..base.ports import Caller, Memory
 
 
@@ -26,6 +29,7 @@ class World(WorldState):
         if not self.is_active:
             raise CommandError(ESHUTDOWN, "the mount goes")
         view = caller.view()
+        pids = caller.thread_ids()
         user = self.user_of(caller.user)
         try:
             charge_memory(user.account, PEER_COST)
@@ -38,7 +42,7 @@ class World(WorldState):
             self.forget(user)
             raise CommandError(ENOMEM if error.errno == EDQUOT else error.errno, error.reason) from None
         self.peer_ids += 1
-        peer = self.peers[self.peer_ids] = PeerFile(self, self.peer_ids, user, view, memory)
+        peer = self.peers[self.peer_ids] = PeerFile(self, self.peer_ids, user, view, pids, memory)
         user.peers += 1
         return peer
 
@@ -48,3 +52,9 @@ class World(WorldState):
         for peer in list(self.peers.values()):
             assert isinstance(peer, PeerFile)
             peer.disconnect()
+
+    def peer_details(
+        self, pid_ns: int
+    ) -> Iterator[tuple[Details, Iterator[Details], Iterator[Details], Iterator[Details]]]:
+        """Each peer that is there now, with its nodes, handles and queue, evaluated lazily (`details.py`)."""
+        return peer_details(list(self.peers.values()), pid_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .limits import Maxima, User
@@ -92,8 +92,3 @@ class WorldState:
     def counts(self) -> dict[str, object]:
         """Numbers that must come back to their start."""
         return {"peers": len(self.peers), "users": len(self.users)}
-
-    def peer_stats(self) -> Iterator[dict[str, object]]:
-        """Each peer, as it is when it is asked for."""
-        for peer in list(self.peers.values()):
-            yield peer.stats()

@@ -93,6 +93,14 @@ def ids(context: Context, incomplete: str) -> list[CompletionItem]:
     return _items([str(number) for number in found], incomplete)
 
 
+@_finder
+def peers(context: Context, incomplete: str) -> list[CompletionItem]:
+    """Numbers of peers of bus1."""
+    from .bus1 import read_peers
+
+    return _items([str(peer["peer"]) for peer in read_peers(context.domain())], incomplete)
+
+
 def option(finder: Callable[[click.Context, str], list[CompletionItem]]) -> Callable[..., list[CompletionItem]]:
     """Adapt a finder to click's signature for options."""
     return lambda context, parameter, incomplete: finder(context, incomplete)

@@ -20,7 +20,7 @@ EXIT_CODES: Final = (
     (EXIT_OK, "success"),
     (EXIT_FAILED, "the bus refused the command, or the command failed"),
     (EXIT_USAGE, "wrong usage, or a file with mistakes"),
-    (EXIT_NOTHING, "there is no such bus, endpoint, name or connection"),
+    (EXIT_NOTHING, "there is no such bus, endpoint, name, connection or peer"),
     (EXIT_DENIED, "no permission"),
     (EXIT_TIMEOUT, "timeout"),
     (EXIT_NO_MOUNT, "no kdbusfs is mounted there, or its daemon does not answer"),

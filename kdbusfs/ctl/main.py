@@ -26,6 +26,7 @@ SECTIONS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
             "list": "List the names and connections of a bus.",
             "status": "Show the metadata of a connection or of the bus.",
             "wait": "Wait until a name has an owner.",
+            "bus1": "Show the peers of bus1, their nodes, handles and queues.",
         },
     ),
     (

@@ -67,9 +67,12 @@ def sort(lines: Iterable[Line], key: str, *, reverse: bool = False) -> list[Line
     return sorted(sorted(lines, key=lambda line: line.key), key=value, reverse=descending != reverse)
 
 
-def read(domain: str) -> list[dict[str, Any]]:
-    """The statistics of all connections of the domain at path `domain`.  Raises Failure."""
-    path = os.path.join(domain, FILE)
+def read(domain: str, file: str = FILE, what: str = "connections") -> list[dict[str, Any]]:
+    """The statistics of all connections of the domain at path `domain`, or of `what` is in another `file`.
+
+    Raises Failure.
+    """
+    path = os.path.join(domain, file)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -79,19 +82,19 @@ def read(domain: str) -> list[dict[str, Any]]:
         finally:
             os.close(fd)
     except OSError as error:
-        raise _refused(domain, error) from error
+        raise _refused(domain, file, what, error) from error
     return [json.loads(line) for line in b"".join(pieces).splitlines()]
 
 
-def _refused(domain: str, error: OSError) -> Failure:
+def _refused(domain: str, file: str, what: str, error: OSError) -> Failure:
     code = exit_code_of(error)
     if code == EXIT_DENIED:
-        return Failure(f"only root may see what the connections of '{domain}' do", code)
+        return Failure(f"only root may see what the {what} of '{domain}' do", code)
     if code == EXIT_NO_MOUNT:
         return Failure(f"the daemon of '{domain}' has ended; 'umount {domain}' and mount it again", code)
     if error.errno == errno.ENOENT:
-        return Failure(f"the kdbusfs at '{domain}' is too old: it has no {FILE}", EXIT_NO_MOUNT)
-    return Failure(f"cannot read '{domain}/{FILE}': {explain(error)}", code)
+        return Failure(f"the kdbusfs at '{domain}' has no {file}: it is too old, or mounted without it", EXIT_NO_MOUNT)
+    return Failure(f"cannot read '{domain}/{file}': {explain(error)}", code)
 
 
 class Meter:

@@ -13,6 +13,7 @@ from kdbusfs.base.errors import CommandError
 from kdbusfs.base.handle import Handle
 
 if TYPE_CHECKING:
+    from kdbusfs.bus1.world import World
     from kdbusfs.core.domain import Domain
 
 _U64_MAX = (1 << 64) - 1
@@ -135,6 +136,31 @@ class Connections(GrowingFile):
 
     def __init__(self, domain: Domain, pid_ns: int) -> None:
         super().__init__(_to_json(details) + "\n" for details in domain.connection_details(pid_ns))
+
+
+class PeerList(GrowingFile):
+    """`peers`: a JSON object a line for each peer of bus1 that was there when the file was opened.
+
+    `pid_ns` is the namespace that pids are given for.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, peers: World, pid_ns: int) -> None:
+        super().__init__(_peers(peers, pid_ns))
+
+
+def _peers(peers: World, pid_ns: int) -> Iterator[str]:
+    for summary, *parts in peers.peer_details(pid_ns):
+        yield _to_json(summary).removesuffix("}")
+        for name, values in zip(("nodes", "handles", "queue"), parts, strict=True):
+            yield f',"{name}":['
+            separator = ""
+            for value in values:
+                yield separator + _to_json(value)
+                separator = ","
+            yield "]"
+        yield "}\n"
 
 
 def parse_u64(data: bytes) -> int:

@@ -19,7 +19,7 @@ import pyfuse3
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.bus1.abi import POOL_SIZE
-from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, Statistics, TextFile
+from kdbusfs.fuse.introspection import AttachFlagsMask, Connections, PeerList, Statistics, TextFile
 from kdbusfs.fuse.nodes import (
     WORLD,
     Access,
@@ -156,6 +156,9 @@ class Tree(pyfuse3.Operations):
             statistics.nodeid: lambda _: Statistics(domain, lambda: {**self.counts(), **more_stats()}),
             connections.nodeid: lambda tid: Connections(domain, host.caller(tid).pid_ns),
         }
+        if peers is not None:
+            list_of_peers = self._nodes.add_file(hidden, "peers", 0o400)
+            self._text_files[list_of_peers.nodeid] = lambda tid: PeerList(peers, host.caller(tid).pid_ns)
 
     def set_up(self, granted: int) -> None:
         """Take the flags of FUSE_INIT that the mount has and pyfuse3 does not know."""
