@@ -34,6 +34,14 @@ HOLDERS = 1000
 PATIENCE = 60.0
 
 
+GCC = ("-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'kdbusfs/include'}")
+
+
+def source(name: str) -> Path:
+    """Of a program in C."""
+    return ROOT / f"tests/support/{name}.c"
+
+
 @pytest.fixture
 def file(domain_mount: DomainMount) -> Iterator[Path]:
     """The file of bus1; when the test is over nothing is left of its peers."""
@@ -77,10 +85,8 @@ def programs() -> Path:
     # Not below tmp_path, which other users may not enter.
     directory = Path(tempfile.mkdtemp(prefix="kdbusfs-bus1-"))
     directory.chmod(0o755)
-    options = ["-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{ROOT / 'kdbusfs/include'}"]
     for name in ("bus1_api", "bus1_rounds"):
-        source = ROOT / f"tests/support/{name}.c"
-        subprocess.run(["gcc", *options, str(source), "-o", str(directory / name)], check=True, timeout=120)
+        subprocess.run(["gcc", *GCC, "-pedantic", source(name), "-o", directory / name], check=True, timeout=120)
     return directory
 
 
@@ -100,6 +106,18 @@ def test_the_program_in_c(domain_mount: DomainMount, programs: Path, user: int) 
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert domain_mount.stats()["faults"] == 0
+
+
+def test_b1_fuse_7_the_program_of_32_bits(file: Path, programs: Path) -> None:
+    """B1-SEND-6: its vectors are of 8 bytes."""
+    empty = ["gcc", "-m32", "-x", "c", "-", "-o", "/dev/null"]
+    trial = "#include <stdio.h>\nint main(void) { return puts(\"\") < 0; }"
+    if subprocess.run(empty, input=trial, text=True, capture_output=True).returncode:
+        pytest.skip("the compiler cannot build 32-bit programs")
+    binary = programs / "bus1_api_32"
+    subprocess.run(["gcc", "-m32", *GCC, source("bus1_api"), "-o", binary], check=True, timeout=120)
+    done = subprocess.run([binary, file], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.old_kernels("linux-6.8")
