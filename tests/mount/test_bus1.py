@@ -503,12 +503,15 @@ assert fd >= 0
 fcntl.ioctl(fd, 0xC018AA3F, pack("<3Q", 0xAA, 0, 0))
 fcntl.ioctl(fd, 0xC020AA00, pack("<4Q", address, 4096, 1, 0))
 peer = Peer(int(sys.argv[1]))
-handle = int(sys.argv[2])
-page = pack("<4Q", handle, 16, address + 16, 5) + b"late."
+handles = [int(word) for word in sys.argv[3:]]
+page = pack("<4Q", *handles, 16, 0) + b"late."
+# What is not there yet: all arrays, or nothing but the bytes of the payload.
+arrays = ctypes.create_string_buffer(page)
+arrays_at = address if sys.argv[2] == "arrays" else ctypes.addressof(arrays)
 
 def send():
     # The array of destinations comes first, then one vector, whose bytes lie at 32.
-    fixed = pack("<10Q", 0, address, 0, 1, vector_at, 1, address + 8, 1, 0, 0)
+    fixed = pack("<10Q", 0, arrays_at, 0, 2, vector_at, 1, arrays_at + 16, 1, 0, 0)
     try:
         fcntl.ioctl(peer.fileno(), abi.CMD_SEND, fixed)
         print("sent", flush=True)
@@ -531,13 +534,17 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_b1_send_15_held_up_by_memory(file: Path, is_killed: bool) -> None:
-    """B1-FUSE-9, B1-GEN-6: while a SEND waits for its client's memory, all others go on, on the same peer, too."""
-    with Peer(file) as receiver, Peer(file) as other:
+@pytest.mark.parametrize("what", ["arrays", "payload"])
+def test_b1_send_15_held_up_by_memory(file: Path, what: str, is_killed: bool) -> None:
+    """B1-FUSE-9, B1-GEN-6, B1-ORD-1: while a SEND waits for its client's memory, before or after it has begun at its
+    receivers, all others go on, on the same peer, too; and both receivers see it at the same place among theirs.
+    """
+    with Peer(file) as receiver, Peer(file) as second, Peer(file) as other:
         sender = Peer(file)
-        handle, to_receiver = receiver.transfer(8, sender), receiver.transfer(8, other)
+        handles = [peer.transfer(8, sender) for peer in (receiver, second)]
+        both = [peer.transfer(8, other) for peer in (receiver, second)]
         held = subprocess.Popen(
-            [sys.executable, "-c", UFFD, str(sender.fileno()), str(handle)],
+            [sys.executable, "-c", UFFD, str(sender.fileno()), what, *map(str, handles)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -548,10 +555,9 @@ def test_b1_send_15_held_up_by_memory(file: Path, is_killed: bool) -> None:
         assert held.stdout.readline() == "held\n"
         sender.close()
         for number in range(200):
-            other.send([to_receiver], b"%d" % number)
-            message = got(receiver)
-            assert message.data == b"%d" % number
-            receiver.free(message)
+            other.send(both, b"%d" % number)
+            with receiver.receive(timeout=PATIENCE) as message:
+                assert message.data == b"%d" % number
         held.stdin.write("transfer\n")
         held.stdin.flush()
         assert held.stdout.readline() == "64\n"
@@ -560,11 +566,15 @@ def test_b1_send_15_held_up_by_memory(file: Path, is_killed: bool) -> None:
             held.wait(PATIENCE)
             assert receiver.recv() is None
         else:
+            other.send(both, b"before")
             held.stdin.write("release\n")
             held.stdin.flush()
             assert held.stdout.readline() == "sent\n"
-            message = awaited(receiver)
-            assert message.data == b"late." and len(message.handles) == 1
+            other.send(both, b"after")
             held.wait(PATIENCE)
+            assert [awaited(receiver).data for _ in range(3)] == [b"before", b"late.", b"after"]
             assert awaited(receiver).type == abi.MSG_NODE_DESTROY
+            seen = [awaited(second) for _ in range(204)]
+            assert [message.data for message in seen[200:203]] == [b"before", b"late.", b"after"]
+            assert len(seen[201].handles) == 1 and seen[203].type == abi.MSG_NODE_DESTROY
         held.communicate()

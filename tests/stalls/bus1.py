@@ -55,6 +55,23 @@ def bus1_multicast(bus: BusOwner) -> Deed:
 
 
 @scenario
+def bus1_load(bus: BusOwner) -> Deed:
+    """One client sends to 400 peers of its own and receives, all the time."""
+    (sender,) = peers(bus, 1)
+    receivers = peers(bus, share(400))
+    watched(receivers)
+    handles = [peer.transfer(NODE, sender) for peer in receivers]
+
+    def send() -> None:
+        limit = time.monotonic() + STORM_SECONDS
+        while time.monotonic() < limit:
+            sender.send(handles, b"x" * 1000, handles=[NODE])
+            take(receivers)
+
+    return send
+
+
+@scenario
 def bus1_storm(bus: BusOwner) -> Deed:
     """Eight threads send to peers of theirs, and receive, all the time."""
     senders = peers(bus, THREADS)
