@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -426,6 +427,61 @@ def test_b1_node_10_the_owner_of_a_node_with_1000_holders_is_killed(file: Path) 
     os.close(ready)
     os.close(tell)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def live_dangerously(peer: Peer, handles: list[int]) -> None:
+    """Send to all with a new node and a descriptor, receive with descriptors, give back some of it; until killed."""
+    node = 0x1000
+    while True:
+        node += 4
+        with contextlib.suppress(OSError):
+            peer.send(handles, b"x" * 3000, handles=[node, *handles[:1]], fds=[0], go_on=True)
+        with contextlib.suppress(OSError):
+            while (message := peer.recv(install=node % 3 == 0)) is not None:
+                for fd in message.fds:
+                    if fd >= 0:
+                        os.close(fd)
+                for handle in message.handles[:1]:
+                    peer.release(handle)
+                message.free()
+        if node % 160 == 0:
+            with contextlib.suppress(OSError):
+                peer.reset(flush=True)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_b1_file_7_b1_lim_4_kill_storms(file: Path, keeps: bool) -> None:
+    """Processes are killed in the middle of whatever they do; with `keeps` their peers live on with the test."""
+    count, rounds = 6, 4
+    for _ in range(rounds):
+        peers = [Peer(file) for _ in range(count)]
+        tables = [[other.transfer(8, peer) for other in peers] for peer in peers]
+        children = []
+        for peer, table in zip(peers, tables, strict=True):
+            child = os.fork()
+            if child == 0:
+                for other in peers:
+                    if other is not peer:
+                        other.close()
+                live_dangerously(peer, table)
+            children.append(child)
+        if not keeps:
+            for peer in peers:
+                peer.close()
+        for child in children:
+            time.sleep(0.15)
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        if keeps:
+            for peer in peers:
+                peer.reset(flush=True, flush_seed=True)
+            for peer in peers:
+                while (message := peer.recv()) is not None:  # what others had sent or destroyed meanwhile
+                    message.free()
+                peer.send([16], b"still there")
+                assert got(peer).data == b"still there"
+                peer.close()
 
 
 def play(peer: Peer, own: int, handles: list[int], seconds: float) -> list[bytes]:
