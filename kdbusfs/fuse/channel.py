@@ -278,6 +278,13 @@ class Channel:
         """
         return calls.answer(self.address, fh, number, unique, result, bytes(out)) == 0
 
+    def keep(self, kept: _native.Kept) -> None:
+        """Go on with fhs where the daemon before has ended, and keep there what the next one needs; before `slot_new`.
+
+        It has to last as long as the channel.
+        """
+        check(lib.kfs_channel_keep(self.native, kept))
+
     def slot_new(self, file_kind: int = ENDPOINT_FILE, user: int = 0, group: int = 0) -> int:
         """Allocate an fh, at least 2**32 and never used before, of a file that takes the commands of `file_kind`.
 

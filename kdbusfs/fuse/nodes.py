@@ -40,6 +40,7 @@ _FIRST_DYNAMIC_ID = 64
 _STATIC_INO = 0x7FFFFF00  # for nodes that the core does not number: far from the small integers of FS-11
 _REFUSALS_KEPT = 4096
 _SPARE_NODES = 1024
+_RESERVED_AT_ONCE = 1 << 16
 
 
 H = TypeVar("H", "EndpointHandle", "Peer")
@@ -211,14 +212,42 @@ class _InodeCount:
         self.nodes = 0
 
 
+class NodeIds:
+    """Gives out node ids.  Never one twice within a mount, so an id names one inode for ever and needs no generation.
+
+    reserved: none from this one on was given out before; reserve: is told of such a limit before it is passed.
+    """
+
+    __slots__ = ("_end", "_next", "_reserve")
+
+    def __init__(self, reserved: int = 0, reserve: Callable[[int], None] = lambda end: None) -> None:
+        self._next = self._end = max(reserved, _FIRST_DYNAMIC_ID)
+        self._reserve = reserve
+
+    def fresh(self) -> int:
+        """One that nobody has seen."""
+        if self._next == self._end:
+            self._end += _RESERVED_AT_ONCE
+            self._reserve(self._end)
+        self._next += 1
+        return self._next - 1
+
+
 class NodeTable:
     """All node ids of a mount.
 
     realtime: CLOCK_REALTIME in nanoseconds; owner: uid and gid of what is below `.kdbusfs`; access: of the root
-    directory and `control` (FS-4, FS-5).
+    directory and `control` (FS-4, FS-5); ids: where node ids come from.
     """
 
-    def __init__(self, realtime: Callable[[], int], owner: tuple[int, int] = (0, 0), access: Access = WORLD) -> None:
+    def __init__(
+        self,
+        realtime: Callable[[], int],
+        owner: tuple[int, int] = (0, 0),
+        access: Access = WORLD,
+        ids: NodeIds | None = None,
+    ) -> None:
+        self._ids = ids or NodeIds()
         self._realtime = realtime
         self._owner = owner
         self._nodes: dict[int, Node] = {}
@@ -229,13 +258,12 @@ class NodeTable:
         self._latest: dict[int, AnyFileNode] = {}  # of each file, by identity
         self._moved: dict[int, PrivateNode] = {}  # by identity of the handle, which an open here keeps alive
         self._refused: dict[int, int] = {}  # thread -> the node id that it was last refused with ESTALE
-        self._next_nodeid = _FIRST_DYNAMIC_ID
         self._next_static_id = _FIRST_STATIC_ID
         self._prune_at = _SPARE_NODES
         now = realtime()
-        ids = (access.uid, access.gid)
-        self.root = StaticDirectory(ROOT_ID, ROOT_ID, ids, now, ROOT_ID, access.mode)
-        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | access.control_mode, *ids, now)
+        owner_ids = (access.uid, access.gid)
+        self.root = StaticDirectory(ROOT_ID, ROOT_ID, owner_ids, now, ROOT_ID, access.mode)
+        self.control = Node(CONTROL_ID, CONTROL_ID, stat.S_IFREG | access.control_mode, *owner_ids, now)
         self._nodes[ROOT_ID] = self.root
         self._nodes[CONTROL_ID] = self.control
         self.root.children["control"] = self.control
@@ -266,7 +294,7 @@ class NodeTable:
         """The node of `bus`; counts a lookup."""
         node = self._of_bus.get(id(bus))
         if node is None:
-            node = BusNode(self._fresh_nodeid(), bus, self._realtime())
+            node = BusNode(self._ids.fresh(), bus, self._realtime())
             self._nodes[node.nodeid] = self._of_bus[id(bus)] = node
         node.lookups += 1
         return node
@@ -284,7 +312,7 @@ class NodeTable:
         """
         node = self._free_node(endpoint, tid)
         if not isinstance(node, EndpointNode):
-            node = EndpointNode(self._fresh_nodeid(), endpoint, self._count_inode(endpoint))
+            node = EndpointNode(self._ids.fresh(), endpoint, self._count_inode(endpoint))
             self._add_file_node(node, tid)
         return node
 
@@ -292,7 +320,7 @@ class NodeTable:
         """A node of bus1's file for thread `tid`, chosen as `look_up_endpoint` does."""
         node = self._free_node(file, tid)
         if not isinstance(node, PeerNode):
-            node = PeerNode(self._fresh_nodeid(), file, self._count_inode(file))
+            node = PeerNode(self._ids.fresh(), file, self._count_inode(file))
             self._add_file_node(node, tid)
         return node
 
@@ -321,7 +349,7 @@ class NodeTable:
         """
         if id(handle) in self._moved:
             return None
-        node = PrivateNode(self._fresh_nodeid(), handle, self._count_inode(handle.endpoint))
+        node = PrivateNode(self._ids.fresh(), handle, self._count_inode(handle.endpoint))
         self._nodes[node.nodeid] = node
         return node
 
@@ -444,11 +472,6 @@ class NodeTable:
         while len(self._refused) >= _REFUSALS_KEPT:
             del self._refused[next(iter(self._refused))]
         self._refused[tid] = nodeid
-
-    def _fresh_nodeid(self) -> int:
-        # Never reused within a mount, so an id names one inode for ever and needs no generation.
-        self._next_nodeid += 1
-        return self._next_nodeid - 1
 
     def _static_nodeid(self) -> int:
         self._next_static_id += 1

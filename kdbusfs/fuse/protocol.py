@@ -47,6 +47,8 @@ _U64: Final = Struct("<Q")
 _IN_NODEID_OFFSET: Final = 16
 _FORGET_ONE: Final = Struct("<QQ")  # nodeid nlookup
 _BATCH_COUNT: Final = Struct("<II")
+_NOTIFY_POLL: Final = 1
+_NOTIFY_RESEND: Final = 7
 _NOTIFY_PRUNE: Final = 9
 _PRUNE: Final = Struct("<IIQ")  # count padding spare; then the node ids
 _PRUNED_AT_ONCE: Final = 256
@@ -86,6 +88,16 @@ def prune_notices(nodeids: Sequence[int]) -> Iterator[bytes]:
         some = nodeids[first : first + _PRUNED_AT_ONCE]
         body = _PRUNE.pack(len(some), 0, 0) + b"".join(map(_U64.pack, some))
         yield OUT_HEADER.pack(OUT_HEADER.size + len(body), _NOTIFY_PRUNE, 0) + body
+
+
+def poll_notice(poll_handle: int) -> bytes:
+    """The message that wakes who polls a file, by the handle that a FUSE_POLL of it gave; any number may be given."""
+    return OUT_HEADER.pack(OUT_HEADER.size + _U64.size, _NOTIFY_POLL, 0) + _U64.pack(poll_handle)
+
+
+def resend_notice() -> bytes:
+    """The message (Linux 6.9) that has the kernel queue again what was read and not answered, as unique | 1 << 63."""
+    return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
 
 
 def amend_init(request: memoryview, reply: memoryview, passthrough: bool) -> int:

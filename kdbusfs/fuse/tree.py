@@ -28,6 +28,7 @@ from kdbusfs.fuse.nodes import (
     EndpointNode,
     FileNode,
     Node,
+    NodeIds,
     NodeTable,
     PeerNode,
     PrivateNode,
@@ -55,6 +56,7 @@ _UNCHANGING = 1e6  # seconds: attributes never change, nor do permanent entries
 _LISTED_AT_ONCE = 512  # entries
 _PRUNED_AT_ONCE = 256  # node ids
 _FORGET_UNITS = 2
+_LATER_DIRECTORIES = 1 << 63  # in the fh of a directory that is not opened by the first daemon of the mount
 _POOL_PREFIX = ".conn-"
 _PEER_FILE = "bus1"  # names of buses begin with a uid
 # The errno reported when the daemon runs out of a resource; any other OSError is a defect.
@@ -106,7 +108,8 @@ class Tree(pyfuse3.Operations):
     values for the `stats` file beside the core's. prune: asks the kernel to forget unused node ids; returns whether the
     kernel can. spend: reports work in long loops (`base.ports.Turn`). access: of the root directory and `control`;
     owner: of what is below `.kdbusfs`. peers: opens peers of bus1, None if the mount has no file of it; lists_peers:
-    the root lists that file. files: has to be set before the first request. guest: the client by which the daemon tests
+    the root lists that file. ids: of nodes; epoch: tells the opens of directories from those of an earlier daemon of
+    the mount. files: has to be set before the first request. guest: the client by which the daemon tests
     itself.
     """
 
@@ -129,6 +132,8 @@ class Tree(pyfuse3.Operations):
         spend: Callable[[int], object] = lambda units: None,
         peers: World | None = None,
         lists_peers: bool = False,
+        ids: NodeIds | None = None,
+        epoch: int = 0,
     ) -> None:
         super().__init__()
         self._prune = prune
@@ -140,11 +145,12 @@ class Tree(pyfuse3.Operations):
         self._domain = domain
         self._host = host
         self._installer = installer
-        self._nodes = NodeTable(realtime, owner, access)
+        self._nodes = NodeTable(realtime, owner, access, ids)
         self._peers = peers
         self._peer_file = self._nodes.add_peer_file(_PEER_FILE) if peers is not None else None
         self._lists_peers = lists_peers and peers is not None
         self._directories: dict[int, tuple[Node, int]] = {}  # open directories, and the uid that opened each
+        self._directory_numbers = _LATER_DIRECTORIES | epoch << 32 if epoch else 0
         self._next_directory = 1
         hidden = self._nodes.add_directory(self._nodes.root, ".kdbusfs")
         parameters = self._nodes.add_directory(hidden, "parameters")
@@ -329,14 +335,14 @@ class Tree(pyfuse3.Operations):
             return file.read(off, size)
         pool = self._nodes.copied_by(fh)
         if pool is None:
-            raise pyfuse3.FUSEError(errno.EINVAL)  # FS-16
+            raise pyfuse3.FUSEError(errno.ESTALE if file is None else errno.EINVAL)  # FS-16
         return pool.read(off, size)
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self.files.get(fh)
         if not isinstance(file, TextFile):
-            raise pyfuse3.FUSEError(errno.EINVAL)  # FS-16
+            raise pyfuse3.FUSEError(errno.ESTALE if file is None else errno.EINVAL)  # FS-16
         return file.write(buf)
 
     @_handler
@@ -358,10 +364,10 @@ class Tree(pyfuse3.Operations):
         if not node.is_directory:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
         self.files.check_room(ctx.uid)
-        fh = self._next_directory
         # Numbers below 2**32 never name a handle: an ioctl on a directory cannot reach a connection.
-        self._next_directory = fh % 0xFFFFFFFF + 1
-        while self._next_directory in self._directories:
+        fh = self._directory_numbers | self._next_directory
+        self._next_directory = self._next_directory % 0xFFFFFFFF + 1
+        while self._directory_numbers | self._next_directory in self._directories:
             self._next_directory = self._next_directory % 0xFFFFFFFF + 1
         self._directories[fh] = (node, ctx.uid)
         self.files.charge(ctx.uid)
@@ -371,7 +377,10 @@ class Tree(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         # Entries are ordered by st_ino, and a position is the st_ino of the previous entry + 2: stable whatever is
         # added or removed between two calls.  The channel clears the node ids, so no lookup is counted.
-        for position, name, ino, mode in self._listing(self._directories[fh][0], start_id):
+        directory = self._directories.get(fh)
+        if directory is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        for position, name, ino, mode in self._listing(directory[0], start_id):
             attributes = pyfuse3.EntryAttributes()
             attributes.st_ino = ino
             attributes.st_mode = mode

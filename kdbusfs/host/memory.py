@@ -15,7 +15,7 @@ import os
 from errno import EFBIG, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOTTY, EOPNOTSUPP, EPERM
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.ports import Memory
@@ -86,15 +86,25 @@ class _Disposer:
 _disposer: Final = _Disposer()
 
 
+class KeptBackings(Protocol):
+    """A list of registered backing ids that outlives the daemon."""
+
+    def add(self, backing_id: int) -> None: ...
+
+    def remove(self, backing_id: int) -> None: ...
+
+
 class Passthrough:
     """Registers the pools of one mount as passthrough backings.  fuse_fd: /dev/fuse, or -1.
 
-    is_refused: the kernel gives no backing ids; known after the first attempt.
+    is_refused: the kernel gives no backing ids; known after the first attempt; kept: where those that are registered
+    are noted, if they may outlive the daemon.
     """
 
-    __slots__ = ("_fuse_fd", "_is_given", "is_refused")
+    __slots__ = ("_fuse_fd", "_is_given", "is_refused", "kept")
 
     def __init__(self, fuse_fd: int) -> None:
+        self.kept: KeptBackings | None = None
         self._fuse_fd = fuse_fd
         self._is_given = False
         self.is_refused = fuse_fd < 0
@@ -106,6 +116,8 @@ class Passthrough:
         r: int = lib.kfs_backing_open(self._fuse_fd, fd)
         if r >= 0:
             self._is_given = True
+            if self.kept is not None:
+                self.kept.add(r)
             return r
         if self._is_given or -r not in _REFUSED:
             raise CommandError(ENOMEM if -r in _NO_MEMORY else -r, "passthrough backing")
@@ -116,6 +128,8 @@ class Passthrough:
         """Unregister a backing id."""
         # an error means that the FUSE connection is gone, with all its ids
         lib.kfs_backing_close(self._fuse_fd, backing_id)
+        if self.kept is not None:
+            self.kept.remove(backing_id)
 
 
 class PoolMemory(Memory):

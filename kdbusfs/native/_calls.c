@@ -100,9 +100,10 @@ static PyObject *set_events(PyObject *self, PyObject *const *args, Py_ssize_t n)
 
 static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
-	int (*const call)(void *, int64_t, uint32_t, int64_t, int32_t, const void *, int64_t) = functions[ANSWER];
+	int (*const call)(void *, int64_t, uint32_t, uint64_t, int32_t, const void *, int64_t) = functions[ANSWER];
 	void *channel;
-	int64_t fh, cmd, unique, result;
+	int64_t fh, cmd, result;
+	uint64_t unique;
 	char *out;
 	Py_ssize_t size;
 
@@ -112,7 +113,8 @@ static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	channel = pointer(args[0]);
 	fh = number(args[1]);
 	cmd = number(args[2]);
-	unique = number(args[3]);
+	/* A request that came to another daemon before has bit 63 set. */
+	unique = PyLong_AsUnsignedLongLong(args[3]);
 	result = number(args[4]);
 	if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[5], &out, &size) < 0)
 		return NULL;

@@ -159,14 +159,14 @@ int kfs_put_error(struct kfs_channel *ch, uint64_t unique, int error)
 }
 
 /* Answers command `cmd` of `fh`, which is not the current one. */
-int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int64_t unique, int32_t result,
+int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
 			   const void *out, int64_t out_len)
 {
 	const struct mount *mount = ch->private_->mount;
 
 	if (result == 0)
 		kfs_note_published(ch->private_->mount, (uint64_t)fh, cmd, out, (size_t)out_len);
-	return kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, (uint64_t)unique, result, out, (uint32_t)out_len));
+	return kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, unique, result, out, (uint32_t)out_len));
 }
 
 /* The answer to the current ioctl is built in the buffer of its request, in front of the struct that travels back. */
@@ -250,15 +250,16 @@ static void serve_poll(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_poll_in *poll_in = (void *)(in + 1);
-	struct slot *slot = kfs_slot_of(ch->private_->mount, poll_in->fh);
+	struct mount *mount = ch->private_->mount;
+	struct slot *slot = kfs_slot_of(mount, poll_in->fh);
+	uint32_t revents = slot                                ? slot->revents :
+			   kfs_is_lost(mount, poll_in->fh) ? KFS_LOST_EVENTS :
+							     KFS_DEFAULT_EVENTS;
 
 	ch->counts->polls++;
-	if (slot && poll_in->flags & FUSE_POLL_SCHEDULE_NOTIFY) {
-		slot->kh = poll_in->kh;
-		slot->armed = 1;
-	}
-	kfs_count_lost(ch, kfs_answer_poll(ch->private_->mount->fuse_fd, in->unique,
-					   slot ? slot->revents : KFS_DEFAULT_EVENTS));
+	if (slot && poll_in->flags & FUSE_POLL_SCHEDULE_NOTIFY)
+		kfs_arm(mount, slot, poll_in->kh);
+	kfs_count_lost(ch, kfs_answer_poll(mount->fuse_fd, in->unique, revents));
 	if (slot)
 		kfs_count_poll(ch, slot);
 }

@@ -19,6 +19,18 @@ static const int KFS_COMMAND_MAX = 32768;
 static const int KFS_MESSAGE_MAX = 32768;
 static const int KFS_REQUEST_MAX = 1056768;
 
+enum { KFS_KEPT_SLOTS = 4194304 };
+
+/*
+ * In memory that outlives the daemon, for the one that takes its place: it wakes the pollers of the files that are lost,
+ * and gives out no fh a second time.  All zeros at first.
+ */
+struct kfs_kept {
+	uint32_t generation; /* of the last fh */
+	uint32_t slots; /* no later one was ever used */
+	uint64_t poll_handles[KFS_KEPT_SLOTS]; /* by slot: what wakes its pollers, 0 if nobody polls */
+};
+
 struct kfs_channel_private;
 
 /* Counters of all channels of a mount together. */
@@ -105,6 +117,7 @@ void kfs_channel_end(struct kfs_channel *ch);
 void kfs_channel_owners(struct kfs_channel *ch, struct kfs_owners *owners);
 void kfs_channel_starve(struct kfs_channel *ch, int is_starving);
 
+int kfs_channel_keep(struct kfs_channel *ch, struct kfs_kept *kept);
 int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind, uint32_t uid, uint64_t group);
 int kfs_channel_end_can_wait(struct kfs_channel *ch, int64_t fh);
 int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh);
@@ -117,5 +130,5 @@ int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t resul
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result);
 int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint64_t unique);
 int kfs_channel_served(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, const uint8_t *stored, size_t stored_len);
-int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, int64_t unique, int32_t result,
+int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
 			   const void *out, int64_t out_len);

@@ -11,6 +11,8 @@
 #include <sys/types.h>
 
 #define KFS_DEFAULT_EVENTS (POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM)
+/* Of a file that was open when the daemon before this one was killed. */
+#define KFS_LOST_EVENTS (POLLHUP | POLLERR)
 /* Sentinel of `serve`: there is nothing for Python to do. */
 #define AGAIN 0
 /* Where a request comes from: the kernel; those who wait for closes; those who wait for their turn.  Or a file to be ended. */
@@ -109,6 +111,7 @@ struct group {
 struct mount {
 	unsigned channels;
 	int fuse_fd, tree_fd, event_fd;
+	struct kfs_kept *kept; /* NULL: nothing outlives the daemon */
 	uint32_t generation;
 	uint32_t slots_made, slots_used, first_free;
 	struct slot *slots;
@@ -157,6 +160,8 @@ int kfs_read_request(struct kfs_channel *ch, uint64_t deadline_ns);
 
 /* slots.c */
 struct slot *kfs_slot_of(struct mount *mount, uint64_t fh);
+int kfs_is_lost(struct mount *mount, uint64_t fh);
+void kfs_arm(struct mount *mount, struct slot *slot, uint64_t kh);
 void kfs_count_poll(struct kfs_channel *ch, struct slot *slot);
 
 /* commands.c */

@@ -291,6 +291,12 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int from)
 	if (ch->out_size > ch->in_size)
 		memset(ch->command + ch->in_size, 0, ch->out_size - ch->in_size);
 	if (!slot || ch->ioctl_flags & FUSE_IOCTL_DIR) {
+		if (kfs_is_lost(ch->private_->mount, ch->fh)) {
+			/* The client's struct stays as it is, as with every error that the core did not write to it. */
+			ch->out_size = 0;
+			kfs_answer_current(ch, -ECONNRESET);
+			return AGAIN;
+		}
 		kfs_answer_current(ch, -ENOTTY);
 		return AGAIN;
 	}

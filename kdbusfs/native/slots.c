@@ -26,6 +26,34 @@ struct slot *kfs_slot_of(struct mount *p, uint64_t fh)
 	return index < p->slots_made && fh && p->slots[index].fh == fh ? &p->slots[index] : NULL;
 }
 
+/* Whether `fh` was given out for a file by a daemon that is no more.  Those of directories are small, or have bit 63. */
+int kfs_is_lost(struct mount *p, uint64_t fh)
+{
+	return fh >> 32 && !(fh >> 63) && !kfs_slot_of(p, fh);
+}
+
+/* Goes on where the daemon before has ended, and keeps there what the next one needs.  Before the first file. */
+int kfs_channel_keep(struct kfs_channel *ch, struct kfs_kept *kept)
+{
+	struct mount *p = ch->private_->mount;
+
+	if (p->slots_made)
+		return -EBUSY;
+	p->kept = kept;
+	p->generation = kept->generation;
+	kept->slots = 0;
+	return 0;
+}
+
+/* Whoever polls `slot` waits to be woken by `kh`. */
+void kfs_arm(struct mount *p, struct slot *slot, uint64_t kh)
+{
+	slot->kh = kh;
+	slot->armed = 1;
+	if (p->kept)
+		p->kept->poll_handles[slot - p->slots] = kh;
+}
+
 /*
  * A handle is a slot and, above it, a generation: a released number never refers to another file, also where it was
  * kept (the installer's path of a connection).
@@ -40,7 +68,8 @@ int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind, uint32_t uid
 
 	if (index == NO_SLOT) {
 		uint32_t more = p->slots_made ? p->slots_made * 2 : SLOTS_AT_FIRST;
-		struct slot *slots = more > INT32_MAX ? NULL : realloc(p->slots, more * sizeof(*slots));
+		uint32_t most = p->kept ? KFS_KEPT_SLOTS : INT32_MAX;
+		struct slot *slots = more > most ? NULL : realloc(p->slots, more * sizeof(*slots));
 
 		if (!slots)
 			return -ENOMEM;
@@ -49,11 +78,15 @@ int64_t kfs_channel_slot_new(struct kfs_channel *ch, uint32_t kind, uint32_t uid
 			slots[i] = (struct slot){ .pidfd = -1, .next_free = i + 1 < more ? i + 1 : NO_SLOT };
 		index = p->slots_made;
 		p->slots_made = more;
+		if (p->kept)
+			p->kept->slots = more;
 	}
 	slot = &p->slots[index];
 	p->first_free = slot->next_free;
 	p->slots_used++;
 	p->generation = p->generation >= INT32_MAX ? 1 : p->generation + 1;
+	if (p->kept)
+		p->kept->generation = p->generation;
 	*slot = (struct slot){
 		.fh = (uint64_t)p->generation << 32 | index,
 		.kind = kind,
@@ -75,6 +108,8 @@ int kfs_channel_slot_free(struct kfs_channel *ch, uint64_t fh)
 	if (slot->pidfd >= 0)
 		close(slot->pidfd);
 	*slot = (struct slot){ .pidfd = -1, .next_free = p->first_free };
+	if (p->kept)
+		p->kept->poll_handles[(uint32_t)fh] = 0;
 	p->first_free = (uint32_t)fh;
 	p->slots_used--;
 	return 0;

@@ -660,5 +660,15 @@ def test_an_unexpected_exception_is_reported_and_becomes_eio() -> None:
         mount.host.fault = fault
         refused(errno.EIO, mount.open, nodeid)
     assert len(mount.faults) == 3
-    refused(errno.EIO, run, mount.tree.readdir, 12345, 0, None)
-    assert "readdir" in mount.faults[3]
+
+
+def test_files_and_directories_of_an_earlier_daemon_are_stale() -> None:
+    """Their numbers are not given out again."""
+    earlier, now = Mount(), Mount(epoch=1)
+    directory = run(earlier.tree.opendir, ROOT, earlier.context())
+    refused(errno.ESTALE, run, now.tree.readdir, directory, 0, None)
+    assert run(now.tree.opendir, ROOT, now.context()) not in (directory, run(earlier.tree.opendir, ROOT, now.context()))
+    now.tree.close_file(directory)
+    refused(errno.ESTALE, run, now.tree.read, 7 << 32, 0, 100)
+    refused(errno.ESTALE, run, now.tree.write, 7 << 32, 0, b"1")
+    assert now.faults == []

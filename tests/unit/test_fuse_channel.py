@@ -57,6 +57,7 @@ from kdbusfs.fuse.responder import ClientFiles, JobContext
 from kdbusfs.fuse.server import LINGER_NS, Server, Wakeup
 from kdbusfs.host.installer import Installer as RealInstaller
 from kdbusfs.host.job import Job
+from kdbusfs.host.vault import Vault
 from kdbusfs.native import calls
 from kdbusfs.native._native import ffi, lib
 from tests.support import channel_fakes as fakes
@@ -118,8 +119,11 @@ class Kernel:
             end.close()
         self.wakeup.close()
 
+    resent = 0
+    """Bit 63 for requests that came to another daemon before."""
+
     def ask(self, opcode: int, body: bytes = b"", tid: int | None = None, uid: int = 0) -> int:
-        self.unique += 2
+        self.unique = (self.unique + 2) | self.resent
         tid = threading.get_native_id() if tid is None else tid
         header = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, self.unique, NODEID, uid, 0, tid, 0, 0)
         self.fuse.send(header + body)
@@ -436,10 +440,48 @@ def test_nothing_of_another_client_travels_back(kernel: Kernel, flags: int) -> N
 
 def test_file_that_is_not_the_cores_has_no_ioctls(kernel: Kernel) -> None:
     fh = kernel.channel.slot_new()
-    for stranger in (0, 1, fh + 1, fh + (1 << 32), fh & 0xFFFFFFFF, 2**64 - 1):
+    for stranger in (0, 1, fh & 0xFFFFFFFF, 1 << 63 | fh, 2**64 - 1):
         unique = kernel.command(stranger, c.CMD_RECV, recv_struct())
         assert kernel.step(timeout_ms=5) == TIMER
         assert kernel.result()[:2] == (unique, -errno.ENOTTY)
+
+
+def test_file_of_an_earlier_daemon_is_reset_and_hung_up(kernel: Kernel) -> None:
+    """A directory of an earlier one, whose fh has bit 63, is ready as every directory."""
+    fh = kernel.channel.slot_new()
+    for lost in (fh + 1, fh + (1 << 32), 1 << 62):
+        unique = kernel.command(lost, c.CMD_RECV, recv_struct())
+        assert kernel.step(timeout_ms=5) == TIMER
+        assert kernel.result() == (unique, -errno.ECONNRESET, b"")
+        unique = kernel.poll(lost)
+        assert kernel.step(timeout_ms=5) == TIMER
+        assert kernel.answer() == (unique, 0, struct.pack("<II", select.POLLHUP | select.POLLERR, 0))
+    directory = kernel.poll(1 << 63 | 1 << 32 | 5)
+    assert kernel.step(timeout_ms=5) == TIMER
+    unique, error, body = kernel.answer()
+    assert (unique, error) == (directory, 0) and body[0] & select.POLLIN
+
+
+def test_what_the_successor_needs_is_kept_before_a_poll_is_answered(kernel: Kernel) -> None:
+    vault = Vault.create()
+    kernel.channel.keep(vault.kept())
+    first, second = kernel.channel.slot_new(), kernel.channel.slot_new()
+    kernel.poll(first, kh=11)
+    kernel.poll(second, kh=12)
+    assert kernel.step(timeout_ms=5) == TIMER
+    kernel.channel.slot_free(second)
+    assert list(Vault(vault.fd).poll_handles()) == [11]
+    assert list(vault.poll_handles()) == []
+
+    successor = Kernel()
+    successor.channel.keep(vault.kept())
+    fh = successor.channel.slot_new()
+    assert fh & 0xFFFFFFFF == first & 0xFFFFFFFF
+    assert fh >> 32 == (second >> 32) + 1
+    with pytest.raises(OSError):
+        successor.channel.keep(vault.kept())
+    successor.close()
+    vault.close()
 
 
 def test_malformed_ioctl_is_a_protocol_fault(kernel: Kernel) -> None:
@@ -1250,7 +1292,9 @@ class Bench:
         return unique
 
 
-def test_deferred_call_is_answered_when_it_completes(kernel: Kernel) -> None:
+@pytest.mark.parametrize("resent", [0, 1 << 63])
+def test_deferred_call_is_answered_when_it_completes(kernel: Kernel, resent: int) -> None:
+    kernel.resent = resent
     bench = Bench(kernel)
     waiting = bench.sync_send()
     assert kernel.is_silent()
@@ -1298,7 +1342,9 @@ def test_others_are_served_while_thousands_are_woken(kernel: Kernel) -> None:
     assert bench.errors.count == 0
 
 
-def test_interrupt_reaches_the_deferred_call_only(kernel: Kernel) -> None:
+@pytest.mark.parametrize("resent", [0, 1 << 63])
+def test_interrupt_reaches_the_deferred_call_only(kernel: Kernel, resent: int) -> None:
+    kernel.resent = resent
     bench = Bench(kernel)
     waiting = bench.sync_send()
     kernel.ask(FUSE_INTERRUPT, struct.pack("<Q", waiting + 2))

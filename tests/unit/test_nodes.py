@@ -11,7 +11,7 @@ from kdbusfs.abi.constants import MAKE_ACCESS_WORLD
 from kdbusfs.core.bus import Bus
 from kdbusfs.core.domain import Domain
 from kdbusfs.core.endpoint import Endpoint
-from kdbusfs.fuse.nodes import Admission, EndpointNode, NodeTable, PrivateNode
+from kdbusfs.fuse.nodes import Admission, EndpointNode, NodeIds, NodeTable, PrivateNode
 from tests.support.fake_host import FakeHost
 from tests.support.fake_tree import FakeHandle, FakeMemory
 
@@ -52,6 +52,19 @@ def private_node(table: NodeTable, handle: Any) -> PrivateNode:
     node = table.look_up_pool(handle)
     assert node is not None
     return node
+
+
+def test_no_node_id_is_given_out_again_by_a_later_daemon() -> None:
+    reserved = [0]
+    given: set[int] = set()
+    for _ in range(3):
+        ids = NodeIds(reserved[-1], reserved.append)
+        some = [ids.fresh() for _ in range(70_000)]
+        assert min(some) >= 64 and max(some) < reserved[-1]
+        assert given.isdisjoint(some)
+        given.update(some)
+    assert len(given) == 210_000
+    assert len(reserved) == 1 + 3 * 2
 
 
 def test_root_and_control_are_known_from_the_start_and_never_forgotten(table: NodeTable) -> None:
