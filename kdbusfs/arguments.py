@@ -23,6 +23,7 @@ mount options:
                        suffix K, M, G or T; default 3/8 of the memory available to the daemon
   max_user_fds=N       descriptors that one user may have in flight in messages, default 16384; at
                        most 3/8 of the daemon's limit of open files
+  keep, nokeep         the mount outlives a daemon that is killed, or not (default)
   nobus1, bus1=listed  no file 'bus1' in the root; list it (default: found by name, not listed)
   bus1_max_slices=N, bus1_max_handles=N, bus1_max_inflight_bytes=N, bus1_max_inflight_fds=N
                        what one user may have in bus1: default 16384, 65536, 16777216, 4096

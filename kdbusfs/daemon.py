@@ -21,13 +21,14 @@ from kdbusfs.fuse.error_log import ErrorLog
 from kdbusfs.fuse.files import MAX_PER_USER as MAX_OPEN
 from kdbusfs.fuse.files import OpenFiles
 from kdbusfs.fuse.mount import UNMOUNT_PATIENCE, Mount, is_mounted, unmount
-from kdbusfs.fuse.nodes import Access
+from kdbusfs.fuse.nodes import Access, NodeIds
 from kdbusfs.fuse.ownership import signals_blocked
 from kdbusfs.fuse.protocol import prune_notices
 from kdbusfs.fuse.requests import Requests, SharedState
 from kdbusfs.fuse.responder import ClientFiles
 from kdbusfs.fuse.server import Server, Wakeup
 from kdbusfs.fuse.session import TreeSession
+from kdbusfs.fuse.succession import Succession
 from kdbusfs.fuse.tree import Tree
 from kdbusfs.host.caller import LinuxCaller
 from kdbusfs.host.closer import Closer
@@ -39,6 +40,7 @@ from kdbusfs.host.installer import Installer
 from kdbusfs.host.store_memory import Storer
 from kdbusfs.host.threads import new_thread
 from kdbusfs.host.user_threads import Pool
+from kdbusfs.host.vault import Vault
 from kdbusfs.options import CONTROL_MODES, Bus1, MountOptions
 from kdbusfs.rehearsal import Rehearsal
 from kdbusfs.surroundings import memory_total
@@ -53,11 +55,15 @@ TRIAL_PATIENCE = 10.0
 class Parts:
     """The objects that serve one mount, and `ended`, which releases them in reverse order.
 
-    path: of the mount point; client: tests the mount before it is ready.
+    path: of the mount point; client: tests the mount before it is ready, None where that was done by another daemon;
+    vault: what that one has left, and what this one leaves to its successor; None if there is to be none.
     """
 
-    def __init__(self, fuse_fd: int, path: str, options: MountOptions, client: Rehearsal) -> None:
+    def __init__(
+        self, fuse_fd: int, path: str, options: MountOptions, client: Rehearsal | None, vault: Vault | None
+    ) -> None:
         self._fuse_fd = fuse_fd
+        self.vault = vault
         self._path = path
         self.ended = contextlib.ExitStack()
         self.ended.callback(os.close, fuse_fd)
@@ -72,13 +78,17 @@ class Parts:
         self.ended.callback(self.session.stop)
         self.channel = Channel(fuse_fd, self.session.fd, self.wakeup.event_fd)
         self.ended.callback(self.channel.close)
+        self.succession = None if vault is None else Succession(fuse_fd, vault)
         self.collector = Collector(lambda: self.channel.counters()["requests"])
         self.ended.callback(self.collector.close)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.files = self.tree.files = OpenFiles(self.channel, min(MAX_OPEN, limit // 4))
         self.requests = self._make_requests()
         may_send = options.max_user_fds != 0
-        self.trial = Trial(client, self.tree, self.domain, self.installer, self.pool, self.channel, may_send)
+        self.trial = None
+        if client is not None:
+            self.trial = Trial(client, self.tree, self.domain, self.installer, self.pool, self.channel, may_send)
+        self.amendments = Amendments(self.tree, self.files.open_answer, passthrough=True, on_init=self._initialised)
         self.server = self._make_server()
 
     def _make_helpers(self) -> None:
@@ -93,7 +103,8 @@ class Parts:
 
     def _make_host(self, options: MountOptions) -> LinuxHost:
         limit = MAX_PER_USER if options.max_user_fds is None else options.max_user_fds
-        host = LinuxHost(self._fuse_fd, self.wakeup.event_fd, Closer(self.pool), max_descriptors=limit)
+        backings = None if self.vault is None else self.vault.backings
+        host = LinuxHost(self._fuse_fd, self.wakeup.event_fd, Closer(self.pool), limit, backings)
         self.ended.callback(host.close)
         return host
 
@@ -120,6 +131,7 @@ class Parts:
 
     def _make_tree(self, options: MountOptions) -> Tree:
         owner = self.host.namespaces.owner
+        vault = self.vault
         return Tree(
             self.domain,
             self.host,
@@ -133,6 +145,8 @@ class Parts:
             self.domain.turn.spend,
             peers=self.peers if options.bus1 is not Bus1.NONE else None,
             lists_peers=options.bus1 is Bus1.LISTED,
+            ids=None if vault is None else NodeIds(vault.nodeids, vault.reserve_nodeids),
+            epoch=0 if vault is None else vault.epoch,
         )
 
     def _make_requests(self) -> Requests:
@@ -141,10 +155,9 @@ class Parts:
         return Requests(self.channel, shared)
 
     def _make_server(self) -> Server:
-        amendments = Amendments(self.tree, self.files.open_answer, passthrough=True, on_init=self.trial.begin)
         return Server(
             self.channel,
-            amendments,
+            self.amendments,
             self.requests,
             self.domain,
             self.wakeup,
@@ -155,6 +168,22 @@ class Parts:
             on_shutdown=self.peers.shut_down,
             on_release=Heap(lambda: self.domain.users.memory.used).look,
         )
+
+    def _initialised(self, request: bytes, granted: int) -> None:
+        if self.vault is not None:
+            self.vault.keep_init(request, granted)
+        if self.trial is not None:
+            self.trial.begin()
+
+    def resume(self) -> None:
+        """The session serves: begin, or go on, with a mount that is to outlive this daemon.  Before the first read."""
+        if self.vault is None or self.succession is None:
+            return
+        if self.vault.epoch:
+            self.succession.initialise(self.session.fd, self.amendments)
+            self.succession.take_over()
+        self.vault.begin()
+        self.channel.keep(self.vault.kept())
 
     def _make_caller(self) -> LinuxCaller:
         return self.host.caller(os.getpid())
@@ -190,8 +219,8 @@ class Parts:
 class Daemon:
     """Serves one mount, from its first request to its end.
 
-    client: tests the mount before it is ready; on_stopping: called when a signal is about to end the mount. on_step,
-    on_ready: called when a step of the start begins, and when the mount has been tested.
+    client, vault: as for `Parts`; on_stopping: called when a signal is about to end the mount.
+    on_step, on_ready: called when a step of the start begins, and when the mount has been tested.
     """
 
     on_step: Callable[[str], None] = staticmethod(lambda name: None)
@@ -202,16 +231,18 @@ class Daemon:
         fuse_fd: int,
         path: str,
         options: MountOptions,
-        client: Rehearsal,
+        client: Rehearsal | None,
         on_stopping: Callable[[], None],
+        vault: Vault | None = None,
     ) -> None:
         self.mounted: Mount | None = None
         self.fuse_fd = fuse_fd
         self._on_stopping = on_stopping
         self._failure: Exception | None = None
         self._is_ready = False
+        self._is_successor = vault is not None and vault.epoch > 0
         self._ending: threading.Thread | None = None
-        self._parts = Parts(fuse_fd, path, options, client)
+        self._parts = Parts(fuse_fd, path, options, client, vault)
 
     def serve(self) -> int:
         """Serve the mount to its end.  Returns the exit code.  Raises the error that ended it before it was ready."""
@@ -222,12 +253,18 @@ class Daemon:
             signal.signal(number, self._on_signal)
         with signals_blocked():
             self._parts.session.start()
-            trying = new_thread("kdbusfs-trial", self._try)
-            trying.start()
+            self._parts.resume()
+            trial = self._parts.trial
+            if trial is None:
+                self._begin()
+            else:
+                trying = new_thread("kdbusfs-trial", self._try, trial)
+                trying.start()
         served = self._parts.server.run()
-        # It uses the channel and the installer, so they may not be closed before it has ended.
-        self._parts.trial.give_up()
-        trying.join(TRIAL_PATIENCE)
+        if trial is not None:
+            # It uses the channel and the installer, so they may not be closed before it has ended.
+            trial.give_up()
+            trying.join(TRIAL_PATIENCE)
         if self._ending is not None:
             # It still wakes the server when it is through, so nothing may be closed before.
             self._ending.join(2 * UNMOUNT_PATIENCE)
@@ -246,21 +283,32 @@ class Daemon:
         return self._parts.server.has_stuck_readers
 
     def close(self) -> None:
-        """Unmount, and end everything."""
+        """Unmount, and end everything.  A successor that was never ready leaves the mount to the next one."""
         with self._parts.ended:
+            if self._is_successor and not self._is_ready:
+                return
             if self.mounted is not None and not unmount(self.mounted, UNMOUNT_PATIENCE):
                 log.error("%s cannot be unmounted", self.mounted.path)
 
-    def _try(self) -> None:
+    @property
+    def can_be_succeeded(self) -> bool:
+        """Whether the kernel lets another daemon go on with the mount; to be asked before `serve`."""
+        succession = self._parts.succession
+        return succession is not None and succession.is_possible()
+
+    def _begin(self) -> None:
+        self._parts.collector.begin()
+        self._is_ready = True
+        self.on_ready()
+
+    def _try(self, trial: Trial) -> None:
         """Have the client test the mount, then report readiness; or end the mount if that fails."""
         assert self.mounted is not None
         try:
-            found = self._parts.trial.run(self.mounted.path, self.on_step)
+            found = trial.run(self.mounted.path, self.on_step)
             if self._ending is None and is_mounted(self.mounted):
                 warn(found)
-                self._parts.collector.begin()
-                self._is_ready = True
-                self.on_ready()
+                self._begin()
         except Exception as fault:
             self._failure = fault
             # Not in another thread: there may be no memory for one.

@@ -97,7 +97,7 @@ class MountOptions:
     max_user_memory: bytes that connections of one user may use in the daemon, None: 3/8 of what is available;
     max_user_fds: descriptors that one user may have in flight, None: derived from the daemon's limit; fd: descriptor
     of /dev/fuse to use instead of a new one; bus1: whether there is a file of bus1; bus1_max_*: what one user
-    may have there.
+    may have there; keep: whether the mount outlives a daemon that is killed.
     """
 
     flags: int = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -116,6 +116,7 @@ class MountOptions:
     bus1_max_handles: int = 65536
     bus1_max_inflight_bytes: int = 16 << 20
     bus1_max_inflight_fds: int = 4096
+    keep: bool = False
 
 
 def parse(texts: Iterable[str], sloppy: bool = False) -> MountOptions:
@@ -140,6 +141,8 @@ def _with(options: MountOptions, option: str, sloppy: bool) -> MountOptions:
         return replace(options, flags=options.flags & ~to_clear | to_set)
     if option in _WITHOUT_EFFECT or option.startswith(_PREFIXES_WITHOUT_EFFECT):
         return options
+    if option in ("keep", "nokeep"):
+        return replace(options, keep=option == "keep")
     if option == "nobus1":
         return replace(options, bus1=Bus1.NONE)
     name, _, value = option.partition("=")

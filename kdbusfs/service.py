@@ -1,4 +1,4 @@
-"""Notifications to a service manager: sd_notify(3)."""
+"""Notifications to a service manager, and descriptors that it has kept: sd_notify(3), sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import os
 import socket
 
 _VARIABLE = "NOTIFY_SOCKET"
+_FIRST_DESCRIPTOR = 3
+
+
+def kept_descriptors() -> dict[str, int]:
+    """The descriptors that the service manager hands to this process, by name; they are in no order."""
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    count = os.environ.pop("LISTEN_FDS", "")
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()) or count != str(len(names)):
+        return {}
+    found = {name: number for number, name in enumerate(names, _FIRST_DESCRIPTOR)}
+    for number in found.values():
+        os.set_inheritable(number, False)
+    return found
 
 
 class Manager:

@@ -17,6 +17,7 @@ from kdbusfs.fuse.mount_error import MountError
 from kdbusfs.patience import Patience, cpu_time_of
 
 _READY = "+"
+_PROCESS = "@"
 
 log = logging.getLogger("kdbusfs")
 
@@ -31,9 +32,18 @@ class Announcer:
         self._pipe = pipe
 
     @property
+    def pipe(self) -> int:
+        """The descriptor, or -1."""
+        return self._pipe
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether a process waits."""
         return self._pipe >= 0
+
+    def begin(self) -> None:
+        """This process is the daemon: its cpu time counts from now on."""
+        self._write(f"{_PROCESS}{os.getpid()}")
 
     def step(self, name: str) -> None:
         """The daemon begins step `name`."""
@@ -65,9 +75,15 @@ def start(run: Callable[[Announcer], int], path: str, subtype: str) -> int:
         _serve(run, Announcer(writing))
     os.close(writing)
     # A daemon that gives its own client up does so before, with a better message.
-    patience = Patience(lambda: cpu_time_of(pid), factor=1.5)
+    working = pid
+
+    def measure(another: int) -> None:
+        nonlocal working
+        working = another
+
+    patience = Patience(lambda: cpu_time_of(working), factor=1.5)
     with os.fdopen(reading, "rb", buffering=0) as pipe:
-        told = _await(pipe.fileno(), patience)
+        told = _await(pipe.fileno(), patience, measure)
     if told is not None:
         # The end of a child has been reported by the child.
         return EXIT_OK if told else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or EXIT_INTERNAL
@@ -77,8 +93,11 @@ def start(run: Callable[[Announcer], int], path: str, subtype: str) -> int:
     return complain(EXIT_MOUNT, f"the mount at '{path}' does not answer: {patience}")
 
 
-def _await(pipe: int, patience: Patience) -> bool | None:
-    """True: the daemon is ready; False: it has ended; None: it was given up."""
+def _await(pipe: int, patience: Patience, measure: Callable[[int], None]) -> bool | None:
+    """True: the daemon is ready; False: it has ended; None: it was given up.
+
+    measure: is told which process' cpu time shows progress, if it is not the one that was started.
+    """
     text = ""
     while True:
         if select.select([pipe], [], [], patience.interval)[0]:
@@ -89,6 +108,9 @@ def _await(pipe: int, patience: Patience) -> bool | None:
             for line in lines:
                 if line == _READY:
                     return True
+                if line.startswith(_PROCESS):
+                    measure(int(line.removeprefix(_PROCESS)))
+                    continue
                 patience.step(line)
         elif patience.is_over:
             return None

@@ -346,8 +346,8 @@ class Channel:
 class Amendments:
     """Changes pyfuse3's answers before the kernel gets them.
 
-    passthrough: whether it is requested; after INIT whether the mount has it. on_init: called when the kernel gets the
-    answer to INIT, which makes the mount usable.
+    passthrough: whether it is requested; after INIT whether the mount has it.
+    on_init: called with INIT and the flags that it is granted, before the answer makes the mount usable.
     """
 
     __slots__ = ("_on_init", "_open_answer", "_tree", "passthrough")
@@ -357,7 +357,7 @@ class Amendments:
         tree: Tree,
         open_answer: Callable[[int], OpenAnswer | None],
         passthrough: bool,
-        on_init: Callable[[], None] | None = None,
+        on_init: Callable[[bytes, int], None] | None = None,
     ) -> None:
         self._on_init = on_init
         self._tree = tree
@@ -383,10 +383,14 @@ class Amendments:
         elif opcode == INIT:
             request = channel.request[: channel.native.request_len]
             granted = amend_init(request, reply, self.passthrough)
-            self.passthrough = bool(granted & PASSTHROUGH)
-            self._tree.set_up(granted)
+            self.resume(granted)
             if self._on_init is not None:
-                self._on_init()
+                self._on_init(bytes(request), granted)
+
+    def resume(self, granted: int) -> None:
+        """The kernel was granted those flags, now or by an earlier daemon of the mount."""
+        self.passthrough = bool(granted & PASSTHROUGH)
+        self._tree.set_up(granted)
 
 
 def check(result: int) -> None:

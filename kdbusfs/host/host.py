@@ -12,7 +12,7 @@ from kdbusfs.base import ports
 
 from .caller import LinuxCaller, root_of
 from .files import MAX_PER_USER, Closer, Descriptors, LinuxFile
-from .memory import Passthrough, PoolMemory
+from .memory import KeptBackings, Passthrough, PoolMemory
 from .namespaces import Namespaces
 from .turn import LinuxTurn
 from .watch import LinuxWatch, Watcher
@@ -32,7 +32,7 @@ class LinuxHost:
 
     fuse_fd: the /dev/fuse for backing ids, -1 for pools without; event_fd: an eventfd that is signalled when
     `cancelled` has tokens; closer: closes passed descriptors in other threads;
-    max_descriptors: bound of passed descriptors for one user.
+    max_descriptors: bound of passed descriptors for one user; kept_backings: where backing ids are noted.
     """
 
     def __init__(
@@ -41,11 +41,13 @@ class LinuxHost:
         event_fd: int = -1,
         closer: Closer | None = None,
         max_descriptors: int = MAX_PER_USER,
+        kept_backings: KeptBackings | None = None,
     ) -> None:
         self.clock = LinuxClock()
         self.turn = LinuxTurn()
         self.page_size = mmap.PAGESIZE
         self._passthrough = Passthrough(fuse_fd)
+        self._passthrough.kept = kept_backings
         self.namespaces = Namespaces()
         self.descriptors = Descriptors(closer, max_descriptors)
         self._root = root_of(os.getpid())

@@ -252,9 +252,9 @@ static void serve_poll(struct kfs_channel *ch)
 	const struct fuse_poll_in *poll_in = (void *)(in + 1);
 	struct mount *mount = ch->private_->mount;
 	struct slot *slot = kfs_slot_of(mount, poll_in->fh);
-	uint32_t revents = slot                                ? slot->revents :
-			   kfs_is_lost(mount, poll_in->fh) ? KFS_LOST_EVENTS :
-							     KFS_DEFAULT_EVENTS;
+	uint32_t revents = slot                              ? slot->revents
+			   : kfs_is_lost(mount, poll_in->fh) ? KFS_LOST_EVENTS
+							     : KFS_DEFAULT_EVENTS;
 
 	ch->counts->polls++;
 	if (slot && poll_in->flags & FUSE_POLL_SCHEDULE_NOTIFY)

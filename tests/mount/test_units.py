@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,19 +128,23 @@ def test_a_daemon_under_seccomp_cannot_hand_descriptors_to_clients_under_seccomp
 
 
 def test_what_the_service_does_after_the_end_clears_the_mount_of_a_dead_daemon(place: Path) -> None:
-    command = unit("kdbusfs.service")["Service"]["ExecStopPost"].removeprefix("-").replace("/run/kdbusfs", str(place))
-    assert str(place) in command
+    """Where it was stopped; one that was killed is to be served again."""
+    line = unit("kdbusfs.service")["Service"]["ExecStopPost"].removeprefix("-").replace("/run/kdbusfs", str(place))
+    assert str(place) in line
+    command = shlex.split(line.replace("$$", "$"))
     with subprocess.Popen([*KDBUSFS, "s", str(place), "-f"]) as process:
         wait_for(place)
         with open(place / "control") as kept, subprocess.Popen(["sleep", "60"], stdin=kept) as client:
             process.kill()
             process.wait(120)
             assert visible_mount(str(place)) is not None
-            done(*command.split())
+            done(*command, env={**os.environ, "SERVICE_RESULT": "signal"})
+            assert visible_mount(str(place)) is not None
+            done(*command, env={**os.environ, "SERVICE_RESULT": "success"})
             client.kill()
     assert visible_mount(str(place)) is None
     # systemd runs it after every end.
-    assert run(*command.split()).stdout == ""
+    assert run(*command, env={**os.environ, "SERVICE_RESULT": "success"}).stdout == ""
 
 
 def test_mount_unit_by_mount_with_those_capabilities(place: Path) -> None:

@@ -117,6 +117,10 @@ class Actor:
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.status
 
+    def has_ended(self) -> int | None:
+        """Its exit code, negative for a signal; None while it is there."""
+        return self.wait() if self.status is not None or select.select([self._pidfd], [], [], 0)[0] else None
+
     def clean_up(self) -> None:
         """End it, whatever its state."""
         try:

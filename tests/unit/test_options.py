@@ -19,6 +19,12 @@ def test_nothing_given_is_the_default() -> None:
     assert MountOptions().flags == DEFAULT_FLAGS
 
 
+def test_the_last_of_keep_and_nokeep_counts() -> None:
+    assert not parse([]).keep
+    assert parse(["keep"]).keep and parse(["nokeep", "keep"]).keep
+    assert not parse(["keep,nokeep"]).keep
+
+
 @pytest.mark.parametrize(
     "text",
     [
