@@ -13,6 +13,7 @@ from ...base.words import I64, U64, u64
 from .. import commands as k
 from .. import constants as n
 from ..family import Family
+from ..message_layout import append_connection_items, owned_name_items, process_items
 from ..rules import Rules
 from ..values import NO_ITEMS, Body, Hello, Item, MatchRequest, Metadata, Query, Sent
 from . import commands as table
@@ -20,9 +21,9 @@ from . import constants as c
 from . import layouts
 from .items import Accepted, decode_items, make_item
 from .layout import (
+    KEPT_NAME_FLAGS,
     auxgroups,
     message_size,
-    name_flags,
     record,
     write_message,
 )
@@ -265,51 +266,19 @@ class Last(Family):
     def metadata(self, metadata: Metadata) -> bytes:
         """L-102; without the padding behind the last item (L-88)."""
         valid = metadata.valid
-        items: list[tuple[int, bytes]] = []
-        if valid & n.ATTACH_CREDS and metadata.creds is not None:
-            items.append((n.ITEM_CREDS, layouts.CREDS.pack(*metadata.creds)))
-        if valid & n.ATTACH_PIDS and metadata.pids is not None:
-            items.append((n.ITEM_PIDS, layouts.PIDS.pack(*metadata.pids)))
-        if valid & n.ATTACH_AUXGROUPS:
-            items.append((n.ITEM_AUXGROUPS, auxgroups(metadata.auxgroups)))
-        if valid & n.ATTACH_TID_COMM:
-            items.append((n.ITEM_TID_COMM, metadata.tid_comm + b"\0"))
-        if valid & n.ATTACH_PID_COMM:
-            items.append((n.ITEM_PID_COMM, metadata.pid_comm + b"\0"))
-        if valid & n.ATTACH_EXE:
-            items.append((n.ITEM_EXE, metadata.exe + b"\0"))
-        if valid & n.ATTACH_CMDLINE:
-            items.append((n.ITEM_CMDLINE, metadata.cmdline + b"\0"))
-        if valid & n.ATTACH_CGROUP:
-            items.append((n.ITEM_CGROUP, metadata.cgroup + b"\0"))
-        if valid & n.ATTACH_CAPS:
-            items.append((n.ITEM_CAPS, metadata.caps))
-        if valid & n.ATTACH_SECLABEL:
-            items.append((n.ITEM_SECLABEL, metadata.seclabel + b"\0"))
-        if valid & n.ATTACH_AUDIT:
-            items.append((n.ITEM_AUDIT, layouts.AUDIT.pack(*metadata.audit)))
-        chunks = [make_item(kind, payload) for kind, payload in items]
-        padding = -len(items[-1][1]) % 8 if items else 0
+        groups = auxgroups(metadata.auxgroups) if valid & n.ATTACH_AUXGROUPS else b""
+        chunks = process_items(metadata, layouts.CREDS, groups)
+        last_size = u64(chunks[-1], 0) if chunks else 0
         names = metadata.names
-        if valid & n.ATTACH_NAMES and names is not None:
-            owned = names.laid_out.get(self.name)
-            if owned is None:
-                owned = b"".join(
-                    make_item(n.ITEM_OWNED_NAME, U64.pack(name_flags(flags)) + name + b"\0")
-                    for flags, name in names.names
-                )
-                names.laid_out[self.name] = owned
-            if owned:
-                chunks.append(owned)
-                padding = -(len(names.names[-1][1]) + 1) % 8
-        if valid & n.ATTACH_CONN_DESCRIPTION:
-            chunks.append(make_item(n.ITEM_CONN_DESCRIPTION, metadata.description + b"\0"))
-            padding = -(len(metadata.description) + 1) % 8
-        if valid & n.ATTACH_TIMESTAMP:
-            chunks.append(make_item(n.ITEM_TIMESTAMP, layouts.TIMESTAMP.pack(*metadata.timestamp)))
-            padding = 0
+        if valid & n.ATTACH_NAMES and names is not None and names.names:
+            chunks.append(owned_name_items(names, self.name, KEPT_NAME_FLAGS, n.NAME_PRIMARY))
+            last_size = len(names.names[-1][1]) + 1
+        count = len(chunks)
+        append_connection_items(chunks, metadata)
+        if len(chunks) > count:
+            last_size = u64(chunks[-1], 0)
         whole = b"".join(chunks)
-        return whole[: len(whole) - padding]
+        return whole[: len(whole) - -last_size % 8]
 
     def hello_items(self, bloom_size: int, bloom_hashes: int) -> bytes:
         """L-39: no size before it."""

@@ -7,8 +7,9 @@ from typing import Final
 
 from librt.strings import BytesWriter, write_i64_le
 
-from ...base.words import U64, align8, signed
+from ...base.words import U64, align8
 from .. import constants as n
+from ..message_layout import write_header
 from ..values import ZERO_VEC_OFFSET, Body, Notice, Part
 from . import constants as c
 from .items import make_item
@@ -25,12 +26,12 @@ from .layouts import (
 _MEMFD_ITEM: Final = Struct("<QQQQiI")  # item header and kdbus_memfd
 _NULS: Final = bytes(8)
 _NO_PLACES: Final[list[int]] = []
-_KEPT_NAME_FLAGS: Final = n.NAME_ALLOW_REPLACEMENT | n.NAME_QUEUE | n.NAME_ACTIVATOR
+KEPT_NAME_FLAGS: Final = n.NAME_ALLOW_REPLACEMENT | n.NAME_QUEUE | n.NAME_ACTIVATOR
 
 
 def name_flags(flags: int) -> int:
     """Of a name's owner (L-106)."""
-    return flags & _KEPT_NAME_FLAGS | n.NAME_PRIMARY
+    return flags & KEPT_NAME_FLAGS | n.NAME_PRIMARY
 
 
 def auxgroups(packed: bytes) -> bytes:
@@ -82,14 +83,7 @@ def write_message(writer: BytesWriter, body: Body, metadata: bytes) -> list[int]
     notice = body.notice
     # Broadcast notifications are signals (L-119).
     flags = n.MSG_SIGNAL if notice is not None and body.dst_id == n.DST_ID_BROADCAST else body.flags
-    write_i64_le(writer, size)
-    write_i64_le(writer, flags)
-    write_i64_le(writer, body.priority)
-    write_i64_le(writer, signed(body.dst_id))
-    write_i64_le(writer, body.src_id)
-    write_i64_le(writer, signed(body.payload_type))
-    write_i64_le(writer, signed(body.cookie))
-    write_i64_le(writer, signed(body.cookie_reply))
+    write_header(writer, body, size, flags)
     places = _NO_PLACES
     if notice is not None:
         _write_notice(writer, notice)

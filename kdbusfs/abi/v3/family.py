@@ -10,11 +10,12 @@ from librt.strings import BytesWriter, read_i64_le, write_i64_le
 
 from ...base.call import Call
 from ...base.errors import CommandError
-from ...base.words import I64, U64, align8, signed, u64
+from ...base.words import I64, U64, align8, u64
 from .. import commands as k
 from .. import constants as n
 from ..family import Family
 from ..limits import MSG_MAX_SIZE
+from ..message_layout import append_connection_items, owned_name_items, process_items, write_header
 from ..rules import Rules
 from ..values import NO_ITEMS, ZERO_VEC_OFFSET, Body, Hello, Item, MatchRequest, Metadata, Notice, Query, Sent
 from . import constants as c
@@ -33,7 +34,6 @@ from .commands import (
 )
 from .items import decode_items, make_item
 from .layouts import (
-    AUDIT,
     BLOOM_PARAMETER,
     CMD_FREE_OFFSET,
     CREDS,
@@ -44,8 +44,6 @@ from .layouts import (
     MSG_SIZE,
     NAME_CHANGE,
     NAME_INFO,
-    PIDS,
-    TIMESTAMP,
     VEC_ITEM_SIZE,
 )
 
@@ -255,14 +253,7 @@ class V3(Family):
         return size
 
     def write_message(self, writer: BytesWriter, body: Body, payload_offset: int, metadata: bytes) -> list[int]:
-        write_i64_le(writer, self.message_size(body, len(metadata)))
-        write_i64_le(writer, body.flags)
-        write_i64_le(writer, body.priority)
-        write_i64_le(writer, signed(body.dst_id))
-        write_i64_le(writer, body.src_id)
-        write_i64_le(writer, signed(body.payload_type))
-        write_i64_le(writer, signed(body.cookie))
-        write_i64_le(writer, signed(body.cookie_reply))
+        write_header(writer, body, self.message_size(body, len(metadata)), body.flags)
         places = _NO_PLACES
         if body.notice is not None:
             _write_notice(writer, body.notice)
@@ -273,43 +264,11 @@ class V3(Family):
         return places
 
     def metadata(self, metadata: Metadata) -> bytes:
-        valid = metadata.valid
-        chunks: list[bytes] = []
-        if valid & n.ATTACH_CREDS and metadata.creds is not None:
-            chunks.append(make_item(n.ITEM_CREDS, CREDS.pack(*metadata.creds)))
-        if valid & n.ATTACH_PIDS and metadata.pids is not None:
-            chunks.append(make_item(n.ITEM_PIDS, PIDS.pack(*metadata.pids)))
-        if valid & n.ATTACH_AUXGROUPS:
-            chunks.append(make_item(n.ITEM_AUXGROUPS, metadata.auxgroups))
-        if valid & n.ATTACH_TID_COMM:
-            chunks.append(make_item(n.ITEM_TID_COMM, metadata.tid_comm + b"\0"))
-        if valid & n.ATTACH_PID_COMM:
-            chunks.append(make_item(n.ITEM_PID_COMM, metadata.pid_comm + b"\0"))
-        if valid & n.ATTACH_EXE:
-            chunks.append(make_item(n.ITEM_EXE, metadata.exe + b"\0"))
-        if valid & n.ATTACH_CMDLINE:
-            chunks.append(make_item(n.ITEM_CMDLINE, metadata.cmdline + b"\0"))
-        if valid & n.ATTACH_CGROUP:
-            chunks.append(make_item(n.ITEM_CGROUP, metadata.cgroup + b"\0"))
-        if valid & n.ATTACH_CAPS:
-            chunks.append(make_item(n.ITEM_CAPS, metadata.caps))
-        if valid & n.ATTACH_SECLABEL:
-            chunks.append(make_item(n.ITEM_SECLABEL, metadata.seclabel + b"\0"))
-        if valid & n.ATTACH_AUDIT:
-            chunks.append(make_item(n.ITEM_AUDIT, AUDIT.pack(*metadata.audit)))
+        chunks = process_items(metadata, CREDS, metadata.auxgroups)
         names = metadata.names
-        if valid & n.ATTACH_NAMES and names is not None:
-            items = names.laid_out.get("v3")
-            if items is None:
-                items = b"".join(
-                    make_item(n.ITEM_OWNED_NAME, U64.pack(flags) + name + b"\0") for flags, name in names.names
-                )
-                names.laid_out["v3"] = items
-            chunks.append(items)
-        if valid & n.ATTACH_CONN_DESCRIPTION:
-            chunks.append(make_item(n.ITEM_CONN_DESCRIPTION, metadata.description + b"\0"))
-        if valid & n.ATTACH_TIMESTAMP:
-            chunks.append(make_item(n.ITEM_TIMESTAMP, TIMESTAMP.pack(*metadata.timestamp)))
+        if metadata.valid & n.ATTACH_NAMES and names is not None:
+            chunks.append(owned_name_items(names, "v3", n.U64_MAX, 0))
+        append_connection_items(chunks, metadata)
         return b"".join(chunks)
 
     def hello_items(self, bloom_size: int, bloom_hashes: int) -> bytes:
