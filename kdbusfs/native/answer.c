@@ -83,6 +83,20 @@ int kfs_answer_poll(int fuse_fd, uint64_t unique, uint32_t revents)
 	return kfs_write_message(fuse_fd, &answer, sizeof(answer));
 }
 
+/* `size` bytes were written. */
+int kfs_answer_write(int fuse_fd, uint64_t unique, uint32_t size)
+{
+	const struct {
+		struct fuse_out_header header;
+		struct fuse_write_out out;
+	} answer = {
+		.header = { .len = sizeof(answer), .unique = unique },
+		.out = { .size = size },
+	};
+
+	return kfs_write_message(fuse_fd, &answer, sizeof(answer));
+}
+
 /* Wakes the pollers of a file, by the handle that its FUSE_POLL contained. */
 int kfs_notify_poll(int fuse_fd, uint64_t kh)
 {

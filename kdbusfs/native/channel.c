@@ -266,6 +266,21 @@ static void serve_poll(struct kfs_channel *ch)
 
 /* --- the step --------------------------------------------------------------------------------------- */
 
+/*
+ * The kernel writes back what a client has written to a map of its copies of its pool.  That is dropped, which is no
+ * error: before Linux 5.16 a close(2) would report it.  Returns whether the request is one of these.
+ */
+static int drop_write_back(struct kfs_channel *ch)
+{
+	const struct fuse_in_header *in = (void *)ch->request;
+	const struct fuse_write_in *write_in = (void *)(in + 1);
+
+	if (!(write_in->write_flags & FUSE_WRITE_CACHE))
+		return 0;
+	kfs_count_lost(ch, kfs_answer_write(ch->private_->mount->fuse_fd, in->unique, write_in->size));
+	return 1;
+}
+
 /* The kernel forgets the inodes of closed files, and waits for no answer. */
 static int comes_with_closes(uint32_t opcode)
 {
@@ -328,6 +343,10 @@ static int serve(struct kfs_channel *ch)
 	case FUSE_INIT:
 	case FUSE_DESTROY:
 		return kfs_serve_tree(ch);
+	case FUSE_WRITE:
+		if (drop_write_back(ch))
+			return AGAIN;
+		__attribute__((fallthrough));
 	default:
 		return kfs_hold(ch, in->uid, 0) ? AGAIN : ask_tree(ch);
 	}
