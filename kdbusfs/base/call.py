@@ -170,7 +170,8 @@ class Call:
         """
         fixed = self.fixed
         if not self.number & IOC_READ:
-            self._write(word, _U64.pack(value))
+            if fixed is not None or self.words[word] != value:
+                self._write(word, _U64.pack(value))
         elif fixed is not None:
             _U64.pack_into(fixed, 8 * word, value)
         else:

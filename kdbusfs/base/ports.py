@@ -348,7 +348,9 @@ class Cancellation(Protocol):
 
 
 class Words(Protocol):
-    """The fixed part of a command that the client gets back, as u64."""
+    """The fixed part of a command, of which the client gets back what is set, as u64."""
+
+    def __getitem__(self, index: int, /) -> int: ...
 
     def __setitem__(self, index: int, value: int, /) -> None: ...
 

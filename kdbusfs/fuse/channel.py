@@ -254,21 +254,16 @@ class Channel:
         """Send the answer that the next step would send first."""
         lib.kfs_channel_flush(self.native, result)
 
-    def serves(self, uid: int, tid: int, unique: int) -> bool:
-        """After a flush: begin to serve the deferred request `unique` of thread `tid`, by storing results in its
-        memory.
+    def store(
+        self, fh: int, number: int, uid: int, tid: int, unique: int, address: int, data: bytes, fixed: bytes
+    ) -> bool:
+        """After a flush: store `data` in the memory of thread `tid`, then answer its deferred request `unique`.
 
-        A client that delays this delays only its own commands.  Returns False if its memory must not be accessed now.
+        That is command `number` of `fh`, and `fixed` its struct with `data` in it, which may contain a pool offset.  A
+        client that delays this delays only its own commands.  Returns False, with nothing done, if the memory must not
+        be accessed now.
         """
-        return bool(lib.kfs_channel_serves(self.native, uid, tid, unique))
-
-    def served(self, fh: int, number: int, struct: bytes | bytearray | None) -> bool:
-        """End what `serves` began. struct: was stored, and may contain a pool offset; None: nothing was.
-
-        Returns False if the client was killed meanwhile, and must not be answered again.
-        """
-        stored = ffi.NULL if struct is None else ffi.from_buffer(struct)
-        return bool(lib.kfs_channel_served(self.native, fh, number, stored, 0 if struct is None else len(struct)))
+        return calls.store(self.address, fh, number, uid, tid, unique, address, data, fixed) == 0
 
     def answer(
         self, unique: int, result: int, out: memoryview | bytes | bytearray, fh: int = 0, number: int = 0

@@ -141,18 +141,12 @@ class Responder:
         """
         if call.installation is not None or call.becomes_connection or (handle is not None and handle.is_copied):
             return False
-        if not channel.serves(deferred.uid, deferred.tid, call.tag):
-            channel.served(deferred.fh, call.number, None)
+        if call.result or call.fixed is None or len(call.writes) != 1:
             return False
-        result = call.result
-        try:
-            for address, data in call.writes:
-                call.caller.write(address, data)
-        except CommandError as error:
-            result = -error.errno
-        if channel.served(deferred.fh, call.number, None if result else call.fixed):
-            channel.answer(call.tag, result, b"")
-        return True
+        address, data = call.writes[0]
+        return channel.store(
+            deferred.fh, call.number, deferred.uid, deferred.tid, call.tag, address, data, bytes(call.fixed)
+        )
 
     def let_go(self, call: Call) -> None:
         """The call is answered with an error instead of its result: nothing is installed."""

@@ -9,9 +9,9 @@
 
 #include "channel.h"
 
-enum { STEP, SET_EVENTS, ANSWER, COPY, PAYLOAD, FUNCTIONS };
+enum { STEP, SET_EVENTS, ANSWER, COPY, PAYLOAD, STORE, FUNCTIONS };
 
-static const char *const names[FUNCTIONS] = { "step", "set_events", "answer", "copy", "payload" };
+static const char *const names[FUNCTIONS] = { "step", "set_events", "answer", "copy", "payload", "store" };
 static void *functions[FUNCTIONS];
 
 /* The value of an argument; -1 with an exception set if it is not a number, or too big. */
@@ -163,7 +163,37 @@ static PyObject *payload(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	Py_END_ALLOW_THREADS return PyLong_FromLong(r);
 }
 
-/* u64 members of a struct, set one by one.  The memory belongs to a channel, and must outlive the object. */
+static PyObject *store(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	int (*const call)(void *, int64_t, uint32_t, uint32_t, uint32_t, int64_t, uint64_t, const void *, int64_t,
+			  const void *, int64_t) = functions[STORE];
+	int64_t fh, cmd, uid, tid, unique;
+	Py_ssize_t size, fixed_len;
+	char *data, *fixed;
+	uint64_t address;
+	void *channel;
+	int r;
+
+	(void)self;
+	if (!are(n, 9))
+		return NULL;
+	channel = pointer(args[0]);
+	fh = number(args[1]);
+	cmd = number(args[2]);
+	uid = number(args[3]);
+	tid = number(args[4]);
+	unique = number(args[5]);
+	address = PyLong_AsUnsignedLongLong(args[6]);
+	if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[7], &data, &size) < 0 ||
+	    PyBytes_AsStringAndSize(args[8], &fixed, &fixed_len) < 0)
+		return NULL;
+	/* As in `payload`. */
+	Py_BEGIN_ALLOW_THREADS r = call(channel, fh, (uint32_t)cmd, (uint32_t)uid, (uint32_t)tid, unique, address, data,
+					size, fixed, fixed_len);
+	Py_END_ALLOW_THREADS return PyLong_FromLong(r);
+}
+
+/* u64 of a struct, to be looked at and set one by one.  The memory is that of a channel, and has to last longer. */
 struct words {
 	PyObject_HEAD char *start;
 	Py_ssize_t count;
@@ -209,6 +239,22 @@ static int words_set(PyObject *self, PyObject *key, PyObject *item)
 	return 0;
 }
 
+static PyObject *words_get(PyObject *self, PyObject *key)
+{
+	const struct words *words = (struct words *)self;
+	Py_ssize_t index = PyLong_AsSsize_t(key);
+	uint64_t value;
+
+	if (index == -1 && PyErr_Occurred())
+		return NULL;
+	if (index < 0 || index >= words->count) {
+		PyErr_SetString(PyExc_IndexError, "no such word");
+		return NULL;
+	}
+	memcpy(&value, words->start + 8 * index, sizeof(value));
+	return PyLong_FromUnsignedLongLong(value);
+}
+
 static PyObject *words_tobytes(PyObject *self, PyObject *unused)
 {
 	const struct words *words = (struct words *)self;
@@ -225,6 +271,7 @@ static PyMethodDef words_methods[] = {
 static PyType_Slot words_slots[] = {
 	{ Py_tp_new, words_new },
 	{ Py_tp_methods, words_methods },
+	{ Py_mp_subscript, words_get },
 	{ Py_mp_ass_subscript, words_set },
 	{ 0, NULL },
 };
@@ -243,7 +290,8 @@ static PyType_Spec words_spec = {
 
 static PyMethodDef methods[] = {
 	METHOD(bind),   METHOD(step), METHOD(current_request), METHOD(set_events),
-	METHOD(answer), METHOD(copy), METHOD(payload),         { NULL, NULL, 0, NULL },
+	METHOD(answer), METHOD(copy), METHOD(payload),         METHOD(store),
+	{ NULL, NULL, 0, NULL },
 };
 
 static struct PyModuleDef module = {

@@ -217,31 +217,35 @@ int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
 }
 
 /*
- * After a flush: the thread begins to serve the deferred request `unique` of thread `tid` of `uid`, by storing results
- * in that client's memory.  A client that delays this delays only its own commands.  Returns 0 if that memory must not
- * be accessed now, and another thread has to do it.
+ * After a flush: stores `size` bytes at `address` of thread `tid` of `uid`, whose deferred request `unique` is command `cmd`
+ * of `fh`, and answers that: 0, or -EFAULT if it cannot be done.  A client that delays this delays only its own commands.
+ * `fixed` is the struct with what is stored, which may contain a pool offset.
+ *
+ * Returns 0, or -EAGAIN, with nothing done, if that memory must not be accessed now, and another thread has to do it.
  */
-int kfs_channel_serves(struct kfs_channel *ch, uint32_t uid, uint32_t tid, uint64_t unique)
+int kfs_channel_store(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint32_t uid, uint32_t tid, int64_t unique,
+		      uint64_t address, const void *data, int64_t size, const void *fixed, int64_t fixed_len)
 {
+	struct mount *mount = ch->private_->mount;
+	int r;
+
+	kfs_close_is_over(ch);
+	kfs_reader_request(ch->private_->reader, uid, tid, (uint64_t)unique);
+	if (!kfs_reader_may_access(ch->private_->reader))
+		return -EAGAIN;
+	ch->fh = (uint64_t)fh;
 	ch->uid = uid;
 	ch->tid = tid;
-	ch->unique = unique;
-	kfs_close_is_over(ch);
-	kfs_reader_request(ch->private_->reader, uid, tid, unique);
-	return kfs_reader_may_access(ch->private_->reader);
-}
-
-/*
- * The struct of command `cmd` of `fh` has been stored; `stored` may contain a pool offset, NULL: it does not.  The
- * answer is next.  Returns 0 if the client was killed, and has been answered.
- */
-int kfs_channel_served(struct kfs_channel *ch, uint64_t fh, uint32_t cmd, const uint8_t *stored, size_t stored_len)
-{
+	ch->unique = (uint64_t)unique;
+	r = kfs_write_client(ch, address, data, (size_t)size);
+	kfs_let_go(ch);
+	ch->pidfd = -1;
 	if (kfs_reader_request_ends(ch->private_->reader))
-		return 0;
-	if (stored)
-		kfs_note_published(ch->private_->mount, fh, cmd, stored, stored_len);
-	return 1;
+		return 0; /* The client was killed meanwhile, and is answered. */
+	if (r == 0)
+		kfs_note_published(mount, (uint64_t)fh, cmd, fixed, (size_t)fixed_len);
+	kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, (uint64_t)unique, r, NULL, 0));
+	return 0;
 }
 
 /* --- poll ------------------------------------------------------------------------------------------- */

@@ -8,7 +8,6 @@
 
 #include <string.h>
 #include <errno.h>
-#include <sys/uio.h>
 
 /*
  * A successful answer to `number` has at `info_offset` the offset and size of a slice that the client may give back.
@@ -95,19 +94,11 @@ static int write_flags(struct kfs_channel *ch, const struct command *command)
 {
 	const uint32_t offset = command->told_offset;
 	const size_t size = sizeof(uint64_t) * command->told_count;
-	uint64_t wanted[2] = { command->told_count == 2 ? command->offered_flags : 0, 0 };
-	struct iovec local = { wanted, size };
-	struct iovec remote = { (void *)(uintptr_t)(ch->arg + offset), size };
-	uint64_t ticket;
-	ssize_t n;
+	const uint64_t wanted[2] = { command->told_count == 2 ? command->offered_flags : 0, 0 };
 
 	if (memcmp(ch->command + offset, wanted, size) == 0)
 		return 0;
-	ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
-	if (ch->pidfd < 0 || ch->arg + offset < ch->arg || kfs_access_begin(&ticket) < 0)
-		return -EFAULT;
-	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
-	return kfs_access_end(ticket) == 0 && n == (ssize_t)size ? 0 : -EFAULT;
+	return kfs_write_client(ch, ch->arg + offset, wanted, size);
 }
 
 /* Carries out a plain FREE. Returns whether it did; if not, the core has to find the error. */

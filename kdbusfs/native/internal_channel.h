@@ -196,6 +196,7 @@ int kfs_waits_for_closes(struct kfs_channel *ch, const struct slot *slot);
 /* ioctl.c: AGAIN or a kind */
 int kfs_serve_ioctl(struct kfs_channel *ch, int from);
 int kfs_tie_alive(struct kfs_channel *ch);
+int kfs_write_client(struct kfs_channel *ch, uint64_t address, const void *data, size_t size);
 void kfs_detach(void *channel);
 void kfs_answer_killed(void *channel);
 

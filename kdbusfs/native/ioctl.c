@@ -201,6 +201,23 @@ int kfs_tie_alive(struct kfs_channel *ch)
 	return -1;
 }
 
+/* Writes to the memory of the calling thread.  Returns 0 or -EFAULT.  kfs_let_go() comes after it. */
+int kfs_write_client(struct kfs_channel *ch, uint64_t address, const void *data, size_t size)
+{
+	struct iovec local = { (void *)data, size };
+	struct iovec remote = { (void *)(uintptr_t)address, size };
+	uint64_t ticket;
+	ssize_t n;
+
+	if (address + size < address || !kfs_slot_of(ch->private_->mount, ch->fh))
+		return -EFAULT;
+	ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
+	if (ch->pidfd < 0 || kfs_access_begin(&ticket) < 0)
+		return -EFAULT;
+	n = process_vm_writev((pid_t)ch->tid, &local, 1, &remote, 1, 0);
+	return kfs_access_end(ticket) == 0 && n == (ssize_t)size ? 0 : -EFAULT;
+}
+
 static void read_command(struct kfs_channel *ch, const struct command *command)
 {
 	struct kfs_channel_private *p = ch->private_;

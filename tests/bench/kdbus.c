@@ -52,7 +52,7 @@ void connection_own(struct connection *c, const char *name)
 {
 	struct builder b;
 
-	begin(&b, sizeof(struct kdbus_cmd_name));
+	begin(&b, sizeof(name_command));
 	memcpy(add_item(&b, KDBUS_ITEM_NAME, strlen(name) + 1), name, strlen(name) + 1);
 	b.words[0] = b.size;
 	must(ioctl(c->bus.fd, KDBUS_CMD_NAME_ACQUIRE, b.words) == 0, name);
@@ -110,7 +110,7 @@ static void find_payload(const struct connection *c, const struct kdbus_msg *msg
 	for (; (const uint8_t *)item + ITEM_HEADER <= end;
 	     item = (const void *)((const uint8_t *)item + ALIGN8(item->size)))
 		if (item->type == KDBUS_ITEM_PAYLOAD_OFF) {
-			message->data = c->bus.pool + item->vec.offset;
+			message->data = payload_base(&c->bus, msg) + item->vec.offset;
 			message->size = item->vec.size;
 		} else if (item->type == KDBUS_ITEM_PAYLOAD_MEMFD) {
 			must(item->memfd.fd >= 0, "descriptor of a memfd");

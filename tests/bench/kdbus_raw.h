@@ -1,4 +1,4 @@
-/* kdbus by bare ioctls: no library between the figures and the file system. */
+/* kdbus by bare ioctls: no library between the figures and the file system.  With -DBENCH_LAST in the last ABI. */
 #ifndef KDBUS_RAW_H
 #define KDBUS_RAW_H
 
@@ -8,7 +8,14 @@
 #include <sys/mman.h>
 
 #include "bench.h"
+#ifdef BENCH_LAST
+#include "kdbus-last.h"
+typedef struct kdbus_cmd make_command, name_command;
+#else
 #include "kdbus.h"
+typedef struct kdbus_cmd_make make_command;
+typedef struct kdbus_cmd_name name_command;
+#endif
 
 #define ALIGN8(n) (((n) + 7) & ~(uint64_t)7)
 #define ITEM_HEADER offsetof(struct kdbus_item, data)
@@ -60,7 +67,7 @@ static inline int make_bus(const char *mountpoint, char path[BUS_PATH_SIZE])
 		usleep(500);
 	must(fd >= 0, path);
 	snprintf(name, sizeof(name), "%u-bench%d", (unsigned)geteuid(), (int)getpid());
-	begin(&b, sizeof(struct kdbus_cmd_make));
+	begin(&b, sizeof(make_command));
 	memcpy(add_item(&b, KDBUS_ITEM_MAKE_NAME, strlen(name) + 1), name, strlen(name) + 1);
 	bloom = add_item(&b, KDBUS_ITEM_BLOOM_PARAMETER, sizeof(*bloom));
 	bloom->size = BLOOM_SIZE;
@@ -146,6 +153,18 @@ static inline const struct kdbus_msg *receive(const struct bus *bus, uint64_t *o
 	}
 	*offset = cmd.msg.offset;
 	return (const struct kdbus_msg *)(bus->pool + cmd.msg.offset);
+}
+
+/* What PAYLOAD_OFF counts from. */
+static inline const uint8_t *payload_base(const struct bus *bus, const struct kdbus_msg *msg)
+{
+#ifdef BENCH_LAST
+	(void)bus;
+	return (const uint8_t *)msg;
+#else
+	(void)msg;
+	return bus->pool;
+#endif
 }
 
 #endif

@@ -60,6 +60,9 @@ def size_name(size: int) -> str:
 VECTORS = {8: 15000, 4 * KIB: 6000, 32 * KIB: 6000, 256 * KIB: 2000, 2 * MIB: 500}
 """Calls for each payload: long runs where the scheduler matters, short ones where the copy takes the time."""
 
+LAST_CALLS = (8, 32 * KIB)
+"""Of those the ones that are made in the last ABI as well."""
+
 MEMFDS = {KIB: 1500, MIB: 1500, 256 * MIB: 1500}
 RECEIVERS = {1: 3000, 10: 800, 100: 150, 1000: 20}
 BYSTANDERS = {1: 2000, 10: 2000, 100: 2000, 1000: 500}
@@ -85,9 +88,15 @@ MEASURES = (
     Measure("noop", ("noop",), 15000, (KDBUSFS,), program="raw"),
     Measure("poll", ("poll",), 15000, (KDBUSFS,), program="raw"),
     Measure("commands", ("commands",), 8000, (KDBUSFS,), program="raw"),
+    Measure("last commands", ("commands",), 8000, (KDBUSFS,), program="raw-last"),
     *(Measure(f"call {size_name(size)}", _call(size), count, ALL, seconds=8.0) for size, count in VECTORS.items()),
+    *(
+        Measure(f"last call {size_name(size)}", _call(size), VECTORS[size], (KDBUSFS,), program="kdbus-last", seconds=8.0)
+        for size in LAST_CALLS
+    ),
     *(Measure(f"memfd {size_name(size)}", _call(size, "memfd"), count) for size, count in MEMFDS.items()),
     Measure("oneway", ("oneway", str(MESSAGE)), 16000, ALL),
+    Measure("last oneway", ("oneway", str(MESSAGE)), 16000, (KDBUSFS,), program="kdbus-last"),
     Measure("senders", ("senders", "8", str(MESSAGE)), 16000),
     *(
         Measure(f"broadcast {n}", ("broadcast", str(n)), count, rounds=FEW if n >= 1000 else MANY)

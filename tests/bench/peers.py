@@ -25,12 +25,14 @@ _END_PATIENCE = 10.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
-# What is compiled: the program, its sources and libraries.
+# What is compiled: the program, its sources and what else the compiler is told.
 _PROGRAMS: dict[str, tuple[str, ...]] = {
     "kdbus": ("scenarios.c", "kdbus.c"),
     "dbus": ("scenarios.c", "dbus.c", "-lsystemd"),
     "raw": ("raw.c",),
     "bus1": ("bus1.c",),
+    "kdbus-last": ("scenarios.c", "kdbus.c", "-DBENCH_LAST"),
+    "raw-last": ("raw.c", "-DBENCH_LAST"),
     "floor": ("floor.c",),
     "broker": ("broker.c", "-lsystemd"),
 }

@@ -17,6 +17,7 @@ from .measures import (
     GROWTH,
     KDBUSFS,
     KIB,
+    LAST_CALLS,
     MEMFDS,
     METADATA,
     MODES,
@@ -79,6 +80,10 @@ TARGETS = (
         ("growth connections", KDBUSFS, "1000"),
         (("growth connections", KDBUSFS, "2"),),
         1.1,
+    ),
+    *(
+        Target(f"{what}, last ABI against v3", PINNED, (f"last {what}", KDBUSFS), ((what, KDBUSFS),), 1.15)
+        for what in (*(f"call {size_name(size)}" for size in LAST_CALLS), "oneway")
     ),
     Target(
         "call 8 B, against the better of the two",
@@ -189,6 +194,9 @@ def own_table(figures: Figures, mode: str) -> Iterator[str]:
         ("no-op ioctl (FREE of a wrong offset)", "noop", "time", "noop"),
         ("poll", "poll", "time", "poll"),
         *((f"{command}, 256 B, in one process", "commands", command, "noop") for command in COMMANDS),
+        *((f"{command}, 256 B, last ABI", "last commands", command, "noop") for command in COMMANDS),
+        *((f"call {size_name(size)}, last ABI", f"last call {size_name(size)}", "time", None) for size in LAST_CALLS),
+        ("message without reply, 256 B, last ABI", "last oneway", "time", None),
         ("open and close of an endpoint", "open", "time", None),
         *((f"call 8 B, metadata: {name}", f"metadata {name}", "time", None) for name in METADATA),
     ):

@@ -41,6 +41,10 @@ class Words:
     def __init__(self, data: bytes) -> None:
         self.data = bytearray(data)
 
+    def __getitem__(self, index: int) -> int:
+        value: int = unpack_from("<Q", self.data, 8 * index)[0]
+        return value
+
     def __setitem__(self, index: int, value: int) -> None:
         pack_into("<Q", self.data, 8 * index, value)
 

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.mount
 
 SECONDS = 300.0
 MEASURES = ("call 8 B", "memfd 1 KiB", "oneway", "broadcast 10", "bus1 1 0 B", "bus1 100 0 B", "bus1 1 1 MiB")
+LAST = {"last call 8 B": "time", "last commands": "RECV"}
+"""The part of a measure that there has to be."""
 WITH_SOCKETS = ("call 8 B", "oneway", "bus1 1 0 B", "bus1 100 0 B", "bus1 1 1 MiB")
 BENCH = [sys.executable, "-m", "tests.bench.run", "--quick"]
 
@@ -38,7 +40,7 @@ def _environ(directory: Path) -> dict[str, str]:
 def test_a_quick_run_measures_all_peers_that_can_be_had(directory: Path) -> None:
     output = directory / "bench.json"
     done = subprocess.run(
-        [*BENCH, "--mode", "pinned", "--output", str(output), "--only", ",".join(MEASURES)],
+        [*BENCH, "--mode", "pinned", "--output", str(output), "--only", ",".join((*MEASURES, *LAST))],
         cwd=ROOT,
         env=_environ(directory),
         timeout=SECONDS,
@@ -56,8 +58,12 @@ def test_a_quick_run_measures_all_peers_that_can_be_had(directory: Path) -> None
         for peer in (*expected, *((SOCKETS,) if measure in WITH_SOCKETS else ())):
             figure = figures.get(PINNED, measure, peer)
             assert figure is not None and figure > 0, (measure, peer)
+    for measure, part in LAST.items():
+        figure = figures.get(PINNED, measure, KDBUSFS, part)
+        assert figure is not None and figure > 0, measure
+    assert "call 8 B, last ABI against v3 (pinned)" in done.stdout
     # If no peer is installed there is nothing to compare with, and the report says so.
-    assert ("what is aimed at" in done.stdout) == (len(peers) > 1)
+    assert ("call 8 B, against dbus" in done.stdout) == (len(peers) > 1)
     assert all(f"left out: {peer}: " in done.stdout for peer in figures.about["missing"])
     assert list(directory.iterdir()) == [output], "what a run makes goes with it"
     assert str(directory) not in Path("/proc/mounts").read_text()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from kdbusfs.abi.last import constants as last
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.account import Account
 from kdbusfs.base.call import PENDING, Call, Installation
@@ -1152,6 +1153,47 @@ def test_a_slice_of_a_deferred_answer_can_be_freed(kernel: Kernel) -> None:
     assert ask_free(kernel, fh, 512) == TIMER
     assert ask_free(kernel, fh, 1024) == IOCTL
     assert ask_free(kernel, fh, 2048) == IOCTL
+
+
+def free_of_last(kernel: Kernel, fh: int, offset: int) -> int:
+    """What FREE of the last ABI leads to: TIMER, if C answers it, or IOCTL."""
+    kernel.command(fh, last.CMD_FREE, aligned(struct.pack("<QQQQ", 32, 0, 0, offset)))
+    kind = kernel.step(timeout_ms=20)
+    if kind == IOCTL:
+        kernel.channel.flush(-errno.ENXIO)
+    assert kernel.result()[1] == (0 if kind == TIMER else -errno.ENXIO)
+    return kind
+
+
+def test_what_a_waiting_client_gets_is_stored_by_the_pidfd_of_its_file(kernel: Kernel) -> None:
+    """L-72: a sync SEND of the last ABI does not travel back."""
+    fh = kernel.channel.slot_new()
+    assert free_of_last(kernel, fh, 512) == IOCTL
+    before = kernel.channel.counters()["pidfds"]
+    fixed = struct.pack("<QQQQQQQ", 56, last.SEND_SYNC_REPLY, 0, 0, 512, 64, 0)
+    command = aligned(fixed[:32] + bytes(24))
+    tid, address = threading.get_native_id(), ctypes.addressof(command) + 32
+    assert kernel.channel.store(fh, last.CMD_SEND, 0, tid, 42, address, fixed[32:], fixed)
+    assert kernel.result() == (42, 0, b"")
+    assert command.raw == fixed
+    assert kernel.channel.counters()["pidfds"] == before
+    assert free_of_last(kernel, fh, 512) == TIMER
+    assert free_of_last(kernel, fh, 512) == IOCTL
+
+
+@pytest.mark.parametrize("wrong", ["address", "range", "thread", "file"])
+def test_what_cannot_be_stored_is_the_fault_of_the_waiting_client(kernel: Kernel, wrong: str) -> None:
+    fh = kernel.channel.slot_new()
+    assert free_of_last(kernel, fh, 512) == IOCTL
+    fixed = struct.pack("<QQQQQQQ", 56, last.SEND_SYNC_REPLY, 0, 0, 512, 64, 0)
+    command = aligned(bytes(56))
+    address = {"address": 8, "range": (1 << 64) - 8}.get(wrong, ctypes.addressof(command) + 32)
+    tid = 0 if wrong == "thread" else threading.get_native_id()
+    gone = 1 << 40 if wrong == "file" else fh
+    assert kernel.channel.store(gone, last.CMD_SEND, 0, tid, 42, address, fixed[32:], fixed)
+    assert kernel.result() == (42, -errno.EFAULT, b"")
+    assert command.raw == bytes(56)
+    assert free_of_last(kernel, fh, 512) == IOCTL
 
 
 def test_what_a_client_left_in_its_struct_is_no_slice(kernel: Kernel) -> None:
