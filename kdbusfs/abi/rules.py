@@ -24,8 +24,9 @@ class Rules:
 
     HELLO and UPDATE:
     hello_items_first: its items are looked at before its rights; agrees_to_all: counts as sending all that its bus
-    requires; activators_update: an activator may change its attach flags; keeps_namespaces: all that it is shown is
-    translated for the namespaces of its HELLO, whoever reads it.
+    requires; activators_update: an activator may change its attach flags; opener_counts: credentials and user namespace
+    of who opened the file stand for its connection, and all that it is shown is translated for that namespace and the
+    others of its HELLO, whoever reads it.
 
     Sending:
     examines_late: header, items and files of a message are checked after one another, and after the CANCEL_FD;
@@ -35,8 +36,8 @@ class Rules:
     Receiving:
     one_slice: a message is laid out, with its metadata, when it is sent, in one slice, and charged to its sender's
     share of the pool (`core/whole_delivery.py`); basic_metadata: kinds that a sender cannot withhold, and others as
-    far as the receiver's /proc shows them; foreign_caps: capabilities of another user namespace are shown as none,
-    instead of not at all; lost_with_message: what was lost is told of together with the next message; empty_at_end:
+    far as the receiver's /proc shows them; foreign_caps: capabilities of another user namespace are shown as far as
+    they mean something to the receiver's, instead of not at all; lost_with_message: what was lost is told of together with the next message; empty_at_end:
     "nothing" is where the pool ends, and may be freed; ids_everywhere: ID_ADD and ID_REMOVE also on custom endpoints.
 
     Names:
@@ -63,7 +64,6 @@ class Rules:
         "hears_itself",
         "hello_items_first",
         "ids_everywhere",
-        "keeps_namespaces",
         "lists_entries",
         "lost_with_message",
         "name_check_late",
@@ -71,6 +71,7 @@ class Rules:
         "no_tracker",
         "not_an_owner",
         "one_slice",
+        "opener_counts",
         "poll_tells_lost",
         "pool_full",
         "queues_replaced_first",
@@ -103,11 +104,11 @@ class Rules:
         self.hears_itself = False
         self.hello_items_first = False
         self.ids_everywhere = False
-        self.keeps_namespaces = False
         self.lists_entries = False
         self.lost_with_message = False
         self.name_check_late = False
         self.one_slice = False
+        self.opener_counts = False
         self.poll_tells_lost = False
         self.queues_replaced_first = False
         self.refuses_late = False

@@ -42,6 +42,7 @@ class ProcessMetadata:
     cgroup: bytes = b""
     caps: bytes = b""  # the last capability, then four sets, as u32 (META-13)
     user_ns: int = 0  # of the capabilities
+    caps_euid: int = NO_ID  # effective uid of who has them
     seclabel: bytes = b""
     sessionid: int = NO_ID
     loginuid: int = NO_ID
@@ -53,6 +54,11 @@ class Reader(Protocol):
     @property
     def user_ns(self) -> int:
         """Identity of its user namespace."""
+
+    @property
+    def user_chain(self) -> tuple[tuple[int, int], ...]:
+        """Its user namespace and those around it, from the inside outwards up to the domain's: the identity of each,
+        and the global uid of who made it."""
 
     @property
     def pid_ns(self) -> int:
@@ -108,6 +114,10 @@ class File(Protocol):
     """An open file description that a client passed, held by the daemon until `close`."""
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is a `control` file, not opened with O_PATH (L-60)."""
+
+    @property
     def is_bus_file(self) -> bool:
         """Whether it is an endpoint file of any kdbusfs mount (SEND-16)."""
 
@@ -149,6 +159,11 @@ class Caller:
     @property
     def user_ns(self) -> int:
         """Identity of its user namespace."""
+        raise NotImplementedError
+
+    @property
+    def user_chain(self) -> tuple[tuple[int, int], ...]:
+        """Its user namespace and those around it; see `Reader`."""
         raise NotImplementedError
 
     @property
@@ -243,8 +258,15 @@ class Caller:
         """
         raise NotImplementedError
 
-    def view(self) -> Reader:
-        """Its namespaces, as they are now, for as long as anybody needs them.  Raises CommandError(ESRCH)."""
+    def view(self, users: Reader | None = None) -> Reader:
+        """Its namespaces, as they are now, for as long as anybody needs them.  Raises CommandError(ESRCH).
+
+        users: `view_users` of who counts as to the user namespace, if that is somebody else.
+        """
+        raise NotImplementedError
+
+    def view_users(self) -> Reader:
+        """The same as far as the user namespace goes: it says nothing of the others.  Raises CommandError(ESRCH)."""
         raise NotImplementedError
 
     def thread_ids(self) -> dict[int, Pids]:

@@ -14,6 +14,7 @@ from ..base.errors import CommandError
 from .domain_state import DomainState
 from .handle import ControlHandle, EndpointHandle, is_privileged
 from .notify import flush
+from .opener import Opener
 from .send import CancelToken
 from .shutdown import shut_down_bus
 from .statistics import connection_details, connection_stats
@@ -52,7 +53,7 @@ class Domain(DomainState):
         """Raises CommandError(ESHUTDOWN) for an endpoint that is gone (FS-21), ESRCH for a caller that is."""
         if not endpoint.active:
             raise CommandError(ESHUTDOWN, "endpoint is gone")
-        return EndpointHandle(endpoint, memory, privileged=is_privileged(endpoint, caller))
+        return EndpointHandle(endpoint, memory, Opener(caller), privileged=is_privileged(endpoint, caller))
 
     # What happens without a command
 

@@ -96,7 +96,7 @@ class _LateScan(Scan):
                 self._pin_memfd(item.numbers, EFAULT)
             elif item.kind == c.ITEM_FDS:
                 for fd in item.numbers:
-                    self._pin_file(fd)
+                    self._pin_file(fd, control=True)
 
     def _check_memfd(self, numbers: tuple[int, ...], count: int) -> None:
         self._check_range(numbers[0], numbers[1])

@@ -15,6 +15,7 @@ from .disconnect import close, disconnect
 from .dispatch import dispatch
 from .hello import answer_hello, hello
 from .make import make_bus, make_endpoint, update_endpoint
+from .opener import Opener
 from .shutdown import shut_down_bus, shut_down_endpoint
 
 if TYPE_CHECKING:
@@ -83,16 +84,17 @@ class EndpointHandle(Handle):
     """An open endpoint file: fresh, connected, or the owner of a custom endpoint.
 
     privileged: opened on the default endpoint by the bus' owner or with CAP_IPC_OWNER (PRIV-1);
-    family: the ABI that it speaks, once it is a connection or owns an endpoint;
+    opener: who opened it; family: the ABI that it speaks, once it is a connection or owns an endpoint;
     memory: backs the pool of the connection that it may become.
     """
 
-    __slots__ = ("_busy", "connection", "endpoint", "family", "memory", "owned", "privileged")
+    __slots__ = ("_busy", "connection", "endpoint", "family", "memory", "opener", "owned", "privileged")
 
-    def __init__(self, endpoint: Endpoint, memory: Memory, *, privileged: bool) -> None:
+    def __init__(self, endpoint: Endpoint, memory: Memory, opener: Opener, *, privileged: bool) -> None:
         super().__init__(k.ENDPOINT_FILE, endpoint.bus.id)
         self.endpoint = endpoint
         self.memory = memory
+        self.opener = opener
         self.privileged = privileged
         self.connection: Connection | None = None
         self.owned: Endpoint | None = None
@@ -148,7 +150,7 @@ class EndpointHandle(Handle):
                 self.family = family
                 return 0
             self.connection, offset, size = hello(
-                self, self.endpoint, self.memory, family, call, privileged=self.privileged
+                self, self.endpoint, self.memory, family, call, self.opener, privileged=self.privileged
             )
             self.family = family
             answer_hello(self.connection, call, offset, size)

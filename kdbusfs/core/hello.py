@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..base.handle import Handle
     from ..base.ports import Caller, Memory
     from .endpoint import Endpoint
+    from .opener import Opener
 
 _IGNORED_ITEMS: Final = frozenset(
     (
@@ -107,9 +108,16 @@ class _Request:
 
 
 def hello(
-    handle: Handle, endpoint: Endpoint, memory: Memory, family: Family, call: Call, *, privileged: bool
+    handle: Handle,
+    endpoint: Endpoint,
+    memory: Memory,
+    family: Family,
+    call: Call,
+    opener: Opener,
+    *,
+    privileged: bool,
 ) -> tuple[Connection, int, int]:
-    """KDBUS_CMD_HELLO, given on `endpoint` by an open file: `memory` becomes the pool.
+    """KDBUS_CMD_HELLO, given on `endpoint` by an open file of `opener`: `memory` becomes the pool.
 
     Returns the connection, and the offset and size of the slice that `answer_hello` returns to the client.
     Raises CommandError in the order of HELLO-1; after a failure the file can try again (HELLO-21).
@@ -127,7 +135,8 @@ def hello(
     conn_id = bus.next_connection_id()
     memory.resize(pool_size)
     metadata, faked = _identity(call, request)
-    taken = _Taken(endpoint, call.caller, memory, pool_size, rules)
+    counted = opener if rules.opener_counts else None
+    taken = _Taken(endpoint, call.caller, counted, metadata if faked else None, memory, pool_size, rules)
     try:
         taken.hold(metadata)
         if not endpoint.active:
@@ -148,8 +157,8 @@ def hello(
             faked=faked,
             privileged=privileged,
         )
-        if rules.keeps_namespaces:
-            connection.reader = call.caller.view()
+        if counted is not None:
+            connection.reader = call.caller.view(counted.users)
         offset, size = _publish_bloom_parameter(connection)
         _connect(connection, request, items, call)
     except CommandError:
@@ -179,12 +188,25 @@ class _Taken:
 
     __slots__ = ("_domain", "_held", "credentials", "pool", "user")
 
-    def __init__(self, endpoint: Endpoint, caller: Caller, memory: Memory, pool_size: int, rules: Rules) -> None:
-        ids = caller.ids()
-        groups = caller.groups()
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        caller: Caller,
+        opener: Opener | None,
+        faked: ProcessMetadata | None,
+        memory: Memory,
+        pool_size: int,
+        rules: Rules,
+    ) -> None:
+        """opener: if that stands for the connection, instead of the caller; faked: who the connection pretends to be."""
+        if opener is None:
+            ids, groups, uid = caller.ids(), caller.groups(), caller.user
+        else:
+            ids, groups = opener.credentials(caller)
+            uid = opener.accounted_uid(caller, faked)
         self._domain = endpoint.bus.domain
         self._held = 0
-        self.user = endpoint.user or self._domain.users.get(caller.user)
+        self.user = endpoint.user or self._domain.users.get(uid)
         self.user.add_connection()
         self.pool = Pool(pool_size, memory, self.user.account, rules.pool_full)
         self.credentials = self._domain.credentials.take(ids, groups)

@@ -282,14 +282,14 @@ class Scan:
         for fd in fds:
             self._pin_file(fd)
 
-    def _pin_file(self, fd: int) -> None:
-        """SEND-16, SEND-17, L-60."""
+    def _pin_file(self, fd: int, *, control: bool = False) -> None:
+        """SEND-16, SEND-17; L-60 with `control`: files of that name are refused too."""
         if fd < 0:
             raise CommandError(EBADF, "negative descriptor")
         file = self._caller.take_file(fd)
         self._resources.add_file(file)
         self._message.file_count += 1
-        if file.is_bus_file or file.is_unix_socket:
+        if file.is_bus_file or file.is_unix_socket or (control and file.is_control):
             raise CommandError(EOPNOTSUPP, "descriptor that can itself carry descriptors")
 
     def _bloom_filter(self, generation: int, bits: bytes) -> None:

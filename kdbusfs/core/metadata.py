@@ -11,6 +11,7 @@ from ..abi.values import Metadata, OwnedNames
 from ..base.errors import CommandError
 from ..base.identity import NO_ID, NO_PIDS, Creds, Pids
 from ..base.ports import ProcessMetadata
+from ..base.words import u32
 
 if TYPE_CHECKING:
     from ..abi.family import Family
@@ -97,7 +98,7 @@ def export(
         caps = process.caps
         if kinds & c.ATTACH_CAPS and process.user_ns != reader.user_ns:
             if family.rules.foreign_caps:
-                caps = caps[:4] + bytes(len(caps) - 4)  # L-105
+                caps = _foreign_caps(process, reader)
             else:
                 kinds &= ~c.ATTACH_CAPS  # sets of capabilities have no translation (META-13)
         if kinds & c.ATTACH_EXE and process.root != reader.root:
@@ -113,6 +114,25 @@ def export(
         shown.description = connection.description
         shown.timestamp = connection.timestamp
     return family.metadata(shown) if shown.valid else b""
+
+
+def _foreign_caps(process: ProcessMetadata, reader: Reader) -> bytes:
+    """L-105: in a namespace below its own, capabilities are what they are; and whoever made a namespace has all there.
+
+    `reader` is of another user namespace than `process`.
+    """
+    chain = reader.user_chain
+    for at in range(1, len(chain)):
+        if chain[at][0] == process.user_ns:
+            return _all_caps(process.caps) if chain[at - 1][1] == process.caps_euid else process.caps
+    return process.caps[:4] + bytes(len(process.caps) - 4)
+
+
+def _all_caps(caps: bytes) -> bytes:
+    """All that the kernel has: permitted, effective, bounding; none inheritable."""
+    last = u32(caps, 0)
+    every = ((1 << (last + 1)) - 1).to_bytes((len(caps) - 4) // 4, "little")
+    return caps[:4] + bytes(len(every)) + 3 * every
 
 
 def _show_process(shown: Metadata, process: ProcessMetadata, reader: Reader) -> None:

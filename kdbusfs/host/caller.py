@@ -25,6 +25,7 @@ from .proc import fail
 
 if TYPE_CHECKING:
     from kdbusfs.base.handle import Handle
+    from kdbusfs.base.ports import Reader
 
     from .files import Descriptors, LinuxFile
 
@@ -118,9 +119,22 @@ class LinuxCaller(Caller):
         if self._owned:
             os.close(self._pidfd)
 
-    def view(self) -> NamespaceReader:
+    def view(self, users: Reader | None = None) -> NamespaceReader:
         """A snapshot of the thread's namespaces and root directory.  Raises CommandError(ESRCH)."""
-        return NamespaceReader(self.namespaces, self.user_ns, self.pid_ns, self.root, self._foreign_maps())
+        users = users or self.view_users()
+        assert isinstance(users, NamespaceReader)
+        return users.with_others(self.pid_ns, self.root)
+
+    def view_users(self) -> NamespaceReader:
+        """The same of its user namespace alone.  Raises CommandError(ESRCH)."""
+        if self.user_ns == self.namespaces.user:
+            return self.namespaces.own_users
+        return NamespaceReader(self.namespaces, self.user_ns, self._foreign_maps(), self.user_chain)
+
+    @property
+    def user_chain(self) -> tuple[tuple[int, int], ...]:
+        """Its user namespace and those around it; see `ports.Reader`.  Raises CommandError(ESRCH)."""
+        return self.namespaces.user_chain(self.tid)
 
     def defer(self) -> LinuxCaller:
         """A copy that is valid until the ioctl is answered.  It opens no pidfd until it is used."""

@@ -205,11 +205,19 @@ class LinuxFile:
         The own mount is identified by its device.  Mounts of other daemons are found only in the mount namespaces of
         the sender and of the daemon; a file of any other one passes.
         """
+        return self.facts.inode != CONTROL_INO and self._is_of_a_mount()
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the `control` file of such a mount (L-60)."""
+        return self.facts.inode == CONTROL_INO and self._is_of_a_mount()
+
+    def _is_of_a_mount(self) -> bool:
         facts = self.facts
         if facts.flags & os.O_PATH or facts.device[0] != 0:
             return False
         # The kind is 0 (unknown) if a FUSE file system denies access to the daemon.
-        if stat.S_IFMT(facts.mode) not in (0, stat.S_IFREG) or facts.inode == CONTROL_INO:
+        if stat.S_IFMT(facts.mode) not in (0, stat.S_IFREG):
             return False
         if facts.device != self._descriptors.own_device and (
             self.seals() is not None or not _is_bus_mount(self.fd, self.tid)

@@ -179,6 +179,7 @@ def _cgroup(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
 def _caps(caller: LinuxCaller, metadata: ProcessMetadata) -> bool:
     metadata.caps = caller.status().caps(setting("kernel/cap_last_cap"))
     metadata.user_ns = caller.user_ns
+    metadata.caps_euid = caller.ids().euid
     return True
 
 

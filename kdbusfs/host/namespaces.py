@@ -16,6 +16,7 @@ from kdbusfs.native._native import ffi, lib
 from .proc import fail, read, setting
 
 MAX_PID_LEVELS = 32  # the kernel's limit
+MAX_USER_LEVELS = 33  # the same
 MAX_CACHED = 256  # user namespaces whose maps are cached
 MAX_MAP_SIZE = 65536  # bytes of a uid_map; 340 extents take 11 KiB
 _EXTENT: Final = Struct("<III")  # struct kfs_extent
@@ -101,6 +102,7 @@ class Namespaces:
     may be reused; there no map is cached across requests.
 
     has_labels: False once the kernel reported that no security module labels threads.
+    own_users: a view of the daemon's own user namespace, of no thread.
     owner: uid and gid for files that belong to root otherwise: the kernel refuses writes to files of unmapped ids.
     """
 
@@ -113,6 +115,7 @@ class Namespaces:
         "has_labels",
         "overflow_gid",
         "overflow_uid",
+        "own_users",
         "owner",
         "pid",
         "user",
@@ -124,6 +127,7 @@ class Namespaces:
         self._unique = True
         self.has_labels = True
         self._own_user_inode, self.user = self._own("ns/user")
+        self.own_users = NamespaceReader(self, self.user, None, ((self.user, NO_ID),))
         self._own_pid_inode, self.pid = self._own("ns/pid")
         self.owner = (self._root_or(os.geteuid(), "uid_map"), self._root_or(os.getegid(), "gid_map"))
         self.overflow_uid = setting("kernel/overflowuid")
@@ -171,6 +175,30 @@ class Namespaces:
         if self._inode(tid, b"ns/user") == self._own_user_inode:
             return self.user
         return self._foreign(tid, b"ns/user")
+
+    def user_chain(self, tid: int) -> tuple[tuple[int, int], ...]:
+        """The user namespaces of the thread, from its own outwards to the daemon's, each with the uid that made it.
+
+        Where the daemon's own is not among those around it, the chain ends before what the daemon may not see.  Raises
+        CommandError(ESRCH, EPERM).
+        """
+        if self._inode(tid, b"ns/user") == self._own_user_inode:
+            return self.own_users.user_chain
+        fd: int = lib.kfs_namespace_open(tid, b"ns/user")
+        if fd < 0:
+            raise fail(fd, "namespace")
+        chain: list[tuple[int, int]] = []
+        while fd >= 0:
+            try:
+                identity = self._identity(fd)
+                owner: int = lib.kfs_namespace_owner(fd) if identity != self.user else NO_ID
+                chain.append((identity, owner if owner >= 0 else NO_ID))
+                is_last = identity == self.user or len(chain) > MAX_USER_LEVELS
+                parent = -1 if is_last else lib.kfs_namespace_parent(fd)
+            finally:
+                os.close(fd)
+            fd = parent
+        return tuple(chain)
 
     def pid_of(self, tid: int) -> int:
         """Identity of the thread's pid namespace.  Raises CommandError(ESRCH, EPERM)."""
@@ -248,18 +276,29 @@ class Namespaces:
 
 
 class NamespaceReader:
-    """ports.Reader of a thread that may have ended: a snapshot of its namespaces and root directory."""
+    """ports.Reader of a thread that may have ended: a snapshot of its namespaces and root directory.
 
-    __slots__ = ("_maps", "_namespaces", "pid_ns", "root", "user_ns")
+    maps: of the user namespace, None for the daemon's own; chain: that and those around it.
+    """
+
+    __slots__ = ("_maps", "_namespaces", "pid_ns", "root", "user_chain", "user_ns")
 
     def __init__(
-        self, namespaces: Namespaces, user_ns: int, pid_ns: int, root: tuple[int, int, int] | None, maps: Maps | None
+        self, namespaces: Namespaces, user_ns: int, maps: Maps | None, chain: tuple[tuple[int, int], ...]
     ) -> None:
         self._namespaces = namespaces
         self._maps = maps
         self.user_ns = user_ns
-        self.pid_ns = pid_ns
-        self.root = root
+        self.user_chain = chain
+        self.pid_ns = 0
+        self.root: tuple[int, int, int] | None = None
+
+    def with_others(self, pid_ns: int, root: tuple[int, int, int] | None) -> NamespaceReader:
+        """The same user namespace with another pid namespace and root directory."""
+        reader = NamespaceReader(self._namespaces, self.user_ns, self._maps, self.user_chain)
+        reader.pid_ns = pid_ns
+        reader.root = root
+        return reader
 
     def uid_from_global(self, uid: int) -> int:
         return self._namespaces.shown_uid(self._maps, uid)

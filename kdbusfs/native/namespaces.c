@@ -11,6 +11,7 @@
 
 /* Kernel interfaces that are newer than the headers this may be compiled with. */
 #define KFS_NS_GET_PARENT _IO(0xb7, 0x2)
+#define KFS_NS_GET_OWNER_UID _IO(0xb7, 0x4)
 #define KFS_NS_GET_PID_FROM_PIDNS _IOR(0xb7, 0x6, int)
 #define KFS_NS_GET_ID _IOR(0xb7, 13, uint64_t)
 
@@ -47,6 +48,14 @@ int kfs_namespace_parent(int ns)
 	int fd = ioctl(ns, KFS_NS_GET_PARENT);
 
 	return fd < 0 ? -errno : fd;
+}
+
+/* The uid that made a user namespace, or -errno. */
+int64_t kfs_namespace_owner(int user_ns)
+{
+	uint32_t uid;
+
+	return ioctl(user_ns, KFS_NS_GET_OWNER_UID, &uid) < 0 ? -errno : (int64_t)uid;
 }
 
 /* An id that is never reused; -ENOTTY if the kernel has none. */

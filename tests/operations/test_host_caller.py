@@ -198,6 +198,30 @@ def test_ids_in_a_child_user_namespace(host: LinuxHost) -> None:
             assert caller.domain_uid(1003) == 1003
 
 
+def test_the_user_namespaces_around_one_with_who_made_them(host: LinuxHost) -> None:
+    """L-105."""
+    own = host.namespaces.user
+    assert host.caller(os.getpid()).user_chain == host.caller(os.getpid()).view_users().user_chain == ((own, NO_ID),)
+    with Child(prefix=("unshare", "-Ur", "unshare", "-Ur")) as child:
+        child.ask("1")
+        caller = host.caller(child.pid)
+        (inner, maker), (outer, other), (last, _) = caller.user_chain
+        assert (inner, last, maker, other) == (caller.user_ns, own, os.geteuid(), os.geteuid())
+        assert len({inner, outer, last}) == 3
+        assert caller.view().user_chain == caller.user_chain
+
+
+def test_a_view_has_the_user_namespace_of_somebody_else(host: LinuxHost) -> None:
+    """L-101."""
+    with in_user_ns("0 1000 10", "0 2000 10") as child:
+        inside, outside = host.caller(child.pid), host.caller(os.getpid())
+        mixed = outside.view(inside.view_users())
+        assert (mixed.user_ns, mixed.pid_ns, mixed.root) == (inside.user_ns, outside.pid_ns, outside.root)
+        assert (mixed.uid_from_global(1003), mixed.gid_from_global(2009)) == (3, 9)
+        assert outside.view(outside.view_users()).uid_from_global(1003) == 1003
+        assert inside.view(outside.view_users()).uid_from_global(1003) == 1003
+
+
 def test_a_map_that_is_written_later_is_seen(host: LinuxHost) -> None:
     with Child(UNSHARE_USER) as child:
         child.ask("1")

@@ -45,7 +45,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FuseChild
 
 @pytest.mark.parametrize("client", ["fuse.kdbusfs", "fuse.other", "fuse"], indirect=True)
 def test_endpoint_files_of_another_mount(client: FuseChild, request: pytest.FixtureRequest) -> None:
-    """SEND-16: although its mount is in the client's mount namespace alone."""
+    """SEND-16, L-60: although its mount is in the client's mount namespace alone."""
     host = LinuxHost()
     bus = request.node.callspec.params["client"] == "fuse.kdbusfs"
     table = {
@@ -59,6 +59,7 @@ def test_endpoint_files_of_another_mount(client: FuseChild, request: pytest.Fixt
     for (name, flags), expected in table.items():
         file = caller.take_file(client.open(name, flags))
         assert file.is_bus_file == expected, (name, flags)
+        assert file.is_control == (bus and name == "control"), (name, flags)
         threading.Thread(target=close_quietly, args=(file.fd,), daemon=True).start()
     host.close()
 
@@ -72,7 +73,7 @@ def test_the_own_mount_is_known_by_its_device(client: FuseChild) -> None:
     host.set_own_device(os.makedev(*device))
     assert (before, file.is_bus_file) == (False, True)
     control = host.caller(client.pid).take_file(client.open("control", os.O_RDWR))
-    assert not control.is_bus_file
+    assert (control.is_bus_file, control.is_control) == (False, True)
     for one in (file, control):
         threading.Thread(target=close_quietly, args=(one.fd,), daemon=True).start()
     host.close()

@@ -13,7 +13,7 @@ from kdbusfs.base.call import Call
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.handle import Handle
 from kdbusfs.base.identity import Pids
-from kdbusfs.base.ports import Memory
+from kdbusfs.base.ports import Memory, Reader
 from kdbusfs.bus1 import abi
 from kdbusfs.bus1.install import Installing
 from kdbusfs.bus1.limits import Maxima
@@ -84,7 +84,7 @@ class Caller(FakeCaller):
         self.own.hold_up()
         return self.own.read(address, size)
 
-    def view(self) -> FakeCaller:
+    def view(self, users: Reader | None = None) -> FakeCaller:
         return FakeCaller(replace(self.own))
 
     def thread_ids(self) -> dict[int, Pids]:

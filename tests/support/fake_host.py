@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import EBADF, EFAULT, EINVAL, ESRCH
 from struct import pack
 from time import thread_time_ns
@@ -11,7 +11,7 @@ from time import thread_time_ns
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.base.errors import CommandError
 from kdbusfs.base.identity import NO_ID, Creds, Pids
-from kdbusfs.base.ports import Caller, File, Memory, ProcessMetadata, Turn
+from kdbusfs.base.ports import Caller, File, Memory, ProcessMetadata, Reader, Turn
 from kdbusfs.core.send import CancelToken
 
 ALL_SEALS = 0xF
@@ -53,6 +53,7 @@ class FakeFile:
     seal_bits: int | None = None
     length: int = 0
     is_bus_file: bool = False
+    is_control: bool = False
     is_unix_socket: bool = False
     is_path: bool = False
     pollable: bool = True
@@ -84,6 +85,9 @@ class FakeProcess:
     ipc_owner: bool = False
     pid: int = 100
     user_ns: int = 1
+    outer_users: tuple[tuple[int, int], ...] = ()  # the user namespaces around it, with the uids that made them
+    ns_owner: int = NO_ID  # who made its own
+    caps: bytes = bytes(36)
     pid_ns: int = 1
     root: object = "root"
     memory: dict[int, bytearray] = field(default_factory=dict)
@@ -140,6 +144,10 @@ class FakeCaller(Caller):
     @property
     def user_ns(self) -> int:
         return self.process.user_ns
+
+    @property
+    def user_chain(self) -> tuple[tuple[int, int], ...]:
+        return (self.process.user_ns, self.process.ns_owner), *self.process.outer_users
 
     @property
     def pid_ns(self) -> int:
@@ -223,8 +231,9 @@ class FakeCaller(Caller):
         if kinds & c.ATTACH_CGROUP:
             metadata.cgroup = b"/"
         if kinds & c.ATTACH_CAPS:
-            metadata.caps = bytes(36)
+            metadata.caps = process.caps
             metadata.user_ns = process.user_ns
+            metadata.caps_euid = process.current_ids().euid
         if kinds & c.ATTACH_SECLABEL and process.seclabel is not None:
             metadata.valid |= kinds & c.ATTACH_SECLABEL
             metadata.seclabel = process.seclabel
@@ -257,8 +266,23 @@ class FakeCaller(Caller):
         file.open_count += 1
         return file
 
-    def view(self) -> FakeCaller:
-        return FakeCaller(self.process)
+    def view(self, users: Reader | None = None) -> FakeCaller:
+        if users is None:
+            return FakeCaller(self.process)
+        assert isinstance(users, FakeCaller)
+        process = users.process
+        return FakeCaller(
+            replace(
+                self.process,
+                user_ns=process.user_ns,
+                uid_map=process.uid_map,
+                outer_users=process.outer_users,
+                ns_owner=process.ns_owner,
+            )
+        )
+
+    def view_users(self) -> FakeCaller:
+        return FakeCaller(replace(self.process))
 
     def defer(self) -> FakeCaller:
         return FakeCaller(self.process)

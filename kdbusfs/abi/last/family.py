@@ -65,11 +65,11 @@ def _rules() -> Rules:
     rules.hears_itself = True  # L-64
     rules.hello_items_first = True  # L-34
     rules.ids_everywhere = True  # L-122
-    rules.keeps_namespaces = True  # L-46, L-101
     rules.lists_entries = True  # L-99
     rules.lost_with_message = True  # L-94
     rules.name_check_late = True  # L-108
     rules.one_slice = True  # L-83
+    rules.opener_counts = True  # L-36, L-37, L-46, L-101
     rules.poll_tells_lost = True  # L-9
     rules.queues_replaced_first = True  # L-111
     rules.refuses_late = True  # L-68

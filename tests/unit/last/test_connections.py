@@ -9,6 +9,7 @@ import pytest
 
 from kdbusfs.abi.last import constants as c
 from kdbusfs.abi.last.items import make_item
+from kdbusfs.base.identity import NO_ID
 from tests.support.core_client import POOL_SIZE
 from tests.support.fake_host import FakeProcess
 from tests.support.last_client import LastClient, LastWorld, bus_items, name_item, u64_item
@@ -108,7 +109,62 @@ def test_l_11_a_hello_that_cannot_be_answered_has_not_happened(world: LastWorld)
     assert not world.domain.buses["1000-test"].connections
 
 
-def test_l_36_46_101_everything_is_seen_as_its_hello_saw_it(world: LastWorld) -> None:
+def hello_by(world: LastWorld, opener: FakeProcess, other: FakeProcess, **hello: int | bytes) -> LastClient:
+    """A connection of whose file one process was the opener, and another one said HELLO on it."""
+    client = world.open_last(opener)
+    client.process = other
+    assert client.hello(**hello) == 0  # type: ignore[arg-type]
+    return client
+
+
+def test_l_36_who_opened_the_file_stands_for_the_connection(world: LastWorld) -> None:
+    """L-125: the same user may talk to it: that of open(); and passive checks look at its ids."""
+    client = hello_by(world, FakeProcess(uid=2000, gid=2000, aux=(7,)), FakeProcess(uid=3000, gid=3000, aux=(8,)))
+    assert client.connection.credentials.ids() == FakeProcess(uid=2000, gid=2000).current_ids()
+    assert client.connection.credentials.groups() == ()
+    assert world.last(FakeProcess(uid=2000)).send(dst=client.id) == 0
+    assert world.last(FakeProcess(uid=3000)).send(dst=client.id) == -EPERM
+    # What it does itself it does as who it is now.
+    assert client.send(dst=world.last(FakeProcess(uid=3000)).id) == 0
+    assert client.conn_info(id=client.id, flags=c.ATTACH_CREDS) == 0
+    ((_, payload),) = client.info()[2]
+    assert unpack_from("<Q", payload)[0] == 3000
+    same = FakeProcess(uid=2000, aux=(7,))
+    assert hello_by(world, same, same).connection.credentials.groups() == (7,)
+    # v3 looks at HELLO.
+    old = world.open(FakeProcess(uid=2000))
+    old.process = FakeProcess(uid=3000)
+    assert old.hello() == 0
+    assert old.connection.credentials.ids().uid == 3000
+
+
+def test_l_37_who_is_accounted_for_a_connection(world: LastWorld) -> None:
+    faked = creds(4000, *[5] * 7)
+    acting = FakeProcess(uid=1000, ipc_owner=True)
+    client = hello_by(world, FakeProcess(uid=2000), FakeProcess(uid=3000))
+    assert client.connection.user.uid == 2000
+    assert world.last(acting, items=faked).connection.user.uid == 4000
+    assert world.last(items=faked).connection.user.uid == 1000  # an owner of the bus alone
+    assert world.last(acting, items=creds(NO_ID, *[5] * 7)).connection.user.uid == 1000
+    assert world.last(acting, items=make_item(c.ITEM_SECLABEL, b"label\0")).connection.user.uid == 1000
+    owner = world.open_last()
+    assert owner.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD) == 0
+    assert world.last(acting, endpoint="1000-e").connection.user is world.domain.buses["1000-test"].endpoints["1000-e"].user
+
+
+def test_l_101_the_user_namespace_is_that_of_who_opened_the_file(world: LastWorld) -> None:
+    inside = FakeProcess(uid=1000, uid_map={0: 1000, 5: 2000}, user_ns=2, pid_ns=7)
+    outside = FakeProcess(uid=1000)
+    sender = world.last(FakeProcess(uid=2000, ipc_owner=True))
+    for opener, other, seen in ((inside, outside, (5, 100)), (outside, inside, (2000, 0))):
+        client = hello_by(world, opener, other, recv=c.ATTACH_CREDS | c.ATTACH_PIDS)
+        assert sender.send(dst=client.id) == 0
+        (message,) = client.drain()
+        uid, pid = (unpack_from("<Q", message.item(kind))[0] for kind in (c.ITEM_CREDS, c.ITEM_PIDS))
+        assert (uid, pid) == seen
+
+
+def test_l_46_101_everything_is_seen_as_its_hello_saw_it(world: LastWorld) -> None:
     """Whoever reads has the namespaces of the task that said HELLO."""
     inside = FakeProcess(uid=1000, uid_map={0: 1000, 5: 2000}, user_ns=2, pid_ns=7)
     client = world.last(inside, recv=c.ATTACH_CREDS | c.ATTACH_PIDS)

@@ -9,6 +9,7 @@ from kdbusfs.abi.last import constants as c
 from kdbusfs.abi.last.items import make_item
 from kdbusfs.abi.v3 import constants as v3
 from kdbusfs.base.call import PENDING
+from kdbusfs.base.identity import NO_ID
 from tests.support import core_scenes
 from tests.support.core_client import POOL_SIZE, Client
 from tests.support.fake_host import FakeFile, FakeProcess
@@ -375,6 +376,40 @@ def test_l_105_capabilities_and_programs_across_namespaces(world: LastWorld) -> 
         (message,) = receiver.drain()
         assert message.kinds() == kinds
         assert message.item(c.ITEM_CAPS)[4:] == bytes(32)
+
+
+def test_l_105_what_capabilities_mean_in_the_namespace_of_the_receiver(world: LastWorld) -> None:
+    """They are what they are below the sender's own, all for who made one on the way, and none anywhere else."""
+    own = pack("<I8I", 40, 1, 0, 2, 0, 4, 0, 8, 0)
+    every = pack("<I8I", 40, 0, 0, *[0xFFFFFFFF, 0x1FF] * 3)
+    none = pack("<I8I", 40, *[0] * 8)
+
+    def process(uid: int, user_ns: int, *outer: tuple[int, int], made_by: int = NO_ID) -> FakeProcess:
+        return FakeProcess(
+            uid=uid, ipc_owner=True, caps=own, user_ns=user_ns, outer_users=outer, ns_owner=made_by
+        )
+
+    domain = (1, NO_ID)
+    senders = {
+        "domain": process(1000, 1),
+        "maker": process(2000, 1),
+        "inside": process(1000, 2, domain, made_by=2000),
+        "beside": process(1000, 3, domain, made_by=1000),
+    }
+    receivers = {
+        "domain": (process(1000, 1), {"domain": own, "maker": own, "inside": none, "beside": none}),
+        "inside": (process(1000, 2, domain, made_by=2000), {"domain": own, "maker": every, "inside": own, "beside": none}),
+        "deeper": (
+            process(1000, 4, (2, 2000), domain, made_by=1000),
+            {"domain": own, "maker": every, "inside": every, "beside": none},
+        ),
+    }
+    for receiving, expected in receivers.values():
+        receiver = world.last(receiving, recv=c.ATTACH_CAPS)
+        for name, sending in senders.items():
+            assert world.last(sending).send(dst=receiver.id) == 0
+            (message,) = receiver.drain()
+            assert message.item(c.ITEM_CAPS) == expected[name], name
 
 
 # Both families on one bus

@@ -169,6 +169,7 @@ def test_l_60_descriptors(pair: Pair) -> None:
     for file, expected in (
         (FakeFile(is_path=True), 0),
         (FakeFile(is_bus_file=True), -EOPNOTSUPP),
+        (FakeFile(is_control=True), -EOPNOTSUPP),
         (FakeFile(is_unix_socket=True), -EOPNOTSUPP),
     ):
         assert sender.send(dst=receiver.id, items=pass_files(sender.process, file)) == expected
