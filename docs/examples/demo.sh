@@ -39,14 +39,18 @@ scratch=$(mktemp -d) || exit 1
 trap 'stop; rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM
 
-step() {
+try() {
 	echo
 	echo "== $1"
 	shift
-	if ! timeout -k 5 20 "$bin/kdbus-client" "$endpoint" "$@"; then
+	if ! timeout -k 5 20 "$@"; then
 		echo "demo: that went wrong" >&2
 		status=1
 	fi
+}
+
+step() {
+	try "$1" "$bin/kdbus-client" "$endpoint" "${@:2}"
 }
 
 make -s -C "$here" || exit 1
@@ -77,6 +81,8 @@ step "A broadcast with a bloom filter, matched on the way: one subject is subscr
 	signal weather sports
 step "A memfd: the payload stays where it is" memfd "carried in a sealed memfd"
 step "A descriptor: the service answers through the client's pipe" pipe "written straight into your pipe"
+try "The ABI of August 2015, which systemd 220 to 234 speak: the same service on the same bus" \
+	"$bin/kdbus-last" "$mountpoint" "$endpoint" "another abi"
 
 echo
 echo "== The service ends, and the bus with it"

@@ -37,8 +37,9 @@ class Rules:
     one_slice: a message is laid out, with its metadata, when it is sent, in one slice, and charged to its sender's
     share of the pool (`core/whole_delivery.py`); basic_metadata: kinds that a sender cannot withhold, and others as
     far as the receiver's /proc shows them; foreign_caps: capabilities of another user namespace are shown as far as
-    they mean something to the receiver's, instead of not at all; lost_with_message: what was lost is told of together with the next message; empty_at_end:
-    "nothing" is where the pool ends, and may be freed; ids_everywhere: ID_ADD and ID_REMOVE also on custom endpoints.
+    they count in the receiver's, instead of not at all; lost_with_message: what was lost is told of together with the
+    next message; empty_at_end: "nothing" is where the pool ends, and may be freed; ids_everywhere: ID_ADD and
+    ID_REMOVE also on custom endpoints.
 
     Names:
     acquires_again: an owner or waiter may ask again, with other flags; name_check_late: the number of names is judged

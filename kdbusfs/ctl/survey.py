@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kdbusfs.abi.v3 import constants as c
@@ -25,11 +26,12 @@ State = Literal["owned", "activatable", "queued", "unique"]
 
 @dataclass(slots=True)
 class Peer:
-    """A connection.  info: None if a policy hides it."""
+    """A connection.  info: None if a policy hides it; family: the ABI that it speaks, None if that is not known."""
 
     id: int
     flags: int
     info: Info | None = None
+    family: str | None = None
     _command: tuple[str | None, str | None, str | None] | None = field(default=None, repr=False)
 
     @property
@@ -93,11 +95,17 @@ class Entry:
         return kinds[0] if kinds else "-"
 
 
-def survey(connection: Connection, states: Iterable[State], *, details: bool = True) -> list[Entry]:
+def survey(
+    connection: Connection,
+    states: Iterable[State],
+    *,
+    details: bool = True,
+    families: Mapping[int, str] = MappingProxyType({}),
+) -> list[Entry]:
     """The names and connections of a bus in any of `states`, without `connection` itself.
 
     Sorted names first, then connections by id.  details: query each connection; one that ends meanwhile is omitted, a
-    hidden one stays without details.  Raises OSError.
+    hidden one stays without details.  families: what each speaks, by id.  Raises OSError.
     """
     wanted = set(states)
     peers: dict[int, Peer] = {}
@@ -105,7 +113,7 @@ def survey(connection: Connection, states: Iterable[State], *, details: bool = T
 
     def add(record: NameInfo, state: State) -> None:
         if record.id != connection.id:
-            peer = peers.setdefault(record.id, Peer(record.id, record.conn_flags))
+            peer = peers.setdefault(record.id, Peer(record.id, record.conn_flags, family=families.get(record.id)))
             entries.append(Entry(record.name, state, record.flags if record.name is not None else 0, peer))
 
     named: set[int] = set()
@@ -172,4 +180,5 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "command": line,
         "command_source": source,
         "description": peer.description,
+        "family": peer.family,
     }

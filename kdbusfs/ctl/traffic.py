@@ -8,9 +8,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .failure import EXIT_DENIED, EXIT_NO_MOUNT, Failure, exit_code_of, explain
+
+if TYPE_CHECKING:
+    from .locations import BusLocation
 
 FILE: Final = ".kdbusfs/connections"
 COUNTERS: Final = ("sent", "received", "sent_bytes", "received_bytes")
@@ -84,6 +87,17 @@ def read(domain: str, file: str = FILE, what: str = "connections") -> list[dict[
     except OSError as error:
         raise _refused(domain, file, what, error) from error
     return [json.loads(line) for line in b"".join(pieces).splitlines()]
+
+
+def families(location: BusLocation) -> dict[int, str]:
+    """The ABI that each connection of a bus speaks, by id; nothing for who may not see that, as all but root."""
+    if location.directory is None:
+        return {}
+    try:
+        found = read(os.path.dirname(location.directory))
+    except Failure:
+        return {}
+    return {stats["id"]: stats["family"] for stats in found if stats["bus"] == location.name}
 
 
 def _refused(domain: str, file: str, what: str, error: OSError) -> Failure:

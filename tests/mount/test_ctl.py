@@ -73,8 +73,9 @@ def test_list_shows_names_activators_waiters_and_connections_without_a_name(bus:
         assert first["command"].startswith(sys.executable) or "pytest" in first["command"]
         assert entries[3]["flags"] == ["accept-fd", "monitor"]
         lines = ctl(bus, "list")
-        assert lines[0].split() == ["NAME", "ID", "STATE", "PID", "USER", "DESCRIPTION", "COMMAND"]
-        assert lines[1].split()[:6] == ["org.example.A", str(owner.id), "owned", str(os.getpid()), "root", "the-owner"]
+        assert lines[0].split() == ["NAME", "ID", "STATE", "PID", "USER", "ABI", "DESCRIPTION", "COMMAND"]
+        first = ["org.example.A", str(owner.id), "owned", str(os.getpid()), "root", "v3", "the-owner"]
+        assert lines[1].split()[:7] == first
         assert len(lines) == 6
         assert "monitor" in lines[4]
         assert [line.split()[0] for line in ctl(bus, "list", "--activatable")[1:]] == ["org.example.Lazy"]
@@ -221,6 +222,38 @@ def test_status_of_the_bus_and_its_creator(bus: BusOwner) -> None:
 def test_status_of_an_unknown_name(bus: BusOwner) -> None:
     refused(3, "nobody owns", "status", "org.example.Nobody", KDBUS_BUS=bus.path)
     refused(3, "no such connection", "status", "4711", KDBUS_BUS=bus.path)
+
+
+# Both ABIs
+
+
+@pytest.mark.parametrize("family", ["v3", "last"])
+def test_the_abi_of_each_connection_is_shown_to_root(domain_mount: DomainMount, family: str) -> None:
+    """On buses made by either."""
+    with (
+        make_bus(domain_mount.path, "either", family=family, access=c.MAKE_ACCESS_WORLD) as bus,
+        Connection(bus.path, family="v3") as old,
+        Connection(bus.path, family="last", description="newer") as new,
+    ):
+        new.acquire("org.example.New", flags=c.NAME_ALLOW_REPLACEMENT)
+        old.acquire("org.example.New", flags=c.NAME_QUEUE)
+        entries = kdbusctl("list", "--json", KDBUS_BUS=bus.path).json
+        assert [(entry["id"], entry["state"], entry["family"]) for entry in entries] == [
+            (new.id, "owned", "last"),
+            (old.id, "queued", "v3"),
+        ]
+        assert [line.split()[5] for line in ctl(bus, "list")] == ["ABI", "last", "v3"]
+        (found,) = kdbusctl("--mount", str(domain_mount.path), "tree", "--json").json
+        peers = {peer["id"]: peer["family"] for peer in found["buses"][0]["connections"]}
+        assert peers == {old.id: "v3", new.id: "last"}
+        assert [line.split()[1:4] for line in ctl(bus, "tree") if "[last ABI]" in line] == [
+            [f"#{new.id}", "org.example.New", "[last"]
+        ]
+        assert kdbusctl("status", "org.example.New", "--json", KDBUS_BUS=bus.path).json["family"] == "last"
+        assert ["ABI:", "v3"] in [line.split() for line in ctl(bus, "status", str(old.id))]
+        assert kdbusctl("status", "--json", KDBUS_BUS=bus.path).json["name"] == bus.name
+        ended = as_user(NOBODY, "list", "--json", KDBUS_BUS=bus.path)
+        assert [(entry["id"], entry["family"]) for entry in ended.json] == [(new.id, None), (old.id, None)]
 
 
 # tree

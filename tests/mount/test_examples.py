@@ -29,7 +29,7 @@ def examples(tmp_path: Path) -> Path:
     """A copy of the examples, with the header at the same relative path."""
     shutil.copytree(ROOT / "docs/examples", tmp_path / "docs/examples", ignore=shutil.ignore_patterns("bin"))
     (tmp_path / "kdbusfs/include").mkdir(parents=True)
-    for header in ("kdbus.h", "bus1.h"):
+    for header in ("kdbus.h", "kdbus-last.h", "bus1.h"):
         shutil.copy(ROOT / "kdbusfs/include" / header, tmp_path / "kdbusfs/include")
     return tmp_path / "docs/examples"
 
@@ -50,8 +50,9 @@ def run(command: list[str], typed: str = "", **arguments: object) -> str:
 
 @_needs_compiler
 def test_the_demo_shows_everything(domain_mount: DomainMount, examples: Path, footprint: Footprint) -> None:
-    """Call and reply, a broadcast, a memfd and a descriptor, in C"""
+    """Call and reply, a broadcast, a memfd and a descriptor, in C; the last ABI beside v3"""
     output = run([str(examples / "demo.sh"), str(domain_mount.path)])
+    assert '"ANOTHER ABI"' in output
     assert output.rstrip().endswith("All of it was seen.")
     assert "warning" not in output
     footprint.settles()

@@ -8,8 +8,9 @@ from ..context import Context, pass_context
 from ..failure import failing
 from ..options import Command
 from ..survey import State, entry_json, survey
+from ..traffic import families
 
-_COLUMNS = ("NAME", "ID", "STATE", "PID", "USER", "DESCRIPTION", "COMMAND")
+_COLUMNS = ("NAME", "ID", "STATE", "PID", "USER", "ABI", "DESCRIPTION", "COMMAND")
 
 
 @click.command("list", cls=Command, short_help="List the names and connections of a bus.")
@@ -29,13 +30,15 @@ def command(context: Context, acquired: bool, activatable: bool, queued: bool, u
     STATE is owned, activatable or queued for a name; for a connection without a name it is its kind: monitor
     or policy-holder.
 
+    ABI is what the connection speaks: v3, or last for that of August 2015. Only root can see it.
+
     COMMAND is the command line that the bus reports. By default it does not (attach_flags_mask); then it is
     read from /proc/PID, unless that process belongs to another user. It can be wrong: a process may pass its
     connection to another one, or end and have its PID reused.
 
     With --json, prints an array of objects: name, state, name_flags, id, visible (whether the bus shows its
-    metadata), flags, pid, uid, user, comm, command, command_source ("bus" or "proc"), description; null for
-    unknown values.
+    metadata), flags, pid, uid, user, comm, command, command_source ("bus" or "proc"), description, family (the
+    ABI); null for unknown values.
     """
     choices: tuple[tuple[bool, State], ...] = (
         (acquired, "owned"),
@@ -45,8 +48,9 @@ def command(context: Context, acquired: bool, activatable: bool, queued: bool, u
     )
     chosen = [state for wanted, state in choices if wanted] or [state for _, state in choices]
     output = context.output
-    with context.connect() as connection, failing("list the bus"), output.progress("asking the bus"):
-        entries = survey(connection, chosen)
+    location = context.location()
+    with context.connect(location) as connection, failing("list the bus"), output.progress("asking the bus"):
+        entries = survey(connection, chosen, families=families(location))
     if output.json:
         output.document([entry_json(entry) for entry in entries])
         return
@@ -57,6 +61,7 @@ def command(context: Context, acquired: bool, activatable: bool, queued: bool, u
             entry.state_text,
             str(entry.peer.pid or "-"),
             entry.peer.user or "-",
+            entry.peer.family or "-",
             entry.peer.description or "-",
             entry.peer.command_text,
         )

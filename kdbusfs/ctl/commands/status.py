@@ -14,9 +14,12 @@ from ..arguments import END
 from ..context import Context, pass_context
 from ..failure import EXIT_USAGE, Failure, failing
 from ..options import Command
+from ..traffic import families
 
 if TYPE_CHECKING:
     from kdbusfs.client import Connection, Info
+
+    from ..locations import BusLocation
 
 # A timestamp belongs to messages; the rest of a bus' creator is that of the process.
 _OF_CONNECTION = c.ATTACH_ALL & ~c.ATTACH_TIMESTAMP
@@ -37,20 +40,22 @@ def command(context: Context, who: int | str | None, creator: bool) -> None:
     the last line names them. By default the mask removes the names of threads and processes, exe, cmdline, cgroup,
     caps and audit.
 
-    With --json, prints an object: for a connection id, flags, metadata, withheld; for a bus id, name, id128, flags,
+    With --json, prints an object: for a connection id, flags, family (the ABI that it speaks, which only root can see:
+    v3, last, null), metadata, withheld; for a bus id, name, id128, flags,
     requires, bloom, metadata, withheld. metadata has timestamp, creds, pids, auxgroups, names, tid_comm, pid_comm, exe,
     cmdline, cgroup, caps, seclabel, audit, description, as far as they were passed on.
     """
     if who is not None and creator:
         raise Failure("--creator takes no NAME or ID", EXIT_USAGE)
-    with context.connect() as connection:
+    location = context.location()
+    with context.connect(location) as connection:
         if who is None:
             _show_bus(context, connection)
         else:
-            _show_connection(context, connection, who)
+            _show_connection(context, connection, who, location)
 
 
-def _show_connection(context: Context, connection: Connection, who: int | str) -> None:
+def _show_connection(context: Context, connection: Connection, who: int | str, location: BusLocation) -> None:
     hints = {
         errno.ESRCH: "nobody owns that name; 'kdbusctl list' shows the names",
         errno.ENXIO: "no such connection, or it is hidden; 'kdbusctl list' shows the connections",
@@ -58,12 +63,15 @@ def _show_connection(context: Context, connection: Connection, who: int | str) -
     with failing(f"show '{who}'", hints):
         info = connection.conn_info(who, _OF_CONNECTION)
     flags = describe.flag_names(info.flags, describe.HELLO_FLAGS)
+    family = families(location).get(info.id)
     lines = [("Connection", str(info.id)), ("Flags", " ".join(flags) or "none")]
+    if family is not None:
+        lines.append(("ABI", family))
     metadata = info.metadata
     if metadata.description is not None:
         lines.append(("Description", metadata.description))
     lines += [("Name", _owned(name.name, name.flags)) for name in metadata.owned_names]
-    _print(context, {"id": info.id, "flags": flags}, lines, info, _OF_CONNECTION)
+    _print(context, {"id": info.id, "flags": flags, "family": family}, lines, info, _OF_CONNECTION)
 
 
 def _owned(name: str, flags: int) -> str:

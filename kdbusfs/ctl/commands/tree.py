@@ -15,6 +15,7 @@ from ..describe import user_name
 from ..failure import Failure, explain, failing
 from ..options import Command
 from ..survey import Entry, Peer, State, survey
+from ..traffic import families
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -45,7 +46,8 @@ def command(context: Context, depth: str) -> None:
     kdbusctl connects to each bus for that; its own connections are not shown.
 
     With --json, prints an array of domains: mount, error, buses; a bus has name, path, error, endpoints, connections;
-    an endpoint has name, path, user, mode; a connection has id, names, activates, pid, user, command, description.
+    an endpoint has name, path, user, mode; a connection has id, names, activates, pid, user, command, description,
+    family (the ABI: v3, or last, which is also shown; null for all but root).
     error is null, or the reason why nothing is listed. Buses that are bind-mounted without their domain belong to a
     domain whose mount is null.
     """
@@ -156,7 +158,7 @@ def _endpoint(path: str) -> _Node:
 def _entries(location: locations.BusLocation) -> list[Entry]:
     """The names and connections of a bus.  Raises Failure if it cannot be entered."""
     with Context().connect(location) as connection, failing("list the bus"):
-        return survey(connection, _STATES)
+        return survey(connection, _STATES, families=families(location))
 
 
 def _by_peer(entries: list[Entry]) -> list[tuple[Peer, list[Entry]]]:
@@ -177,11 +179,14 @@ def _connection(peer: Peer, entries: list[Entry]) -> _Node:
         "user": peer.user,
         "command": peer.command()[1] or peer.command()[0],
         "description": peer.description,
+        "family": peer.family,
     }
     words = [f"#{peer.id}", *names, *(f"activates {name}" for name in activates)]
     kind = entries[0].state_text
     if kind in ("monitor", "policy-holder"):
         words.append(f"[{kind}]")
+    if peer.family == "last":
+        words.append("[last ABI]")
     if peer.info is None:
         words.append("(hidden)")
     words += [word for word in (peer.description, peer.user, peer.pid and str(peer.pid)) if word]

@@ -149,7 +149,8 @@ def test_l_37_who_is_accounted_for_a_connection(world: LastWorld) -> None:
     assert world.last(acting, items=make_item(c.ITEM_SECLABEL, b"label\0")).connection.user.uid == 1000
     owner = world.open_last()
     assert owner.make_endpoint(b"1000-e", c.MAKE_ACCESS_WORLD) == 0
-    assert world.last(acting, endpoint="1000-e").connection.user is world.domain.buses["1000-test"].endpoints["1000-e"].user
+    custom = world.domain.buses["1000-test"].endpoints["1000-e"]
+    assert world.last(acting, endpoint="1000-e").connection.user is custom.user
 
 
 def test_l_101_the_user_namespace_is_that_of_who_opened_the_file(world: LastWorld) -> None:

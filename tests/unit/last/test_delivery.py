@@ -398,7 +398,10 @@ def test_l_105_what_capabilities_mean_in_the_namespace_of_the_receiver(world: La
     }
     receivers = {
         "domain": (process(1000, 1), {"domain": own, "maker": own, "inside": none, "beside": none}),
-        "inside": (process(1000, 2, domain, made_by=2000), {"domain": own, "maker": every, "inside": own, "beside": none}),
+        "inside": (
+            process(1000, 2, domain, made_by=2000),
+            {"domain": own, "maker": every, "inside": own, "beside": none},
+        ),
         "deeper": (
             process(1000, 4, (2, 2000), domain, made_by=1000),
             {"domain": own, "maker": every, "inside": every, "beside": none},
