@@ -116,7 +116,7 @@ def ioctl(fd: int, kind: int, struct: bytes) -> tuple[int, bytes]:
 
 
 def test_bus_make(domain_mount: DomainMount) -> None:
-    """bus-make: L-3, L-24, L-25, L-47"""
+    """bus-make: L-3, L-24, L-25, L-30, L-47"""
     path = str(domain_mount.path / "control")
     first, second = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
     try:
@@ -144,6 +144,11 @@ def test_bus_make(domain_mount: DomainMount) -> None:
             assert make(first, *wrong) == errno.EINVAL
         assert make(first, "bloom", "shown", "name", flags=1 << 30) == errno.EINVAL
         assert make(first, "bloom", "shown", "name") == 0
+        made = domain_mount.path / name[:-1].decode()
+        found = {entry: entry.stat() for entry in (made, made / "bus")}
+        assert [oct(status.st_mode) for status in found.values()] == ["0o40500", "0o100600"]
+        assert {status.st_uid for status in found.values()} == {os.geteuid()}
+        assert [entry.name for entry in made.iterdir()] == ["bus"]
         assert make(second, "bloom", "name") == errno.EEXIST
         assert make(first, "bloom", "name") == errno.EBADFD
         with join(f"{domain_mount.path}/{os.geteuid()}-made/bus") as asker:
