@@ -34,14 +34,14 @@ class _Use:
 class ShareQuota:
     """Each user may have a third of what the others leave of half of the pool, 256 messages and 16 descriptors.
 
-    Only queued messages count, and replies to blocked calls that were not taken yet.
+    Only queued messages count, and replies to blocked calls that were not taken yet.  size: bytes of all of them.
     """
 
-    __slots__ = ("_by_user", "_size")
+    __slots__ = ("_by_user", "size")
 
     def __init__(self) -> None:
         self._by_user: dict[User, _Use] = {}
-        self._size = 0
+        self.size = 0
 
     def take(self, pool_size: int, entry: QueueEntry) -> None:
         """Account `entry` to who sent it.  Raises CommandError: ENOBUFS (bytes, messages), EMFILE (descriptors)."""
@@ -50,8 +50,8 @@ class ShareQuota:
         size = (entry.head_size + message.payload_size + 7) & ~7
         use = self._by_user.get(user)
         mine = use.size if use is not None else 0
-        limit = (pool_size // 2 - self._size + mine) // 3
-        if pool_size // 2 < self._size or limit - mine < size or mine + size > _MAX_BYTES:
+        limit = (pool_size // 2 - self.size + mine) // 3
+        if pool_size // 2 < self.size or limit - mine < size or mine + size > _MAX_BYTES:
             raise CommandError(ENOBUFS, "more than a third of what is left of half of the pool")
         if use is None:
             use = _Use()
@@ -63,7 +63,7 @@ class ShareQuota:
         use.messages += 1
         use.files += message.file_count
         self._by_user[user] = use
-        self._size += size
+        self.size += size
         entry.user = user
         entry.charged = size
 
@@ -76,6 +76,6 @@ class ShareQuota:
         use.size -= entry.charged
         use.messages -= 1
         use.files -= entry.message.file_count
-        self._size -= entry.charged
+        self.size -= entry.charged
         if not use.messages:
             del self._by_user[user]

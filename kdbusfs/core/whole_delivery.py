@@ -36,6 +36,11 @@ class WholeDelivery(Delivery):
     def __init__(self) -> None:
         self._quota = ShareQuota()
 
+    @property
+    def accounted(self) -> int:
+        """Bytes of all that counts: what is queued, and replies that no SEND has taken up (L-77, L-80)."""
+        return self._quota.size
+
     def has_room(self, receiver: Connection) -> bool:
         """There is no limit for the whole queue (L-70); `make_entry` checks that of the user."""
         return True

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
 from kdbusfs.core.connection import Connection
+from kdbusfs.core.whole_delivery import WholeDelivery
 from tests.support.core_client import Client, World
 from tests.support.core_scenes import (
     cancel_fd,
@@ -28,6 +29,7 @@ from tests.support.core_scenes import (
     signal,
 )
 from tests.support.fake_host import FakeFile, FakeProcess, sealed_memfd
+from tests.support.last_client import NeutralClient
 
 NAMES = (b"a.b", b"a.c")
 UIDS = (1000, 1000, 1000, 2000)
@@ -37,10 +39,14 @@ ROLES = (0, 0, 0, 0, 0, 0, 0, 0, c.HELLO_ACTIVATOR, c.HELLO_POLICY_HOLDER, c.HEL
 
 
 class Play:
-    """Clients with random commands.  A file with a running command is not closed: the kernel holds it."""
+    """Clients with random commands.  A file with a running command is not closed: the kernel holds it.
 
-    def __init__(self, chance: Random) -> None:
+    old: how probable it is that a client speaks v3; otherwise it speaks the last ABI.
+    """
+
+    def __init__(self, chance: Random, old: float = 1.0) -> None:
         self.chance = chance
+        self.old = old
         self.world = World()
         self.clients: list[Client] = []
         self.endpoints: list[Client] = []
@@ -90,7 +96,7 @@ class Play:
         role = self.chance.choice(ROLES)
         self.made += 1
         process = FakeProcess(uid=self.chance.choice(UIDS), pid=1000 + self.made)
-        client = self.world.open(process, endpoint=self.chance.choice(places))
+        client = self.open(process, self.chance.choice(places))
         items = b""
         if role & (c.HELLO_ACTIVATOR | c.HELLO_POLICY_HOLDER):
             items = self.group(self.name())
@@ -99,11 +105,17 @@ class Play:
         flags = role | self.chance.choice((0, c.HELLO_ACCEPT_FD))
         size, recv = self.chance.choice((4096, 1 << 16)), self.chance.choice((0, c.ATTACH_ALL))
         result = client.hello(flags=flags, items=items, pool_size=size, recv=recv, free=False)
+        process.meanwhile = None
         if result:
             client.close()
             return None
         self.clients.append(client)
         return client
+
+    def open(self, process: FakeProcess, endpoint: str) -> Client:
+        """A file whose program speaks either ABI."""
+        client = self.world.open(process, endpoint=endpoint)
+        return client if self.chance.random() < self.old else NeutralClient(self.world, process, client.endpoint)
 
     def places(self) -> list[str]:
         """The endpoints that can be opened."""
@@ -212,11 +224,13 @@ class Play:
             if sum(self.busy.values()) < NESTED:
                 owner.process.meanwhile = self.others
             owner.update_endpoint(self.group(self.name()))
+            owner.process.meanwhile = None
             self.endpoints.append(owner)
         elif self.places():
             self.made += 1
-            owner = self.world.open(FakeProcess(uid=1000), endpoint=self.places()[0])
-            if owner.make_endpoint(b"1000-e%d" % self.made, items=self.group(self.name())) == 0:
+            owner = self.open(FakeProcess(uid=1000), self.places()[0])
+            policy = b"" if isinstance(owner, NeutralClient) else self.group(self.name())  # L-28
+            if owner.make_endpoint(b"1000-e%d" % self.made, items=policy) == 0:
                 self.endpoints.append(owner)
             else:
                 owner.close()
@@ -295,12 +309,18 @@ def _check_connection(connection: Connection) -> None:
         assert tracker.has_outcome or tracker in tracker.replying.requests.owed
     if connection.is_activator and not connection.names:
         assert not entries  # the owner of the name has them
+    delivery = connection.delivery
+    if isinstance(delivery, WholeDelivery):
+        accounted = list(entries)
+        replies = [tracker.reply for tracker in connection.requests.trackers if tracker.reply is not None]
+        assert all(entry.user is not None and entry.payload is not None for entry in accounted)
+        assert delivery.accounted == sum(entry.charged for entry in accounted + replies)
 
 
 @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32))
-def test_nothing_is_left_of_any_play(seed: int) -> None:
-    play = Play(Random(seed))
+@given(st.integers(0, 2**32), st.sampled_from((0.0, 0.5, 0.5, 1.0)))
+def test_nothing_is_left_of_any_play(seed: int, old: float) -> None:
+    play = Play(Random(seed), old)
     for _ in range(STEPS):
         play.step()
         play.check()

@@ -6,6 +6,8 @@ from struct import pack, unpack_from
 
 from kdbusfs.abi.last import constants as c
 from kdbusfs.abi.last.items import RawItem, make_item
+from kdbusfs.base.call import Call
+from kdbusfs.client.dialect import LAST
 from kdbusfs.core.handle import EndpointHandle
 
 from .core_client import POOL_SIZE, Client, Received, World, walk_items
@@ -203,6 +205,21 @@ class LastClient(Client):
 
     def cookies(self) -> list[int]:
         return [message.cookie for message in self.drain()]
+
+
+class NeutralClient(LastClient):
+    """The same, for who does not care what a client speaks: it takes items as v3 numbers them."""
+
+    def call(self, number: int, fixed: bytes, items: bytes = b"", *, size: int | None = None) -> Call:
+        if number in (c.CMD_HELLO, c.CMD_UPDATE, c.CMD_ENDPOINT_UPDATE, c.CMD_MATCH_ADD, c.CMD_SEND):
+            items = LAST.to_wire(items)
+        return super().call(number, fixed, items, size=size)
+
+    def send_raw(self, body: bytes, *, send_flags: int = 0, send_items: bytes = b"") -> int:
+        return super().send_raw(body[:64] + LAST.to_wire(body[64:]), send_flags=send_flags, send_items=send_items)
+
+    def vec(self, data: bytes) -> bytes:
+        return Client.vec(self, data)
 
 
 class LastWorld(World):
