@@ -117,8 +117,8 @@ def shell(request: pytest.FixtureRequest, programs: Path) -> Iterator[Shell]:
 
 
 def test_the_page_has_what_it_should() -> None:
-    assert [block.manager for block in blocks()] == ["", "", "", "", "nspawn", "lxc", "bwrap", ""]
-    assert [block.output is not None for block in blocks()] == [False, True, True, True, *[False] * 3, True]
+    assert [block.manager for block in blocks()] == ["", "", "", "", "nspawn", "lxc", "bwrap", "init", ""]
+    assert [block.output is not None for block in blocks()] == [False, True, True, True, *[False] * 4, True]
 
 
 def test_all_that_needs_no_manager(shell: Shell) -> None:
@@ -128,6 +128,17 @@ def test_all_that_needs_no_manager(shell: Shell) -> None:
             assert shell.run(block.script) == (block.output or ""), block.script
 
 
+def make_box(shell: Shell, program: Path) -> None:
+    """A root file system with one program in it."""
+    shell.run(
+        f"""
+        mount -t tmpfs -o mode=755 none /var/lib && mkdir -p {BOX} /var/lib/lxc
+        for name in bin dev etc proc run sys tmp usr var run/kdbus; do mkdir -p {BOX}/$name; done
+        touch {BOX}/etc/os-release; cp {program} {BOX}/bin
+        """
+    )
+
+
 @pytest.mark.parametrize("manager", ["nspawn", "lxc", "bwrap"])
 def test_container_managers(shell: Shell, programs: Path, manager: str) -> None:
     """Each manager that is installed: with descriptors, in a container with the manager's seccomp filter."""
@@ -135,16 +146,22 @@ def test_container_managers(shell: Shell, programs: Path, manager: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"no {program}")
     first, (block,) = blocks()[0], [block for block in blocks() if block.manager == manager]
-    shell.run(
-        f"""
-        mount -t tmpfs -o mode=755 none /var/lib && mkdir -p {BOX} /var/lib/lxc
-        for name in bin dev etc proc run sys tmp usr var run/kdbus; do mkdir -p {BOX}/$name; done
-        touch {BOX}/etc/os-release; cp {programs}/kdbus-client {BOX}/bin
-        """
-    )
+    make_box(shell, programs / "kdbus-client")
     shell.run(first.script)
     script = block.script
     if not os.path.exists("/run/systemd/system"):
         script = script.replace("systemd-nspawn", "systemd-nspawn --register=no --keep-unit")
     said = shell.run(script)
     assert f'client:  came through the pipe: "{block.script.rsplit(chr(34), 2)[1].upper()}"\n' in said, said
+
+
+def test_a_container_whose_init_makes_a_bus(shell: Shell, programs: Path) -> None:
+    """With a program in the place of systemd that does with the domain what that does."""
+    program = programs / "last_program"
+    source = ROOT / "tests/support/last_program.c"
+    command = ["cc", "-static", "-O1", "-pthread", "-I", ROOT / "kdbusfs/include", source, "-o", program]
+    assert run(*command).returncode == 0, "the program cannot be linked statically"
+    make_box(shell, program)
+    (block,) = [block for block in blocks() if block.manager == "init"]
+    said = shell.run(block.script.replace("/sbin/init kdbus=1", "/bin/last_program check /sys/fs/kdbus"))
+    assert said == "All of it works.\n"

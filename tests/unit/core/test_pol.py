@@ -499,5 +499,5 @@ def test_ns_5_accounts_go_by_global_real_uid(world: World) -> None:
 def test_ns_6_nothing_but_root_user_and_pid_namespaces_is_asked_for() -> None:
     """NS-6: a reader has no other namespaces."""
     members = {name for name in vars(Reader) if not name.startswith("_")}
-    namespaces = {"user_ns", "pid_ns", "root"}
+    namespaces = {"user_ns", "user_chain", "pid_ns", "root"}
     assert members == namespaces | {"uid_from_global", "gid_from_global", "gids_from_global", "maps_uid"}
