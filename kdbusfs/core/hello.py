@@ -198,7 +198,7 @@ class _Taken:
         pool_size: int,
         rules: Rules,
     ) -> None:
-        """opener: if that stands for the connection, instead of the caller; faked: who the connection pretends to be."""
+        """opener: if that stands for the connection, instead of the caller; faked: what the connection pretends."""
         if opener is None:
             ids, groups, uid = caller.ids(), caller.groups(), caller.user
         else:
