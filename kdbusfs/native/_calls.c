@@ -165,12 +165,12 @@ static PyObject *payload(PyObject *self, PyObject *const *args, Py_ssize_t n)
 
 static PyObject *store(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
-	int (*const call)(void *, int64_t, uint32_t, uint32_t, uint32_t, int64_t, uint64_t, const void *, int64_t,
+	int (*const call)(void *, int64_t, uint32_t, uint32_t, uint32_t, uint64_t, uint64_t, const void *, int64_t,
 			  const void *, int64_t) = functions[STORE];
-	int64_t fh, cmd, uid, tid, unique;
+	int64_t fh, cmd, uid, tid;
 	Py_ssize_t size, fixed_len;
 	char *data, *fixed;
-	uint64_t address;
+	uint64_t unique, address;
 	void *channel;
 	int r;
 
@@ -182,7 +182,7 @@ static PyObject *store(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	cmd = number(args[2]);
 	uid = number(args[3]);
 	tid = number(args[4]);
-	unique = number(args[5]);
+	unique = PyLong_AsUnsignedLongLong(args[5]);
 	address = PyLong_AsUnsignedLongLong(args[6]);
 	if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[7], &data, &size) < 0 ||
 	    PyBytes_AsStringAndSize(args[8], &fixed, &fixed_len) < 0)
@@ -289,9 +289,8 @@ static PyType_Spec words_spec = {
 	}
 
 static PyMethodDef methods[] = {
-	METHOD(bind),   METHOD(step), METHOD(current_request), METHOD(set_events),
-	METHOD(answer), METHOD(copy), METHOD(payload),         METHOD(store),
-	{ NULL, NULL, 0, NULL },
+	METHOD(bind), METHOD(step),    METHOD(current_request), METHOD(set_events),      METHOD(answer),
+	METHOD(copy), METHOD(payload), METHOD(store),           { NULL, NULL, 0, NULL },
 };
 
 static struct PyModuleDef module = {

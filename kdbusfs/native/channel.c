@@ -223,20 +223,20 @@ int kfs_channel_flush(struct kfs_channel *ch, int32_t result)
  *
  * Returns 0, or -EAGAIN, with nothing done, if that memory must not be accessed now, and another thread has to do it.
  */
-int kfs_channel_store(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint32_t uid, uint32_t tid, int64_t unique,
+int kfs_channel_store(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint32_t uid, uint32_t tid, uint64_t unique,
 		      uint64_t address, const void *data, int64_t size, const void *fixed, int64_t fixed_len)
 {
 	struct mount *mount = ch->private_->mount;
 	int r;
 
 	kfs_close_is_over(ch);
-	kfs_reader_request(ch->private_->reader, uid, tid, (uint64_t)unique);
+	kfs_reader_request(ch->private_->reader, uid, tid, unique);
 	if (!kfs_reader_may_access(ch->private_->reader))
 		return -EAGAIN;
 	ch->fh = (uint64_t)fh;
 	ch->uid = uid;
 	ch->tid = tid;
-	ch->unique = (uint64_t)unique;
+	ch->unique = unique;
 	r = kfs_write_client(ch, address, data, (size_t)size);
 	kfs_let_go(ch);
 	ch->pidfd = -1;
@@ -244,7 +244,7 @@ int kfs_channel_store(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint32_t
 		return 0; /* The client was killed meanwhile, and is answered. */
 	if (r == 0)
 		kfs_note_published(mount, (uint64_t)fh, cmd, fixed, (size_t)fixed_len);
-	kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, (uint64_t)unique, r, NULL, 0));
+	kfs_count_lost(ch, kfs_answer_ioctl(mount->fuse_fd, unique, r, NULL, 0));
 	return 0;
 }
 

@@ -128,7 +128,7 @@ int kfs_channel_share(struct kfs_channel *ch, int64_t fh, int32_t is_shared);
 
 int kfs_channel_step(struct kfs_channel *ch, uint64_t deadline_ns, int32_t result);
 int kfs_channel_flush(struct kfs_channel *ch, int32_t result);
-int kfs_channel_store(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint32_t uid, uint32_t tid, int64_t unique,
+int kfs_channel_store(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint32_t uid, uint32_t tid, uint64_t unique,
 		      uint64_t address, const void *data, int64_t size, const void *fixed, int64_t fixed_len);
 int kfs_channel_answer_now(struct kfs_channel *ch, int64_t fh, uint32_t cmd, uint64_t unique, int32_t result,
 			   const void *out, int64_t out_len);

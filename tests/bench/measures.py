@@ -91,8 +91,8 @@ MEASURES = (
     Measure("last commands", ("commands",), 8000, (KDBUSFS,), program="raw-last"),
     *(Measure(f"call {size_name(size)}", _call(size), count, ALL, seconds=8.0) for size, count in VECTORS.items()),
     *(
-        Measure(f"last call {size_name(size)}", _call(size), VECTORS[size], (KDBUSFS,), program="kdbus-last", seconds=8.0)
-        for size in LAST_CALLS
+        Measure(f"last call {size_name(n)}", _call(n), VECTORS[n], (KDBUSFS,), program="kdbus-last", seconds=8.0)
+        for n in LAST_CALLS
     ),
     *(Measure(f"memfd {size_name(size)}", _call(size, "memfd"), count) for size, count in MEMFDS.items()),
     Measure("oneway", ("oneway", str(MESSAGE)), 16000, ALL),

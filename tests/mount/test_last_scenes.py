@@ -34,6 +34,7 @@ from kdbusfs.client import (
     Vec,
     bloom_rule,
     deadline,
+    encode,
     id_added_rule,
     id_removed_rule,
     make_bus,
@@ -48,6 +49,7 @@ from kdbusfs.client import (
 )
 from kdbusfs.client.dialect import LAST
 from tests.support.actors import Actors, Link, errno_of, until
+from tests.support.forked import Fatal, forked
 from tests.support.peer import CLONE_NEWUSER, Peer
 
 if TYPE_CHECKING:
@@ -290,6 +292,19 @@ def test_the_pool_is_for_reading(bus: BusOwner) -> None:
         assert len(raw.map_memory(client.fd, POOL)) == POOL
 
 
+def test_files_that_are_no_connection_have_no_pool(domain_mount: DomainMount, bus: BusOwner) -> None:
+    """L-8: what is mapped of them kills who touches it."""
+    control, fresh = (os.open(path, os.O_RDWR) for path in (domain_mount.path / "control", bus.path))
+    with make_endpoint(bus, "mapped", family="last") as endpoint:
+
+        for fd in (control, fresh, bus.fd, endpoint.fd):
+            with pytest.raises(Fatal) as fatal:
+                forked(lambda fd=fd: raw.map_memory(fd, 4096)[0])  # type: ignore[misc]
+            assert fatal.value.number == signal.SIGBUS
+    os.close(control)
+    os.close(fresh)
+
+
 # Names
 
 
@@ -362,7 +377,7 @@ def test_an_activator(bus: BusOwner, actors: Actors) -> None:
 
 
 def test_message_basics(bus: BusOwner) -> None:
-    """message-basic, message-prio, message-free: L-64, L-66, L-92, L-93"""
+    """message-basic, message-prio, message-free: L-64, L-66, L-71, L-92, L-93"""
     with join(bus) as sender, join(bus) as receiver:
         for each in (sender, receiver):
             each.add_match(1, bloom_rule(each.bloom("topic")))
@@ -388,6 +403,11 @@ def test_message_basics(bus: BusOwner) -> None:
         for offset in at:
             receiver.free(offset)
             assert errno_of(receiver.free, offset) == errno.ENXIO
+        # What the client has there is its own where no reply is waited for.
+        message = raw.Block(encode.message(dst_id=receiver.id, items=b"", payload_type=1, cookie=9))
+        command = LAST.command(k.SEND, msg_address=message.address, reply=7)
+        error, struct = ioctl(sender.fd, k.SEND, command)
+        assert (error, LAST.read(k.SEND, "reply", struct), cookies(receiver)) == (0, 7, [9])
         empty = ioctl(receiver.fd, k.LIST, LAST.command(k.LIST, flags=c.NAME_LIST_QUEUED))[1]
         assert (LAST.read(k.LIST, "offset", empty), LAST.read(k.LIST, "size", empty)) == (POOL, 0)
 
