@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from errno import ESRCH
 from typing import TYPE_CHECKING
 
+from ..base.errors import CommandError
 from ..base.identity import NO_ID
 
 if TYPE_CHECKING:
@@ -12,14 +14,20 @@ if TYPE_CHECKING:
 
 
 class Opener:
-    """ids: its credentials at that time; users: its user namespace."""
+    """ids: its credentials at that time; users: its user namespace, None if the daemon may not see that."""
 
     __slots__ = ("ids", "users")
 
     def __init__(self, caller: Caller) -> None:
         """Raises CommandError(ESRCH)."""
         self.ids: Creds = caller.ids()
-        self.users: Reader = caller.view_users()
+        self.users: Reader | None = None
+        try:
+            self.users = caller.view_users()
+        except CommandError as error:
+            # An open takes less than a HELLO: clients that cannot have a connection may still look at the file.
+            if error.errno == ESRCH:
+                raise
 
     def credentials(self, caller: Caller) -> tuple[Creds, tuple[int, ...]]:
         """The ids and groups that passive checks look at, where `caller` says HELLO.

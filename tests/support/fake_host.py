@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from errno import EBADF, EFAULT, EINVAL, ESRCH
+from errno import EBADF, EFAULT, EINVAL, EPERM, ESRCH
 from struct import pack
 from time import thread_time_ns
 
@@ -88,6 +88,7 @@ class FakeProcess:
     outer_users: tuple[tuple[int, int], ...] = ()  # the user namespaces around it, with the uids that made them
     ns_owner: int = NO_ID  # who made its own
     caps: bytes = bytes(36)
+    is_hidden: bool = False  # the daemon may not see its user namespace
     pid_ns: int = 1
     root: object = "root"
     memory: dict[int, bytearray] = field(default_factory=dict)
@@ -282,6 +283,8 @@ class FakeCaller(Caller):
         )
 
     def view_users(self) -> FakeCaller:
+        if self.process.is_hidden:
+            raise CommandError(EPERM, "user namespace")
         return FakeCaller(replace(self.process))
 
     def defer(self) -> FakeCaller:

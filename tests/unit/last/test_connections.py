@@ -165,6 +165,17 @@ def test_l_101_the_user_namespace_is_that_of_who_opened_the_file(world: LastWorl
         assert (uid, pid) == seen
 
 
+def test_l_101_who_cannot_be_seen_may_open_a_file(world: LastWorld) -> None:
+    """The host says at HELLO whether that is enough for a connection; here it is."""
+    hidden = FakeProcess(uid=1000, user_ns=2, uid_map={5: 1000}, is_hidden=True)
+    old = world.open(hidden)
+    assert old.hello() == 0
+    client = world.last(hidden, recv=c.ATTACH_CREDS)
+    assert old.send(dst=client.id) == 0
+    (message,) = client.drain()
+    assert unpack_from("<Q", message.item(c.ITEM_CREDS))[0] == 5
+
+
 def test_l_46_101_everything_is_seen_as_its_hello_saw_it(world: LastWorld) -> None:
     """Whoever reads has the namespaces of the task that said HELLO."""
     inside = FakeProcess(uid=1000, uid_map={0: 1000, 5: 2000}, user_ns=2, pid_ns=7)
