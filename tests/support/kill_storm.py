@@ -192,7 +192,7 @@ class Storm:
         for number, actor in enumerate(self._others):
             if actor.has_ended() == -signal.SIGBUS:
                 self.without_pool += 1
-                self._others[number] = self._hello(f"{actor.name}.again")
+                self._others[number] = self._hello(f"hello{number}.{self.without_pool}")
 
 
 def main() -> None:
