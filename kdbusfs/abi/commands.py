@@ -1,4 +1,4 @@
-"""The commands of kdbus by their meaning, whatever number an ABI gives them."""
+"""The commands of kdbus by their meaning, independent of the request numbers of an ABI."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MATCH_ADD: Final = 14
 MATCH_REMOVE: Final = 15
 COUNT: Final = 16
 
-# Kinds of files, by which commands are told apart beside their number.
+# Kinds of files.  A command is identified by the kind of file and the request number.
 CONTROL_FILE: Final = 1
 ENDPOINT_FILE: Final = 0
 

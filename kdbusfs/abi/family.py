@@ -78,7 +78,7 @@ class Family:
     # Results, stored in the client's struct.
 
     def done(self, kind: int, call: Call) -> None:
-        """The command succeeded and has nothing else to tell."""
+        """The command succeeded and returns no values."""
         raise NotImplementedError
 
     def hello_done(

@@ -134,7 +134,7 @@ CHECKS: Final[dict[int, Check]] = {
     c.ITEM_REPLY_TIMEOUT: check_exact(0),
     c.ITEM_REPLY_DEAD: check_exact(0),
 }
-"""What a payload has to be like, by kind; CREDS are as wide as the ABI has them."""
+"""The rule for the payload of each kind of item; CREDS have the width of the ABI."""
 
 
 STRINGS: Final = frozenset(

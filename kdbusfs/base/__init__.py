@@ -1,1 +1,1 @@
-"""What every bus that is served by ioctls on files needs: a command on its way, and the ports to the system below."""
+"""Shared by all buses that are served by ioctls on files: the call (a command in progress), and ports to the system."""

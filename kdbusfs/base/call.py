@@ -19,7 +19,7 @@ ERESTARTSYS: Final = 512
 IOC_WRITE: Final = 1 << 30
 """In a request number: the kernel copies the struct in, for FUSE as for any driver."""
 IOC_READ: Final = 1 << 31
-"""In a request number: the struct travels back with the answer."""
+"""In a request number: the kernel copies the struct out with the answer."""
 
 _SIZE_SHIFT: Final = 16
 _SIZE_MASK: Final = 0x3FFF
@@ -82,7 +82,7 @@ class Installation:
             self.done()
 
     def conclude(self, errno: int) -> None:
-        """It has come to its end: 0, or why the client has none of what is all or none.  Idempotent."""
+        """The installation has ended: 0, or the errno if all or none applied and nothing was installed.  Idempotent."""
         self.done()
 
     def done(self) -> None:
@@ -186,7 +186,7 @@ class Call:
             self._write(word, b"".join([_U64.pack(value) for value in values]))
 
     def _write(self, word: int, data: bytes) -> None:
-        """Into the client's memory, where that does not hold it already; of a deferred call into `writes`."""
+        """Write to the client's memory, unless it has the value already; for a deferred call append to `writes`."""
         at = 8 * word
         end = at + len(data)
         fixed = self.fixed
@@ -210,6 +210,6 @@ class Call:
         return copy
 
     def returned(self, size: int) -> bytes:
-        """The struct of `size` bytes that travels back with the answer."""
+        """The struct of `size` bytes that is copied out with the answer."""
         fixed = self.fixed
         return bytes(fixed[:size]) if fixed is not None else self.command[:size].tobytes()

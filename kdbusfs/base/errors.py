@@ -6,7 +6,7 @@ import errno as _errno
 
 
 class CommandError(Exception):
-    """A command failed because of what the client asked for: `errno` is what its ioctl returns.
+    """A command failed because of its client: its ioctl returns `errno`.
 
     `reason` is for tests and traces; the client does not get it.
     """
@@ -36,7 +36,7 @@ class AbandonedError(CommandError):
 
 
 class OnlyNegotiated(CommandError):  # noqa: N818 - a success
-    """The command asked what there is and was told: it succeeds and has no effect (L-14)."""
+    """The command only asked for its valid flags, and has got them: it succeeds without effect (L-14)."""
 
     __slots__ = ()
 

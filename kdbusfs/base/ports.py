@@ -150,11 +150,11 @@ class Caller:
     __slots__ = ()
 
     def reset(self, tid: int, pidfd: int = -1) -> None:
-        """Stand for thread `tid` from now on.  pidfd: of it and not to be closed, or -1."""
+        """Refer to thread `tid` from now on.  pidfd: of that thread, not owned; or -1."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of what it holds; it stands for no thread then."""
+        """Release its resources; it then refers to no thread."""
 
     @property
     def user_ns(self) -> int:
@@ -239,12 +239,12 @@ class Caller:
     def copy_payload(self, memory: Memory, offset: int, vectors: list[tuple[int, int]]) -> None:
         """Read the caller's (address, size) vectors one after the other into `memory` from `offset` on.
 
-        Address 0 stands for that many zero bytes.  One copy; raises CommandError(EFAULT) when any of it is unreadable.
+        Address 0 means that many zero bytes.  One copy; raises CommandError(EFAULT) when any of it is unreadable.
         """
         raise NotImplementedError
 
     def come_by(self, channel: Any) -> None:
-        """Its requests come by this channel of the host's, which knows more of them than their threads."""
+        """Use this channel of the host, which has more information about the requests than their thread id."""
 
     @property
     def is_compat(self) -> bool:
@@ -259,22 +259,22 @@ class Caller:
         raise NotImplementedError
 
     def view(self, users: Reader | None = None) -> Reader:
-        """Its namespaces, as they are now, for as long as anybody needs them.  Raises CommandError(ESRCH).
+        """Its current namespaces, in a form that outlives the command.  Raises CommandError(ESRCH).
 
-        users: `view_users` of who counts as to the user namespace, if that is somebody else.
+        users: the `view_users` of another caller, whose user namespace is to be used instead.
         """
         raise NotImplementedError
 
     def view_users(self) -> Reader:
-        """The same as far as the user namespace goes: it says nothing of the others.  Raises CommandError(ESRCH)."""
+        """The same for its user namespace only; the other namespaces are not valid.  Raises CommandError(ESRCH)."""
         raise NotImplementedError
 
     def thread_ids(self) -> dict[int, Pids]:
-        """Its numbers by pid namespace in which it is visible.  Raises CommandError(ESRCH) when it is gone."""
+        """Its pids, by pid namespace in which it is visible.  Raises CommandError(ESRCH) when it has ended."""
         raise NotImplementedError
 
     def security_context(self) -> bytes | None:
-        """What a security module labels it with; None where there is none."""
+        """Its label of the security module; None without one."""
         raise NotImplementedError
 
     def handle_of(self, fd: int) -> Handle | None:
@@ -335,7 +335,7 @@ class Turn:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ServedDomain:
-    """What a domain is for whoever serves it.
+    """A domain, as its server sees it.
 
     changed: handles whose `poll()` may have changed, and completed: deferred calls with their result; both are taken
     after every entry.  turn: of the thread that owns the core.
@@ -354,7 +354,7 @@ class ServedDomain:
         raise NotImplementedError
 
     def expire(self, now: int) -> None:
-        """Do what is due at `now`."""
+        """End the requests whose deadline is not after `now`."""
         raise NotImplementedError
 
     def shutdown(self) -> None:
