@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import sys
@@ -12,18 +11,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kdbusfs import keeper
 from kdbusfs.failure import EXIT_INTERNAL
+from kdbusfs.host.mounting import unshare_descriptors
 from kdbusfs.host.vault import Vault
 
 if TYPE_CHECKING:
     from kdbusfs.fuse.mount import Mount
 
 KEPT_FLAG = "--kept"
-_CLONE_FILES = 0x400
 _PATIENCE = 10.0  # seconds
 
 log = logging.getLogger("kdbusfs")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def become_keeper(
@@ -71,8 +68,10 @@ class Kept:
         failed: list[int] = []
 
         def attend() -> None:
-            if _libc.unshare(_CLONE_FILES) < 0:
-                failed.append(ctypes.get_errno())
+            try:
+                unshare_descriptors()
+            except OSError as error:
+                failed.append(error.errno or 0)
                 begun.set()
                 return
             first, second = sorted((self._orders, self._alive))

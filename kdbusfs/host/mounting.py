@@ -19,6 +19,7 @@ MS_SLAVE: Final = 1 << 19
 
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
+_CLONE_FILES: Final = 0x400
 _CLONE_NEWNS: Final = 0x20000
 
 
@@ -36,6 +37,11 @@ def detach(target: str) -> None:
 def enter_new_mount_namespace() -> None:
     """Give this process a copy of its mount namespace.  Raises OSError."""
     _check(_libc.unshare(_CLONE_NEWNS), "mount namespace")
+
+
+def unshare_descriptors() -> None:
+    """Give this thread a copy of its process' descriptor table.  Raises OSError."""
+    _check(_libc.unshare(_CLONE_FILES), "descriptor table")
 
 
 def _check(result: int, what: str) -> None:
