@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 else:
     _NameBase = _EndBase = _AttachBase = click.ParamType  # no generic class before click 8.4
 
+_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_TIME = re.compile(rf"([0-9]+\.?[0-9]*|\.[0-9]+) ?({'|'.join(_UNITS)})", re.ASCII)
 _ID = re.compile(r"(?:#|:1\.)?([0-9]{1,999})", re.ASCII)
 
 
@@ -67,13 +68,18 @@ class EndType(_EndBase):
 
 
 class Seconds(click.FloatRange):
-    """A time.  Rejects NaN, which passes every range check."""
+    """A time in seconds, or with a unit: 500ms, 90s, 2min, 1.5h."""
+
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"'{value}' is not a number of seconds", param, ctx)
-        return seconds
+        number, unit = value, 1.0
+        if isinstance(value, str):
+            found = _TIME.fullmatch(value.strip())
+            if found is None:
+                self.fail(f"'{value}' is not a number of seconds, and no time like 500ms, 90s or 2min", param, ctx)
+            number, unit = found[1], _UNITS[found[2]]
+        return float(super().convert(float(number) * unit, param, ctx))
 
 
 class AttachType(_AttachBase):

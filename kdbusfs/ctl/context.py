@@ -54,6 +54,11 @@ class Context:
         """The location of the selected bus.  Raises Failure."""
         return locations.find_bus(self.mount, self.bus, self.endpoint)
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether kdbusctl has selected the bus among several mounts, so that its output should name it."""
+        return self.mount is None and self.bus is None and len(locations.mounts()) > 1
+
     def connect(
         self, location: locations.BusLocation | None = None, *, hints: dict[int, str] | None = None, **arguments: Any
     ) -> Connection:

@@ -100,7 +100,8 @@ def only_domain() -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise Failure(f"several domains are mounted; select one with --mount: {', '.join(found)}", EXIT_USAGE)
+        what = f"several domains are mounted; select one with --mount or KDBUSFS_MOUNT: {', '.join(found)}"
+        raise Failure(what, EXIT_USAGE)
     hint = "mount one with 'kdbusfs SOURCE MOUNTPOINT', or give --bus"
     raise Failure(f"no kdbusfs is mounted here; {hint}", EXIT_NO_MOUNT)
 
@@ -186,6 +187,8 @@ def _choose(candidates: list[BusLocation], name: str | None, where: str) -> BusL
         raise Failure(f"there is no bus {where}; 'kdbusctl make-bus NAME' makes one", EXIT_NOTHING)
     usable = [location for location in candidates if may_use(location.endpoint)]
     if not usable:
+        if len(candidates) == 1:
+            raise Failure(f"no permission to enter bus '{candidates[0].name}', the only one {where}", EXIT_DENIED)
         raise Failure(f"no permission to enter any of the {len(candidates)} buses {where}", EXIT_DENIED)
     return _only(usable, f"several buses {where}")
 

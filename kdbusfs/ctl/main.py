@@ -76,8 +76,8 @@ How a bus is selected:
   neither        the environment variable KDBUS_BUS, in the same way, else
                  the only bus that you may enter
 
-Names are searched in the domain given with --mount, else in all mounts of type fuse.kdbusfs that root or you serve.
-If several buses match, kdbusctl lists them and exits with 2.
+Names are searched in the domain given with --mount (or KDBUSFS_MOUNT), else in all mounts of type fuse.kdbusfs that
+root or you serve. If several buses match, kdbusctl lists them and exits with 2.
 
 The options below may stand before or after the name of a command. Text that other programs choose, such as process
 names and payload, is printed with its control characters escaped: \\xNN, \\uNNNN. In a pipe nothing is truncated or

@@ -36,7 +36,13 @@ def common_options() -> list[click.Option]:
     shared: dict[str, Any] = {"expose_value": False, "callback": _keep, "is_eager": True}
     return [
         click.Option(
-            ["--mount"], metavar="PATH", help=_HELP["mount"], shell_complete=complete.option(complete.mounts), **shared
+            ["--mount"],
+            metavar="PATH",
+            envvar="KDBUSFS_MOUNT",
+            show_envvar=True,
+            help=_HELP["mount"],
+            shell_complete=complete.option(complete.mounts),
+            **shared,
         ),
         click.Option(
             ["--bus"],

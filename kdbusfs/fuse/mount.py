@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import stat
 import threading
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from kdbusfs.host.confinement import CAP_SYS_ADMIN, Confinement, allowing, confi
 DEVICE = "/dev/fuse"
 MAX_READ = 128 << 10
 """Bytes in one READ: the answer has to go through a socket whose buffer only root can enlarge."""
+_STAT_PATIENCE = 1.0
+"""Seconds that a mount may take to show whether its daemon has ended."""
 UNMOUNT_PATIENCE = 5.0
 """Seconds that umount2(2) may take."""
 _DEVICE_NUMBER = os.makedev(10, 229)
@@ -233,7 +236,27 @@ def _detach(path: str) -> None:
 def _refuse_mounted(path: str, subtype: str) -> None:
     entry = visible_mount(path)
     if entry is not None and entry.type == f"fuse.{subtype}":
-        raise MountError(MountFailure.REFUSED, f"'{path}' is a {subtype} mount already: umount '{path}' first")
+        state = "whose daemon has ended" if _has_ended(path) else "already"
+        raise MountError(MountFailure.REFUSED, f"'{path}' is a {subtype} mount {state}: umount '{path}' first")
+
+
+def _has_ended(path: str) -> bool:
+    """Whether no daemon serves the mount at `path`.  In a child: one that is stuck would block this process."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.statvfs(path)  # unlike attributes, not cached
+            os._exit(0)
+        except OSError as fault:
+            os._exit(int(fault.errno == errno.ENOTCONN))
+    pidfd = os.pidfd_open(child)
+    try:
+        if not select.select([pidfd], [], [], _STAT_PATIENCE)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return False
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def _with_hint(what: str, number: int, hints: dict[int, str]) -> str:

@@ -239,7 +239,7 @@ def test_a_mount_whose_daemon_is_gone(place: Path) -> None:
         wait_for(place)
         daemon.kill()
     code, said = complaint(*KDBUSFS, "s", place)
-    assert (code, said) == (32, f"kdbusfs: '{place}' is a kdbusfs mount already: umount '{place}' first")
+    assert (code, said) == (32, f"kdbusfs: '{place}' is a kdbusfs mount whose daemon has ended: umount '{place}' first")
     done("umount", place)
     done(*KDBUSFS, "s", place)
     umount(place)

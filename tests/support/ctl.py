@@ -25,7 +25,7 @@ def environment(**more: str) -> dict[str, str]:
 
     The workers of pytest-xdist have COLUMNS and LINES: readline sets them where it is imported, without a terminal too.
     """
-    unwanted = ("KDBUS_BUS", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    unwanted = ("KDBUS_BUS", "KDBUSFS_MOUNT", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
     found = {key: value for key, value in os.environ.items() if key not in unwanted}
     return {**found, **more}
 
@@ -78,6 +78,7 @@ def as_user(uid: int | None, *arguments: str, **variables: str) -> Ended:
 
     def play() -> Ended:
         os.environ.pop("KDBUS_BUS", None)
+        os.environ.pop("KDBUSFS_MOUNT", None)
         os.environ.update(variables)
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

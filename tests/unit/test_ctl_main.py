@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import kdbusfs.ctl.commands
 from kdbusfs.ctl import locations, main
-from kdbusfs.ctl.arguments import ATTACH, END, NAME
+from kdbusfs.ctl.arguments import ATTACH, END, NAME, Seconds
 from kdbusfs.ctl.context import Context
 from kdbusfs.ctl.failure import EXIT_CODES, EXIT_USAGE, Failure, exit_code_of, failing
 from kdbusfs.ctl.main import cli, run
@@ -29,6 +29,7 @@ COMMANDS = [name for _, commands in main.SECTIONS for name in commands]
 @pytest.fixture(autouse=True)
 def no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDBUS_BUS", raising=False)
+    monkeypatch.delenv("KDBUSFS_MOUNT", raising=False)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
     for code, meaning in EXIT_CODES:
         assert f"{code} " in text
         assert meaning in text
-    assert "KDBUS_BUS" in text
+    assert "KDBUS_BUS" in text and "KDBUSFS_MOUNT" in text
 
 
 def test_help_through_click_is_the_same() -> None:
@@ -152,6 +153,27 @@ def test_options_count_before_and_after_the_command(probe: list[Context]) -> Non
 def test_a_time_that_is_no_number_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*arguments, "nan"]) == EXIT_USAGE
     assert "'nan' is not a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2", 2.0), (".5", 0.5), ("1.5", 1.5), ("500ms", 0.5), ("90s", 90.0), ("2min", 120.0),
+                          ("1m", 60.0), ("1h", 3600.0)]
+)  # fmt: skip
+def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
+    assert Seconds(0, 1e6).convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "1 m 2", "1d", "-1", "0x10", "1e3", "inf"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a number of seconds"):
+        Seconds(0, 1e6).convert(text, None, None)
+
+
+def test_the_mount_may_be_given_by_the_environment(probe: list[Context], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDBUSFS_MOUNT", "/environment")
+    for arguments in (["probe"], ["--mount", "/given", "probe"], ["probe", "--mount", "/given"]):
+        assert run(arguments) == 0
+    assert [context.mount for context in probe] == ["/environment", "/given", "/given"]
 
 
 def test_the_environment_counts_least(probe: list[Context], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ def command(context: Context, acquired: bool, activatable: bool, queued: bool, u
         for entry in entries
     ]
     output.table(_COLUMNS, rows, right=("ID", "PID"), last_gives_way=True)
+    if context.has_choice:
+        output.note(f"the bus at {location.directory or location.endpoint}")
     hidden = len({entry.peer.id for entry in entries if entry.peer.info is None})
     if hidden:
         output.note(f"{hidden} connections are hidden by the policy of this endpoint")

@@ -93,13 +93,14 @@ def _show_bus(context: Context, connection: Connection) -> None:
         "requires": required,
         "bloom": bloom,
     }
+    hashes = "hash" if connection.n_hash == 1 else "hashes"
     lines = [
         ("Bus", info.name or "-"),
         ("Number", str(info.id)),
         ("ID", str(connection.id128)),
         ("Flags", " ".join(flags) or "none"),
         ("Requires", " ".join(required) or "no metadata"),
-        ("Bloom filter", f"{connection.bloom_size} bytes, {connection.n_hash} hashes"),
+        ("Bloom filter", f"{connection.bloom_size} bytes, {connection.n_hash} {hashes}"),
     ]
     _print(context, value, lines, info, _OF_CREATOR)
 
