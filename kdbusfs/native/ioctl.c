@@ -278,13 +278,11 @@ static void take_plain(struct kfs_channel *ch, const struct command *command)
 		ch->pidfd = ch->private_->pidfd = kfs_tie_alive(ch);
 }
 
-/* from: FRESH, AFTER_CLOSES or HELD. */
-int kfs_serve_ioctl(struct kfs_channel *ch, int from)
+/* The head of the current request.  Returns 0 for one whose sizes cannot be right. */
+static int take_head(struct kfs_channel *ch)
 {
 	const struct fuse_in_header *in = (void *)ch->request;
 	const struct fuse_ioctl_in *ioctl_in = (void *)(in + 1);
-	struct slot *slot = kfs_slot_of(ch->private_->mount, ioctl_in->fh);
-	const struct command *command;
 
 	ch->unique = in->unique;
 	ch->fh = ioctl_in->fh;
@@ -299,38 +297,19 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int from)
 	ch->command_len = ch->message_len = 0;
 	ch->command_error = ch->message_error = 0;
 	ch->pidfd = -1;
-	if (ch->request_len < IOCTL_DATA || ch->in_size > ch->request_len - IOCTL_DATA ||
-	    ch->in_size > (uint32_t)KFS_COMMAND_MAX || ch->out_size > (uint32_t)KFS_COMMAND_MAX) {
-		kfs_put_error(ch, in->unique, -EIO);
-		return AGAIN;
-	}
-	/* The struct that travels back must not contain bytes of an earlier request. */
-	if (ch->out_size > ch->in_size)
-		memset(ch->command + ch->in_size, 0, ch->out_size - ch->in_size);
-	if (!slot || ch->ioctl_flags & FUSE_IOCTL_DIR) {
-		if (kfs_is_lost(ch->private_->mount, ch->fh)) {
-			/* The client's struct stays as it is, as with every error that the core did not write to it. */
-			ch->out_size = 0;
-			kfs_answer_current(ch, -ECONNRESET);
-			return AGAIN;
-		}
-		kfs_answer_current(ch, -ENOTTY);
-		return AGAIN;
-	}
-	slot->is_used = 1;
-	kfs_alarm_opened(ch->private_->mount->alarm, in->nodeid);
-	command = kfs_find_command(ch->private_->mount, slot->kind, ch->cmd);
-	if (!command || !command->is_free) {
-		if (from == FRESH && kfs_waits_for_closes(ch, slot))
-			return AGAIN;
-		if (from != HELD && kfs_hold(ch, ch->uid, 1))
-			return AGAIN;
-	}
-	ch->private_->mount->others_served++;
-	kfs_reader_request(ch->private_->reader, ch->uid, ch->tid, ch->unique);
+	return ch->request_len >= IOCTL_DATA && ch->in_size <= ch->request_len - IOCTL_DATA &&
+	       ch->in_size <= (uint32_t)KFS_COMMAND_MAX && ch->out_size <= (uint32_t)KFS_COMMAND_MAX;
+}
+
+/*
+ * Copies the struct of `command`, NULL if files of this kind have no such one.  Returns 0 if that was a plain FREE, which
+ * has been answered.
+ */
+static int take_struct(struct kfs_channel *ch, const struct command *command)
+{
 	if (command && comes_with_request(command) && ch->in_size >= command->size) {
 		if (command->is_free && kfs_serve_free(ch, command))
-			return AGAIN;
+			return 0;
 		if (command->is_plain)
 			take_plain(ch, command);
 		else
@@ -343,11 +322,51 @@ int kfs_serve_ioctl(struct kfs_channel *ch, int from)
 		if (ch->command_error)
 			ch->out_size = 0;
 	} else if (!command && !(_IOC_DIR(ch->cmd) & _IOC_WRITE) && kfs_is_command(ch->private_->mount, ch->cmd)) {
-		/*
-		 * Of other files.  Nothing was read that could travel back: zeros would overwrite the client's struct.
-		 */
+		/* Of other files.  Nothing was read that could travel back: zeros would overwrite the struct. */
 		ch->out_size = 0;
 	}
+	return 1;
+}
+
+/* from: FRESH, AFTER_CLOSES or HELD. */
+int kfs_serve_ioctl(struct kfs_channel *ch, int from)
+{
+	const struct fuse_in_header *in = (void *)ch->request;
+	struct mount *mount = ch->private_->mount;
+	const struct command *command;
+	struct slot *slot;
+
+	if (!take_head(ch)) {
+		kfs_put_error(ch, in->unique, -EIO);
+		return AGAIN;
+	}
+	slot = kfs_slot_of(mount, ch->fh);
+	/* The struct that travels back must not contain bytes of an earlier request. */
+	if (ch->out_size > ch->in_size)
+		memset(ch->command + ch->in_size, 0, ch->out_size - ch->in_size);
+	if (!slot || ch->ioctl_flags & FUSE_IOCTL_DIR) {
+		if (kfs_is_lost(mount, ch->fh)) {
+			/* The client's struct stays as it is, as with every error that the core did not write to it. */
+			ch->out_size = 0;
+			kfs_answer_current(ch, -ECONNRESET);
+			return AGAIN;
+		}
+		kfs_answer_current(ch, -ENOTTY);
+		return AGAIN;
+	}
+	slot->is_used = 1;
+	kfs_alarm_opened(mount->alarm, in->nodeid);
+	command = kfs_find_command(mount, slot->kind, ch->cmd);
+	if (!command || !command->is_free) {
+		if (from == FRESH && kfs_waits_for_closes(ch, slot))
+			return AGAIN;
+		if (from != HELD && kfs_hold(ch, ch->uid, 1))
+			return AGAIN;
+	}
+	mount->others_served++;
+	kfs_reader_request(ch->private_->reader, ch->uid, ch->tid, ch->unique);
+	if (!take_struct(ch, command))
+		return AGAIN;
 	if (kfs_reader_request_ends(ch->private_->reader)) {
 		kfs_let_go(ch);
 		return AGAIN;
