@@ -51,9 +51,11 @@ def disconnect(connection: Connection) -> None:
         give_up_names(connection)
         flush(bus)
     unread = _discard_queue(connection)
-    for tracker in list(connection.requests.trackers):
+    requests = list(connection.requests.trackers)
+    for tracker in requests:
         forget(tracker)
-    bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
+    if requests:
+        bus.domain.turn.spend(_REPLIES_OF_A_CONNECTION)
     if bus.active:
         _end_owed(connection, unread)
         connection.matches.clear(bus)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .disconnect import disconnect
 
 if TYPE_CHECKING:
     from .bus import Bus
     from .endpoint import Endpoint
+
+_A_CONNECTION: Final = 50
+"""Units of `Turn.spend` for the end of a connection that has little."""
 
 
 def shut_down_endpoint(endpoint: Endpoint) -> None:
@@ -21,6 +24,7 @@ def shut_down_endpoint(endpoint: Endpoint) -> None:
     endpoint.active = False
     for connection in list(endpoint.connections.values()):
         disconnect(connection)
+        endpoint.bus.domain.turn.spend(_A_CONNECTION)
     endpoint.remove()
 
 
@@ -40,7 +44,7 @@ def shut_down_bus(bus: Bus) -> None:
         endpoint.active = False
     for connection in list(bus.connections.values()):
         disconnect(connection)
-        turn.spend()
+        turn.spend(_A_CONNECTION)
     for endpoint in endpoints:
         endpoint.remove()
         turn.spend()

@@ -305,20 +305,21 @@ class FakeClock:
 class FakeTurn(Turn):
     """A turn that a test can inspect.  It yields each time that the core reports work.
 
-    meanwhile: called in each yield, to act as other clients; pauses: their number; longest_ns: the longest cpu time
-    between two yields, since `watch`.
+    meanwhile: called in each yield, to act as other clients; pauses: their number; units: of work that was reported;
+    longest_ns: the longest cpu time between two yields, since `watch`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.meanwhile: Callable[[], object] | None = None
         self.pauses = 0
+        self.units = 0
         self.longest_ns = 0
         self._since: int | None = None
 
     def watch(self) -> None:
         """Begin to measure."""
-        self.pauses = self.longest_ns = 0
+        self.pauses = self.units = self.longest_ns = 0
         self._since = thread_time_ns()
 
     def stop(self) -> None:
@@ -334,6 +335,7 @@ class FakeTurn(Turn):
 
     def spend(self, units: int = 1) -> bool:
         assert units >= 0
+        self.units += units
         return self.pause()
 
     def pause(self) -> bool:

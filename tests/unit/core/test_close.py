@@ -8,6 +8,7 @@ import pytest
 
 from kdbusfs.abi.v3 import constants as c
 from kdbusfs.abi.v3.items import make_item
+from kdbusfs.base.ports import UNITS_BETWEEN_LOOKS
 from tests.support.core_client import FakeProcess, World
 from tests.support.core_scenes import (
     at_rest,
@@ -75,6 +76,17 @@ def test_close_3_the_notification_is_queued_when_close_returns(world: World) -> 
     drain(watcher)
     client.close()
     assert len(watcher.connection.queue) == 1
+
+
+def test_close_3_the_end_of_a_small_connection_does_not_look_at_the_clock(world: World) -> None:
+    """On a slow machine it would yield, and the next command would not find the notification."""
+    watcher, client = observer(world), world.connect()
+    client.acquire(b"a.b")
+    watcher.send(dst=client.id)
+    drain(watcher)
+    world.host.turn.watch()
+    client.close()
+    assert world.host.turn.units < UNITS_BETWEEN_LOOKS
 
 
 @pytest.mark.parametrize("end", ["receive", "drop", "close", "byebye-refused", "bus"])
