@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from errno import EDQUOT, EFAULT, EINVAL, ENOTUNIQ, EREMOTE, ESTALE
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..base.errors import CommandError
 from ..base.words import u64
@@ -15,6 +15,9 @@ from .nodes import Destruction, Node
 if TYPE_CHECKING:
     from ..base.call import Call
     from .peer import Peer
+
+FRESH_MAX: Final = 1 << 14
+"""Nodes that one command can make only to destroy them: nobody else is served while they enter the peer's table."""
 
 
 def nodes_destroy(peer: Peer, call: Call) -> int:
@@ -87,6 +90,8 @@ def _look_up(peer: Peer, ids: list[int], count: int, fresh: dict[int, Node]) -> 
             raise CommandError(ENOTUNIQ, "node that was named before")
         seen.add(id)
         if handle is None:
+            if len(fresh) == FRESH_MAX:
+                raise CommandError(EDQUOT, "nodes that exist only in this command")
             node = fresh[id] = Node(peer, id)
         else:
             node = handle.node

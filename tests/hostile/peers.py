@@ -14,10 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from errno import EDQUOT
 from pathlib import Path
 from typing import NoReturn
 
 from kdbusfs.abi.v3 import constants as c
+from kdbusfs.bus1.destroy import FRESH_MAX
 from kdbusfs.client import Connection, make_bus
 from kdbusfs.client.bus1 import Peer
 
@@ -66,9 +68,26 @@ def multicast_with_handles(path: str, count: int) -> None:
 
 @scene
 def destroy_fresh(path: str, count: int) -> None:
-    """Nodes that are made and destroyed by one command."""
+    """Nodes that are made and destroyed by one command, as many as it takes; then too many."""
     peer = Peer(path, map_size=1 << 16)
-    peer.destroy(*[(1 + number) * FRESH for number in range(HANDLES)])
+    ids = [(1 + number) * FRESH for number in range(HANDLES)]
+    for first in range(0, HANDLES - HANDLES % FRESH_MAX, FRESH_MAX):
+        peer.destroy(*ids[first : first + FRESH_MAX])
+    other = Peer(path, map_size=1 << 16)
+    try:
+        other.destroy(*ids)
+    except OSError as error:
+        assert error.errno == EDQUOT
+
+
+@scene
+def destroy_all(path: str, count: int) -> None:
+    """Nodes that exist are destroyed by one command."""
+    peer = Peer(path, map_size=1 << 16)
+    ids = [(1 + number) * FRESH for number in range(HANDLES)]
+    for id in ids:
+        peer.transfer(id)
+    peer.destroy(*ids)
 
 
 @scene

@@ -9,6 +9,7 @@ import pytest
 
 from kdbusfs.base.handle import Handle
 from kdbusfs.bus1 import abi
+from kdbusfs.bus1.destroy import FRESH_MAX
 from tests.support.bus1_client import DATA, DESTROY, INVALID, PEEK, RELEASE, SEED, World
 
 from .conftest import Peers
@@ -237,6 +238,16 @@ def test_b1_hand_5_a_fresh_id_is_made_destroyed_and_told_of(peers: Peers) -> Non
     assert [each.told for each in first.all()] == [(DESTROY, 8), (DESTROY, 16)]
     assert first.release(8) == 0 and first.release(16) == 0
     assert first.release(8) == -EBUSY
+
+
+def test_b1_hand_5_too_many_fresh_ids_in_one_command(peers: Peers) -> None:
+    """All that exist before the command may be destroyed by it."""
+    first = peers[0]
+    ids = [8 * number for number in range(1, FRESH_MAX + 2)]
+    assert first.destroy(*ids) == -EDQUOT
+    assert first.peer.limits.handles == 0 and not first.peer.table
+    assert first.transfer(ids[-1]) == 0
+    assert first.destroy(*ids) == 0
 
 
 def test_b1_hand_6_with_release_handles_a_reference_of_each_goes(peers: Peers) -> None:
