@@ -149,7 +149,7 @@ def run_daemon(source: str, path: str, options: MountOptions, announcer: Announc
 
         daemon = Daemon(fuse_fd, path, options, client, manager.stopping)
         daemon.on_step, daemon.on_ready = announcer.step, ready
-        code = _serve(daemon, source, path, options)
+        code = _serve(daemon, source, path, options, may_be_mounted=options.fd is not None)
     return _end(daemon, code)
 
 
@@ -164,7 +164,7 @@ def keep(source: str, path: str, options: MountOptions, words: list[str], announ
         _raise_file_limit()
         protect_from_oom()
         fuse_fd = open_device() if options.fd is None else take_device(options.fd)
-        mounted = _mounted(fuse_fd, source, path, options)
+        mounted = _mounted(fuse_fd, source, path, options, may_be_mounted=options.fd is not None)
         pipe = -1 if announcer is None else announcer.pipe
         try:
             become_keeper(fuse_fd, Vault.create(), pipe, mounted, words, in_background=pipe >= 0, resumed=False)
@@ -236,7 +236,7 @@ def run_kept(kept: Kept, source: str, path: str, options: MountOptions, in_backg
         if kept.is_first and not daemon.can_be_succeeded:
             log.warning("the mount cannot outlive its daemon: that takes Linux 6.9")
             kept.cannot_be_succeeded()
-        code = _serve(daemon, source, path, options)
+        code = _serve(daemon, source, path, options, may_be_mounted=True)
     return _end(daemon, code)
 
 
@@ -249,18 +249,21 @@ def _end(daemon: Daemon, code: int) -> int:
     return code
 
 
-def _mounted(fuse_fd: int, source: str, path: str, options: MountOptions) -> Mount:
-    """Mount a domain, or find it mounted.  Raises MountError."""
-    if is_connected(fuse_fd):
+def _mounted(fuse_fd: int, source: str, path: str, options: MountOptions, may_be_mounted: bool) -> Mount:
+    """Mount a domain, or find it mounted.  Raises MountError.
+
+    may_be_mounted: False if this process has opened `fuse_fd` itself.
+    """
+    if may_be_mounted and is_connected(fuse_fd):
         return find_mounted(fuse_fd, path)
     return mount(fuse_fd, options.fsname or source, path, options.flags, options.subtype)
 
 
-def _serve(daemon: Daemon, source: str, path: str, options: MountOptions) -> int:
+def _serve(daemon: Daemon, source: str, path: str, options: MountOptions, may_be_mounted: bool) -> int:
     """Mount a domain, or use an existing mount, and serve it to its end.  Returns the exit code.  Raises MountError."""
     try:
         daemon.on_step("mounting")
-        daemon.mounted = _mounted(daemon.fuse_fd, source, path, options)
+        daemon.mounted = _mounted(daemon.fuse_fd, source, path, options, may_be_mounted)
         daemon.on_step("the first request of the kernel")
         return daemon.serve()
     finally:

@@ -156,8 +156,8 @@ class Installer:
         return not job.abandoned
 
     def _fail(self, job: Job) -> None:
-        """Answer it with all entries failed.  The client may hold that up, too."""
-        if job.caller is not None and job.tells_incomplete:
+        """Answer it with all entries failed.  The client may hold that up, too, unless its thread has ended."""
+        if job.caller is not None and job.tells_incomplete and job.error != errno.ESRCH:
             with self._pool.lock:
                 self._queued[job.unique] = job
                 # The kernel may have told of a signal already, and does not again.

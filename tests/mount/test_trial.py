@@ -59,7 +59,7 @@ def test_nothing_of_it_is_left(domain_mount: DomainMount) -> None:
     kept = ("users", "waiting", "open_files", "open_directories", "deferred", "jobs", "faults")
     assert not any(first[name] for name in kept) and first["buses"] == []
     assert not any(first[name] for name in ("ioctls", "polls", "notifies", "interrupts", "lost", "pidfds"))
-    assert first["nodes"] == 7, "only what is always there"
+    assert first["nodes"] == 8, "only what is always there"
     assert os.listdir(domain_mount.path) == ["control"]
     tasks = Path(f"/proc/{domain_mount.pid}/task")
     assert not "".join((each / "children").read_text() for each in tasks.iterdir())
